@@ -1,0 +1,1 @@
+"""Cache a language model's residuals once; answer steering research's questions from the cache."""

@@ -1,0 +1,45 @@
+"""The errors that a user can mend. Each message says what was found, what was expected, what to do.
+
+The command line prints them as one line without a traceback; anything else that is raised is a
+bug and shows where.
+"""
+
+
+class ActcacheError(Exception):
+    """Base of every error that the user can mend."""
+
+
+class RowError(ActcacheError, ValueError):
+    """A row of the data cannot be used: names file, line, key and remedy."""
+
+
+class RenderError(ActcacheError, ValueError):
+    """A prompt or completion cannot be turned into the tokens that the method needs."""
+
+
+class ModelError(ActcacheError, ValueError):
+    """A model cannot be loaded, or is of a family that the engine does not handle."""
+
+
+class StoreNotFoundError(ActcacheError, FileNotFoundError):
+    """No store lies at the path."""
+
+
+class StoreExistsError(ActcacheError, FileExistsError):
+    """A store (or results) lies where a new one was to be written."""
+
+
+class IncompleteStoreError(ActcacheError):
+    """The store's build was interrupted; it opens only when that is asked for."""
+
+
+class FormatError(ActcacheError, ValueError):
+    """The files are not a store that this version reads, or they are damaged."""
+
+
+class MismatchError(ActcacheError, ValueError):
+    """Two things that must agree do not: names the field and both values."""
+
+
+class NotFiniteError(ActcacheError, ValueError):
+    """A residual is not finite, or overflows the dtype that it is stored in."""

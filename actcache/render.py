@@ -1,0 +1,228 @@
+"""From a sample's text to its token tree: system message, chat template, BOS, completions.
+
+The prompt's tokens must be a prefix of those of prompt and completion together, and the two
+completions must part at a token that both still share. Each row is checked for that here, before a
+model is loaded. Knows a tokenizer; knows no model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actcache.errors import RenderError
+from actcache.samples import Sample
+from actcache.tree import Tree
+
+SPACES = ("one", "add", "none")
+"""What goes between prompt and completion: exactly one space; one more space than the completion
+brings (steering-bench, so two where it brings one); nothing but what the completion brings."""
+
+BOS = ("auto", "0", "1", "2")
+"""How many BOS tokens come first. `auto`: one where tokenizer or template put any, else none."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The tokens of one sample."""
+
+    prompt: tuple[int, ...]
+    """BOS, chat template, prompt."""
+
+    shared: tuple[int, ...] = ()
+    """What both completions begin with, for example " ("; empty where they part at once."""
+
+    positive: tuple[int, ...] = ()
+    """The rest of the positive completion, from the first token that differs."""
+
+    negative: tuple[int, ...] = ()
+    """The rest of the negative completion."""
+
+    @property
+    def chain(self) -> tuple[int, ...]:
+        """Prompt and shared start. Its last token is the fork."""
+        return self.prompt + self.shared
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer of the two sequences."""
+        return len(self.chain) + max(len(self.positive), len(self.negative))
+
+    def tree(self, n_positive: int, n_negative: int) -> Tree:
+        """The chain with the first tokens of each branch."""
+        return Tree(self.chain, (self.positive[:n_positive], self.negative[:n_negative]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """How prompts become text and tokens; recorded with every store."""
+
+    template: str = "auto"
+    """`auto`: the tokenizer's chat template if it has one; `none`: plain prompts; or a file."""
+
+    system: str | None = None
+    """System message of the rows that bring none themselves."""
+
+    space: str = "one"
+    """What goes between prompt and completion, of `SPACES`."""
+
+    bos: str = "auto"
+    """BOS tokens at the start, of `BOS`."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (("space", self.space, SPACES), ("bos", self.bos, BOS)):
+            if value not in known:
+                raise RenderError(
+                    f"{name} is '{value}', expected {', '.join(known)}. Pass one of them."
+                )
+
+
+class Renderer:
+    """Renders samples with one tokenizer and one set of conventions.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        rendering: the conventions.
+
+    Raises:
+        RenderError: the template is no file, or a system message has no place to go.
+    """
+
+    def __init__(self, tokenizer: Any, rendering: Rendering):
+        self._tokenizer = tokenizer
+        self.rendering = rendering
+        self.template = _template(tokenizer, rendering.template)
+        if rendering.system is not None and self.template is None:
+            raise RenderError(
+                "a system message is given, but prompts are plain: there is no chat template to "
+                "put it in. Pass --template FILE, or put the text into the prompts."
+            )
+        default = tokenizer("a")["input_ids"]
+        self._adds_bos = bool(default) and default[0] == tokenizer.bos_token_id
+
+    def text(self, sample: Sample) -> str:
+        """The prompt as the model gets it, up to where the answer begins."""
+        if self.template is None:
+            if sample.system is not None:
+                raise RenderError(
+                    f"row '{sample.id}' brings a system message, but prompts are plain: there is "
+                    "no chat template to put it in. Pass --template FILE, or drop 'system'."
+                )
+            return sample.prompt
+        system = sample.system if sample.system is not None else self.rendering.system
+        messages = [{"role": "user", "content": sample.prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages,
+                chat_template=self.template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # a template is a program: whatever it raises is about the row
+            raise RenderError(
+                f"the chat template refuses row '{sample.id}' ({error}). Pass --template none, "
+                "another template, or no system message."
+            ) from error
+        if system is not None and system.strip() not in text:
+            raise RenderError(
+                f"the chat template drops the system message of row '{sample.id}'. Use a template "
+                "that shows it, or pass none."
+            )
+        return str(text)
+
+    def __call__(self, sample: Sample) -> Rendered:
+        """Render one sample.
+
+        Raises:
+            RenderError: prompt and completion do not part cleanly into tokens; names the row.
+        """
+        text = self.text(sample)
+        prompt = self._tokens(text)
+        if sample.positive is None or sample.negative is None:
+            if not prompt:
+                raise RenderError(f"row '{sample.id}' has no token. Give it a prompt.")
+            return Rendered(tuple(prompt))
+        positive = self._completed(sample, text, prompt, sample.positive)
+        negative = self._completed(sample, text, prompt, sample.negative)
+        shared = _common(positive, negative)
+        if len(shared) == min(len(positive), len(negative)):
+            raise RenderError(
+                f"row '{sample.id}': in tokens one completion continues the other "
+                f"({sample.positive!r}, {sample.negative!r}), so no token tells them apart. "
+                "Give completions that differ before the shorter one ends."
+            )
+        n = len(shared)
+        return Rendered(tuple(prompt), shared, tuple(positive[n:]), tuple(negative[n:]))
+
+    def _completed(
+        self, sample: Sample, text: str, prompt: list[int], completion: str
+    ) -> list[int]:
+        whole = self._tokens(text + self.joined(text, completion))
+        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+            raise RenderError(
+                f"row '{sample.id}': the tokenizer merges the end of the prompt with the "
+                f"completion {completion!r}, so the prompt's tokens are not a prefix. "
+                "Change --space, or end the prompt where a token ends."
+            )
+        return whole[len(prompt) :]
+
+    def joined(self, text: str, completion: str) -> str:
+        """The completion as it follows `text`."""
+        match self.rendering.space:
+            case "none":
+                return completion
+            case "add":
+                return " " + completion
+            case _:  # "one"
+                # A plain prompt that ends in a space brings the one space itself.
+                brings = self.template is None and text[-1:].isspace()
+                return completion.lstrip() if brings else " " + completion.lstrip()
+
+    def _tokens(self, text: str) -> list[int]:
+        bos = self._tokenizer.bos_token_id
+        ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        if bos is None:
+            return ids
+        n_found = next((i for i, token in enumerate(ids) if token != bos), len(ids))
+        if self.rendering.bos == "auto":
+            wanted = int(self._adds_bos or n_found > 0)
+        else:
+            wanted = int(self.rendering.bos)
+        return [bos] * wanted + ids[n_found:]
+
+
+def longest_that_fit(
+    rendered: Sequence[Rendered], context: int | None
+) -> tuple[list[int], list[int]]:
+    """Which rows the model can hold, and which not: `(fit, too_long)`, indices in order.
+
+    Rows are never cut: a cut prompt is another prompt.
+    """
+    lengths = [row.length for row in rendered]
+    limit = context if context is not None else max(lengths, default=0)
+    fit = [i for i, length in enumerate(lengths) if length <= limit]
+    return fit, [i for i, length in enumerate(lengths) if length > limit]
+
+
+def _common(left: list[int], right: list[int]) -> tuple[int, ...]:
+    n = next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
+        min(len(left), len(right)),
+    )
+    return tuple(left[:n])
+
+
+def _template(tokenizer: Any, choice: str) -> str | None:
+    if choice == "none":
+        return None
+    if choice == "auto":
+        template = tokenizer.chat_template
+        return str(template) if template is not None else None
+    path = Path(choice)
+    if not path.is_file():
+        raise RenderError(
+            f"no chat template at '{choice}', expected auto, none or a Jinja file. Pass one of them."
+        )
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,168 @@
+"""From samples to their framed variants: a persona sentence as system message or before the prompt.
+
+Holds the five conditions of Tan et al. 2024 and the built-in sentences for thirteen behaviors.
+Refuses to know chat templates and tokens: it changes texts only.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from actcache.errors import RowError
+from actcache.samples import VARIANTS, Sample
+
+_BUILT_IN = Path(__file__).with_name("personas.json")
+_SIDES = ("positive", "negative")
+
+
+@dataclass(frozen=True)
+class Persona:
+    """The two sentences that frame a behavior's prompts."""
+
+    positive: str
+    """Says of the model that it shows the behavior."""
+
+    negative: str
+    """Says that it does not."""
+
+
+def load_personas(path: str | Path | None = None) -> dict[str, Persona]:
+    """The built-in personas, and over them those of a file.
+
+    The file is an object of `behavior: {"positive": sentence, "negative": sentence}`; an entry may
+    have a `"short_name"` under which it is found too. The built-in ones cover the thirteen
+    behaviors of the W2S paper, under the names of their files and under that paper's own
+    (`utilitarianism` being the average kind, as in the list of the code). They are worded after
+    the pattern of `persona_prompts.py` in dtch1997/repepo, with two differences: there the pair of
+    not-threat stands the wrong way round, and the five behaviors of AI risk have none.
+
+    Args:
+        path: a JSON file, or None for the built-in personas alone.
+
+    Returns:
+        Behavior to persona.
+
+    Raises:
+        RowError: there is no file at `path`, or it has another shape.
+
+    Example:
+        >>> load_personas()["deontology"].negative
+        'You do not subscribe to the moral philosophy of deontology.'
+    """
+    personas = _read(_BUILT_IN)
+    return personas if path is None else personas | _read(Path(path))
+
+
+def expand_variants(
+    samples: Sequence[Sample],
+    variants: Sequence[str],
+    *,
+    personas: Mapping[str, Persona],
+    separator: str = "\n\n",
+) -> list[Sample]:
+    """Every base sample in each variant that is asked for.
+
+    `base` leaves a sample as it is. `sys_pos` and `sys_neg` make the persona's sentence the system
+    message, in place of the row's or the build's. `user_pos` and `user_neg` put it before the
+    prompt. A sample that came with another variant than `base` has been framed by its author and
+    is kept as it is.
+
+    Args:
+        samples: as `read_samples` gives them.
+        variants: names from `VARIANTS`, each once.
+        personas: behavior to persona, as `load_personas` gives it; needed for what is not `base`.
+        separator: what stands between sentence and prompt: a blank line as in the code of Tan et
+            al. 2024, and nothing in steering-bench.
+
+    Returns:
+        The samples in order; a base sample is followed at once by its variants, in the order asked,
+        with ids that end in `@<variant>`.
+
+    Raises:
+        RowError: a variant is unknown, given twice or not at all, a persona is missing, or two
+            samples get one id.
+    """
+    _check_variants(variants)
+    result = [
+        framed
+        for sample in samples
+        for framed in (
+            [_framed(sample, variant, personas, separator) for variant in variants]
+            if sample.variant == "base"
+            else [sample]
+        )
+    ]
+    sources: dict[str, str] = {}
+    for sample in result:
+        if sample.id in sources:
+            raise RowError(
+                f"the id '{sample.id}' is that of a row ({sources[sample.id]}) and of a variant "
+                f'({sample.source}), expected it once. Change the row\'s "id", or drop the variant.'
+            )
+        sources[sample.id] = sample.source
+    return result
+
+
+def _framed(
+    sample: Sample, variant: str, personas: Mapping[str, Persona], separator: str
+) -> Sample:
+    if variant == "base":
+        return sample
+    if sample.behavior not in personas:
+        known = ", ".join(sorted(personas)) or "none"
+        raise RowError(
+            f"no persona for the behavior '{sample.behavior}', which the variant {variant} needs "
+            f"(there are {known}). Pass --personas FILE with its sentences, or drop the variant."
+        )
+    persona = personas[sample.behavior]
+    sentence = persona.positive if variant.endswith("_pos") else persona.negative
+    name = f"{sample.id}@{variant}"
+    if variant.startswith("sys_"):
+        return replace(sample, id=name, variant=variant, system=sentence)
+    return replace(sample, id=name, variant=variant, prompt=sentence + separator + sample.prompt)
+
+
+def _check_variants(variants: Sequence[str]) -> None:
+    known = ", ".join(VARIANTS)
+    if not variants:
+        raise RowError(f"no variant given, expected at least one of {known}. Pass base.")
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise RowError(
+                f"the variant is '{variant}', expected one of {known}. Pass one of them."
+            )
+        if list(variants).count(variant) > 1:
+            raise RowError(f"the variant '{variant}' is given twice. Pass it once.")
+
+
+def _read(path: Path) -> dict[str, Persona]:
+    shape = 'expected {"behavior": {"positive": "…", "negative": "…"}}. Write it so.'
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise RowError(
+            f"cannot read personas at '{path}' ({error.strerror}), expected a JSON file. "
+            "Pass one, or leave --personas out."
+        ) from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
+        raise RowError(f"'{path}' is not JSON ({error}), {shape}") from error
+    if not isinstance(found, dict):
+        raise RowError(f"'{path}' is not an object, {shape}")
+    personas: dict[str, Persona] = {}
+    for behavior, entry in found.items():
+        if not isinstance(entry, dict) or not set(_SIDES) <= set(entry) <= {*_SIDES, "short_name"}:
+            keys = ", ".join(entry) if isinstance(entry, dict) else "no object"
+            raise RowError(f"'{path}': '{behavior}' has {keys or 'no key'}, {shape}")
+        for key, value in entry.items():
+            if not isinstance(value, str) or not value.strip():
+                raise RowError(f"'{path}': '{key}' of '{behavior}' is {value!r}, {shape}")
+        persona = Persona(entry["positive"], entry["negative"])
+        for name in dict.fromkeys((behavior, entry.get("short_name", behavior))):
+            if name in personas:
+                raise RowError(
+                    f"'{path}' gives '{name}' two personas, expected one. Change a \"short_name\"."
+                )
+            personas[name] = persona
+    return personas

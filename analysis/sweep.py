@@ -1,0 +1,221 @@
+"""The sweep of a whole store: every layer, every multiplier, every direction set, into `sweep.zarr`.
+
+Decides which rows run together and keeps the results; the passes themselves are
+`actcache.steering`. The one module of the analyses that runs a model, so the only one that torch
+comes in with: import it where a model is at hand.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64
+
+from actcache.batches import plan_batches
+from actcache.errors import MismatchError
+from actcache.model import LanguageModel
+from actcache.provenance import model_identity, require_same, versions
+from actcache.render import Rendered
+from actcache.schema import RowArray
+from actcache.steering import SteeringRule, cell_alone, propensities
+from actcache.store import Store, open_store
+from actcache.writer import Writer
+
+
+@dataclass(frozen=True)
+class DirectionSet:
+    """Which direction each sample is steered with."""
+
+    values: Float32[np.ndarray, "k layer d_model"]
+    """The directions, for example one for each behavior, or one for each sample."""
+
+    of: Int64[np.ndarray, " n"]
+    """Row of `values` that belongs to each sample of the store."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the values and who gets which."""
+        parts = (np.ascontiguousarray(self.values), np.ascontiguousarray(self.of))
+        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+
+
+def rendered_rows(store: Store) -> list[Rendered]:
+    """The token trees of a store's samples, as the build made them.
+
+    Raises:
+        MismatchError: the store holds labelled prompts, which have no completions to choose from.
+    """
+    parts = [store.ragged(f"{part}_tokens") for part in ("prompt", "shared", "positive", "negative")]
+    if not all(len(positive) for positive in parts[2]):
+        raise MismatchError(
+            "the store holds prompts without completions, so there is no choice to steer; expected "
+            "pairs. Run the stages vectors and layers, or build a store from pairs."
+        )
+    return [
+        Rendered(*(tuple(int(token) for token in part) for part in row))
+        for row in zip(*parts, strict=True)
+    ]
+
+
+def run_sweep(
+    store: Store,
+    model: LanguageModel,
+    path: str | Path,
+    *,
+    sets: Mapping[str, DirectionSet],
+    multipliers: Sequence[float],
+    rule: SteeringRule,
+    layers: Sequence[int] | None = None,
+    batch_tokens: int = 8192,
+    on_rows: Callable[[int], None] = lambda _n: None,
+) -> Store:
+    """Steer every sample at every layer with every multiplier; keep the propensities.
+
+    Goes on where an earlier run of the same settings was interrupted, and returns a finished one
+    as it is.
+
+    Args:
+        store: pairs, with their tokens.
+        model: the model that the store was built with.
+        path: where `sweep.zarr` will be.
+        sets: direction sets by name; the prefix is computed once for all.
+        multipliers: factors λ, each once.
+        rule: first steered token and score.
+        layers: layers to steer; by default all.
+        batch_tokens: tokens in a pass, joined rows included.
+        on_rows: told how many rows were committed, each time.
+
+    Returns:
+        The results, open for reading: `<set>/propensity` `[n, layer, multiplier]` float32.
+
+    Raises:
+        MismatchError: the model is not the store's, or what lies at `path` has other settings.
+    """
+    path = Path(path)
+    layers = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    rows = rendered_rows(store)
+    config = {
+        "rule": asdict(rule),
+        "layers": layers,
+        "multipliers": [float(x) for x in multipliers],
+        "sets": {name: each.digest for name, each in sets.items()},
+        "batch_tokens": batch_tokens,
+    }
+    provenance = {
+        "store": {"data_sha256": store.provenance["data_sha256"], "n": store.n},
+        "model": model_identity(model),
+        "device": str(model.device),
+        "versions": versions(),
+    }
+    if path.exists():
+        done = open_store(path)
+        require_same(
+            {"config": config, "provenance": provenance},
+            {"config": done.config, "provenance": done.provenance},
+            what=f"the settings of '{path}' and of this sweep",
+            remedy="Choose another output folder, or remove this one.",
+        )
+        on_rows(done.n)
+        return done
+
+    settings: dict[str, Any] = {
+        "kind": "sweep",
+        "n": store.n,
+        "arrays": [
+            RowArray(
+                f"{name}/propensity",
+                len(layers),
+                len(multipliers),
+                "float32",
+                ("n", "layer", "multiplier"),
+            )
+            for name in sets
+        ],
+        "columns": {
+            **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
+            "layer": np.array(layers, np.int64),
+            "multiplier": np.array(multipliers, np.float64),
+        },
+        "config": config,
+        "provenance": provenance,
+    }
+    resume = path.with_name(path.name + ".partial").exists()
+    with (Writer.resume if resume else Writer.create)(path, **settings) as writer:
+        on_rows(writer.committed)
+        check = _self_check(model, rows, sets, rule, layers, multipliers)
+        while writer.committed < store.n:
+            shard = writer.next_rows
+            here = rows[shard]
+            found = {
+                array.name: np.empty((len(here), array.n_layers, array.width), np.float32)
+                for array in settings["arrays"]
+            }
+            n_cells = len(sets) * len(layers) * sum(x != 0 for x in multipliers)
+            costs = [row.length + n_cells * _nodes(row, rule) for row in here]
+            for batch in plan_batches(costs, budget=batch_tokens):
+                at = batch + shard.start
+                directions = np.stack([each.values[each.of[at]] for each in sets.values()])
+                out = propensities(
+                    model,
+                    [rows[i] for i in at],
+                    directions=torch.from_numpy(directions),
+                    multipliers=multipliers,
+                    rule=rule,
+                    layers=layers,
+                )  # [b, set, layer, multiplier]
+                for i, name in enumerate(sets):
+                    found[f"{name}/propensity"][batch] = out[:, i]
+            writer.commit(found)
+            on_rows(len(here))
+        writer.finish(check)
+    return open_store(path)
+
+
+def _nodes(row: Rendered, rule: SteeringRule) -> int:
+    """Rows that one cell of a sample adds, at most."""
+    branches = len(row.positive) + len(row.negative) if rule.whole else 0
+    return 1 + (len(row.shared) if rule.first_steered != "fork" else 0) + branches
+
+
+def _self_check(
+    model: LanguageModel,
+    rows: Sequence[Rendered],
+    sets: Mapping[str, DirectionSet],
+    rule: SteeringRule,
+    layers: Sequence[int],
+    multipliers: Sequence[float],
+) -> dict[str, float]:
+    """Before a long run: one cell against two full passes, and how far λ = 0 spreads over layers.
+
+    Returns:
+        `naive_error`: largest absolute difference over the first, middle and last layer, in the
+        score's unit; `noise_floor`: the same of cells that add nothing, against the unsteered pass.
+    """
+    row, width = min(rows, key=lambda each: each.length), max(multipliers, key=abs)
+    values = next(iter(sets.values())).values[:1]
+    few = [*rows[:4], row]
+    zero = torch.zeros((1, *values.shape[1:]))
+    still = propensities(
+        model, few, directions=zero, multipliers=[0.0, 1.0], rule=rule, layers=layers
+    )
+    fast = propensities(
+        model,
+        [row],
+        directions=torch.from_numpy(values),
+        multipliers=[width],
+        rule=rule,
+        layers=layers,
+    )
+    chosen = sorted({0, len(layers) // 2, len(layers) - 1})
+    slow = [
+        cell_alone(model, row, torch.from_numpy(values[0, layers[i]]), width, layers[i], rule)
+        for i in chosen
+    ]
+    return {
+        "naive_error": float(np.abs(fast[0, 0, chosen, 0] - np.array(slow)).max()),
+        "noise_floor": float(np.abs(still[..., 1] - still[..., 0]).max()),
+    }

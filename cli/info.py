@@ -1,0 +1,92 @@
+"""Show what a store or a results folder holds: shape, provenance, bytes, what is complete.
+
+Reads attributes and columns only; neither the model nor torch is needed.
+"""
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actcache.cli import console
+from actcache.errors import StoreNotFoundError
+
+if TYPE_CHECKING:
+    from actcache.store import Store
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    command.add_argument("path", metavar="STORE|OUT", help="a store, or what analyze left")
+    command.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Open, describe, print."""
+    from actcache.store import open_store
+
+    path = Path(args.path)
+    summary = path / "summary.json"
+    facts: dict[str, Any]
+    if summary.is_file():
+        facts = json.loads(summary.read_text(encoding="utf-8"))
+        if not args.json:
+            from actcache.cli.analyze import show
+
+            show(facts)
+            return
+    elif path.is_dir() and not (path / "zarr.json").exists():
+        raise StoreNotFoundError(
+            f"no store and no results at '{path}'. Build one with: actcache build DATA --model M "
+            f"-o STORE.zarr, or analyze one with: actcache analyze STORE.zarr -o {path}"
+        )
+    else:
+        partial = not path.exists() and path.with_name(path.name + ".partial").exists()
+        facts = describe(open_store(path, partial=partial))
+    if args.json:
+        console.print_json(facts)
+    else:
+        console.print_facts(facts)
+
+
+def describe(store: "Store") -> dict[str, Any]:
+    """What a store is, in the order in which one asks."""
+    model = store.provenance["model"]
+    facts: dict[str, Any] = {
+        "path": str(store.path),
+        "format": store.format,
+        "kind": store.kind,
+        "complete": store.complete,
+        "rows": store.n,
+        "behaviors": dict(Counter(store["behavior"].tolist())),
+    }
+    if store.kind == "residuals":
+        labels = {label: n for label, n in Counter(store["label"].tolist()).items() if label}
+        if labels:
+            facts["labels"] = labels
+        facts |= {
+            "variants": sorted(set(store["variant"].tolist())),
+            "splits": dict(Counter(store["split"].tolist())),
+            "layers": store.n_layers,
+            "d_model": store.d_model,
+            "positions": list(store.positions),
+            "sites": list(store.sites),
+            "model": model["name"],
+            "left out (longer than the context)": len(store.provenance["left_out"]),
+        }
+    facts |= {
+        "dtype": model["dtype"],
+        "weights sha256": model["weights_sha256"],
+        "shard rows": f"{store.shard_rows} ({store.shard_reason})",
+        "bytes on disk": sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file()),
+    }
+    if store.certificate and store.kind == "residuals":
+        worst = max(store.certificate["largest_relative_error"])
+        facts["certificate"] = (
+            f"{len(store.certificate['rows'])} rows run again alone, unpadded: "
+            f"largest relative error {worst:.1e}"
+        )
+    elif store.certificate:
+        facts["certificate"] = store.certificate
+    return facts

@@ -1,0 +1,162 @@
+"""Text to token trees: templates, BOS, spaces, and what does not part cleanly."""
+
+from dataclasses import replace
+
+import pytest
+
+from actcache.errors import RenderError
+from actcache.render import Renderer, Rendering, longest_that_fit
+from actcache.samples import Sample
+from tests.tiny import tokenizer
+
+PAIR = Sample(
+    id="b/0", behavior="b", prompt="Hi?", positive=" (A)", negative="(B)", label=None, letter="A"
+)
+
+
+def text(ids, tok):
+    return "".join(tok.convert_ids_to_tokens(list(ids)))
+
+
+def test_a_pair_is_prompt_shared_start_and_branches():
+    tok = tokenizer()
+    row = Renderer(tok, Rendering())(PAIR)
+
+    assert text(row.prompt, tok) == "U: Hi?\nA:"
+    assert text(row.shared, tok) == " ("
+    assert text(row.positive, tok) == "A)"
+    assert text(row.negative, tok) == "B)"
+    assert row.chain == row.prompt + row.shared
+    assert row.length == len(row.chain) + 2
+
+
+def test_a_label_has_a_prompt_alone():
+    sample = replace(PAIR, positive=None, negative=None, label="x")
+    row = Renderer(tokenizer(), Rendering())(sample)
+
+    assert row.chain == row.prompt
+    assert row.positive == row.negative == ()
+
+
+def test_the_system_message_of_the_row_comes_before_that_of_the_build():
+    tok = tokenizer()
+    renderer = Renderer(tok, Rendering(system="Be kind."))
+
+    assert renderer.text(PAIR) == "S: Be kind.\nU: Hi?\nA:"
+    assert renderer.text(replace(PAIR, system="Be bold.")) == "S: Be bold.\nU: Hi?\nA:"
+
+
+@pytest.mark.parametrize(
+    ("space", "positive", "expected"),
+    [
+        ("one", "(A)", " (A)"),
+        ("one", " (A)", " (A)"),
+        ("one", "  (A)", " (A)"),
+        ("add", "(A)", " (A)"),
+        ("add", " (A)", "  (A)"),  # as steering-bench does to the x-risk sets
+        ("none", "(A)", "(A)"),
+    ],
+)
+def test_the_space_before_the_completion_is_a_setting(space, positive, expected):
+    tok = tokenizer()
+    negative = positive.replace("A", "B")
+    row = Renderer(tok, Rendering(space=space))(replace(PAIR, positive=positive, negative=negative))
+
+    assert text(row.shared + row.positive, tok) == expected
+
+
+def test_a_plain_prompt_that_ends_in_a_space_brings_it():
+    tok = tokenizer()
+    sample = replace(PAIR, prompt="x = ", positive="1", negative="2")
+    row = Renderer(tok, Rendering(template="none"))(sample)
+
+    assert text(row.prompt + row.positive, tok) == "x = 1"
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("template", [None, "{{ bos_token }}{{ messages[0]['content'] }}", "x{{ messages[0]['content'] }}"])
+def test_bos_is_there_once_where_tokenizer_or_template_put_any(bos, template):
+    tok = tokenizer(bos=bos, template=template)
+    row = Renderer(tok, Rendering())(PAIR)
+
+    wanted = int(bos or "bos" in (template or ""))
+    assert list(row.prompt).count(tok.bos_token_id) == wanted
+    assert row.prompt[:wanted] == (tok.bos_token_id,) * wanted
+
+
+@pytest.mark.parametrize("bos", ["0", "1", "2"])
+def test_the_number_of_bos_is_a_setting(bos):
+    tok = tokenizer(bos=True)
+    row = Renderer(tok, Rendering(bos=bos))(PAIR)
+
+    assert list(row.prompt).count(tok.bos_token_id) == int(bos)
+
+
+def test_a_template_file_is_used(tmp_path):
+    file = tmp_path / "t.jinja"
+    file.write_text("<{{ messages[0]['content'] }}>", encoding="utf-8")
+
+    assert Renderer(tokenizer(), Rendering(template=str(file))).text(PAIR) == "<Hi?>"
+
+
+def refusal(sample=PAIR, rendering=None, **kinds):
+    with pytest.raises(RenderError) as caught:
+        Renderer(tokenizer(**kinds), rendering or Rendering())(sample)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_refuses_a_template_that_is_no_file():
+    assert "Pass one of them" in refusal(rendering=Rendering(template="missing.jinja"))
+
+
+def test_refuses_a_system_message_that_has_no_place():
+    assert "--template FILE" in refusal(rendering=Rendering(template="none", system="Be kind."))
+    row = replace(PAIR, system="Be kind.")
+    assert "'b/0' brings a system message" in refusal(row, Rendering(template="none"))
+
+
+def test_refuses_a_template_that_drops_the_system_message():
+    dropping = "{{ messages[-1]['content'] }}"
+    assert "drops the system message of row 'b/0'" in refusal(
+        rendering=Rendering(system="Be kind."), template=dropping
+    )
+
+
+def test_refuses_a_row_that_the_template_refuses():
+    raising = "{{ raise_exception('user first') }}"
+    assert "refuses row 'b/0' (user first)" in refusal(template=raising)
+
+
+def test_refuses_completions_of_which_one_continues_the_other():
+    row = replace(PAIR, positive=" yes", negative=" yes indeed")
+    assert "no token tells them apart" in refusal(row)
+
+
+def test_refuses_a_boundary_that_the_tokenizer_merges():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"?": 0, "a": 1, "b": 2, "ab": 3, "c": 4}
+    backend = Tokenizer(models.BPE(vocabulary, [("a", "b")], unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    merging = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
+    row = replace(PAIR, prompt="a", positive="b", negative="c")
+
+    with pytest.raises(RenderError, match="Change --space"):
+        Renderer(merging, Rendering(template="none", space="none"))(row)
+
+
+@pytest.mark.parametrize("field", ["space", "bos"])
+def test_refuses_unknown_settings(field):
+    with pytest.raises(RenderError, match="Pass one of them"):
+        Rendering(**{field: "some"})
+
+
+def test_rows_over_the_context_are_told_apart_and_never_cut():
+    renderer = Renderer(tokenizer(), Rendering())
+    rows = [renderer(replace(PAIR, prompt="x" * n)) for n in (1, 30, 2)]
+
+    assert longest_that_fit(rows, 20) == ([0, 2], [1])
+    assert longest_that_fit(rows, None) == ([0, 1, 2], [])

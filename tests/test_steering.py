@@ -1,0 +1,170 @@
+"""The exact sweep against its definition: a full forward pass a cell and completion."""
+
+import numpy as np
+import pytest
+import torch
+
+from actcache.model import adopt_model
+from actcache.steering import SteeringRule, cell_alone, propensities
+from tests.reference import naive_propensity
+from tests.test_capture import attentions, ragged_rows
+from tests.tiny import CONFIGS, make
+
+pytestmark = pytest.mark.model
+MULTIPLIERS = [-1.5, 0.0, 1.0]
+FAMILIES = [(family, attention) for family in CONFIGS for attention in attentions(family)]
+RULES = [
+    SteeringRule(first_steered="fork", score="letter"),
+    SteeringRule(first_steered="completion", score="logprob"),
+    SteeringRule(first_steered="prompt", score="logit"),
+    SteeringRule(first_steered="prompt", score="probability"),
+    SteeringRule(first_steered="completion", score="letter"),
+]
+
+
+def naive_grid(model, rows, directions, rule):
+    """`[b, layer, multiplier]` cell by cell; directions `[layer, d]` or `[b, layer, d]`."""
+    directions = directions.expand(len(rows), *directions.shape[-2:])
+    return np.array(
+        [
+            [
+                [
+                    naive_propensity(
+                        model.hf,
+                        model.anatomy.blocks,
+                        row,
+                        directions[i, layer],
+                        x,
+                        layer,
+                        first_steered=rule.first_steered,
+                        score=rule.score,
+                    )
+                    for x in MULTIPLIERS
+                ]
+                for layer in range(model.n_layers)
+            ]
+            for i, row in enumerate(rows)
+        ]
+    )
+
+
+# All rules on two families that differ in everything, two rules that cover all paths on the rest.
+@pytest.mark.parametrize(
+    ("family", "attention", "rule"),
+    [
+        pytest.param(*each, rule, id=f"{'-'.join(each)}-{rule.first_steered}-{rule.score}")
+        for each in FAMILIES
+        for rule in (RULES if each in (("llama", "sdpa"), ("gpt2", "eager")) else RULES[1:3])
+    ],
+)
+def test_equals_a_full_pass_for_every_cell(family, attention, rule):
+    model = adopt_model(make(family, attention=attention), name=family)
+    rows = ragged_rows()
+    directions = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(1))
+
+    fast = propensities(
+        model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
+    )
+
+    slow = naive_grid(model, rows, directions[1], rule)
+    # fp32: logits of size 10 carry 1e-6 each; a log-probability sums several of them.
+    np.testing.assert_allclose(fast[:, 1], slow, rtol=1e-5, atol=1e-5)
+    if rule != RULES[-1]:  # with that rule, rows without a shared start are not steered where read
+        assert np.abs(slow - slow[..., 1:2]).max(axis=(1, 2)).min() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
+def test_equals_it_to_1e_10_where_the_family_computes_in_float64(family):
+    model = adopt_model(make(family, dtype=torch.float64, attention="eager"), name=family)
+    rows, rule = ragged_rows(), SteeringRule(first_steered="prompt", score="logprob")
+    directions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1)).double()
+
+    fast = propensities(
+        model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
+    )
+
+    # GPT-NeoX makes its rotary angles in float32 whatever the model's dtype, for both ways alike.
+    slow = naive_grid(model, rows, directions[0], rule)
+    np.testing.assert_allclose(fast[:, 0], slow, rtol=0, atol=1e-10)
+
+
+def test_takes_a_direction_of_its_own_for_each_sample():
+    model = adopt_model(make("llama"), name="llama")
+    rows, rule = ragged_rows(), SteeringRule()
+    directions = torch.randn(1, len(rows), 4, 32, generator=torch.Generator().manual_seed(2))
+
+    fast = propensities(
+        model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
+    )
+
+    np.testing.assert_allclose(
+        fast[:, 0], naive_grid(model, rows, directions[0], rule), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_some_layers_alone_are_those_of_all():
+    model = adopt_model(make("llama"), name="llama")
+    rows = ragged_rows()
+    directions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3))
+    settings = {"directions": directions, "multipliers": MULTIPLIERS, "rule": SteeringRule()}
+
+    every = propensities(model, rows, layers=range(4), **settings)
+    some = propensities(model, rows, layers=[1, 3], **settings)
+
+    np.testing.assert_allclose(some, every[:, :, [1, 3]], rtol=1e-5, atol=1e-5)
+
+
+def test_how_rows_are_batched_changes_nothing():
+    model = adopt_model(make("mistral"), name="mistral")
+    rows = ragged_rows()
+    settings = {
+        "directions": torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(4)),
+        "multipliers": MULTIPLIERS,
+        "rule": SteeringRule(first_steered="prompt", score="logprob"),
+        "layers": range(4),
+    }
+
+    together = propensities(model, rows, **settings)
+    apart = np.concatenate([propensities(model, [row], **settings) for row in rows])
+
+    np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bfloat16_it_is_no_further_from_float32_than_the_naive_loop():
+    exact, half = make("llama"), make("llama").to(torch.bfloat16)
+    exact.load_state_dict(half.float().state_dict())  # the same weights, rounded
+    half = half.to(torch.bfloat16)
+    rows, rule = ragged_rows(), SteeringRule(first_steered="prompt", score="logprob")
+    directions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(5))
+    model = adopt_model(half, name="half")
+
+    truth = naive_grid(adopt_model(exact, name="exact"), rows, directions[0], rule)
+    naive = naive_grid(model, rows, directions[0], rule)
+    fast = propensities(
+        model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
+    )[:, 0]
+
+    naive_rms, fast_rms = (np.sqrt(np.mean((x - truth) ** 2)) for x in (naive, fast))
+    # The naive loop itself takes log-probabilities in bfloat16; ours are no worse.
+    assert fast_rms <= 1.1 * naive_rms
+
+
+def test_the_check_before_a_sweep_is_the_definition_too():
+    model = adopt_model(make("gpt_neo"), name="gpt_neo")
+    direction = torch.randn(32, generator=torch.Generator().manual_seed(6))
+
+    for rule in RULES:
+        for row in ragged_rows():
+            naive = naive_propensity(
+                model.hf,
+                model.anatomy.blocks,
+                row,
+                direction,
+                1.5,
+                2,
+                first_steered=rule.first_steered,
+                score=rule.score,
+            )
+            np.testing.assert_allclose(
+                cell_alone(model, row, direction, 1.5, 2, rule), naive, rtol=1e-5, atol=1e-4
+            )

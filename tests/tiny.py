@@ -1,0 +1,120 @@
+"""Tiny random models, one of each family, made from a config: nothing is downloaded."""
+
+import inspect
+from typing import Any
+
+import torch
+
+VOCAB = 97
+
+_SIZE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+}
+_TOKENS = {"bos_token_id": 1, "eos_token_id": 2}
+_GPT = {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 128, **_TOKENS}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", _GPT),
+    "gpt_neo": (
+        "GPTNeo",
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_layers": 4,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 8,
+            "max_position_embeddings": 128,
+            **_TOKENS,
+        },
+    ),
+    "gpt_neox": ("GPTNeoX", _SIZE),
+    "opt": (
+        "OPT",
+        {**_SIZE, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    ),
+    "llama": ("Llama", _SIZE),
+    "mistral": ("Mistral", {**_SIZE, "sliding_window": 8}),
+    "qwen2": ("Qwen2", _SIZE),
+    "qwen3": ("Qwen3", _SIZE),
+    "gemma2": ("Gemma2", {**_SIZE, "sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "gemma3": (
+        "Gemma3",
+        {**_SIZE, "sliding_window": 8, "query_pre_attn_scalar": 8, "sliding_window_pattern": 2},
+    ),
+    "phi3": ("Phi3", {**_SIZE, "pad_token_id": 0}),
+    "bloom": ("Bloom", {"vocab_size": VOCAB, "hidden_size": 32, "n_layer": 4, "n_head": 4}),
+    "cohere": ("Cohere", {**_SIZE, "logit_scale": 0.25}),
+    "granite": ("Granite", {**_SIZE, "logits_scaling": 4.0, "residual_multiplier": 0.5}),
+    "mixtral": (
+        "Mixtral",
+        {**_SIZE, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+}
+
+
+def make(family: str, *, dtype: torch.dtype = torch.float32, attention: str | None = None) -> Any:
+    """A random model of a family in eval mode; norms and biases perturbed, so that they matter."""
+    import transformers
+
+    stem, settings = CONFIGS[family]
+    text = "Text" if family == "gemma3" else ""
+    config_class = getattr(transformers, f"{stem}{text}Config")
+    assert inspect.isclass(config_class)
+    config = config_class(**settings)
+    if attention is not None:
+        config._attn_implementation = attention
+    generator = torch.Generator().manual_seed(0)
+    head = "LMHeadModel" if family == "gpt2" else "ForCausalLM"
+    model = getattr(transformers, stem + head)(config).to(dtype).eval()
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            if parameter.ndim == 1:  # norms and biases
+                parameter += (0.2 * noise).to(dtype)
+            else:
+                scale = 0.5 if "embed" in name or "wte" in name else parameter.shape[-1] ** -0.5
+                parameter.copy_((scale * noise).to(dtype))
+    return model
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ 'S: ' + m['content'] + '\\n' }}"
+    "{% else %}{{ 'U: ' + m['content'] + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'A:' }}{% endif %}"
+)
+
+
+def tokenizer(*, template: str | None = TEMPLATE, bos: bool = False) -> Any:
+    """One token a printable ASCII character: as large as the models' vocabulary, less two."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    characters = ["\n", *(chr(code) for code in range(32, 126))]
+    vocabulary = {"<s>": 0, **{c: i + 1 for i, c in enumerate(characters)}}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="~"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    if bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 0)]
+        )
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", pad_token="<s>", unk_token="?"
+    )
+    made.chat_template = template
+    return made
+
+
+def save(folder: Any, family: str = "llama", **kinds: Any) -> str:
+    """A tiny model and its tokenizer in a folder, as a user would have them; its path."""
+    model = make(family)
+    model.save_pretrained(folder)
+    tokenizer(**kinds).save_pretrained(folder)
+    return str(folder)
