@@ -78,8 +78,8 @@ def take_apart(hf: nn.Module) -> Anatomy:
         unembed = hf.get_submodule(paths["unembed"])
     except (ValueError, KeyError, AttributeError) as error:
         raise ModelError(
-            f"TransformerLens cannot take the family '{family}' apart ({error}); expected a decoder "
-            "whose blocks, final norm and unembedding it knows. Use a model of a known family."
+            f"TransformerLens cannot take the family '{family}' apart ({error}); expected a "
+            "decoder whose blocks, final norm and unembedding it knows. Use a known family."
         ) from error
     if not isinstance(blocks, nn.ModuleList):
         raise ModelError(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from actcache.tree import TreeBatch
 
 Rewrite = Callable[[int, dict[str, Any]], None]

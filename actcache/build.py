@@ -35,6 +35,15 @@ from actcache.splits import assign_splits
 from actcache.store import Store, open_store
 from actcache.writer import Writer
 
+TEXT_COLUMNS = (
+    *("id", "behavior", "variant", "split", "label", "letter"),
+    *("prompt", "positive", "negative", "system", "digest"),
+)
+"""What the store keeps of each sample in words; empty where a sample has no such thing."""
+
+SHARD_ROWS: int | None = None
+"""Rows of a shard; by default the schema's choice, a size worth a sync and a row count worth redoing."""
+
 CERTIFICATE_ROWS = 8
 """How many rows are run again, alone and unpadded, when a build ends."""
 
@@ -155,7 +164,12 @@ def run_build(
         )
     store_dtype = model.dtype if config.store_dtype == "auto" else config.store_dtype
     arrays = [
-        RowArray(f"{site}/{position}", 1 if site == "embed" else model.n_layers, model.d_model, store_dtype)
+        RowArray(
+            f"{site}/{position}",
+            n_layers=1 if site == "embed" else model.n_layers,
+            width=model.d_model,
+            dtype=store_dtype,
+        )
         for site in config.sites
         for position in plan.positions
     ]  # fmt: skip
@@ -169,6 +183,7 @@ def run_build(
             columns=columns(plan),
             config=config.recorded(),
             provenance=provenance(plan, model),
+            shard_rows=SHARD_ROWS,
             **({} if resume else {"overwrite": overwrite}),
         ) as writer,
         ThreadPoolExecutor(1) as committer,
@@ -199,9 +214,7 @@ def _shards(
             array.name: np.empty((array.n_layers, len(rows), array.width), array.stored)
             for array in arrays
         }
-        batches = plan_batches(
-            [costs[row] for row in rows], budget=plan.config.batch_tokens
-        )
+        batches = plan_batches([costs[row] for row in rows], budget=plan.config.batch_tokens)
         for batch in batches:
             residuals, embed = capture(
                 model,
@@ -226,11 +239,7 @@ def as_stored(residuals: Tensor, dtype: str) -> np.ndarray:
 def columns(plan: Plan) -> dict[str, Any]:
     """What the store keeps of the samples, readable without model, tokenizer or data."""
     samples, rendered = plan.samples, plan.rendered
-    text = {
-        name: [str(getattr(sample, name) or "") for sample in samples]
-        for name in ("id", "behavior", "variant", "prompt", "positive", "negative")
-        + ("label", "letter", "split", "system", "digest")
-    }
+    text = {name: [str(getattr(sample, name) or "") for sample in samples] for name in TEXT_COLUMNS}
     tokens = {
         f"{part}_tokens": Ragged.of([getattr(row, part) for row in rendered])
         for part in ("prompt", "shared", "positive", "negative")

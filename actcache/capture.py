@@ -17,6 +17,7 @@ from actcache.passes import residual_of, run_trees
 from actcache.render import Rendered
 from actcache.tree import plant
 
+
 def capture(
     model: LanguageModel,
     rows: Sequence[Rendered],

@@ -86,9 +86,7 @@ class BuildConfig:
     @property
     def rendering(self) -> Rendering:
         """The part that turns text into tokens."""
-        return Rendering(
-            template=self.template, system=self.system, space=self.space, bos=self.bos
-        )
+        return Rendering(template=self.template, system=self.system, space=self.space, bos=self.bos)
 
     def recorded(self) -> dict[str, Any]:
         """As JSON, for the store."""

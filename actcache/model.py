@@ -145,9 +145,7 @@ def load_tokenizer(
         raise _not_loaded("tokenizer", name, error) from error
 
 
-def load_config(
-    name: str, *, revision: str | None = None, trust_remote_code: bool = False
-) -> Any:
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The text part of a model's config: sizes, context, dtype; no weight is read.
 
     Raises:
@@ -220,7 +218,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    known = "a local folder" if Path(name).exists() else "no local folder, and not to be had as Hub id"
+    known = (
+        "a local folder" if Path(name).exists() else "no local folder, and not to be had as Hub id"
+    )
     return ModelError(
         f"cannot load the {what} of '{name}' ({known}): {first[:300]} "
         "Pass a folder with config.json, weights and tokenizer, or a Hub id that can be reached."

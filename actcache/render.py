@@ -223,6 +223,7 @@ def _template(tokenizer: Any, choice: str) -> str | None:
     path = Path(choice)
     if not path.is_file():
         raise RenderError(
-            f"no chat template at '{choice}', expected auto, none or a Jinja file. Pass one of them."
+            f"no chat template at '{choice}', expected auto, none or a Jinja file. Pass one of "
+            "them."
         )
     return path.read_text(encoding="utf-8")

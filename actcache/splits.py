@@ -230,7 +230,7 @@ def _key(prompt: str) -> str:
 
 
 def _check(fractions: tuple[float, float, float], seed: int) -> None:
-    if not all(0 <= f <= 1 for f in fractions) or abs(sum(fractions) - 1) > 1e-9:
+    if not all(f >= 0 for f in fractions) or abs(sum(fractions) - 1) > 1e-9:
         shown = "/".join(f"{f:g}" for f in fractions)
         raise RowError(
             f"the fractions are {shown}, expected three shares of train, validation and test that "

@@ -54,6 +54,11 @@ class SteeringRule:
                 )
 
     @property
+    def unit(self) -> str:
+        """What propensity is measured in."""
+        return {"logprob": "nats", "probability": "probability"}.get(self.score, "logits")
+
+    @property
     def whole(self) -> bool:
         """Whether the completions' tokens after the letter count."""
         return self.score in ("logprob", "logit")

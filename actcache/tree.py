@@ -45,8 +45,8 @@ class TreeBatch:
     """Position of each token in its own sequence, from 0; 0 at padding."""
 
     twin: Int64[np.ndarray, "b t"]
-    """Column, on the chain or the longest branch, of the token at the same position. The mask
-    that a model makes for a plain sequence is right for that twin, so it is right for this token."""
+    """Column, on the chain or the longest branch, of the token at the same position. The mask that
+    a model makes for a plain sequence is right for that twin, so it is right for this token."""
 
     ancestor: Bool[np.ndarray, "b t t"]
     """`[i, q, k]`: token k is an ancestor of token q, or q itself."""

@@ -10,7 +10,9 @@ from jaxtyping import Float16, Float32
 from actcache.errors import NotFiniteError
 
 
-def float32_of(values: Float16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+def float32_of(
+    values: Float16[np.ndarray, "*shape"], *, out: Float32[np.ndarray, "*shape"] | None = None
+) -> Float32[np.ndarray, "*shape"]:
     """Convert finite float16 values to float32, bit for bit as `astype` does.
 
     The sign and the 15 other bits move to where float32 has them; what is still wrong is the
@@ -18,6 +20,7 @@ def float32_of(values: Float16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*s
 
     Args:
         values: any shape and memory order.
+        out: C-contiguous array to write to, and to return; a new one without it.
 
     Raises:
         NotFiniteError: an infinity or NaN is among the values.
@@ -29,7 +32,9 @@ def float32_of(values: Float16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*s
             f"the float16 value at {at} is {values[at]}, expected finite ones. "
             f"Cache residuals that overflow float16 as float32 or bfloat16."
         )
-    wide = np.left_shift(bits, 13, dtype=np.int32, order="C")
+    if out is None:
+        out = np.empty(values.shape, np.float32)
+    wide = out.view(np.int32)
+    np.left_shift(bits, 13, out=wide, dtype=np.int32)
     np.bitwise_and(wide, np.int32(-0x70000001), out=wide)  # keep the first of the four sign bits
-    out = wide.view(np.float32)
     return np.multiply(out, np.float32(2.0**112), out=out)

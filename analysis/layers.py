@@ -1,8 +1,8 @@
 """Which layers tell two classes apart: projections on one common direction and on each layer's own.
 
-The common direction and the discriminative layers are those of Selective Steering; Fisher's ratio and
-the AUC are the plain measures of the same thing. Directions come from train samples, and everything
-here is read on others. Refuses to know where residuals lie and what the two classes mean.
+The common direction and the discriminative layers are those of Selective Steering; Fisher's ratio
+and the AUC are the plain measures of the same thing. Directions come from train samples, and all
+that is here is read on others. Refuses to know where residuals lie and what the two classes mean.
 """
 
 from collections.abc import Iterable
@@ -133,7 +133,7 @@ class LayerScores:
     """
 
     auc: Float64[np.ndarray, " layer"]
-    """Chance that a positive sample lies further along the layer's own direction than a negative."""
+    """Chance that a positive sample lies further along the own direction than a negative one."""
 
 
 def layer_scores(
@@ -209,7 +209,7 @@ def fisher_ratio(
     spread = sum(((x - x.mean(0)) ** 2).sum(0) / max(len(x) - 1, 1) for x in (a, b))
     gap = (a.mean(0) - b.mean(0)) ** 2
     flat = np.where(gap > 0, np.inf, 0.0)
-    return np.divide(gap, spread, out=flat, where=spread > 0)
+    return np.asarray(np.divide(gap, spread, out=flat, where=spread > 0))
 
 
 def auc(

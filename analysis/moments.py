@@ -14,7 +14,7 @@ from actcache.analysis.halves import float32_of
 from actcache.errors import MismatchError, NotFiniteError
 
 _TILE_ROWS = 64  # rows summed in float32 before float64 takes over
-_TILE = 2**18  # elements of a tile: it stays in a core's cache while it is summed and squared
+_TILE = 2**18  # elements at a time: they stay in a core's cache while they are summed and squared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +144,16 @@ def _batch_moments(
     pivot: Float[np.ndarray, "k layer d_model"],
 ) -> _Parts:
     """Moments of one batch whose rows have the class `codes`, all of them present."""
+    if not resid[:, 0].flags.c_contiguous:  # samples first in memory, or nothing that helps
+        resid = np.ascontiguousarray(resid)
     total = np.zeros(pivot.shape)
     squares = np.zeros(pivot.shape)
+    at_once = min(_TILE_ROWS, max(1, _TILE // resid.shape[2]))
     for k in range(len(pivot)):
         members = np.flatnonzero(codes == k)
-        for start in range(0, len(members), _TILE_ROWS):
-            _add_rows(
-                total[k], squares[k], resid, members[start : start + _TILE_ROWS], pivot=pivot[k]
-            )
+        for start in range(0, len(members), at_once):
+            rows = members[start : start + at_once]
+            _add_rows(total[k], squares[k], resid, rows, pivot=pivot[k])
     count = np.bincount(codes, minlength=len(pivot)).astype(np.int64)
     total /= count[:, None, None]  # mean deviation from the pivot
     squares -= count[:, None, None] * total * total
@@ -169,25 +171,24 @@ def _add_rows(
     pivot: Float[np.ndarray, "layer d_model"],
 ) -> None:
     """Add the deviations of `rows` from the pivot, and their squares, in place."""
-    ones = np.ones(len(rows), pivot.dtype)
-    # A run of rows is a view; other rows are gathered, tile by tile.
-    pick = slice(rows[0], rows[-1] + 1) if rows[-1] - rows[0] == len(rows) - 1 else rows
     n_layers, d_model = pivot.shape
-    width = min(d_model, max(1, _TILE // len(rows)))
-    depth = min(n_layers, max(1, _TILE // (len(rows) * width)))
-    scratch = np.empty(len(rows) * depth * width, pivot.dtype)
-    for layer in range(0, n_layers, depth):  # tiles that fit the cache, not a layer each
-        for column in range(0, d_model, width):
-            at = slice(layer, layer + depth), slice(column, column + width)
-            tile = resid[pick, *at]
-            if tile.dtype == np.float16:
-                tile = float32_of(tile)
-            deviation = scratch[: tile.size].reshape(tile.shape)
-            np.subtract(tile, pivot[at], out=deviation)
-            flat = deviation.reshape(len(rows), -1)  # [r, layers · columns of the tile]
-            total[at] += (ones @ flat).reshape(tile.shape[1:])
-            np.multiply(flat, flat, out=flat)
-            squares[at] += (ones @ flat).reshape(tile.shape[1:])
+    ones = np.ones(len(rows), pivot.dtype)
+    deviation = np.empty((len(rows), d_model), pivot.dtype)
+    is_run = rows[-1] - rows[0] == len(rows) - 1
+    samples_first = resid.flags.c_contiguous
+    for layer in range(n_layers):  # block by block as they lie in memory, each within the cache
+        if is_run:
+            tile = resid[rows[0] : rows[-1] + 1, layer]
+        elif samples_first:
+            tile = resid.reshape(-1, d_model).take(rows * n_layers + layer, axis=0)
+        else:
+            tile = resid[:, layer].take(rows, axis=0)
+        if tile.dtype == np.float16:
+            tile = float32_of(tile, out=deviation)
+        np.subtract(tile, pivot[layer], out=deviation)
+        total[layer] += ones @ deviation
+        np.multiply(deviation, deviation, out=deviation)
+        squares[layer] += ones @ deviation
 
 
 def _check(

@@ -30,7 +30,9 @@ def write_json(path: Path, document: Any) -> None:
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], *, about: Mapping[str, str]) -> None:
+def write_tensors(
+    path: Path, arrays: Mapping[str, np.ndarray], *, about: Mapping[str, str]
+) -> None:
     """A safetensors file with text metadata."""
     from safetensors.numpy import save_file
 
@@ -44,7 +46,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON has it: dataclasses as objects, arrays as lists, NaN refused by the writer."""
+    """`value` as JSON has it: dataclasses as objects, arrays as lists."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, np.ndarray):

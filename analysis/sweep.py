@@ -1,4 +1,4 @@
-"""The sweep of a whole store: every layer, every multiplier, every direction set, into `sweep.zarr`.
+"""The sweep of a whole store: each layer, multiplier and direction set, into `sweep.zarr`.
 
 Decides which rows run together and keeps the results; the passes themselves are
 `actcache.steering`. The one module of the analyses that runs a model, so the only one that torch
@@ -47,9 +47,11 @@ def rendered_rows(store: Store) -> list[Rendered]:
     """The token trees of a store's samples, as the build made them.
 
     Raises:
-        MismatchError: the store holds labelled prompts, which have no completions to choose from.
+        MismatchError: the store holds labelled prompts, which have no completions to choose.
     """
-    parts = [store.ragged(f"{part}_tokens") for part in ("prompt", "shared", "positive", "negative")]
+    parts = [
+        store.ragged(f"{part}_tokens") for part in ("prompt", "shared", "positive", "negative")
+    ]
     if not all(len(positive) for positive in parts[2]):
         raise MismatchError(
             "the store holds prompts without completions, so there is no choice to steer; expected "

@@ -99,6 +99,9 @@ def two_labels(store: Store, wanted: Sequence[str] | None = None) -> tuple[str, 
 
 def _directions(names: list[str], moments: Moments) -> Directions:
     values = np.stack(
-        [difference_of_means(moments, positive=2 * i, negative=2 * i + 1) for i in range(len(names))]
+        [
+            difference_of_means(moments, positive=2 * i, negative=2 * i + 1)
+            for i in range(len(names))
+        ]
     )
     return Directions(names, values, moments)

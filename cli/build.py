@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
     }
     config = BuildConfig(**given)
     samples = read_samples(args.data, limit=args.limit)
-    samples = expand_variants(samples, config.variants, load_personas(args.personas))
+    samples = expand_variants(samples, config.variants, personas=load_personas(args.personas))
 
     from actcache.build import plan_build, run_build  # from here on torch is needed
 

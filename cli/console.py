@@ -21,14 +21,17 @@ from rich.table import Table
 from rich.text import Text
 
 
+_WIDE = 130  # columns of a table in a file or pipe, where no terminal sets a width
+
+
 def out() -> Console:
     """Where data goes. Made at each call, so that a redirected stdout is honoured."""
-    return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def err() -> Console:
     """Where progress and messages go."""
-    return Console(file=sys.stderr, stderr=True, soft_wrap=not sys.stderr.isatty())
+    return Console(stderr=True)
 
 
 def print_json(document: Any) -> None:

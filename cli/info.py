@@ -52,13 +52,15 @@ def run(args: argparse.Namespace) -> None:
 
 def describe(store: "Store") -> dict[str, Any]:
     """What a store is, in the order in which one asks."""
+    from actcache.schema import FORMAT
+
     model = store.provenance["model"]
     facts: dict[str, Any] = {
         "path": str(store.path),
-        "format": store.format,
+        "format": FORMAT,
         "kind": store.kind,
         "complete": store.complete,
-        "rows": store.n,
+        "rows": store.n if store.complete else f"{store.n} of {store.n_planned}",
         "behaviors": dict(Counter(store["behavior"].tolist())),
     }
     if store.kind == "residuals":
@@ -79,7 +81,7 @@ def describe(store: "Store") -> dict[str, Any]:
         "dtype": model["dtype"],
         "weights sha256": model["weights_sha256"],
         "shard rows": f"{store.shard_rows} ({store.shard_reason})",
-        "bytes on disk": sum(f.stat().st_size for f in store.path.rglob("*") if f.is_file()),
+        "bytes on disk": store.n_bytes,
     }
     if store.certificate and store.kind == "residuals":
         worst = max(store.certificate["largest_relative_error"])

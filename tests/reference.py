@@ -42,6 +42,7 @@ def naive_propensity(hf, blocks, row, direction, multiplier, layer, *, first_ste
     difference = totals[0] - totals[1]
     return 1 / (1 + np.exp(-difference)) if score == "probability" else difference
 
+
 # --- rows: letters, groups, splits, leaks ---------------------------------------------------------
 
 
@@ -84,3 +85,213 @@ def steering_bench_leaks(prompts, seed):
     for prompt in test:
         leaked += prompt in train
     return leaked
+
+
+# --- analyses of arrays: moments, directions, layers, steerability --------------------------------
+
+
+def class_moments(resid, labels, n_classes):
+    """Count, mean and scatter of each class, one coordinate at a time, in Python's floats."""
+    n, n_layers, d_model = resid.shape
+    count = np.zeros(n_classes, np.int64)
+    mean = np.zeros((n_classes, n_layers, d_model))
+    scatter = np.zeros((n_classes, n_layers, d_model))
+    for k in range(n_classes):
+        members = [i for i in range(n) if labels[i] == k]
+        count[k] = len(members)
+        if not members:
+            continue
+        for layer in range(n_layers):
+            for j in range(d_model):
+                values = [float(resid[i, layer, j]) for i in members]
+                average = sum(values) / len(values)
+                mean[k, layer, j] = average
+                scatter[k, layer, j] = sum((v - average) ** 2 for v in values)
+    return count, mean, scatter
+
+
+def cosine(a, b):
+    """Cosine of two vectors; 0 if one is zero."""
+    size = sum(float(x) ** 2 for x in a) ** 0.5 * sum(float(x) ** 2 for x in b) ** 0.5
+    return sum(float(x) * float(y) for x, y in zip(a, b, strict=True)) / size if size else 0.0
+
+
+def common_direction(directions):
+    """Layer whose direction has the largest mean cosine with all (the first), and those means."""
+    means = [sum(cosine(a, b) for b in directions) / len(directions) for a in directions]
+    return means.index(max(means)), means
+
+
+def ranks(values):
+    """Rank of each value from 1; equal values share the mean of their ranks."""
+    out = []
+    for v in values:
+        below = sum(w < v for w in values)
+        equal = sum(w == v for w in values)
+        out.append(below + (equal + 1) / 2)
+    return out
+
+
+def auc(positive, negative):
+    """Share of pairs with the positive larger; ties count half."""
+    won = 0.0
+    for p in positive:
+        for q in negative:
+            won += 1.0 if p > q else 0.5 if p == q else 0.0
+    return won / (len(positive) * len(negative))
+
+
+def fisher_ratio(positive, negative):
+    """Squared difference of means over the sum of the unbiased variances."""
+    means, spread = [], 0.0
+    for values in (positive, negative):
+        average = sum(values) / len(values)
+        means.append(average)
+        if len(values) > 1:
+            spread += sum((v - average) ** 2 for v in values) / (len(values) - 1)
+    gap = (means[0] - means[1]) ** 2
+    if spread == 0:
+        return np.inf if gap > 0 else 0.0
+    return gap / spread
+
+
+def class_projections(resid, labels, direction, normalize):
+    """Mean over each class, positive first, of the projection of (unit) residuals, by layer."""
+    out = np.zeros((2, resid.shape[1]))
+    for row, label in enumerate((1, 0)):
+        members = [i for i in range(len(resid)) if labels[i] == label]
+        for layer in range(resid.shape[1]):
+            total = 0.0
+            for i in members:
+                x = np.asarray(resid[i, layer], np.float64)
+                size = float(np.sqrt((x * x).sum()))
+                total += float((x * direction).sum()) / (size if normalize and size else 1.0)
+            out[row, layer] = total / len(members)
+    return out
+
+
+def slope(values, multipliers):
+    """Least-squares slope of one cell."""
+    at = sum(multipliers) / len(multipliers)
+    height = sum(values) / len(values)
+    rise = sum((x - at) * (y - height) for x, y in zip(multipliers, values, strict=True))
+    return rise / sum((x - at) ** 2 for x in multipliers)
+
+
+def residual_rms(values, multipliers):
+    """Root mean square distance of one cell from its line."""
+    at = sum(multipliers) / len(multipliers)
+    height = sum(values) / len(values)
+    b = slope(values, multipliers)
+    squares = [(y - height - b * (x - at)) ** 2 for x, y in zip(multipliers, values, strict=True)]
+    return (sum(squares) / len(squares)) ** 0.5
+
+
+def spearman(values, multipliers):
+    """Correlation of the ranks of one cell; 0 if it is constant."""
+    a, b = ranks(values), ranks(multipliers)
+    middle = (len(a) + 1) / 2
+    return cosine([x - middle for x in a], [y - middle for y in b])
+
+
+def slope_table(propensity, multipliers):
+    """Slope of every sample and layer."""
+    n, n_layers, _ = propensity.shape
+    out = np.zeros((n, n_layers))
+    for i in range(n):
+        for layer in range(n_layers):
+            out[i, layer] = slope([float(v) for v in propensity[i, layer]], list(multipliers))
+    return out
+
+
+def halves(multipliers):
+    """Positions of the multipliers whose size is, in order of size, 1st, 3rd, … and 2nd, 4th, …"""
+    sizes = sorted({abs(float(m)) for m in multipliers} - {0.0})
+    split: tuple[list[int], list[int]] = [], []
+    for at, m in enumerate(multipliers):
+        if m != 0:
+            split[sizes.index(abs(float(m))) % 2].append(at)
+    return split
+
+
+def first_largest(values):
+    """Position of the largest value, the first of equals."""
+    best = 0
+    for at, value in enumerate(values):
+        if value > values[best]:
+            best = at
+    return best
+
+
+def layer_choice(propensity, multipliers, train, test):
+    """Every number of a `LayerChoice` but the intervals, sample by sample."""
+    s = slope_table(propensity, multipliers)
+    n_layers = s.shape[1]
+    rows = [i for i in range(len(s)) if test[i]]
+    fixed = first_largest(
+        [sum(s[i, layer] for i in range(len(s)) if train[i]) for layer in range(n_layers)]
+    )
+    mean = [sum(s[i, layer] for i in rows) / len(rows) for layer in range(n_layers)]
+    best = {i: first_largest(s[i]) for i in rows}
+    found = {
+        "n": len(rows),
+        "mean": mean,
+        "share_steerable": [
+            sum(s[i, layer] > 0 for i in rows) / len(rows) for layer in range(n_layers)
+        ],
+        "fixed_layer": fixed,
+        "fixed": mean[fixed],
+        "fixed_share": sum(s[i, fixed] > 0 for i in rows) / len(rows),
+        "hindsight_layer": first_largest(mean),
+        "hindsight": max(mean),
+        "random_layer": sum(mean) / n_layers,
+        "oracle": sum(s[i, best[i]] for i in rows) / len(rows),
+        "oracle_share": sum(s[i, best[i]] > 0 for i in rows) / len(rows),
+        "oracle_gain": sum(s[i, best[i]] - s[i, fixed] for i in rows) / len(rows),
+        "oracle_deviation": sum(abs(best[i] - fixed) for i in rows) / len(rows),
+    }
+    one, other = (
+        slope_table(propensity[:, :, at], [multipliers[a] for a in at])
+        for at in halves(multipliers)
+    )
+    oracle = at_fixed = moved = 0.0
+    for i in rows:
+        for chooses, scores in ((one, other), (other, one)):
+            chosen = first_largest(chooses[i])
+            oracle += scores[i, chosen] / (2 * len(rows))
+            at_fixed += scores[i, fixed] / (2 * len(rows))
+            moved += abs(chosen - fixed) / (2 * len(rows))
+    crossfit = {"oracle": oracle, "fixed": at_fixed, "gain": oracle - at_fixed, "deviation": moved}
+    return found, crossfit
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+def shard_file(values, shard, shard_rows):
+    """The bytes of one shard's file: blocks layer by layer, the index, its checksum."""
+    import struct
+
+    import google_crc32c
+
+    n, n_layers, width = values.shape
+    blocks = []
+    for layer in range(n_layers):
+        block = b""
+        for row in range(shard * shard_rows, (shard + 1) * shard_rows):
+            for column in range(width):
+                value = values[row, layer, column] if row < n else values.dtype.type(0)
+                block += value.tobytes()
+        blocks.append(block)
+    index = b""
+    for layer in range(n_layers):
+        index += struct.pack("<QQ", sum(len(block) for block in blocks[:layer]), len(blocks[layer]))
+    return b"".join(blocks) + index + struct.pack("<I", google_crc32c.value(index))
+
+
+def float32_of_bits(bits):
+    """bfloat16 values from their bits: the upper half of a float32."""
+    values = np.empty(bits.shape, np.float32)
+    for at, each in np.ndenumerate(bits):
+        values[at] = np.frombuffer(b"\0\0" + int(each).to_bytes(2, "little"), "<f4")[0]
+    return values

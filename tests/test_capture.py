@@ -104,4 +104,6 @@ def test_a_model_is_left_as_it_was():
 
     for name, tensor in hf.named_buffers():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
-    assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.anatomy.blocks)
+    assert not any(
+        block._forward_hooks or block._forward_pre_hooks for block in model.anatomy.blocks
+    )

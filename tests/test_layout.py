@@ -54,7 +54,11 @@ def test_every_package_ships():
 @pytest.mark.parametrize("name", ["analysis", "cli"])
 def test_a_bare_import_of_the_owners_folders_says_what_to_write(name):
     done = subprocess.run(
-        [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-c", f"import {name}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert f"import actcache.{name}" in done.stderr
 

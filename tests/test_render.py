@@ -74,7 +74,10 @@ def test_a_plain_prompt_that_ends_in_a_space_brings_it():
 
 
 @pytest.mark.parametrize("bos", [True, False])
-@pytest.mark.parametrize("template", [None, "{{ bos_token }}{{ messages[0]['content'] }}", "x{{ messages[0]['content'] }}"])
+@pytest.mark.parametrize(
+    "template",
+    [None, "{{ bos_token }}{{ messages[0]['content'] }}", "x{{ messages[0]['content'] }}"],
+)
 def test_bos_is_there_once_where_tokenizer_or_template_put_any(bos, template):
     tok = tokenizer(bos=bos, template=template)
     row = Renderer(tok, Rendering())(PAIR)

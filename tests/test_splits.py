@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from actcache.errors import RowError
 from actcache.rows import read_samples
 from actcache.samples import SPLITS, Sample
-from actcache.splits import assign_splits, leaks, n_leaked, plain_splits
+from actcache.splits import _draw, assign_splits, leaks, n_leaked, plain_splits
 from actcache.variants import Persona, expand_variants
 from tests import reference
 
@@ -243,6 +244,24 @@ def test_leaks_of_a_plain_shuffle_equal_their_definition(prompts, seed):
     assert leaks(samples, seed=seed) == reference.steering_bench_leaks(prompts, seed)
 
 
+def test_a_group_of_one_letter_goes_by_the_room_for_that_letter():
+    # 200 groups of two A, one draw each: a quarter of the room for A is in train, all of B's
+    room = np.array([[2, 0, 6], [100, 0, 0]])
+    drawn = [_draw(np.array([[2, 0]]), room, np.random.default_rng(seed)) for seed in range(200)]
+    assert 0.1 < drawn.count([0]) / 200 < 0.4  # five standard deviations
+
+
+def test_a_group_finds_a_side_where_each_side_is_overfull_of_one_of_its_letters():
+    room = np.array([[5, 0, -4], [-4, 0, 5]])
+    assert _draw(np.array([[1, 1]]), room, np.random.default_rng(0)) in ([0], [2])
+
+
+def test_a_draw_leaves_the_room_that_it_was_given():
+    room = np.array([[4, 1, 5]])
+    _draw(np.array([[2]] * 5), room, np.random.default_rng(0))
+    np.testing.assert_array_equal(room, [[4, 1, 5]])
+
+
 def test_leaks_are_counted_within_a_behavior():
     samples = rows(1) + rows(1, behavior="taste")
     assert n_leaked(samples, ["train", "test"]) == 0
@@ -259,6 +278,13 @@ def test_leaks_count_prompts_that_nearly_agree_only_where_asked():
 def test_plain_slices_end_where_those_of_steering_bench_do():
     found = Counter(plain_splits(rows(934)))  # self-awareness-training-web-gpt has 934 rows
     assert found == {"train": 373, "validation": 94, "test": 467}
+
+
+def test_plain_slices_follow_fractions_and_seed():
+    found = Counter(plain_splits(rows(100), fractions=(0.8, 0.1, 0.1)))
+    assert found == {"train": 80, "validation": 10, "test": 10}
+    assert plain_splits(rows(100)) == plain_splits(rows(100), seed=0)
+    assert plain_splits(rows(100)) != plain_splits(rows(100), seed=1)
 
 
 @needs_data

@@ -1,0 +1,223 @@
+"""A store's beginning: every document and column encoded, before a byte is written.
+
+Also what a resumed build is compared with. Pure: from arguments to bytes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actcache.chunks import encode_numbers, encode_strings
+from actcache.columns import read_checked_column, read_column
+from actcache.documents import (
+    GROUP,
+    column_document,
+    commits_document,
+    decode,
+    encode,
+    root_document,
+    row_array_document,
+)
+from actcache.errors import FormatError, MismatchError
+from actcache.layout import Layout, column_path, folders_above
+from actcache.provenance import require_same
+from actcache.records import NO_RECORD, FileSum, bytes_of_record, creation, encode_record
+from actcache.schema import COMMITS, Column, Kind, Ragged, Root, RowArray, check_name
+from actcache.schema import shard_rows as find_shard_rows
+
+ColumnValues = np.ndarray | Sequence[str] | Ragged
+"""What a column can be given as."""
+
+
+@dataclass(frozen=True)
+class Creation:
+    """Everything that stands on disk before the first shard."""
+
+    root: Root
+    arrays: Mapping[str, RowArray]
+    columns: Mapping[str, Column]
+    files: Mapping[str, bytes]
+    first_record: bytes
+
+    @property
+    def top_names(self) -> set[str]:
+        """Names in the store's folder itself."""
+        return {path.split("/")[0] for path in self.files}
+
+
+def plan_creation(
+    *,
+    kind: Kind,
+    n: int,
+    arrays: Sequence[RowArray],
+    columns: Mapping[str, ColumnValues],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    overwrite: bool,
+    shard_rows: int | None,
+) -> Creation:
+    """Encode all documents and columns of a new store; arguments as `Writer.create`.
+
+    Raises:
+        MismatchError: n, a column, config or provenance cannot be stored.
+        FormatError: a name cannot be used, or is used twice.
+    """
+    names = [array.name for array in arrays]
+    if n < 1 or not names or (shard_rows is not None and not 1 <= shard_rows <= n):
+        raise MismatchError(
+            f"a store of {n} rows and {len(names)} row arrays in shards of {shard_rows} rows was "
+            "asked for, expected one or more of each. Give it rows."
+        )
+    found, reason = find_shard_rows(arrays, n) if shard_rows is None else (shard_rows, "as asked")
+    root = Root(
+        kind=kind,
+        n=n,
+        shard_rows=found,
+        shard_reason=reason,
+        config=_as_json(config),
+        provenance=_as_json(provenance),
+    )
+    dimensions = {name for array in arrays for name in array.dimension_names[1:]}
+    encoded = [
+        pair for name in columns for pair in _encode_column(name, columns[name], n, dimensions)
+    ]
+    groups = folders_above(names)
+    taken = [*names, *groups, *(column.name for column, _ in encoded), COMMITS]
+    if len({name.casefold() for name in taken}) < len(taken):
+        twice = next(
+            name for name in taken if [t.casefold() for t in taken].count(name.casefold()) > 1
+        )
+        raise FormatError(
+            f"two arrays, columns or folders of the store would be called '{twice}', expected "
+            "different names. Rename one."
+        )
+    files = {"zarr.json": encode(root_document(root))}
+    files |= {f"{name}/zarr.json": encode(GROUP) for name in sorted(groups)}
+    for array in arrays:
+        files[f"{array.name}/zarr.json"] = encode(row_array_document(array, root))
+    for column, raw in encoded:
+        files[f"{column.name}/zarr.json"] = encode(column_document(column))
+        if 0 not in column.shape:  # Zarr has no chunk where there is no value
+            files[column_path(column)] = raw
+    log = f"{COMMITS}/zarr.json"
+    sums = {name: FileSum.of(raw) for name, raw in files.items()} | {log: FileSum.of(b"")}
+    record_bytes = bytes_of_record(root, arrays, sums)
+    files[log] = encode(commits_document(root.n_shards + 2, record_bytes))
+    sums[log] = FileSum.of(files[log])
+    record, _ = encode_record(
+        creation(sums, overwrite=overwrite), number=0, previous=NO_RECORD, record_bytes=record_bytes
+    )
+    return Creation(
+        root,
+        {array.name: array for array in arrays},
+        {column.name: column for column, _ in encoded},
+        files,
+        record,
+    )
+
+
+def require_same_store(plan: Creation, layout: Layout, *, shard_rows: int | None) -> None:
+    """Compare what a build is about to do with what it was begun as.
+
+    Raises:
+        MismatchError: names the first field that differs, and both values.
+    """
+    what, remedy = (
+        f"this build and '{layout.folder}', which it was to continue,",
+        "Use the settings, data and model it was begun with, or begin anew with --overwrite.",
+    )
+    require_same(_summary(plan), _summary(layout), what=what, remedy=remedy)
+    for name, column in plan.columns.items():
+        path = column_path(column)
+        if path not in plan.files or FileSum.of(plan.files[path]) == layout.files[path]:
+            continue
+        new = read_column(column, plan.files[path], path).tolist()
+        old = read_checked_column(layout, column).tolist()
+        row = next(i for i, pair in enumerate(zip(new, old, strict=True)) if pair[0] != pair[1])
+        at = f"columns.{name}[{row}]"
+        require_same({at: new[row]}, {at: old[row]}, what=what, remedy=remedy)
+    if shard_rows is not None and shard_rows != layout.root.shard_rows:
+        require_same(
+            {"shard_rows": shard_rows},
+            {"shard_rows": layout.root.shard_rows},
+            what=what,
+            remedy=remedy,
+        )
+
+
+def _summary(store: Creation | Layout) -> dict[str, Any]:
+    root = store.root
+    return {
+        "kind": root.kind,
+        "config": root.config,
+        "provenance": root.provenance,
+        "n": root.n,
+        "arrays": {
+            array.name: {
+                "n_layers": array.n_layers,
+                "width": array.width,
+                "dtype": array.dtype,
+                "dimension_names": list(array.dimension_names),
+            }
+            for array in store.arrays.values()
+        },
+        "columns": {
+            column.name: {"dtype": column.dtype, "shape": list(column.shape)}
+            for column in store.columns.values()
+        },
+    }
+
+
+def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
+    """As it will be read back: tuples are lists, keys are strings."""
+    return decode(encode(dict(value)), "config and provenance")
+
+
+def _encode_column(
+    name: str, values: ColumnValues, n: int, dimensions: set[str]
+) -> list[tuple[Column, bytes]]:
+    check_name(name)
+    if "/" in name:
+        raise FormatError(
+            f"a column cannot be called '{name}', expected no slash. Choose another name."
+        )
+    if isinstance(values, Ragged):
+        if len(values) != n:
+            raise _wrong_length(name, len(values), n)
+        flat, offsets = (np.ascontiguousarray(part) for part in (values.flat, values.offsets))
+        return [
+            (Column(name, flat.dtype.name, flat.shape, (None,), name), encode_numbers(flat)),
+            (
+                Column(f"{name}_offsets", "int64", offsets.shape, (None,), name),
+                encode_numbers(offsets),
+            ),
+        ]
+    length = len(values)
+    if length != n and name not in dimensions:
+        raise _wrong_length(name, length, n)
+    first = name if name in dimensions else "n"
+    if not isinstance(values, np.ndarray) or values.dtype.kind in "UOT":
+        if isinstance(values, np.ndarray) and values.ndim != 1:
+            raise _unfit(name, values)
+        return [(Column(name, "string", (length,), (first,)), encode_strings(values, name))]
+    if values.ndim > 2 or values.dtype.kind not in "biuf" or values.dtype.itemsize > 8:
+        raise _unfit(name, values)
+    dims = (first, None)[: values.ndim]
+    column = Column(name, values.dtype.newbyteorder("=").name, values.shape, dims)
+    return [(column, encode_numbers(values))]
+
+
+def _wrong_length(name: str, length: int, n: int) -> MismatchError:
+    return MismatchError(
+        f"column '{name}' has {length} values, expected one for each of {n} rows. "
+        "Pass as many, or name it like the dimension whose coordinates it holds."
+    )
+
+
+def _unfit(name: str, values: np.ndarray) -> MismatchError:
+    return MismatchError(
+        f"column '{name}' is {values.dtype} {list(values.shape)}, expected strings [n], or numbers "
+        "[n] or [n, _]. Convert it."
+    )

@@ -1,0 +1,24 @@
+"""A tiny chat model and six behaviors, shipped with the package, so that everything runs offline.
+
+The model is a test bed: it was trained from scratch, by `actcache.demo.train`, so that it can be
+steered. It is no evidence about language models. `actcache.demo.evaluate` shows how well it does.
+"""
+
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def model_path() -> Path:
+    """The folder of the model, as `AutoModelForCausalLM.from_pretrained` takes it."""
+    return _HERE / "model"
+
+
+def row_files() -> list[Path]:
+    """The files of rows, one for each behavior, in the order of their names."""
+    return sorted((_HERE / "rows").glob("*.jsonl"))
+
+
+def personas_path() -> Path:
+    """The file that gives each behavior's two persona lines."""
+    return _HERE / "personas.json"

@@ -1,0 +1,112 @@
+"""The folder of a store that is not complete: locked, filled, cleaned up, and replaced.
+
+Everything that deletes a file is in here. Knows nothing of residuals.
+"""
+
+import fcntl
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from actcache.creation import Creation
+from actcache.documents import encode, root_document
+from actcache.durable import ASIDE, sync_folder, write_durably
+from actcache.errors import ActcacheError, FormatError, StoreExistsError
+from actcache.layout import Layout, read_layout, record_path, shard_path
+from actcache.schema import COMMITS
+
+
+def lock_folder(folder: Path) -> int:
+    """Lock a folder for this process; the lock goes with the process, however that ends."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise ActcacheError(
+            f"'{folder}' is being written by another process, expected one writer. Wait for it, "
+            "or choose another path."
+        ) from None
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
+def fill(folder: Path, plan: Creation) -> None:
+    """Write everything that stands before the first shard; record 0 makes it count."""
+    children = list(folder.iterdir())
+    if not record_path(folder, 0).exists():
+        for child in children:
+            if child.name not in plan.top_names and not child.name.endswith(ASIDE):
+                raise FormatError(
+                    f"'{folder}' holds '{child.name}', expected the beginning of a store. "
+                    "Choose another path."
+                )
+    else:  # without record 0 nothing else counts
+        record_path(folder, 0).unlink()
+        sync_folder(folder / COMMITS)
+    for child in children:
+        remove(child)
+    folders = {folder}
+    for name, raw in plan.files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        while path != folder:
+            path = path.parent
+            folders.add(path)
+    for each in folders:
+        sync_folder(each)
+    write_durably(record_path(folder, 0), [plan.first_record])
+
+
+def unsealed(layout: Layout) -> Layout:
+    """Take back a seal that a kill left behind, so that finishing can begin again."""
+    if not layout.sealed:
+        return layout
+    root = replace(layout.root, complete=False, certificate=None)
+    write_durably(layout.folder / "zarr.json", [encode(root_document(root))])
+    record_path(layout.folder, root.n_shards + 1).unlink()
+    return read_layout(layout.folder)
+
+
+def remove_uncommitted(layout: Layout) -> None:
+    """Remove what an interrupted commit left behind."""
+    n_shards = len(layout.checksums)
+    kept = {
+        layout.folder / array.name: {
+            shard_path(layout.folder, array, i).name for i in range(n_shards)
+        }
+        for array in layout.arrays.values()
+    }
+    kept[record_path(layout.folder, 0).parent] = {
+        record_path(layout.folder, i).name for i in range(n_shards + 1)
+    }
+    for folder, names in kept.items():
+        for file in folder.iterdir():
+            if file.name not in names and (file.name.startswith("c.") or file.name.endswith(ASIDE)):
+                file.unlink()
+    (layout.folder / f"zarr.json{ASIDE}").unlink(missing_ok=True)
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse to replace what is no store, such as a folder of somebody's data."""
+    if os.path.lexists(path) and not record_path(path, 0).exists():
+        raise StoreExistsError(
+            f"'{path}' exists and is no store, so it will not be replaced. Choose another path."
+        )
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder, if it is there."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

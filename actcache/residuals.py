@@ -1,0 +1,229 @@
+"""Reads one row array of a store: a layer, some rows, or all of it in batches.
+
+Gives NumPy arrays; knows nothing of models. What lies in one shard and needs no conversion is given
+as a view of the file, read-only.
+"""
+
+from collections.abc import Iterator, Sequence
+from types import EllipsisType
+
+import numpy as np
+from jaxtyping import Bool, Int64, Shaped
+
+from actcache.errors import MismatchError
+from actcache.maps import Maps
+from actcache.schema import RowArray
+
+Rows = int | np.integer | slice | Sequence[int] | np.ndarray
+"""Rows that are asked for: one, a slice, a bool mask, or numbers in any order."""
+
+Layers = int | np.integer | slice | Sequence[int] | np.ndarray
+"""Layers that are asked for, likewise."""
+
+CONVERTED_BYTES = 16 << 20
+"""Bytes of a batch of bfloat16 that is given as float32, at most. The allocator uses memory of this
+size again for the next batch; larger pieces it hands back, and each page would be new."""
+
+_Chosen = slice | Int64[np.ndarray, " _"]
+
+
+class Residuals:
+    """A row array `[n, layer, d_model]` on disk. Only what is asked for is read.
+
+    bfloat16 is given as float32, exactly; `bits` gives it as it is kept. Other dtypes are given
+    as they are. Arrays may be read-only views of the file, and their memory order is not promised:
+    it is layer by layer wherever that saves a copy.
+    """
+
+    def __init__(self, maps: Maps, array: RowArray, *, n: int, batch_rows: int, raw: bool = False):
+        self._maps = maps
+        self._array = array
+        self._n = n
+        self._shard_rows = maps.shard_rows
+        self._batch_rows = batch_rows
+        self._raw = raw
+
+    @property
+    def name(self) -> str:
+        """Name in the store."""
+        return self._array.name
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Rows, layers, width."""
+        return self._n, self._array.n_layers, self._array.width
+
+    @property
+    def dtype(self) -> str:
+        """What the values are: float32, float16, bfloat16; of `bits` uint16."""
+        return "uint16" if self._raw else self._array.dtype
+
+    @property
+    def dimension_names(self) -> tuple[str, str, str]:
+        """What the dimensions are called."""
+        return self._array.dimension_names
+
+    @property
+    def bits(self) -> "Residuals":
+        """The same array as raw bits, uint16: `torch.from_numpy(…).view(torch.bfloat16)`.
+
+        Raises:
+            MismatchError: it is not bfloat16.
+        """
+        if self._array.dtype != "bfloat16":
+            raise MismatchError(
+                f"'{self.name}' is {self.dtype}, expected bfloat16. Read it without .bits."
+            )
+        return Residuals(self._maps, self._array, n=self._n, batch_rows=self._batch_rows, raw=True)
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __repr__(self) -> str:
+        return f"Residuals({self.name!r}, shape={self.shape}, dtype={self.dtype!r})"
+
+    def layer(self, layer: int, rows: Rows | None = None) -> Shaped[np.ndarray, "_ d_model"]:
+        """One layer of all rows, or of some.
+
+        Args:
+            layer: its number; negative ones count from the end.
+            rows: a slice, a bool mask `[n]` or row numbers; by default all.
+
+        Returns:
+            `[n, d_model]`; a view of the file where it lies in one shard and is not bfloat16.
+
+        Raises:
+            IndexError: there is no such layer or row.
+        """
+        chosen = slice(0, self._n) if rows is None else self._rows(rows)
+        return self._read(chosen, self._layers(layer))[:, 0]
+
+    def __getitem__(
+        self, key: Rows | EllipsisType | tuple[Rows | EllipsisType, Layers]
+    ) -> Shaped[np.ndarray, "..."]:
+        """Rows, or rows and layers, each chosen on its own (as NumPy's `ix_`): `[row, layer, …]`.
+
+        A single number drops its dimension.
+        """
+        rows, layers = key if isinstance(key, tuple) else (key, slice(None))
+        if rows is ...:
+            rows = slice(None)
+        found = self._read(self._rows(rows), self._layers(layers))
+        if isinstance(layers, int | np.integer):
+            found = found[:, 0]
+        return found[0] if isinstance(rows, int | np.integer) else found
+
+    def batches(
+        self,
+        rows: int | None = None,
+        *,
+        select: Bool[np.ndarray, " n"] | None = None,
+        layers: Layers | None = None,
+    ) -> Iterator[tuple[Int64[np.ndarray, " b"], Shaped[np.ndarray, "b layer d_model"]]]:
+        """All rows in order, batch by batch; arrays of one store are cut alike.
+
+        Args:
+            rows: rows of a batch at most; by default those of a shard, or fewer where bfloat16
+                becomes float32. A batch never spans two shards, so that it can be a view of the
+                file.
+            select: only these rows; a batch then has those among its rows, and none is empty.
+            layers: only these layers; a single one keeps its dimension.
+
+        Yields:
+            Row numbers `[b]` and residuals `[b, layer, d_model]`.
+
+        Raises:
+            MismatchError: a batch of no rows, or a mask of another length.
+        """
+        if rows is not None and rows < 1:
+            raise MismatchError(f"batches of {rows} rows were asked for, expected 1 or more.")
+        if select is not None and select.shape != (self._n,):
+            raise MismatchError(
+                f"the mask has shape {list(select.shape)}, expected [{self._n}], one for each row "
+                f"of '{self.name}'."
+            )
+        chosen = self._layers(slice(None) if layers is None else layers)
+        size = rows or self._batch_rows
+        for shard in range(0, self._n, self._shard_rows):
+            end = min(shard + self._shard_rows, self._n)
+            for start in range(shard, end, size):
+                stop = min(start + size, end)
+                if select is None or select[start:stop].all():
+                    yield np.arange(start, stop), self._read(slice(start, stop), chosen)
+                elif (here := start + np.flatnonzero(select[start:stop])).size:
+                    yield here, self._read(here, chosen)
+
+    def _read(self, rows: _Chosen, layers: _Chosen) -> Shaped[np.ndarray, "_ _ _"]:
+        """`[row, layer, width]`: a view where rows lie in one shard, else a copy."""
+        convert = self._array.dtype == "bfloat16" and not self._raw
+        if isinstance(rows, slice):
+            first, last = rows.start // self._shard_rows, (rows.stop - 1) // self._shard_rows
+            if rows.start < rows.stop and first == last and not convert:
+                at = slice(
+                    rows.start - first * self._shard_rows, rows.stop - first * self._shard_rows
+                )
+                return self._shard(first, layers)[:, at].swapaxes(0, 1)
+        n_rows = rows.stop - rows.start if isinstance(rows, slice) else rows.size
+        n_layers = np.arange(self._array.n_layers)[layers].size
+        dtype = np.float32 if convert else self._array.stored
+        found = np.empty((n_layers, n_rows, self._array.width), dtype)  # layer by layer, as on disk
+        for shard, here, to in self._by_shard(rows):
+            blocks = self._shard(shard, layers)[:, here]
+            if convert:
+                bits = found.view(np.uint32)
+                bits[:, to] = blocks
+                bits[:, to] <<= 16
+            else:
+                found[:, to] = blocks
+        return found.swapaxes(0, 1)
+
+    def _shard(self, shard: int, layers: _Chosen) -> Shaped[np.ndarray, "_ _ _"]:
+        self._maps.require_right(self._array, shard, layers)
+        return self._maps.shard(self._array, shard)[layers]
+
+    def _by_shard(self, rows: _Chosen) -> Iterator[tuple[int, _Chosen, _Chosen]]:
+        """For each shard: its number, rows within it, and where they go."""
+        size = self._shard_rows
+        if isinstance(rows, slice):
+            for shard in range(rows.start // size, -(-rows.stop // size)):
+                start = max(rows.start, shard * size)
+                stop = min(rows.stop, (shard + 1) * size)
+                here = slice(start - shard * size, stop - shard * size)
+                yield shard, here, slice(start - rows.start, stop - rows.start)
+            return
+        shards = rows // size
+        order = np.argsort(shards, kind="stable")
+        numbers, starts = np.unique(shards[order], return_index=True)
+        for shard, to in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
+            yield shard, rows[to] - shard * size, to
+
+    def _rows(self, rows: Rows | EllipsisType) -> _Chosen:
+        return _choose(rows, self._n, f"rows of '{self.name}'")
+
+    def _layers(self, layers: Layers) -> _Chosen:
+        return _choose(layers, self._array.n_layers, f"layers of '{self.name}'")
+
+
+def _choose(asked: Rows | EllipsisType, size: int, what: str) -> _Chosen:
+    """Which of `size` things are asked for: a slice of step 1, or numbers from 0 on."""
+    if isinstance(asked, slice):
+        start, stop, step = asked.indices(size)
+        return slice(start, max(start, stop)) if step == 1 else np.arange(start, stop, step)
+    if isinstance(asked, int | np.integer):
+        if not -size <= asked < size:
+            raise IndexError(f"{asked} is beyond the {size} {what}")
+        return slice(int(asked) % size, int(asked) % size + 1)
+    numbers = np.asarray(asked)
+    if numbers.dtype == np.bool_ and numbers.shape == (size,):
+        return np.flatnonzero(numbers)
+    if numbers.size == 0 and numbers.ndim == 1:
+        return np.zeros(0, np.int64)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise IndexError(
+            f"{numbers.dtype} {list(numbers.shape)} cannot choose among the {size} {what}; "
+            "expected a number, a slice, a bool mask or a list of numbers"
+        )
+    numbers = numbers.astype(np.int64)
+    if numbers.min() < -size or numbers.max() >= size:
+        raise IndexError(f"{numbers.min()} to {numbers.max()} is beyond the {size} {what}")
+    return np.where(numbers < 0, numbers + size, numbers)

@@ -1,0 +1,266 @@
+"""Opens a store for reading. Needs NumPy only: no torch, model, tokenizer, data set or zarr.
+
+The way in for users and for everything that analyses; changes nothing on disk.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from actcache.columns import read_checked_column
+from actcache.errors import MismatchError
+from actcache.layout import Layout, find_store, read_layout
+from actcache.maps import Maps
+from actcache.residuals import CONVERTED_BYTES, Residuals
+from actcache.schema import Ragged
+from actcache.verify import Problem, verify
+
+__all__ = ["Columns", "Problem", "Residuals", "Store", "open_store", "verify"]
+
+
+def open_store(path: str | Path, *, partial: bool = False, check: bool = False) -> "Store":
+    """Open a store.
+
+    Args:
+        path: the folder that a build or a sweep wrote.
+        partial: open an interrupted (or running) one, `PATH.partial`, if there is one; only its
+            committed rows are visible.
+        check: compare each block with its checksum when it is read first.
+
+    Raises:
+        StoreNotFoundError: there is none.
+        IncompleteStoreError: there is only an interrupted one, and `partial` is False.
+        FormatError: it is damaged, of a newer format, or no store.
+    """
+    return Store(read_layout(find_store(path, partial=partial)), check=check)
+
+
+class Columns(Mapping[str, np.ndarray]):
+    """What is known of the rows, by name; each column is read when it is asked for."""
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        self._plain = [name for name, each in layout.columns.items() if each.part_of is None]
+        self._read = functools.lru_cache(maxsize=None)(self._read_file)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._plain:
+            raise KeyError(name)
+        values = self._read(name)
+        if self._layout.columns[name].dimension_names[0] == "n":
+            return values[: self._layout.committed]
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plain)
+
+    def __len__(self) -> int:
+        return len(self._plain)
+
+    def ragged(self, name: str) -> Ragged:
+        """A ragged column.
+
+        Raises:
+            KeyError: there is none of that name.
+            FormatError: it is damaged.
+        """
+        column = self._layout.columns.get(name)
+        if column is None or column.part_of != name:
+            raise KeyError(name)
+        offsets = self._read(f"{name}_offsets")
+        whole = Ragged(self._read(name), offsets)
+        stop = self._layout.committed
+        return Ragged(whole.flat[: offsets[stop]], offsets[: stop + 1])
+
+    @property
+    def ragged_names(self) -> list[str]:
+        """Names of the ragged columns."""
+        columns = self._layout.columns.values()
+        return [column.name for column in columns if column.part_of == column.name]
+
+    def _read_file(self, name: str) -> np.ndarray:
+        return read_checked_column(self._layout, self._layout.columns[name])
+
+
+class Store:
+    """A store that is open for reading. Columns by name: `store["behavior"] == "narcissism"`."""
+
+    def __init__(self, layout: Layout, *, check: bool = False):
+        self._layout = layout
+        self._maps = Maps(layout, check=check)
+        self.columns = Columns(layout)
+        """Columns by name; ragged ones through `ragged`."""
+        arrays = layout.arrays.values()
+        rows = layout.root.shard_rows
+        if any(array.dtype == "bfloat16" for array in arrays):  # one cut for all of them
+            largest = max(4 * array.n_layers * array.width for array in arrays)
+            rows = max(min(rows, CONVERTED_BYTES // largest), 1)
+        self._batch_rows = rows
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._layout.folder
+
+    @property
+    def kind(self) -> str:
+        """`residuals` or `sweep`."""
+        return self._layout.root.kind
+
+    @property
+    def n(self) -> int:
+        """Rows that can be read: all, or of a partial store the committed ones."""
+        return self._layout.committed
+
+    @property
+    def n_planned(self) -> int:
+        """Rows of the store when it is complete."""
+        return self._layout.root.n
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is finished."""
+        return self._layout.root.complete
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What was asked for."""
+        return self._layout.root.config
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the numbers come from."""
+        return self._layout.root.provenance
+
+    @property
+    def certificate(self) -> Any:
+        """Evidence that was made at the end; None while it is not complete."""
+        return self._layout.root.certificate
+
+    @property
+    def shard_rows(self) -> int:
+        """Rows of a shard."""
+        return self._layout.root.shard_rows
+
+    @property
+    def shard_reason(self) -> str:
+        """Why a shard has that many rows."""
+        return self._layout.root.shard_reason
+
+    @property
+    def arrays(self) -> list[str]:
+        """Names of the row arrays."""
+        return list(self._layout.arrays)
+
+    @property
+    def sites(self) -> list[str]:
+        """Where the model was read: `resid_post`, `embed`."""
+        return list(dict.fromkeys(name.rpartition("/")[0] for name in self.arrays))
+
+    @property
+    def positions(self) -> list[str]:
+        """Which tokens were read."""
+        return list(dict.fromkeys(name.rpartition("/")[2] for name in self.arrays))
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the deepest array."""
+        return max(array.n_layers for array in self._layout.arrays.values())
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residuals.
+
+        Raises:
+            MismatchError: the store holds something else.
+        """
+        if self.kind != "residuals":
+            raise MismatchError(
+                f"'{self.path}' holds a {self.kind}, expected residuals. Open the store that it "
+                "was made from."
+            )
+        return max(array.width for array in self._layout.arrays.values())
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """The prompts, `[n]`."""
+        return self["prompt"]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the residuals that can be read."""
+        return self.n * sum(array.row_bytes for array in self._layout.arrays.values())
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A column, read-only.
+
+        Raises:
+            MismatchError: there is none of that name.
+        """
+        if name not in self.columns:
+            raise MismatchError(
+                f"'{self.path}' has no column '{name}', expected one of "
+                f"{', '.join(self.columns)}; ragged ones are read with .ragged."
+            )
+        return self.columns[name]
+
+    def ragged(self, name: str) -> Ragged:
+        """A column of integer arrays, such as `prompt_tokens`; reads like a list of them.
+
+        Raises:
+            MismatchError: there is none of that name.
+        """
+        try:
+            return self.columns.ragged(name)
+        except KeyError:
+            raise MismatchError(
+                f"'{self.path}' has no ragged column '{name}', expected one of "
+                f"{', '.join(self.columns.ragged_names)}. Read others with store['{name}']."
+            ) from None
+
+    def resid(self, position: str, *, site: str = "resid_post") -> Residuals:
+        """The residuals of one token, `[n, layer, d_model]`.
+
+        Args:
+            position: prompt, fork, positive or negative.
+            site: resid_post, or embed.
+
+        Raises:
+            MismatchError: they were not kept.
+        """
+        return self.array(f"{site}/{position}")
+
+    def array(self, name: str) -> Residuals:
+        """A row array by its full name.
+
+        Raises:
+            MismatchError: there is none.
+        """
+        array = self._layout.arrays.get(name)
+        if array is None:
+            raise MismatchError(
+                f"'{self.path}' has no array '{name}', expected one of {', '.join(self.arrays)}."
+            )
+        return Residuals(self._maps, array, n=self.n, batch_rows=self._batch_rows)
+
+    def close(self) -> None:
+        """Let go of the files; arrays that were read stay valid, and reading opens them again."""
+        self._maps.clear()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, n={self.n}, arrays={self.arrays})"

@@ -1,0 +1,322 @@
+"""Fills a store shard by shard, so that whatever is counted as committed is right.
+
+Holds the lock of a partial store; knows arrays and columns, not where they come from. See `schema`
+for what it writes and in which order.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from actcache.chunks import shard_parts
+from actcache.creation import ColumnValues, plan_creation, require_same_store
+from actcache.documents import encode, root_document
+from actcache.durable import make_folder, sync_folder, write_durably
+from actcache.errors import (
+    ActcacheError,
+    IncompleteStoreError,
+    MismatchError,
+    StoreExistsError,
+)
+from actcache.layout import Layout, partial_folder, read_layout, record_path, shard_path
+from actcache.partial import (
+    fill,
+    lock_folder,
+    remove,
+    remove_uncommitted,
+    require_replaceable,
+    unsealed,
+)
+from actcache.records import FileSum, encode_record, seal, shard
+from actcache.schema import Kind, RowArray
+
+
+class Writer:
+    """The one writer of a store that is not complete. Use it as a context manager.
+
+    Leaving the context without `finish` leaves `PATH.partial`, which `resume` goes on with.
+    """
+
+    def __init__(self, path: Path, layout: Layout, lock: int):
+        self._path = path
+        self._layout = layout
+        self._lock: int | None = lock
+        self._last_record = layout.last_record
+        self._shard = len(layout.checksums)
+        self.n = layout.root.n
+        """Rows, when it is complete."""
+
+        self.shard_rows = layout.root.shard_rows
+        """Rows that each commit brings, but for the last."""
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        kind: Kind,
+        n: int,
+        arrays: Sequence[RowArray],
+        columns: Mapping[str, ColumnValues],
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        overwrite: bool = False,
+        shard_rows: int | None = None,
+    ) -> "Writer":
+        """Begin a store; until it is complete it lies at `PATH.partial`.
+
+        Args:
+            path: where it will be.
+            kind: what it holds.
+            n: its rows, 1 or more.
+            arrays: its row arrays.
+            columns: what is known of each row: strings, numbers `[n]` or `[n, _]`, or ragged
+                integers; and the coordinates of dimensions, by their names.
+            config: what was asked for, as JSON; `resume` compares it.
+            provenance: where the numbers come from, as JSON; `resume` compares it.
+            overwrite: replace the store that lies at `path` when this one is complete, and an
+                interrupted one now.
+            shard_rows: rows of a shard; by default as `schema.shard_rows` finds.
+
+        Raises:
+            StoreExistsError: a store, or an interrupted one, is there already.
+            MismatchError: columns, config or provenance cannot be stored.
+            ActcacheError: the folder cannot be written.
+        """
+        path = _absolute(path)
+        plan = plan_creation(
+            kind=kind, n=n, arrays=arrays, columns=columns, config=config, provenance=provenance,
+            overwrite=overwrite, shard_rows=shard_rows,
+        )  # fmt: skip
+        folder = partial_folder(path)
+        if not overwrite:
+            _require_free(path)
+        require_replaceable(path)
+        if os.path.lexists(folder) and not overwrite:
+            raise StoreExistsError(
+                f"'{folder}' exists already: a build was interrupted, or is running. Go on with "
+                "--resume, or begin anew with --overwrite."
+            )
+        with _telling(f"'{folder}' cannot be created"):
+            make_folder(folder)
+            lock = lock_folder(folder)
+            try:
+                fill(folder, plan)
+                return cls(path, read_layout(folder), lock)
+            except BaseException:
+                os.close(lock)
+                raise
+
+    @classmethod
+    def resume(
+        cls,
+        path: str | Path,
+        *,
+        kind: Kind,
+        n: int,
+        arrays: Sequence[RowArray],
+        columns: Mapping[str, ColumnValues],
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        overwrite: bool = False,
+        shard_rows: int | None = None,
+    ) -> "Writer":
+        """Go on with an interrupted store; where there is none, begin it.
+
+        Args: as `create`; `shard_rows` is the interrupted store's where None.
+
+        Raises:
+            MismatchError: the store was begun with something else: names the first field.
+            StoreExistsError: the store is complete.
+            FormatError: what lies there is damaged.
+            ActcacheError: another process is writing it.
+        """
+        path = _absolute(path)
+        folder = partial_folder(path)
+        if not os.path.lexists(folder):
+            return cls.create(
+                path, kind=kind, n=n, arrays=arrays, columns=columns, config=config,
+                provenance=provenance, overwrite=overwrite, shard_rows=shard_rows,
+            )  # fmt: skip
+        with _telling(f"'{folder}' cannot be continued"):
+            lock = lock_folder(folder)
+            try:
+                plan = plan_creation(
+                    kind=kind, n=n, arrays=arrays, columns=columns, config=config,
+                    provenance=provenance, overwrite=overwrite, shard_rows=shard_rows,
+                )  # fmt: skip
+                if not record_path(folder, 0).exists():  # killed before it was created
+                    fill(folder, plan)
+                layout = read_layout(folder)
+                require_same_store(plan, layout, shard_rows=shard_rows)
+                if not (overwrite or layout.overwrite):
+                    _require_free(path)
+                layout = unsealed(layout)
+                remove_uncommitted(layout)
+                return cls(path, replace(layout, overwrite=overwrite or layout.overwrite), lock)
+            except BaseException:
+                os.close(lock)
+                raise
+
+    @property
+    def committed(self) -> int:
+        """Rows that are safe on disk."""
+        return min(self._shard * self.shard_rows, self.n)
+
+    @property
+    def next_rows(self) -> slice:
+        """The rows that the next commit must bring; empty when all are there."""
+        return slice(self.committed, min(self.committed + self.shard_rows, self.n))
+
+    def commit(self, blocks: Mapping[str, np.ndarray]) -> None:
+        """Write the next shard of every row array; when this returns it is safe on disk.
+
+        Arrays that lie layer by layer in memory (`[layer, rows, width]` with the first two axes
+        swapped) are written without a copy.
+
+        Args:
+            blocks: for each row array `[rows, layer, width]`, in its dtype; bfloat16 as uint16.
+
+        Raises:
+            MismatchError: other arrays, shapes or dtypes than the store's.
+            NotFiniteError: a value is infinite or not a number: names row, layer, value.
+            ActcacheError: it could not be written; what was committed before is kept.
+        """
+        self._require_open()
+        layout, rows = self._layout, self.next_rows
+        n_rows = rows.stop - rows.start
+        arrays = list(layout.arrays.values())
+        if blocks.keys() != layout.arrays.keys() or n_rows == 0:
+            raise MismatchError(
+                f"rows of {', '.join(sorted(blocks))} were to be committed, expected "
+                f"{n_rows} rows of {', '.join(sorted(layout.arrays))}. Commit each shard once."
+            )
+        for array in arrays:
+            block, shape = blocks[array.name], (n_rows, array.n_layers, array.width)
+            if block.shape != shape or block.dtype != array.stored:
+                raise MismatchError(
+                    f"'{array.name}' was to be committed as {block.dtype} {list(block.shape)}, "
+                    f"expected {array.stored} {list(shape)}. Pass rows {rows.start} to {rows.stop}."
+                )
+        with _telling(f"'{layout.folder}' cannot be written", kept=f"{self.committed} of {self.n}"):
+            checksums: dict[str, list[str]] = {}
+            for array in arrays:
+                checksums[array.name] = []
+                write_durably(
+                    shard_path(layout.folder, array, self._shard),
+                    shard_parts(
+                        array,
+                        blocks[array.name],
+                        first_row=rows.start,
+                        shard_rows=self.shard_rows,
+                        checksums=checksums[array.name],
+                    ),
+                )
+            content = shard(
+                range(rows.start, rows.stop),
+                arrays,
+                shard_rows=self.shard_rows,
+                checksums=checksums,
+            )
+            self._append(self._shard + 1, content)
+        self._shard += 1
+
+    def finish(self, certificate: Any = None) -> None:
+        """Seal the complete store and give it its name. Nothing opens it for writing again.
+
+        Args:
+            certificate: evidence to keep with it, as JSON.
+
+        Raises:
+            IncompleteStoreError: rows are missing.
+            StoreExistsError: something came to lie at its path meanwhile.
+        """
+        self._require_open()
+        layout, folder = self._layout, self._layout.folder
+        if self.committed < self.n:
+            raise IncompleteStoreError(
+                f"'{folder}' holds {self.committed} of {self.n} rows, expected all of them before "
+                "it is finished. Commit the rest."
+            )
+        if not layout.overwrite:
+            _require_free(self._path)
+        document = encode(
+            root_document(replace(layout.root, complete=True, certificate=certificate))
+        )
+        with _telling(f"'{folder}' cannot be finished", kept=f"{self.n} of {self.n}"):
+            self._append(self._shard + 1, seal(FileSum.of(document)))
+            write_durably(folder / "zarr.json", [document])
+            old = self._path.with_name(self._path.name + ".replaced")
+            require_replaceable(self._path)
+            require_replaceable(old)
+            if os.path.lexists(self._path):
+                remove(old)
+                self._path.rename(old)
+            folder.rename(self._path)
+            sync_folder(self._path.parent)
+            remove(old)
+        self.close()
+
+    def close(self) -> None:
+        """Release the lock; what was committed stays."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _append(self, number: int, content: Mapping[str, Any]) -> None:
+        raw, digest = encode_record(
+            content,
+            number=number,
+            previous=self._last_record,
+            record_bytes=self._layout.record_bytes,
+        )
+        write_durably(record_path(self._layout.folder, number), [raw])
+        self._last_record = digest
+
+    def _require_open(self) -> None:
+        if self._lock is None:
+            raise StoreExistsError(
+                f"the writer of '{self._path}' is closed. Open it again with Writer.resume."
+            )
+
+
+def _require_free(path: Path) -> None:
+    if os.path.lexists(path):
+        raise StoreExistsError(
+            f"'{path}' exists already. Choose another path, or replace it with --overwrite."
+        )
+
+
+def _absolute(path: str | Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  # resolve() follows links: replacing one would hit its target
+
+
+@contextmanager
+def _telling(what: str, *, kept: str = "") -> Iterator[None]:
+    """Say in one line what the system refused."""
+    try:
+        yield
+    except ActcacheError:
+        raise  # some of them are OSErrors
+    except OSError as error:
+        remedy = "Choose a folder with room, that you may write to."
+        if kept:
+            remedy = f"{kept} rows are kept: make room, then continue with --resume."
+        raise ActcacheError(f"{what}: {error.strerror or error}. {remedy}") from error

@@ -1,0 +1,246 @@
+"""The pictures of a report: steerability by layer, propensity over the grid, classes by layer.
+
+Each function draws one figure into a file and leaves nothing behind: no pyplot, no global state, no
+window. Matplotlib is imported when a picture is drawn. Refuses to know how any number was made.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from actcache.analysis.layer_choice import LayerChoice
+from actcache.analysis.layers import LayerScores
+from actcache.errors import MismatchError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito: eight colours that differ for every kind of colour vision; yellow is too pale for
+# a line on white. Further lines repeat them with another dash.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("-", "--", ":")
+_GREY = "#8a8a8a"
+_WIDTH, _DPI = 8.0, 150  # 1200 pixels
+_PANELS = 6
+_FEW, _LEGEND_COLUMNS = 3, 3  # lines with a legend inside the axes; columns of one below them
+
+
+def plot_steerability(
+    path: str | Path,
+    behaviors: Mapping[str, LayerChoice],
+    *,
+    control: Sequence[LayerChoice] = (),
+    unit: str = "logits per unit multiplier",
+) -> None:
+    """Draw mean steerability by layer with its interval, one line a behavior, into a PNG.
+
+    A dot marks each behavior's fixed layer. Each set of random directions is a grey line.
+
+    Args:
+        path: file to write; the suffix names the format (`.png`, `.pdf`, `.svg`).
+        behaviors: what `summarize` found for each, `Steerability.choice`.
+        control: the same for random directions, `Steerability.control` of any behaviors.
+        unit: unit of the slope, which depends on what propensity is made of.
+
+    Raises:
+        MismatchError: no behavior.
+    """
+    _require(behaviors)
+    below = 0 if len(behaviors) <= _FEW else -(-(len(behaviors) + 2) // _LEGEND_COLUMNS)
+    figure = _figure(4.6 + 0.2 * below)
+    axes = figure.subplots()
+    axes.axhline(0, color="black", linewidth=0.8, zorder=1)
+    for i, choice in enumerate(control):
+        label = "random directions" if i == 0 else None
+        layer = np.arange(len(choice.mean))
+        axes.fill_between(layer, *choice.interval.T, color=_GREY, alpha=0.15, linewidth=0)
+        axes.plot(layer, choice.mean, color=_GREY, linewidth=1.4, label=label, zorder=2)
+    for i, (name, choice) in enumerate(behaviors.items()):
+        color, dash = _style(i)
+        layer = np.arange(len(choice.mean))
+        axes.fill_between(layer, *choice.interval.T, color=color, alpha=0.18, linewidth=0)
+        label = f"{name} (n = {choice.n})"
+        axes.plot(layer, choice.mean, dash, color=color, linewidth=1.8, label=label, zorder=3)
+        axes.plot(
+            choice.fixed_layer,
+            choice.fixed.value,
+            "o",
+            color=color,
+            markersize=8,
+            markeredgecolor="white",
+            markeredgewidth=1.2,
+            zorder=4,
+        )
+    axes.plot([], [], "o", color="#444444", markersize=7, label="fixed layer (chosen on train)")
+    axes.set_title("Steerability by layer: mean over test samples, 95 % interval", loc="left")
+    axes.set_xlabel("layer that is steered")
+    axes.set_ylabel(f"steerability ({unit})")
+    _finish_lines(axes)
+    if len(behaviors) <= _FEW:
+        axes.legend(frameon=False, fontsize=9)
+    else:
+        figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def plot_grid(
+    path: str | Path,
+    propensity: Mapping[str, Float[np.ndarray, "layer m"]],
+    multipliers: Float[np.ndarray, " m"],
+    *,
+    fixed_layers: Mapping[str, int] | None = None,
+    unit: str = "logits",
+) -> None:
+    """Draw mean propensity over layers and multipliers, one panel a behavior, into a PNG.
+
+    All panels share one color scale with white at 0; a frame marks multiplier 0, where nothing is
+    steered. Of more than six behaviors the first six are drawn, and the title says so.
+
+    Args:
+        path: file to write; the suffix names the format.
+        propensity: mean over samples for each behavior.
+        multipliers: the grid, in the order of the last axis.
+        fixed_layers: layer to mark in each behavior's panel.
+        unit: unit of propensity.
+
+    Raises:
+        MismatchError: no behavior, or a panel without one column for each multiplier.
+    """
+    _require(propensity)
+    for name, values in propensity.items():
+        if values.shape[1:] != multipliers.shape:
+            raise MismatchError(
+                f"propensity of '{name}' has shape {values.shape}, the grid {len(multipliers)} "
+                f"multipliers. Pass [layer, multiplier]."
+            )
+    shown = dict(list(propensity.items())[:_PANELS])
+    columns = 2 if len(shown) == 4 else min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    figure = _figure(0.9 + 3.4 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
+    limit = max(float(np.abs(values).max()) for values in shown.values()) or 1.0
+    image = None
+    for axes, (name, values) in zip(grid.flat, shown.items(), strict=False):
+        image = axes.imshow(
+            values, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit
+        )
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
+        axes.tick_params(axis="x", labelbottom=True, labelsize=8)
+        axes.yaxis.set_major_locator(_whole_numbers())
+        for column in np.flatnonzero(multipliers == 0):
+            axes.axvspan(column - 0.5, column + 0.5, fill=False, edgecolor="black", linewidth=1.4)
+            axes.get_xticklabels()[column].set_fontweight("bold")
+        if fixed_layers and name in fixed_layers:
+            axes.plot(-0.5, fixed_layers[name], ">", color="black", markersize=7, clip_on=False)
+    for axes in list(grid.flat)[len(shown) :]:
+        axes.remove()
+    for axes in grid[:, 0]:
+        axes.set_ylabel("layer that is steered")
+    for axes in list(grid.flat)[max(0, len(shown) - columns) : len(shown)]:
+        axes.set_xlabel("multiplier")
+    title = "Mean propensity; framed: multiplier 0, unsteered"
+    if fixed_layers:
+        title += "; ▶: fixed layer"
+    if len(shown) < len(propensity):
+        title += f" (first {len(shown)} of {len(propensity)} behaviors)"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    if image is not None:
+        bar = figure.colorbar(
+            image, ax=list(grid.flat)[: len(shown)], shrink=0.9, aspect=30, pad=0.015
+        )
+        bar.set_label(f"propensity ({unit}), positive less negative")
+    figure.savefig(path)
+
+
+def plot_layers(
+    path: str | Path,
+    scores: LayerScores,
+    *,
+    positive: str = "positive",
+    negative: str = "negative",
+) -> None:
+    """Draw both classes' mean projection and the AUC by layer, into a PNG.
+
+    Discriminative layers, where the two means lie on either side of 0, are shaded.
+
+    Args:
+        path: file to write; the suffix names the format.
+        scores: from `layer_scores`.
+        positive: name of the positive class.
+        negative: name of the negative class.
+    """
+    figure = _figure(5.6)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
+    layer = np.arange(len(scores.auc))
+    label: str | None = "discriminative layer"
+    for at in np.flatnonzero(scores.discriminative):
+        for axes in (top, bottom):
+            axes.axvspan(at - 0.5, at + 0.5, color="#F0E442", alpha=0.35, linewidth=0, label=label)
+            label = None
+    counts = scores.n_positive, scores.n_negative
+    for k, name in enumerate((positive, negative)):
+        color, _ = _style(k)
+        top.fill_between(layer, *scores.interval[k].T, color=color, alpha=0.25, linewidth=0)
+        style = {"color": color, "linewidth": 1.8, "markersize": 4}
+        top.plot(
+            layer, scores.class_mean[k], "os"[k] + "-", label=f"{name} (n = {counts[k]})", **style
+        )
+    top.axhline(0, color="black", linewidth=0.8)
+    what = "unit residuals" if scores.normalized else "residuals"
+    top.set_title(
+        f"Mean projection of {what} on the direction of layer {scores.common_layer}, 95 % interval",
+        loc="left",
+        fontsize=11,
+    )
+    top.set_ylabel("projection" if scores.normalized else "projection (residual units)")
+    bottom.plot(layer, scores.auc, "o-", color="black", linewidth=1.4, markersize=3.5)
+    bottom.axhline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
+    bottom.set_ylim(min(0.45, float(scores.auc.min()) - 0.05), 1.02)
+    bottom.set_ylabel("AUC, own\ndirection")
+    bottom.set_xlabel("layer that is read")
+    size = np.abs(scores.class_mean)
+    if size.max() > 20 * np.median(size) > 0:  # else early layers' signs cannot be seen
+        top.set_yscale("symlog", linthresh=float(np.median(size)))
+    for axes in (top, bottom):
+        _finish_lines(axes)
+    top.legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+
+
+def _figure(height: float) -> "Figure":
+    """A figure of fixed width that only its own canvas knows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _style(i: int) -> tuple[str, str]:
+    return _COLORS[i % len(_COLORS)], _DASHES[i // len(_COLORS) % len(_DASHES)]
+
+
+def _finish_lines(axes: "Axes") -> None:
+    axes.margins(x=0.01)
+    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _whole_numbers() -> "MaxNLocator":
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(integer=True)
+
+
+def _require(behaviors: Mapping[str, object]) -> None:
+    if not behaviors:
+        raise MismatchError("no behavior was given to draw, expected one or more. Pass some.")

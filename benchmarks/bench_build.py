@@ -1,0 +1,103 @@
+"""What does a build cost beside the forward passes that nobody can avoid?
+
+Ours reads all layers at prompt, fork and both answer tokens. Floors, in turns: two plain Hugging
+Face forwards a row (prompt with either completion), with and without logits; one forward of the
+prompts alone. `--store` times the whole build with its files.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from actcache.batches import plan_batches
+from actcache.capture import capture, tokens_run
+from actcache.model import LanguageModel, load_model
+from actcache.render import Rendered
+from benchmarks.models import plain_forwards, random_llama, random_rows
+from benchmarks.turns import arguments, in_turns, ratio, report
+
+POSITIONS = ("prompt", "fork", "positive", "negative")
+
+
+def variants(
+    model: LanguageModel, rows: Sequence[Rendered], *, budget: int
+) -> dict[str, Callable[[], object]]:
+    costs = [tokens_run(row, positions=POSITIONS, answer="first") for row in rows]
+
+    def ours() -> None:
+        for batch in plan_batches(costs, budget=budget):
+            found, _ = capture(model, [rows[i] for i in batch], positions=POSITIONS, answer="first")
+            found.cpu()
+
+    both = [row.chain + row.positive for row in rows], [row.chain + row.negative for row in rows]
+    prompts = [row.prompt for row in rows]
+
+    def floor(
+        sequences: Sequence[Sequence[tuple[int, ...]]], *, logits: bool
+    ) -> Callable[[], None]:
+        def run() -> None:
+            for each in sequences:
+                plain_forwards(model, each, budget=budget, logits=logits)
+
+        return run
+
+    return {
+        "capture": ours,
+        "two forwards": floor(both, logits=True),
+        "two forwards, no logits": floor(both, logits=False),
+        "prompts once": floor([prompts], logits=True),
+        "prompts once, no logits": floor([prompts], logits=False),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--model", help="folder; default: a random Llama, 12 layers, d 512")
+    parser.add_argument("--data", nargs="*", default=[], help="rows for --model")
+    parser.add_argument("--n", type=int, default=64, help="rows (default 64)")
+    parser.add_argument("--batch-tokens", type=int, default=4096)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    if args.model:
+        from actcache.build import plan_build
+        from actcache.config import BuildConfig
+        from actcache.rows import read_samples
+
+        model = load_model(args.model, dtype="float32")
+        config = BuildConfig(model=args.model, batch_tokens=args.batch_tokens)
+        plan = plan_build(read_samples(args.data, limit=args.n), config)
+        rows = list(plan.rendered)
+    else:
+        model = random_llama(layers=12, d_model=512, heads=8, mlp=1408, vocab=8192)
+        rows = random_rows(args.n, tokens=128, vocab=8192)
+    took = in_turns(variants(model, rows, budget=args.batch_tokens), repeats=args.repeats)
+    if args.model:
+        from actcache.build import run_build
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "store.zarr")
+            whole = {
+                "build": lambda: run_build(plan, path, model=model, overwrite=True),
+                "two forwards": variants(model, rows, budget=args.batch_tokens)["two forwards"],
+            }
+            model.digest  # noqa: B018  # computed once a model, here as in a build of many rows
+            took_whole = in_turns(whole, repeats=max(1, args.repeats // 2))
+    figures = {
+        f"capture / {name}": ratio(took, "capture", name) for name in took if name != "capture"
+    }
+    if args.model:
+        figures["build with files and certificate / two forwards"] = ratio(
+            took_whole, "build", "two forwards"
+        )
+    figures["rows a second"] = len(rows) / min(took["capture"])
+    report(
+        "build",
+        figures,
+        about={"model": model.name, "rows": len(rows), "repeats": args.repeats},
+    )
+
+
+if __name__ == "__main__":
+    main()

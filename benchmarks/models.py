@@ -1,0 +1,72 @@
+"""Models and rows that benchmarks run on: real small ones, and random ones of a given shape."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from actcache.model import LanguageModel, adopt_model
+from actcache.render import Rendered
+
+
+def random_llama(
+    *,
+    layers: int,
+    d_model: int,
+    heads: int,
+    mlp: int,
+    vocab: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> LanguageModel:
+    """A Llama of the given shape with random weights, made on the device."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=d_model,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            hf: Any = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(default)
+    return adopt_model(hf, name=f"random Llama {layers} x {d_model}")
+
+
+def random_rows(n: int, *, tokens: int, vocab: int, seed: int = 0) -> list[Rendered]:
+    """Pairs of about `tokens` prompt tokens (±25 %), shared "(", one letter, one closing token."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(int(tokens * 0.75), int(tokens * 1.25) + 1, n)
+    return [
+        Rendered(tuple(rng.integers(5, vocab, length).tolist()), (1,), (2, 4), (3, 4))
+        for length in lengths
+    ]
+
+
+def plain_forwards(
+    model: LanguageModel, sequences: Sequence[Sequence[int]], *, budget: int, logits: bool
+) -> None:
+    """What a user would write: length-sorted, left-padded batches through the plain model."""
+    from actcache.batches import plan_batches
+    from actcache.tree import Tree, plant
+
+    run = model.hf if logits else model.anatomy.decoder
+    with torch.inference_mode():
+        for batch in plan_batches([len(sequence) for sequence in sequences], budget=budget):
+            tree = plant([Tree(sequences[i]) for i in batch], pad=0)
+            run(
+                input_ids=torch.from_numpy(tree.ids).to(model.device),
+                attention_mask=torch.from_numpy(tree.valid).to(model.device, torch.int64),
+                position_ids=torch.from_numpy(tree.positions).to(model.device),
+                use_cache=False,
+            )

@@ -1,0 +1,84 @@
+"""Measure variants in turns, so that a noisy machine hurts all of them alike; report ratios."""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+
+def in_turns(
+    variants: Mapping[str, Callable[[], object]], *, repeats: int
+) -> dict[str, list[float]]:
+    """Wall seconds of each variant, `repeats` rounds, every round all variants one after another.
+
+    One more round comes first and is thrown away.
+    """
+    took: dict[str, list[float]] = {name: [] for name in variants}
+    for turn in range(repeats + 1):
+        for name, work in variants.items():
+            _wait()
+            start = time.perf_counter()
+            work()
+            _wait()
+            if turn:
+                took[name].append(time.perf_counter() - start)
+    return took
+
+
+def ratio(took: Mapping[str, list[float]], ours: str, other: str) -> float:
+    """Median over rounds of `ours / other`, both of the same round."""
+    return statistics.median(a / b for a, b in zip(took[ours], took[other], strict=True))
+
+
+def report(title: str, figures: Mapping[str, Any], *, about: Mapping[str, Any]) -> None:
+    """A card for people, then one line of JSON for programs."""
+    table = Table(title=title, show_header=False)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+    document = {"benchmark": title, **figures, "about": {**about, **machine()}}
+    print(json.dumps(document))
+
+
+def machine() -> dict[str, Any]:
+    """Commit and hardware, for RESULTS.md."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "commit": commit,
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "torch": torch.__version__,
+    }
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    return parser
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,200 @@
+"""Answer from a store: directions, discriminative layers, the exact sweep, steerability.
+
+Writes OUT: directions.safetensors, moments.npz, sweep.zarr, steerability.npz, summary.json and
+pictures. A sweep that lies in OUT with the same settings is reused; an interrupted one goes on.
+The stage sweep runs the model that the store was built with; the others need the store alone.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from actcache.cli import console
+
+if TYPE_CHECKING:
+    from actcache.store import Store
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add = command.add_argument
+    add("store", metavar="STORE", help="a store that build wrote")
+    add("-o", "--output", metavar="OUT", help="results folder (default: STORE's name + -results)")
+    add("--stages", default="vectors,layers,sweep", metavar="LIST", help="default %(default)s")
+    add("--labels", metavar="POSITIVE,NEGATIVE", help="which labels, where there are more than two")
+    add("--normalize", action="store_true", help="unit residuals for discriminative layers")
+    add("--draws", type=int, default=1000, help="bootstrap draws (default %(default)s)")
+    add("--seed", type=int, default=0, help="of controls and bootstrap (default %(default)s)")
+    add("--overwrite", action="store_true", help="remove earlier results in OUT first")
+    add("--json", action="store_true", help="print one JSON document")
+    add = command.add_argument_group("sweep").add_argument
+    add(
+        "--multipliers",
+        default="-1.5:1.5:0.5",
+        metavar="START:STOP:STEP",
+        help="factors on the directions; or a list (default %(default)s)",
+    )
+    add(
+        "--first-steered",
+        default="fork",
+        choices=("fork", "prompt", "completion"),
+        help="the last token that both completions share; the last prompt token (repepo, CAA); "
+        "the completion's first (steering-bench)",
+    )
+    add(
+        "--score",
+        default="letter",
+        choices=("letter", "logprob", "logit", "probability"),
+        help="the letters' logits; the completions' log-probabilities (steering-bench) or logits "
+        "(repepo); the letter's probability (CAA)",
+    )
+    add("--layers", metavar="LIST", help="layers to steer, for example 3,5 (default: all)")
+    add("--controls", type=int, default=1, help="sets of random directions (default %(default)s)")
+    add("--model", help="where the store's model lies now, if it was moved")
+    add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
+    add("--batch-tokens", type=int, default=8192, help="tokens in a pass (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Open the store, analyze, print."""
+    from actcache.store import open_store
+
+    store = open_store(args.store)
+    out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
+    show_or_print(run_analyze(store, out, args), as_json=args.json, out=out)
+
+
+def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """Run the stages as the command line says."""
+    from actcache.analysis.analyze import AnalyzeConfig, analyze, parse_multipliers, remove_results
+
+    config = AnalyzeConfig(
+        stages=tuple(args.stages.split(",")),
+        multipliers=parse_multipliers(args.multipliers),
+        first_steered=args.first_steered,
+        score=args.score,
+        layers=_numbers(args.layers),
+        labels=args.labels.split(",") if args.labels else None,
+        normalize=args.normalize,
+        controls=args.controls,
+        draws=args.draws,
+        batch_tokens=args.batch_tokens,
+        seed=args.seed,
+    )
+    if args.overwrite:
+        remove_results(out)
+
+    def load() -> Any:
+        from actcache.model import load_model
+
+        kept = store.provenance["model"]
+        return load_model(
+            args.model or kept["name"],
+            revision=store.config["revision"],
+            dtype=kept["dtype"],
+            device=args.device,
+        )
+
+    def bar(title: str, total: int) -> Any:
+        return console.progress(title, total=total, quiet=args.json)
+
+    return analyze(store, out, config=config, model=load, progress=bar)
+
+
+def show_or_print(summary: dict[str, Any], *, as_json: bool, out: Path) -> None:
+    """The summary as tables, or as one JSON document."""
+    if as_json:
+        console.print_json(summary)
+    else:
+        show(summary)
+        console.err().print(f"results: {out}", highlight=False, soft_wrap=True)
+
+
+def show(summary: dict[str, Any]) -> None:
+    """The tables of a summary on stdout."""
+    if "layers" in summary:
+        for name, scores in summary["layers"].items():
+            _show_layers(name, scores)
+    if "sweep" in summary:
+        _show_sweep(summary["sweep"])
+    elif "vectors" in summary:
+        for name, vector in summary["vectors"].items():
+            norms = ", ".join(f"{norm:.3g}" for norm in vector["norm"])
+            console.out().print(f"{name}: norm of the direction by layer: {norms}")
+
+
+def _show_sweep(sweep: dict[str, Any]) -> None:
+    table = Table(title="Steerability on test samples: slope of propensity per unit multiplier")
+    table.add_column("behavior")
+    for name in ("n", "fixed layer", "fixed", "oracle", "cross-fitted", "random layer"):
+        table.add_column(name, justify="right", no_wrap=name == "fixed")
+    table.add_column("steerable", justify="right")
+    table.add_column("by letter", justify="right", no_wrap=True)
+    table.add_column("random direction", justify="right")
+    for name, found in sweep["behaviors"].items():
+        crossfit, control = found["crossfit"], found["control_at_fixed"]
+        table.add_row(
+            name,
+            str(found["n"]),
+            str(found["fixed_layer"]),
+            _estimate(found["fixed"]),
+            f"{found['oracle']['value']:.3g}",
+            f"{crossfit['oracle']['value']:.3g}" if crossfit else "-",
+            f"{found['random_layer']['value']:.3g}",
+            f"{found['fixed_share']:.0%}",
+            " ".join(f"{x} {c['fixed_share']:.0%}" for x, c in found["by_letter"].items()) or "-",
+            f"{_mean(control['slope']):.2g}, {_mean(control['share']):.0%}"
+            if control["share"]
+            else "-",
+        )
+    out = console.out()
+    out.print(table)
+    for name, found in sweep["behaviors"].items():
+        out.print(f"{name}: {found['verdict']}", highlight=False, markup=False)
+    check = sweep["self_check"]
+    out.print(
+        f"self-check: cells against full passes differ by {check['naive_error']:.1e}; cells that "
+        f"add nothing spread by {check['noise_floor']:.1e}",
+        highlight=False,
+    )
+
+
+def _show_layers(name: str, scores: dict[str, Any]) -> None:
+    table = Table(
+        title=f"{name}: held-out samples on one common direction (layer {scores['common_layer']})"
+    )
+    for column in ("layer", "mean +", "mean −", "discriminative", "in draws", "Fisher", "AUC"):
+        table.add_column(column, justify="right")
+    for layer, discriminative in enumerate(scores["discriminative"]):
+        plus, minus = (scores["class_mean"][k][layer] for k in (0, 1))
+        table.add_row(
+            str(layer),
+            f"{plus:.3g}",
+            f"{minus:.3g}",
+            "yes" if discriminative else "",
+            f"{scores['discriminative_share'][layer]:.0%}",
+            f"{scores['fisher'][layer]:.3g}",
+            f"{scores['auc'][layer]:.3f}",
+        )
+    console.out().print(table)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _estimate(found: dict[str, float]) -> str:
+    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
+
+
+def _numbers(text: str | None) -> list[int] | None:
+    from actcache.errors import ActcacheError
+
+    try:
+        return [int(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise ActcacheError(
+            f"layers are '{text}', expected whole numbers separated by commas. For example 3,5."
+        ) from None

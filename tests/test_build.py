@@ -1,0 +1,301 @@
+"""The build from rows to store: values, resume after a kill, what is refused, what is left out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import actcache
+from actcache.batches import plan_batches
+from actcache.build import plan_build, run_build
+from actcache.capture import capture_alone
+from actcache.config import BuildConfig
+from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
+from actcache.model import load_model
+from actcache.rows import read_samples
+from tests.tiny import save
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model and sixty rows in two behaviors."""
+    folder = tmp_path_factory.mktemp("build")
+    save(folder / "model")
+    rng = np.random.default_rng(0)
+    for behavior in ("calm", "bold"):
+        rows = [
+            {
+                "prompt": "".join(rng.choice(list("abcdef "), rng.integers(3, 40))) + f"{i}?",
+                "positive": "(A)" if i % 2 else "(B)",
+                "negative": "(B)" if i % 2 else "(A)",
+            }
+            for i in range(30)
+        ]
+        text = "\n".join(json.dumps(row) for row in rows)
+        (folder / f"{behavior}.jsonl").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(folder):
+    return read_samples([folder / "calm.jsonl", folder / "bold.jsonl"])
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+    return BuildConfig(model=str(folder / "model"), batch_tokens=300, sites=("resid_post", "embed"))
+
+
+def test_keeps_each_row_as_it_is_alone(samples, config, tmp_path):
+    plan = plan_build(samples, config)
+    store = run_build(plan, tmp_path / "s.zarr")
+    model = load_model(config.model)
+
+    assert store.n == 60
+    assert store.complete
+    for row in (0, 17, 59):
+        for position in plan.positions:
+            alone = capture_alone(model, plan.rendered[row], position=position, answer="first")
+            np.testing.assert_allclose(
+                store.resid(position)[row], alone.numpy(), rtol=1e-5, atol=1e-5
+            )
+        token = plan.rendered[row].prompt[-1]
+        embedded = model.hf.get_input_embeddings()(torch.tensor(token)).numpy()
+        np.testing.assert_array_equal(store.resid("prompt", site="embed")[row, 0], embedded)
+
+
+def test_keeps_the_samples_beside_the_residuals(samples, config, tmp_path):
+    store = run_build(plan_build(samples, config), tmp_path / "s.zarr")
+
+    assert store["id"].tolist() == [sample.id for sample in samples]
+    assert store["prompt"].tolist() == [sample.prompt for sample in samples]
+    assert (store["behavior"] == "calm").sum() == 30
+    assert set(store["letter"].tolist()) == {"A", "B"}
+    assert set(store["split"].tolist()) == {"train", "validation", "test"}
+    tokens = store.ragged("prompt_tokens")
+    assert [len(tokens[i]) for i in range(60)] == [len("U: \nA:") + len(s.prompt) for s in samples]
+
+
+def test_says_where_the_numbers_come_from(samples, config, tmp_path):
+    store = run_build(plan_build(samples, config), tmp_path / "s.zarr")
+    provenance = store.provenance
+
+    assert provenance["model"]["weights_sha256"] == load_model(config.model).digest
+    assert provenance["model"]["n_layers"] == store.n_layers == 4
+    assert provenance["versions"]["torch"] == torch.__version__
+    assert len(store.certificate["largest_relative_error"]) == 4
+    assert max(store.certificate["largest_relative_error"]) < 1e-5  # fp32 rounding
+
+
+def test_a_certificate_shows_a_capture_that_is_wrong(samples, config, tmp_path, monkeypatch):
+    from actcache import build
+
+    right = build.capture
+
+    def wrong(*args, **settings):
+        residuals, embed = right(*args, **settings)
+        residuals[:, 2] *= 1.01
+        return residuals, embed
+
+    monkeypatch.setattr(build, "capture", wrong)
+    store = run_build(plan_build(samples, config), tmp_path / "s.zarr")
+
+    errors = store.certificate["largest_relative_error"]
+    assert errors[2] > 0.005
+    assert max(errors[:2]) < 1e-5
+
+
+KILLED = """
+import sys, time
+from actcache import build
+from actcache.config import BuildConfig
+from actcache.rows import read_samples
+from actcache.writer import Writer
+right = Writer.commit
+def slow(self, blocks):
+    right(self, blocks)
+    print(self.committed, flush=True)
+    time.sleep(0.5)
+Writer.commit = slow
+build.SHARD_ROWS = 8
+folder, out = sys.argv[1:]
+samples = read_samples([folder + "/calm.jsonl", folder + "/bold.jsonl"])
+config = BuildConfig(model=folder + "/model", batch_tokens=300, sites=("resid_post", "embed"))
+build.run_build(build.plan_build(samples, config), out)
+"""
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_and_resumed_equals_uninterrupted(
+    folder, samples, config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("actcache.build.SHARD_ROWS", 8)
+    whole = run_build(plan_build(samples, config), tmp_path / "whole.zarr")
+    path = tmp_path / "killed.zarr"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(folder), str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.stdout is not None
+    while int(process.stdout.readline()) < 24:
+        pass
+    time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+
+    with pytest.raises(actcache.errors.IncompleteStoreError, match="--resume"):
+        actcache.open_store(path)
+    assert 24 <= actcache.open_store(path, partial=True).n < 60
+    told = []
+    resumed = run_build(plan_build(samples, config), path, resume=True, on_rows=told.append)
+
+    assert told[0] >= 24
+    assert sum(told) == 60
+    for name in whole.arrays:
+        np.testing.assert_array_equal(resumed.array(name)[:], whole.array(name)[:])
+    for name in whole.columns:
+        np.testing.assert_array_equal(resumed[name], whole[name])
+    assert resumed.certificate == whole.certificate
+    assert resumed.provenance == whole.provenance
+
+
+def interrupted(samples, config, path, monkeypatch):
+    """The rest of a build that broke after its first shard."""
+    from actcache import build
+
+    right, calls = build.capture, []
+
+    def breaks(*args, **settings):
+        calls.append(1)
+        if len(calls) > 6:
+            raise RuntimeError("the model broke")
+        return right(*args, **settings)
+
+    monkeypatch.setattr(build, "SHARD_ROWS", 8)
+    monkeypatch.setattr(build, "capture", breaks)
+    with pytest.raises(RuntimeError, match="broke"):
+        run_build(plan_build(samples, config), path)
+    monkeypatch.setattr(build, "capture", right)
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"batch_tokens": 200}, "batch_tokens"),
+        ({"seed": 1}, "seed"),
+        ({"answer": "last"}, "answer"),
+        ({"space": "add"}, "space"),
+        ({"sites": ("resid_post",)}, "embed"),
+    ],
+)
+def test_resume_refuses_other_settings_and_names_the_field(
+    samples, config, tmp_path, monkeypatch, change, field
+):
+    interrupted(samples, config, tmp_path / "s.zarr", monkeypatch)
+
+    with pytest.raises(MismatchError, match=field):
+        run_build(plan_build(samples, replace(config, **change)), tmp_path / "s.zarr", resume=True)
+
+
+def test_resume_refuses_other_weights_and_other_data(samples, config, tmp_path, monkeypatch):
+    interrupted(samples, config, tmp_path / "s.zarr", monkeypatch)
+    model = load_model(config.model)
+    with torch.no_grad():
+        next(model.hf.parameters())[0, 0] += 1
+
+    with pytest.raises(MismatchError, match="weights_sha256"):
+        run_build(plan_build(samples, config), tmp_path / "s.zarr", resume=True, model=model)
+    other = [replace(samples[0], prompt="Other?"), *samples[1:]]
+    with pytest.raises(MismatchError, match=r"data|prompt"):
+        run_build(plan_build(other, config), tmp_path / "s.zarr", resume=True)
+
+
+def test_a_finished_store_is_not_built_over(samples, config, tmp_path):
+    plan = plan_build(samples[:4], config)
+    run_build(plan, tmp_path / "s.zarr")
+
+    with pytest.raises(StoreExistsError):
+        run_build(plan, tmp_path / "s.zarr")
+    run_build(plan, tmp_path / "s.zarr", overwrite=True)
+
+
+def test_rows_over_the_context_are_left_out_by_name(samples, config, tmp_path):
+    long = replace(samples[0], id="long", prompt="x" * 500)
+    store = run_build(plan_build([*samples[:6], long], config), tmp_path / "s.zarr")
+
+    assert store.n == 6
+    assert "long" not in store["id"].tolist()
+    left_out = store.provenance["left_out"]
+    assert [(row["id"], row["context"]) for row in left_out] == [("long", 128)]
+    assert left_out[0]["tokens"] > 500
+
+
+def test_no_row_that_fits_is_an_error(samples, config):
+    long = replace(samples[0], id="long", prompt="x" * 500)
+
+    with pytest.raises(RenderError, match="a model with a longer context"):
+        plan_build([long], config)
+
+
+def test_labelled_prompts_are_read_at_the_prompt_alone(samples, config, tmp_path):
+    labelled = [
+        replace(sample, positive=None, negative=None, label=f"l{i % 2}", letter="")
+        for i, sample in enumerate(samples[:8])
+    ]
+    store = run_build(plan_build(labelled, config), tmp_path / "s.zarr")
+
+    assert list(store.positions) == ["prompt"]
+    assert store["label"].tolist() == ["l0", "l1"] * 4
+
+
+def test_bfloat16_is_kept_bit_for_bit(samples, config, tmp_path):
+    half = replace(config, dtype="bfloat16")
+    plan = plan_build(samples[:4], half)
+    store = run_build(plan, tmp_path / "s.zarr")
+    model = load_model(config.model, dtype="bfloat16")
+
+    kept = store.resid("fork")
+    assert kept.dtype == "bfloat16"
+    alone = capture_alone(model, plan.rendered[2], position="fork", answer="first")
+    # Rounded to 8 bits at every step, in another order: equal to a few units of the last place.
+    np.testing.assert_allclose(kept[2], alone.float().numpy(), rtol=0.1, atol=0.1)
+    bits = kept.bits[2].astype(np.uint32) << 16
+    np.testing.assert_array_equal(bits.view(np.float32), kept[2])
+
+
+def test_residuals_that_overflow_the_store_stop_the_build(samples, config, tmp_path):
+    model = load_model(config.model)
+    with torch.no_grad():
+        model.hf.get_input_embeddings().weight.mul_(1e6)
+
+    with pytest.raises(NotFiniteError, match=r"layer 0"):
+        run_build(
+            plan_build(samples[:4], replace(config, store_dtype="float16")),
+            tmp_path / "s.zarr",
+            model=model,
+        )
+    assert not (tmp_path / "s.zarr").exists()
+
+
+def test_batches_hold_every_row_once_within_the_budget():
+    costs = [5, 1, 9, 3, 3, 30, 2]
+    batches = plan_batches(costs, budget=12)
+
+    assert sorted(np.concatenate(batches).tolist()) == list(range(7))
+    for batch in batches:
+        dearest = max(costs[i] for i in batch)
+        assert len(batch) == 1 or dearest * len(batch) <= 12
+    assert costs[batches[0][0]] == 30

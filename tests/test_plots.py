@@ -1,0 +1,139 @@
+"""Pictures: drawn as files of a known width, with what they must name, and no trace left behind."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from actcache.analysis.layers import layer_scores, project
+from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
+from actcache.analysis.steerability import summarize
+from actcache.errors import MismatchError
+
+GRID = np.arange(-1.5, 1.6, 0.5)
+
+
+@pytest.fixture(scope="module")
+def found():
+    rng = np.random.default_rng(0)
+    train = np.arange(40) < 15
+    propensity = rng.normal(size=(40, 6, 1)) * GRID + rng.normal(size=(40, 6, 7))
+    return summarize(
+        propensity, GRID, train=train, test=~train, rng=rng, control=propensity[None], draws=20
+    )
+
+
+@pytest.fixture(scope="module")
+def scores():
+    rng = np.random.default_rng(1)
+    labels = np.arange(60) % 2
+    resid = rng.normal(size=(60, 12, 5)) * np.exp(np.arange(12))[:, None]
+    resid[:, 5:, 0] *= 2
+    resid[:, 5:, 0] += (20 * (2 * labels - 1))[:, None] * np.exp(np.arange(5, 12))
+    projections = project(
+        [resid.astype(np.float32)], np.eye(5, dtype=np.float32)[np.zeros(12, int)]
+    )
+    return layer_scores(projections, labels, rng=rng, draws=20)
+
+
+def text(path):
+    """The words of a picture: Matplotlib leaves them as comments in an SVG."""
+    return path.read_text(encoding="utf-8")
+
+
+def assert_picture(path):
+    image = imread(path)
+    assert image.shape[1] == 1200
+    assert image[..., :3].std() > 0.05
+
+
+@pytest.mark.parametrize("n", [1, 4, 15])
+def test_steerability_by_layer_names_every_behavior_the_fixed_layer_and_the_unit(
+    found, tmp_path, n
+):
+    behaviors = {f"behavior {i}": found.choice for i in range(n)}
+    plot_steerability(tmp_path / "a.png", behaviors, control=found.control)
+    plot_steerability(tmp_path / "a.svg", behaviors, control=found.control)
+
+    assert_picture(tmp_path / "a.png")
+    words = text(tmp_path / "a.svg")
+    for phrase in (*behaviors, "fixed layer", "random directions", "logits per unit multiplier"):
+        assert phrase in words
+
+
+@pytest.mark.parametrize(("n", "panels"), [(1, 1), (4, 4), (5, 5), (9, 6)])
+def test_the_grid_has_one_panel_a_behavior_up_to_six_and_says_what_it_leaves_out(
+    tmp_path, n, panels
+):
+    rng = np.random.default_rng(2)
+    propensity = {f"behavior {i}": rng.normal(size=(6, 7)) for i in range(n)}
+    fixed = dict.fromkeys(propensity, 2)
+    plot_grid(tmp_path / "a.png", propensity, GRID, fixed_layers=fixed)
+    plot_grid(tmp_path / "a.svg", propensity, GRID, fixed_layers=fixed)
+
+    assert_picture(tmp_path / "a.png")
+    words = text(tmp_path / "a.svg")
+    assert sum(f"<!-- behavior {i} -->" in words for i in range(n)) == panels
+    assert ("first 6 of 9 behaviors" in words) == (n > panels)
+    for phrase in ("multiplier", "layer that is steered", "logits", "framed: multiplier 0"):
+        assert phrase in words
+
+
+def test_a_grid_of_zeros_and_one_without_multiplier_zero_can_be_drawn(tmp_path):
+    plot_grid(tmp_path / "a.png", {"x": np.zeros((3, 2))}, np.array([-1.0, 1.0]))
+    assert_picture(tmp_path / "a.png")
+
+
+def test_layers_names_both_classes_and_shades_discriminative_layers(scores, tmp_path):
+    plot_layers(tmp_path / "a.png", scores, positive="harmful", negative="harmless")
+    plot_layers(tmp_path / "a.svg", scores, positive="harmful", negative="harmless")
+
+    assert scores.discriminative[5:].all()
+    assert_picture(tmp_path / "a.png")
+    words = text(tmp_path / "a.svg")
+    for phrase in ("harmful", "harmless", "discriminative layer", "AUC"):
+        assert phrase in words
+
+
+def test_nothing_to_draw_says_what_to_do(tmp_path):
+    with pytest.raises(MismatchError, match="Pass some"):
+        plot_steerability(tmp_path / "a.png", {})
+    with pytest.raises(MismatchError, match="Pass some"):
+        plot_grid(tmp_path / "a.png", {}, GRID)
+
+
+def test_a_panel_that_does_not_fit_the_grid_says_what_to_do_where_no_type_checker_runs():
+    code = """
+import numpy, actcache.analysis as a
+from actcache.errors import MismatchError
+try:
+    a.plot_grid("/dev/null", {"x": numpy.ones((3, 2))}, numpy.arange(3.0))
+except MismatchError as error:
+    assert "Pass [layer, multiplier]" in str(error)
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_drawing_leaves_the_settings_alone(found, tmp_path):
+    before = dict(mpl.rcParams)
+    plot_steerability(tmp_path / "a.png", {"x": found.choice})
+    assert dict(mpl.rcParams) == before
+
+
+def test_the_analyses_load_matplotlib_only_to_draw_and_pyplot_never():
+    code = """
+import sys, numpy, actcache.analysis as a
+assert "matplotlib" not in sys.modules, "at import"
+a.plot_grid(sys.argv[1], {"x": numpy.ones((2, 2))}, numpy.array([0.0, 1.0]))
+assert "matplotlib.figure" in sys.modules
+assert "matplotlib.pyplot" not in sys.modules, "pyplot"
+assert "torch" not in sys.modules, "torch"
+"""
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, "/dev/null"], check=True, cwd=root)

@@ -1,0 +1,333 @@
+"""Slopes, layer choices and the verdict: equal to their definitions, and not fooled by noise."""
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import spearmanr
+
+from actcache.analysis import fits
+from actcache.analysis.fits import crossfit_halves, fit_quality, slopes
+from actcache.analysis.layer_choice import slope_table
+from actcache.analysis.steerability import summarize
+from actcache.errors import MismatchError, NotFiniteError
+from tests import reference
+
+GRID = np.arange(-1.5, 1.6, 0.5)
+coarse = st.integers(-3, 3).map(float) | st.floats(-9, 9, width=16)
+grids = st.lists(st.integers(-8, 8).map(lambda x: x / 4), min_size=2, max_size=6, unique=True)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def split(n, share=0.4) -> dict[str, Any]:
+    train = np.arange(n) < share * n
+    return {"train": train, "test": ~train}
+
+
+def sweep(slope, *, noise, seed=0):
+    """Propensity with the given slopes, an offset for each sample, and independent noise."""
+    source = rng(seed)
+    offset = source.normal(size=(len(slope), 1, 1))
+    return slope[..., None] * GRID + offset + noise * source.normal(size=(*slope.shape, len(GRID)))
+
+
+@settings(deadline=None)
+@given(
+    grids.flatmap(lambda g: st.tuples(st.just(g), arrays(float, (2, 3, len(g)), elements=coarse)))
+)
+def test_slopes_and_fits_equal_the_definition_and_polyfit(drawn):
+    grid, propensity = np.array(drawn[0]), drawn[1]
+    found, quality = slopes(propensity, grid), fit_quality(propensity, grid)
+
+    np.testing.assert_allclose(found, reference.slope_table(propensity, grid), atol=1e-9)
+    fitted = np.polyfit(grid, propensity.reshape(6, -1).T, 1)[0].reshape(2, 3)
+    np.testing.assert_allclose(found, fitted, atol=1e-8)
+    for at in np.ndindex(2, 3):
+        cell = [float(v) for v in propensity[at]]
+        rms, rank = reference.residual_rms(cell, grid), reference.spearman(cell, grid.tolist())
+        np.testing.assert_allclose(quality.residual_rms[at], rms, atol=1e-9)
+        np.testing.assert_allclose(quality.rank_correlation[at], rank, atol=1e-9)
+
+
+def test_rank_correlation_equals_scipys_and_is_zero_for_a_constant():
+    propensity = rng().normal(size=(20, 3, 7)).round(1)
+    found = fit_quality(propensity, GRID).rank_correlation
+    expected = [[spearmanr(GRID, cell).statistic for cell in row] for row in propensity]
+
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert fit_quality(np.ones((1, 1, 7)), GRID).rank_correlation == 0
+
+
+def test_a_line_is_fitted_without_residual_and_multiplier_zero_weighs_nothing():
+    propensity = sweep(rng(1).normal(size=(5, 4)), noise=0)
+    np.testing.assert_allclose(fit_quality(propensity, GRID).residual_rms, 0, atol=1e-12)
+    bent = propensity.copy()
+    bent[..., 3] += 100  # at multiplier 0
+    np.testing.assert_allclose(slopes(bent, GRID), slopes(propensity, GRID), atol=1e-12)
+    bent[..., 4] += 100  # and at 0.5 it does
+    assert np.abs(slopes(bent, GRID) - slopes(propensity, GRID)).min() > 1
+
+
+def test_slopes_turn_with_the_sign_of_the_direction_and_of_the_roles():
+    propensity = sweep(rng(1).normal(size=(5, 4)), noise=0.3)
+    np.testing.assert_allclose(slopes(propensity[..., ::-1], GRID), -slopes(propensity, GRID))
+    np.testing.assert_allclose(slopes(-propensity, GRID), -slopes(propensity, GRID))
+
+
+@pytest.mark.parametrize(
+    ("grid", "halves"),
+    [
+        (GRID, ([-1.5, -0.5, 0.5, 1.5], [-1, 1])),
+        (np.array([2.0, -1.0, 1.0, -2.0]), ([-1, 1], [2, -2])),
+        (np.arange(-0.4, 0.41, 0.1), ([-0.3, -0.1, 0.1, 0.3], [-0.4, -0.2, 0.2, 0.4])),
+    ],
+)
+def test_halves_are_symmetric_and_share_nothing(grid, halves):
+    found = crossfit_halves(grid)
+    assert not isinstance(found, str)
+    for mask, expected in zip(found, halves, strict=True):
+        np.testing.assert_allclose(np.sort(grid[mask]), np.sort(expected), atol=1e-12)
+    assert not (found[0] & found[1]).any()
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        (np.array([0.0, 1.0, 2.0]), "not symmetric"),
+        (np.array([-1.0, 0.0, 1.0]), "1 distinct size"),
+    ],
+)
+def test_a_grid_without_halves_says_why_and_the_rest_is_still_read(grid, reason):
+    assert reason in crossfit_halves(grid)
+    propensity = rng().normal(size=(20, 3, 3))
+    found = summarize(propensity, grid, rng=rng(), control=propensity[None], **split(20))
+
+    assert found.choice.crossfit is None
+    assert found.crossfit_layer is None
+    assert found.comparison is None
+    assert reason in found.crossfit_reason
+    assert reason in found.verdict
+    assert found.verdict.startswith("Warning")
+    assert not found.exceeds
+    assert found.choice.oracle.value >= found.choice.fixed.value
+
+
+def assert_choice_equals(found, propensity, train, test):
+    expected, crossfit = reference.layer_choice(propensity, GRID.tolist(), train, test)
+    for name, value in expected.items():
+        read = getattr(found, name)
+        np.testing.assert_allclose(getattr(read, "value", read), value, atol=1e-9, err_msg=name)
+    for name, value in crossfit.items():
+        read = getattr(found.crossfit, name)
+        np.testing.assert_allclose(getattr(read, "value", read), value, atol=1e-9, err_msg=name)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_every_number_of_a_choice_equals_the_definition(data):
+    n = data.draw(st.integers(2, 7))
+    shape = (n, data.draw(st.integers(1, 4)), len(GRID))
+    # Whole numbers far apart: no near tie that rounding could turn.
+    propensity = data.draw(arrays(float, shape, elements=st.integers(-5, 5).map(float)))
+    propensity += rng(1).normal(size=shape) / 8
+    train = np.array(data.draw(st.permutations([True] + [False] * (n - 1))))
+    letters = data.draw(st.lists(st.sampled_from(["A", "B", ""]), min_size=n, max_size=n))
+    masks: dict[str, Any] = {"train": train, "test": ~train}
+    found = summarize(
+        propensity,
+        GRID,
+        rng=rng(),
+        letters=letters,
+        control=propensity[None, ::-1],
+        draws=5,
+        **masks,
+    )
+
+    assert_choice_equals(found.choice, propensity, **masks)
+    assert_choice_equals(found.control[0], propensity[::-1], **masks)
+    read = {x for x, inside in zip(letters, ~train, strict=True) if inside and x}
+    assert set(found.by_letter) == read
+    for letter, choice in found.by_letter.items():
+        rows = ~train & (np.array(letters) == letter)
+        assert_choice_equals(choice, propensity, train, rows)
+
+
+def test_intervals_are_those_of_resampled_samples():
+    propensity = sweep(rng(1).normal(size=(30, 4)), noise=0.5)
+    masks = split(30)
+    found = summarize(propensity, GRID, rng=rng(3), draws=200, **masks).choice
+
+    s = reference.slope_table(propensity, GRID)[masks["test"]]
+    rows = rng(3).integers(len(s), size=(200, len(s)))
+    gain = s.max(1) - s[:, found.fixed_layer]
+    bounds = np.quantile([gain[r].mean() for r in rows], [0.025, 0.975])
+    np.testing.assert_allclose([found.oracle_gain.low, found.oracle_gain.high], bounds)
+    layers = np.quantile([s[r].mean(0) for r in rows], [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(found.interval, layers.T)
+    assert (found.fixed.low, found.fixed.high) == tuple(found.interval[found.fixed_layer])
+
+
+def test_all_ties_go_to_the_first_layer():
+    propensity = np.tile(GRID, (6, 3, 1))
+    found = summarize(propensity, GRID, rng=rng(), **split(6))
+    assert (found.choice.fixed_layer, found.choice.hindsight_layer) == (0, 0)
+    np.testing.assert_array_equal(found.oracle_layer, 0)
+    np.testing.assert_array_equal(found.crossfit_layer, 0)
+
+
+def test_the_fixed_layer_is_chosen_on_train_even_where_test_disagrees():
+    slope = np.ones((10, 2))
+    masks = split(10)
+    slope[masks["train"], 0], slope[masks["test"], 1] = 2, 3
+    found = summarize(sweep(slope, noise=0), GRID, rng=rng(), **masks).choice
+    assert (found.fixed_layer, found.hindsight_layer) == (0, 1)
+    np.testing.assert_allclose([found.fixed.value, found.hindsight], [1, 3])
+
+
+def test_a_planted_best_layer_per_sample_is_recovered_and_the_verdict_says_so():
+    n, n_layers = 400, 12
+    best = rng(1).integers(n_layers, size=n)
+    slope = 1 + 2 * np.eye(n_layers)[best]
+    control = rng(2).normal(size=(2, n, n_layers, len(GRID))) / 5
+    masks = split(n)
+    found = summarize(sweep(slope, noise=0.2), GRID, rng=rng(), control=control, **masks)
+
+    assert found.choice.crossfit
+    assert found.comparison
+    np.testing.assert_array_equal(found.oracle_layer, best)
+    np.testing.assert_array_equal(found.crossfit_layer, np.stack([best, best], axis=1))
+    true_gain = 2 - 2 * (best[masks["test"]] == found.choice.fixed_layer).mean()
+    np.testing.assert_allclose(found.choice.crossfit.gain.value, true_gain, atol=0.05)
+    assert found.exceeds
+    assert found.comparison.difference.low > 1
+    assert found.verdict.startswith("A layer chosen per sample gains")
+
+
+def test_pure_noise_gives_the_oracle_a_large_gain_and_the_crossfitted_one_none():
+    n, n_layers = 1000, 24
+    propensity = sweep(np.ones((n, n_layers)), noise=1)
+    control = rng(2).normal(size=(2, n, n_layers, len(GRID)))
+    found = summarize(propensity, GRID, rng=rng(), control=control, **split(n))
+
+    assert found.choice.oracle_gain.low > 0.6  # largest of 24 with deviation 0.38: about 0.75
+    crossfit = found.choice.crossfit
+    assert crossfit
+    assert abs(crossfit.gain.value) < 0.07  # deviation of its mean over 600 samples: 0.02
+    assert crossfit.gain.low < 0 < crossfit.gain.high
+    assert not found.exceeds
+    assert "Warning: no gain" in found.verdict
+    assert "its interval reaches 0" in found.verdict
+
+
+def test_a_gain_that_random_directions_have_too_is_warned_of():
+    n = 300
+    slope = rng(1).normal(size=(n, 8))
+    twin = rng(2).normal(size=(n, 8))
+    propensity = sweep(slope, noise=0.1)
+    found = summarize(propensity, GRID, rng=rng(), control=sweep(twin, noise=0.1)[None], **split(n))
+
+    assert found.choice.crossfit
+    assert found.comparison
+    assert found.choice.crossfit.gain.low > 1  # real, but no more than a random direction's
+    assert found.comparison.control_gain.low > 1
+    assert not found.exceeds
+    assert "not shown to exceed theirs" in found.verdict
+    alone = summarize(propensity, GRID, rng=rng(), **split(n))
+    assert alone.exceeds
+    assert "No control was run" in alone.verdict
+
+
+def test_the_comparison_pairs_samples_and_averages_the_control_sets():
+    propensity = sweep(rng(1).normal(size=(40, 5)), noise=0.3)
+    control = np.stack([sweep(rng(s).normal(size=(40, 5)), noise=0.3, seed=s) for s in (2, 3)])
+    found = summarize(propensity, GRID, rng=rng(), control=control, **split(40))
+    gains = [c.crossfit.gain.value for c in (found.choice, *found.control) if c.crossfit]
+
+    assert len(gains) == 3
+    assert found.comparison
+    np.testing.assert_allclose(found.comparison.control_gain.value, np.mean(gains[1:]))
+    np.testing.assert_allclose(found.comparison.difference.value, gains[0] - np.mean(gains[1:]))
+
+
+def test_one_seed_gives_one_result():
+    propensity = sweep(rng(1).normal(size=(30, 4)), noise=0.5)
+    one, again, other = (
+        summarize(propensity, GRID, rng=rng(seed), letters=["A", "B"] * 15, **split(30))
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(one.choice.interval, again.choice.interval)
+    assert one.verdict == again.verdict
+    assert (one.choice.interval != other.choice.interval).any()
+
+
+def test_float32_and_float64_sweeps_give_the_same_slopes():
+    propensity = sweep(rng(1).normal(size=(30, 4)), noise=0.5).astype(np.float32)
+    found = slope_table(propensity, GRID.astype(np.float32))
+    np.testing.assert_array_equal(found.slope, slope_table(propensity.astype(float), GRID).slope)
+
+
+@pytest.mark.parametrize(
+    ("propensity", "grid", "error", "remedy"),
+    [
+        (np.ones((1, 1, 3)), np.ones(3), MismatchError, "Sweep more"),
+        (np.array([[[0.0, np.nan]]]), np.arange(2.0), NotFiniteError, r"\(0, 0, 1\).*wider dtype"),
+        (np.ones((1, 1, 2)), np.array([0, np.inf]), NotFiniteError, "Mend the grid"),
+    ],
+)
+def test_what_has_no_slope_says_what_to_do(propensity, grid, error, remedy):
+    with pytest.raises(error, match=remedy):
+        slopes(propensity, grid)
+
+
+@pytest.mark.parametrize(
+    ("changed", "remedy"),
+    [
+        ({"train": np.zeros(4, bool)}, "train split has no sample"),
+        ({"test": np.zeros(4, bool)}, "pass more rows"),
+        ({"test": np.ones(4, bool)}, "2 samples are in both"),
+        ({"letters": ["A"]}, "Pass one a sample"),
+        ({"control": np.ones((0, 4, 2, 7))}, "r of at least 1"),
+    ],
+)
+def test_what_does_not_fit_the_sweep_says_what_to_do(changed, remedy):
+    propensity = rng().normal(size=(4, 2, 7))
+    with pytest.raises(MismatchError, match=remedy):
+        summarize(propensity, GRID, **({"rng": rng()} | split(4, 0.5) | changed))
+
+
+def test_shapes_that_disagree_say_what_to_do_where_no_type_checker_runs():
+    code = """
+import numpy as np
+from actcache.analysis import slopes, summarize
+from actcache.errors import MismatchError
+ones = np.ones
+good = {"train": np.array([True, False]), "test": np.array([False, True]), "rng": None}
+for call, remedy in [
+    (lambda: slopes(ones((1, 1, 2)), np.arange(3.0)), "measured on"),
+    (lambda: summarize(ones((2, 1, 2)), np.arange(2.0), **good | {"test": ones(3, bool)}),
+     "one boolean a sample"),
+    (lambda: summarize(ones((2, 1, 2)), np.arange(2.0), **good, control=ones((1, 2, 3, 2))),
+     "same samples, layers"),
+]:
+    try:
+        call()
+    except MismatchError as error:
+        assert remedy in str(error), error
+    else:
+        raise AssertionError(remedy)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_the_examples_run():
+    assert doctest.testmod(fits).failed == 0
