@@ -72,7 +72,8 @@ def take_apart(hf: nn.Module) -> Anatomy:
         fields = {**vars(map_default_transformer_lens_config(config)), "architecture": architecture}
         bridge_config = TransformerBridgeConfig.from_dict(fields)
         adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
-        paths = {part: str(at.name) for part, at in adapter.component_mapping.items() if at.name}
+        parts = adapter.component_mapping or {}
+        paths = {part: str(at.name) for part, at in parts.items() if at.name}
         blocks = hf.get_submodule(paths["blocks"])
         ln_final = hf.get_submodule(paths["ln_final"])
         unembed = hf.get_submodule(paths["unembed"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from actcache.model import (
 from actcache.provenance import MODE, model_identity, versions
 from actcache.render import Rendered, Renderer, longest_that_fit
 from actcache.samples import Sample, samples_digest
-from actcache.schema import Ragged, RowArray
+from actcache.schema import Dtype, Ragged, RowArray
 from actcache.splits import assign_splits
 from actcache.store import Store, open_store
 from actcache.writer import Writer
@@ -42,7 +42,7 @@ TEXT_COLUMNS = (
 """What the store keeps of each sample in words; empty where a sample has no such thing."""
 
 SHARD_ROWS: int | None = None
-"""Rows of a shard; by default the schema's choice, a size worth a sync and a row count worth redoing."""
+"""Rows of a shard, for tests; by default as `schema.shard_rows` chooses."""
 
 CERTIFICATE_ROWS = 8
 """How many rows are run again, alone and unpadded, when a build ends."""
@@ -103,11 +103,11 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> Plan:
     renderer = Renderer(tokenizer, config.rendering)
     rendered = [renderer(sample) for sample in samples]
     fit, too_long = longest_that_fit(rendered, context)
-    left_out = [
+    left_out: list[dict[str, Any]] = [
         {"id": samples[i].id, "tokens": rendered[i].length, "context": context} for i in too_long
     ]
     if not fit:
-        shortest = min(left_out, key=lambda row: int(row["tokens"]))
+        shortest = min(left_out, key=lambda row: row["tokens"])
         raise RenderError(
             f"all {len(samples)} rows are longer than the model's context of {context} tokens; the "
             f"shortest, '{shortest['id']}', has {shortest['tokens']}. Use a model with a longer "
@@ -168,7 +168,7 @@ def run_build(
             f"{site}/{position}",
             n_layers=1 if site == "embed" else model.n_layers,
             width=model.d_model,
-            dtype=store_dtype,
+            dtype=cast("Dtype", store_dtype),  # RowArray checks it
         )
         for site in config.sites
         for position in plan.positions

@@ -4,6 +4,7 @@ Written aside, synced, renamed, and the folder synced: after a crash a file is w
 without following links, and never more than was expected. Knows nothing of what is in the files.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -60,6 +61,8 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it, durably; one that is there already is left as it is."""
     if folder.is_dir():
         return
+    if os.path.lexists(folder):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)

@@ -98,7 +98,7 @@ def load_model(
     place = pick_device(device)
     logging.disable_progress_bar()
     try:
-        hf = AutoModelForCausalLM.from_pretrained(
+        hf: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=DTYPES.get(dtype, "auto"),
@@ -205,7 +205,7 @@ def weights_digest(module: nn.Module) -> str:
 def _tensor_digest(name: str, tensor: Tensor) -> bytes:
     digest = hashlib.sha256(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    digest.update(flat.view(torch.uint8).numpy())
+    digest.update(flat.view(torch.uint8).numpy().data)
     return digest.digest()
 
 

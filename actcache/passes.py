@@ -120,9 +120,7 @@ class _PrefixCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        layer = self.layers[layer_idx]
-        assert layer.keys is not None
-        assert layer.values is not None
+        layer: Any = self.layers[layer_idx]  # a DynamicLayer: the cache was made without a config
         return (
             torch.cat([layer.keys, key_states], dim=-2),
             torch.cat([layer.values, value_states], dim=-2),
@@ -189,6 +187,7 @@ class Join:
                 arguments[name] = value.expand(len(columns), -1).gather(1, columns)
             elif name == "alibi":
                 keys = torch.cat([self._masks.twin, self._masks.twin.gather(1, columns)], 1)
+                assert self._masks.plain_alibi is not None
                 arguments[name] = moved_alibi(self._masks.plain_alibi, keys)
             elif value is None or name in _SHARED or not _holds_tensors(value):
                 arguments[name] = value

@@ -22,8 +22,12 @@ def versions() -> dict[str, str]:
     return found
 
 
+IDENTITY = ("family", "n_layers", "d_model", "dtype", "weights_sha256")
+"""Fields that two stages' models must agree on before their numbers mix."""
+
+
 def model_identity(model: "LanguageModel") -> dict[str, Any]:
-    """Which model it is: what two stages must agree on before their numbers mix."""
+    """Which model it is: the fields of `IDENTITY`."""
     config = model.hf.config
     return {
         "family": str(config.model_type),

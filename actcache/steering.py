@@ -192,10 +192,10 @@ def _nodes(
         np.zeros(deep, np.int64),
         np.zeros(deep, np.bool_),
     )
-    for i, (columns, steered, terms) in enumerate(found):
-        n = len(columns)
-        nodes.columns[i, :n], nodes.columns[i, n:] = columns, columns[-1]
-        nodes.valid[i, :n], nodes.steered[i, :n] = True, steered
+    for i, (at_columns, is_steered, terms) in enumerate(found):
+        n = len(at_columns)
+        nodes.columns[i, :n], nodes.columns[i, n:] = at_columns, at_columns[-1]
+        nodes.valid[i, :n], nodes.steered[i, :n] = True, is_steered
         for side, pairs in enumerate(terms):
             for term, (at, token) in enumerate(pairs):
                 nodes.at[i, side, term], nodes.token[i, side, term] = at, token
@@ -231,12 +231,15 @@ def _score(
 def _log_normalizer(
     model: LanguageModel, read: Float[Tensor, "b cell side term d"]
 ) -> Float[Tensor, "b cell side term"]:
+    anatomy = model.anatomy
     flat = read.reshape(-1, read.shape[-1])
     wide = torch.promote_types(read.dtype, torch.float32)
+    weight = anatomy.unembed.weight
+    assert isinstance(weight, Tensor)
     # Logits of the whole vocabulary, a few at a time: 32 M values are 128 MB in float32.
-    step = max(1, (1 << 25) // model.anatomy.unembed.weight.shape[0])  # type: ignore[union-attr,operator]
+    step = max(1, (1 << 25) // len(weight))
     parts = [
-        torch.logsumexp(model.anatomy.shaped(model.anatomy.unembed(part)).to(wide), -1)
+        torch.logsumexp(anatomy.shaped(anatomy.unembed(part)).to(wide), -1)
         for part in flat.split(step)
     ]
     return torch.cat(parts).view(read.shape[:-1])

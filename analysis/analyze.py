@@ -314,8 +314,8 @@ def _swept(
     with progress("sweep", store.n) as on_rows:
         return run_sweep(
             store,
-            model(),
             out / "sweep.zarr",
+            model=model,
             sets=sets,
             multipliers=config.multipliers,
             rule=rule,

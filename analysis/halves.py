@@ -37,4 +37,5 @@ def float32_of(
     wide = out.view(np.int32)
     np.left_shift(bits, 13, out=wide, dtype=np.int32)
     np.bitwise_and(wide, np.int32(-0x70000001), out=wide)  # keep the first of the four sign bits
-    return np.multiply(out, np.float32(2.0**112), out=out)
+    np.multiply(out, np.float32(2.0**112), out=out)
+    return out

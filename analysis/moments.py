@@ -14,7 +14,7 @@ from actcache.analysis.halves import float32_of
 from actcache.errors import MismatchError, NotFiniteError
 
 _TILE_ROWS = 64  # rows summed in float32 before float64 takes over
-_TILE = 2**18  # elements at a time: they stay in a core's cache while they are summed and squared
+_TILE = 2**17  # elements at a time: they stay in a core's cache while they are summed and squared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ class Moments:
                 f"moments of [classes, layers, d_model] {other.mean.shape} cannot join moments of "
                 f"{self.mean.shape}. Merge moments of one model and one set of classes."
             )
-        count, mean, scatter = _merged(
-            (self.count, self.mean, self.scatter), (other.count, other.mean, other.scatter)
-        )
-        return Moments(count=count, mean=mean, scatter=scatter)
+        mean, scatter = self.mean.copy(), self.scatter.copy()
+        for k, count in enumerate(zip(self.count.tolist(), other.count.tolist(), strict=True)):
+            _merge_into(mean[k], scatter[k], other.mean[k], other.scatter[k], count=count)
+        return Moments(count=self.count + other.count, mean=mean, scatter=scatter)
 
 
 def class_moments(
@@ -98,14 +98,12 @@ def class_moments(
             resid, labels = resid[labels >= 0], labels[labels >= 0]
         if labels.size == 0:
             continue
-        present, first, codes = np.unique(labels, return_index=True, return_inverse=True)
-        old = count[present], mean[present], scatter[present]
-        # A class's first row is one of those summed, so its deviation bounds the class's scatter
-        # from below: even an outlier as pivot costs at most a few digits of float32.
-        dtype = np.result_type(resid.dtype, np.float32)
-        pivot = np.where(old[0][:, None, None] > 0, old[1], resid[first]).astype(dtype)
-        batch = _batch_moments(resid, codes, pivot=pivot)
-        count[present], mean[present], scatter[present] = _merged(old, batch)
+        if not resid[:, 0].flags.c_contiguous:  # samples first in memory, or no order that helps
+            resid = np.ascontiguousarray(resid)
+        for k in np.unique(labels):
+            rows = np.flatnonzero(labels == k)
+            _add_rows(mean[k], scatter[k], resid, rows, count=int(count[k]))
+            count[k] += len(rows)
     if mean is None:
         raise MismatchError("no batch of residuals was given, expected one or more. Pass samples.")
     if not np.isfinite(mean).all():
@@ -117,78 +115,67 @@ def class_moments(
     return Moments(count=count, mean=mean, scatter=scatter)
 
 
-_Parts = tuple[
-    Int64[np.ndarray, " k"],
-    Float64[np.ndarray, "k layer d_model"],
-    Float64[np.ndarray, "k layer d_model"],
-]
-
-
-def _merged(old: _Parts, new: _Parts) -> _Parts:
-    """Counts, means and scatters of two disjoint sets of samples together (Chan et al.)."""
-    count = old[0] + new[0]
-    weight = (new[0] / np.maximum(count, 1))[:, None, None]  # of the new samples; 0 of none
-    step = new[1] - old[1]
-    mean = old[1] + weight * step
-    step *= step
-    step *= weight * old[0][:, None, None]
-    step += old[2]
-    step += new[2]
-    return count, mean, step
-
-
-def _batch_moments(
-    resid: Float[np.ndarray, "b layer d_model"],
-    codes: Int[np.ndarray, " b"],
-    *,
-    pivot: Float[np.ndarray, "k layer d_model"],
-) -> _Parts:
-    """Moments of one batch whose rows have the class `codes`, all of them present."""
-    if not resid[:, 0].flags.c_contiguous:  # samples first in memory, or nothing that helps
-        resid = np.ascontiguousarray(resid)
-    total = np.zeros(pivot.shape)
-    squares = np.zeros(pivot.shape)
-    at_once = min(_TILE_ROWS, max(1, _TILE // resid.shape[2]))
-    for k in range(len(pivot)):
-        members = np.flatnonzero(codes == k)
-        for start in range(0, len(members), at_once):
-            rows = members[start : start + at_once]
-            _add_rows(total[k], squares[k], resid, rows, pivot=pivot[k])
-    count = np.bincount(codes, minlength=len(pivot)).astype(np.int64)
-    total /= count[:, None, None]  # mean deviation from the pivot
-    squares -= count[:, None, None] * total * total
-    np.maximum(squares, 0, out=squares)  # rounding only: a scatter is not negative
-    total += pivot
-    return count, total, squares
-
-
 def _add_rows(
-    total: Float64[np.ndarray, "layer d_model"],
-    squares: Float64[np.ndarray, "layer d_model"],
+    mean: Float64[np.ndarray, "layer d_model"],
+    scatter: Float64[np.ndarray, "layer d_model"],
     resid: Float[np.ndarray, "b layer d_model"],
     rows: Int[np.ndarray, " r"],
     *,
-    pivot: Float[np.ndarray, "layer d_model"],
+    count: int,
 ) -> None:
-    """Add the deviations of `rows` from the pivot, and their squares, in place."""
-    n_layers, d_model = pivot.shape
-    ones = np.ones(len(rows), pivot.dtype)
-    deviation = np.empty((len(rows), d_model), pivot.dtype)
-    is_run = rows[-1] - rows[0] == len(rows) - 1
+    """Bring `rows` of a batch into the moments of one class, which has `count` samples so far."""
+    n_layers, d_model = mean.shape
+    dtype = np.result_type(resid.dtype, np.float32)
+    at_once = min(_TILE_ROWS, max(1, _TILE // d_model))
+    # Buffers are made once: fresh ones for each tile would cost more than the sums.
+    deviation = np.empty((min(at_once, len(rows)), d_model), dtype)
+    gathered = deviation if resid.dtype == dtype else np.empty(deviation.shape, resid.dtype)
+    parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
     samples_first = resid.flags.c_contiguous
     for layer in range(n_layers):  # block by block as they lie in memory, each within the cache
-        if is_run:
-            tile = resid[rows[0] : rows[-1] + 1, layer]
-        elif samples_first:
-            tile = resid.reshape(-1, d_model).take(rows * n_layers + layer, axis=0)
-        else:
-            tile = resid[:, layer].take(rows, axis=0)
-        if tile.dtype == np.float16:
-            tile = float32_of(tile, out=deviation)
-        np.subtract(tile, pivot[layer], out=deviation)
-        total[layer] += ones @ deviation
-        np.multiply(deviation, deviation, out=deviation)
-        squares[layer] += ones @ deviation
+        # A class's first row is one of those summed, so its deviation bounds the class's scatter
+        # from below: even an outlier as pivot costs only a few digits of float32, for one batch.
+        pivot = (mean[layer] if count else resid[rows[0], layer]).astype(dtype)
+        total, squares = np.zeros(d_model), np.zeros(d_model)
+        for part in parts:
+            flat, ones = deviation[: len(part)], np.ones(len(part), dtype)
+            if part[-1] - part[0] == len(part) - 1:
+                tile = resid[part[0] : part[-1] + 1, layer]
+            else:
+                tile = gathered[: len(part)]
+                if samples_first:
+                    source, at = resid.reshape(-1, d_model), part * n_layers + layer
+                else:
+                    source, at = resid[:, layer], part
+                source.take(at, axis=0, out=tile, mode="clip")  # other modes write twice
+            if tile.dtype == np.float16:
+                tile = float32_of(tile, out=flat)
+            np.subtract(tile, pivot, out=flat)
+            total += ones @ flat
+            np.multiply(flat, flat, out=flat)
+            squares += ones @ flat
+        total /= len(rows)  # mean deviation from the pivot
+        squares -= len(rows) * total * total
+        np.maximum(squares, 0, out=squares)  # rounding only: a scatter is not negative
+        _merge_into(mean[layer], scatter[layer], pivot + total, squares, count=(count, len(rows)))
+
+
+def _merge_into(
+    mean: Float64[np.ndarray, "*shape"],
+    scatter: Float64[np.ndarray, "*shape"],
+    other_mean: Float64[np.ndarray, "*shape"],
+    other_scatter: Float64[np.ndarray, "*shape"],
+    *,
+    count: tuple[int, int],
+) -> None:
+    """Merge the second of two sets of samples into the first, in place (Chan et al.)."""
+    weight = count[1] / max(sum(count), 1)  # of the second set; 0 where both are empty
+    step = other_mean - mean
+    mean += weight * step
+    step *= step
+    step *= weight * count[0]
+    scatter += step
+    scatter += other_scatter
 
 
 def _check(

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64
 from actcache.batches import plan_batches
 from actcache.errors import MismatchError
 from actcache.model import LanguageModel
-from actcache.provenance import model_identity, require_same, versions
+from actcache.provenance import IDENTITY, model_identity, require_same, versions
 from actcache.render import Rendered
 from actcache.schema import RowArray
 from actcache.steering import SteeringRule, cell_alone, propensities
@@ -65,9 +65,9 @@ def rendered_rows(store: Store) -> list[Rendered]:
 
 def run_sweep(
     store: Store,
-    model: LanguageModel,
     path: str | Path,
     *,
+    model: Callable[[], LanguageModel],
     sets: Mapping[str, DirectionSet],
     multipliers: Sequence[float],
     rule: SteeringRule,
@@ -82,8 +82,8 @@ def run_sweep(
 
     Args:
         store: pairs, with their tokens.
-        model: the model that the store was built with.
         path: where `sweep.zarr` will be.
+        model: loads the model that the store was built with; not called for a finished sweep.
         sets: direction sets by name; the prefix is computed once for all.
         multipliers: factors λ, each once.
         rule: first steered token and score.
@@ -98,7 +98,12 @@ def run_sweep(
         MismatchError: the model is not the store's, or what lies at `path` has other settings.
     """
     path = Path(path)
-    layers = list(range(model.n_layers)) if layers is None else sorted(set(layers))
+    layers = list(range(store.n_layers)) if layers is None else sorted(set(layers))
+    if not layers or not 0 <= layers[0] <= layers[-1] < store.n_layers:
+        raise MismatchError(
+            f"layers to steer are {layers}, but the store has layers 0 to {store.n_layers - 1}. "
+            "Pass some of them."
+        )
     rows = rendered_rows(store)
     config = {
         "rule": asdict(rule),
@@ -107,22 +112,31 @@ def run_sweep(
         "sets": {name: each.digest for name, each in sets.items()},
         "batch_tokens": batch_tokens,
     }
-    provenance = {
+    kept = store.provenance["model"]
+    source = {
         "store": {"data_sha256": store.provenance["data_sha256"], "n": store.n},
-        "model": model_identity(model),
-        "device": str(model.device),
-        "versions": versions(),
+        "model": {name: kept[name] for name in IDENTITY},
     }
     if path.exists():
         done = open_store(path)
+        before = {name: done.provenance.get(name) for name in source}
         require_same(
-            {"config": config, "provenance": provenance},
-            {"config": done.config, "provenance": done.provenance},
+            {"config": config, "provenance": source},
+            {"config": done.config, "provenance": before},
             what=f"the settings of '{path}' and of this sweep",
-            remedy="Choose another output folder, or remove this one.",
+            remedy="Choose another folder with -o, or pass --overwrite.",
         )
         on_rows(done.n)
         return done
+
+    loaded = model()
+    require_same(
+        model_identity(loaded),
+        source["model"],
+        what="the model and that of the store",
+        remedy=f"Load the one that the store was built with, '{kept['name']}'.",
+    )
+    provenance = {**source, "device": str(loaded.device), "versions": versions()}
 
     settings: dict[str, Any] = {
         "kind": "sweep",
@@ -148,7 +162,7 @@ def run_sweep(
     resume = path.with_name(path.name + ".partial").exists()
     with (Writer.resume if resume else Writer.create)(path, **settings) as writer:
         on_rows(writer.committed)
-        check = _self_check(model, rows, sets, rule, layers, multipliers)
+        check = _self_check(loaded, rows, sets, rule, layers, multipliers)
         while writer.committed < store.n:
             shard = writer.next_rows
             here = rows[shard]
@@ -162,7 +176,7 @@ def run_sweep(
                 at = batch + shard.start
                 directions = np.stack([each.values[each.of[at]] for each in sets.values()])
                 out = propensities(
-                    model,
+                    loaded,
                     [rows[i] for i in at],
                     directions=torch.from_numpy(directions),
                     multipliers=multipliers,

@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     from actcache.variants import expand_variants, load_personas
 
     lists = ("variants", "positions", "sites")
-    given = {
+    given: dict[str, Any] = {
         field.name: tuple(getattr(args, field.name).split(","))
         if field.name in lists
         else getattr(args, field.name)

@@ -20,7 +20,6 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-
 _WIDE = 130  # columns of a table in a file or pipe, where no terminal sets a width
 
 
@@ -80,6 +79,8 @@ def print_facts(facts: dict[str, Any]) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        shown = size(value) if "bytes" in name else f"{value:,}" if type(value) is int else value
+        shown = (
+            size(float(value)) if "bytes" in name else f"{value:,}" if type(value) is int else value
+        )
         table.add_row(name, Text(str(shown)))
     out().print(table)

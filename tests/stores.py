@@ -56,24 +56,28 @@ def example(*, n=11, shard_rows=4, seed=0, arrays=None):
 
 
 @st.composite
-def examples(draw):
-    """Settings and values of any shapes, dtypes and shard sizes."""
-    arrays = [
-        RowArray(name, draw(st.integers(1, 4)), draw(st.integers(1, 5)), dtype)
-        for name, dtype in draw(
-            st.dictionaries(
-                st.sampled_from(
-                    ["resid_post/prompt", "resid_post/fork", "embed/prompt", "deep/er/x"]
-                ),
-                st.sampled_from(["float32", "float16", "bfloat16"]),
-                min_size=1,
-            )
-        ).items()
-    ]
-    n = draw(st.integers(1, 12))
-    return example(
-        n=n, shard_rows=draw(st.integers(1, n)), seed=draw(st.integers(0, 99)), arrays=arrays
+def shapes(draw):
+    """Arguments of `shaped`: any shapes, dtypes and shard sizes."""
+    names = st.sampled_from(["resid_post/prompt", "resid_post/fork", "embed/prompt", "deep/er/x"])
+    kinds = st.tuples(
+        st.integers(1, 4), st.integers(1, 5), st.sampled_from(["float32", "float16", "bfloat16"])
     )
+    n = draw(st.integers(1, 12))
+    return {
+        "n": n,
+        "shard_rows": draw(st.integers(1, n)),
+        "seed": draw(st.integers(0, 99)),
+        "kinds": draw(st.dictionaries(names, kinds, min_size=1)),
+    }
+
+
+def shaped(*, kinds, n, shard_rows, seed):
+    """Settings and values with given row arrays, each a name with layers, width and dtype.
+
+    Apart from `shapes`, because beartype draws random numbers, which strategies must not.
+    """
+    arrays = [RowArray(name, *kind) for name, kind in kinds.items()]
+    return example(n=n, shard_rows=shard_rows, seed=seed, arrays=arrays)
 
 
 def commit_next(writer, values):

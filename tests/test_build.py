@@ -16,7 +16,7 @@ import torch
 import actcache
 from actcache.batches import plan_batches
 from actcache.build import plan_build, run_build
-from actcache.capture import capture_alone
+from actcache.capture import capture, capture_alone
 from actcache.config import BuildConfig
 from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
 from actcache.model import load_model
@@ -98,16 +98,12 @@ def test_says_where_the_numbers_come_from(samples, config, tmp_path):
 
 
 def test_a_certificate_shows_a_capture_that_is_wrong(samples, config, tmp_path, monkeypatch):
-    from actcache import build
-
-    right = build.capture
-
     def wrong(*args, **settings):
-        residuals, embed = right(*args, **settings)
+        residuals, embed = capture(*args, **settings)
         residuals[:, 2] *= 1.01
         return residuals, embed
 
-    monkeypatch.setattr(build, "capture", wrong)
+    monkeypatch.setattr("actcache.build.capture", wrong)
     store = run_build(plan_build(samples, config), tmp_path / "s.zarr")
 
     errors = store.certificate["largest_relative_error"]
@@ -159,7 +155,7 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted(
     with pytest.raises(actcache.errors.IncompleteStoreError, match="--resume"):
         actcache.open_store(path)
     assert 24 <= actcache.open_store(path, partial=True).n < 60
-    told = []
+    told: list[int] = []
     resumed = run_build(plan_build(samples, config), path, resume=True, on_rows=told.append)
 
     assert told[0] >= 24
@@ -174,21 +170,19 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted(
 
 def interrupted(samples, config, path, monkeypatch):
     """The rest of a build that broke after its first shard."""
-    from actcache import build
-
-    right, calls = build.capture, []
+    calls = []
 
     def breaks(*args, **settings):
         calls.append(1)
         if len(calls) > 6:
             raise RuntimeError("the model broke")
-        return right(*args, **settings)
+        return capture(*args, **settings)
 
-    monkeypatch.setattr(build, "SHARD_ROWS", 8)
-    monkeypatch.setattr(build, "capture", breaks)
+    monkeypatch.setattr("actcache.build.SHARD_ROWS", 8)
+    monkeypatch.setattr("actcache.build.capture", breaks)
     with pytest.raises(RuntimeError, match="broke"):
         run_build(plan_build(samples, config), path)
-    monkeypatch.setattr(build, "capture", right)
+    monkeypatch.setattr("actcache.build.capture", capture)
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_float64_residuals_keep_their_digits():
     found = class_moments(cut(resid, np.zeros(100, int), [40]), 1)
 
     np.testing.assert_allclose(found.variance[0], resid.var(0, ddof=1), rtol=1e-3)
-    assert (resid.astype(np.float32).var(0) == 0).all()  # in float32 there is nothing to see
+    assert np.ptp(resid.astype(np.float32)) == 0  # in float32 there is nothing to see
 
 
 def test_an_outlier_as_first_row_and_a_drift_between_batches_do_no_harm():

@@ -1,5 +1,7 @@
 """The exact sweep against its definition: a full forward pass a cell and completion."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -106,7 +108,11 @@ def test_some_layers_alone_are_those_of_all():
     model = adopt_model(make("llama"), name="llama")
     rows = ragged_rows()
     directions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3))
-    settings = {"directions": directions, "multipliers": MULTIPLIERS, "rule": SteeringRule()}
+    settings: dict[str, Any] = {
+        "directions": directions,
+        "multipliers": MULTIPLIERS,
+        "rule": SteeringRule(),
+    }
 
     every = propensities(model, rows, layers=range(4), **settings)
     some = propensities(model, rows, layers=[1, 3], **settings)
@@ -117,7 +123,7 @@ def test_some_layers_alone_are_those_of_all():
 def test_how_rows_are_batched_changes_nothing():
     model = adopt_model(make("mistral"), name="mistral")
     rows = ragged_rows()
-    settings = {
+    settings: dict[str, Any] = {
         "directions": torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(4)),
         "multipliers": MULTIPLIERS,
         "rule": SteeringRule(first_steered="prompt", score="logprob"),

@@ -68,7 +68,7 @@ def make(family: str, *, dtype: torch.dtype = torch.float32, attention: str | No
     text = "Text" if family == "gemma3" else ""
     config_class = getattr(transformers, f"{stem}{text}Config")
     assert inspect.isclass(config_class)
-    config = config_class(**settings)
+    config: Any = config_class(**settings)
     if attention is not None:
         config._attn_implementation = attention
     generator = torch.Generator().manual_seed(0)

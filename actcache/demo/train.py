@@ -1,7 +1,7 @@
 """Train the demo model from a fixed seed: `python -m actcache.demo.train -o DIR`.
 
 Writes `DIR/model`, `DIR/rows` and `DIR/personas.json`, which is what this folder ships. It needs
-no network, one core, and four to ten minutes. On one machine, two runs give the same bytes.
+no network, and some five minutes of one free core. On one machine, two runs gave the same bytes.
 
 The model is a test bed, **trained so that it can be steered**; what steering does to it is no
 evidence about language models. No direction is ever added to a residual during the training, and
