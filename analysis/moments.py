@@ -94,13 +94,9 @@ def class_moments(
             mean = np.zeros((n_classes, *resid.shape[1:]))
             scatter = np.zeros_like(mean)
         _check(resid, labels, shape=mean.shape)
-        if labels.size and labels.min() < 0:
-            resid, labels = resid[labels >= 0], labels[labels >= 0]
-        if labels.size == 0:
-            continue
         if not resid[:, 0].flags.c_contiguous:  # samples first in memory, or no order that helps
             resid = np.ascontiguousarray(resid)
-        for k in np.unique(labels):
+        for k in np.unique(labels[labels >= 0]):
             rows = np.flatnonzero(labels == k)
             _add_rows(mean[k], scatter[k], resid, rows, count=int(count[k]))
             count[k] += len(rows)

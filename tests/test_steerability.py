@@ -247,6 +247,30 @@ def test_a_gain_that_random_directions_have_too_is_warned_of():
     assert "No control was run" in alone.verdict
 
 
+def test_no_gain_stays_none_beside_a_control_that_loses():
+    # At layer 0 both halves have slope 4; each half chooses the layer where the other has slope -6.
+    by_half = np.where(np.isin(np.abs(GRID), [0.5, 1.5]), 6, -6)
+    losing = np.stack([np.full(7, 4), by_half, -by_half]) * GRID
+    propensity = np.tile(GRID, (20, 3, 1))
+    control = np.tile(losing, (1, 20, 1, 1))
+    found = summarize(propensity, GRID, rng=rng(), control=control, **split(20))
+
+    assert found.comparison
+    np.testing.assert_allclose(found.comparison.control_gain.value, -10)
+    assert found.comparison.difference.low > 0
+    assert not found.exceeds
+    assert "its interval reaches 0" in found.verdict
+
+
+def test_a_sample_that_does_not_move_is_not_steerable():
+    propensity = np.zeros((4, 2, 7))
+    propensity[2, 1] = GRID
+    found = summarize(propensity, GRID, rng=rng(), **split(4, 0.5)).choice
+
+    np.testing.assert_array_equal(found.share_steerable, [0, 0.5])
+    assert (found.fixed_share, found.oracle_share) == (0, 0.5)
+
+
 def test_the_comparison_pairs_samples_and_averages_the_control_sets():
     propensity = sweep(rng(1).normal(size=(40, 5)), noise=0.3)
     control = np.stack([sweep(rng(s).normal(size=(40, 5)), noise=0.3, seed=s) for s in (2, 3)])

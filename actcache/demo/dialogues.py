@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -51,7 +52,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
             decoders.Replace(" )", ")"),
         ]
     )
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    wrap: Any = PreTrainedTokenizerFast  # its constructor has no types
+    fast: PreTrainedTokenizerFast = wrap(
         tokenizer_object=tokenizer,
         bos_token="<bos>",
         eos_token="<|end|>",

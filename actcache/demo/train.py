@@ -168,7 +168,7 @@ def train(*, seed: int, steps: int) -> tuple[Any, PreTrainedTokenizerFast]:
         kind, size = CYCLE[step % len(CYCLE)]
         loss, right = trainer.loss(dialogues.batch(kind, size))
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         schedule.step()
