@@ -5,6 +5,7 @@ Face model each part lies. The model itself is not rewritten (a bridge would for
 and replace its layers), so what runs is Hugging Face's own code and the numbers are its own.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ class Anatomy:
 
     unembed: nn.Module
     """The language model head: `weight` `[vocab, d_model]` and perhaps `bias` `[vocab]`."""
+
+    block_parts: Any
+    """What TransformerLens says a block is made of: its bridge of a block, without a module."""
 
     logit_scale: float
     """What logits are multiplied by (Cohere, Granite); 1 in most families."""
@@ -55,33 +59,18 @@ def take_apart(hf: nn.Module) -> Anatomy:
         ModelError: the family is unknown to TransformerLens, is no decoder of attention blocks
             (encoder-decoder, state space), or its head does something that is not handled.
     """
-    from transformer_lens.config import TransformerBridgeConfig
-    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-    from transformer_lens.model_bridge.sources.transformers import (
-        determine_architecture_from_hf_config,
-        map_default_transformer_lens_config,
-    )
-
     config: Any = hf.config
-    family = str(getattr(config, "model_type", type(hf).__name__))
-    _refuse(config, family)
+    family = _family(config)
     if not config.architectures:  # a model made in memory; the adapters look the family up by it
         config.architectures = [type(hf).__name__]
+    parts = known_parts(config)
     try:
-        architecture = determine_architecture_from_hf_config(config)
-        fields = {**vars(map_default_transformer_lens_config(config)), "architecture": architecture}
-        bridge_config = TransformerBridgeConfig.from_dict(fields)
-        adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
-        parts = adapter.component_mapping or {}
         paths = {part: str(at.name) for part, at in parts.items() if at.name}
         blocks = hf.get_submodule(paths["blocks"])
         ln_final = hf.get_submodule(paths["ln_final"])
         unembed = hf.get_submodule(paths["unembed"])
-    except (ValueError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"TransformerLens cannot take the family '{family}' apart ({error}); expected a "
-            "decoder whose blocks, final norm and unembedding it knows. Use a known family."
-        ) from error
+    except (KeyError, AttributeError) as error:
+        raise _unknown(family, error) from error
     if not isinstance(blocks, nn.ModuleList):
         raise ModelError(
             f"the blocks of '{family}' are a {type(blocks).__name__}, expected a list of decoder "
@@ -92,25 +81,79 @@ def take_apart(hf: nn.Module) -> Anatomy:
         blocks=list(blocks),
         ln_final=ln_final,
         unembed=unembed,
+        block_parts=parts["blocks"],
         logit_scale=_logit_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
 
 
-def _refuse(config: Any, family: str) -> None:
+def known_parts(config: Any) -> Mapping[str, Any]:
+    """What TransformerLens says that a family is made of, from its config alone.
+
+    Args:
+        config: the model's config, with its `architectures`.
+
+    Returns:
+        TransformerLens' components by their names: `blocks`, `ln_final`, `unembed`, …
+
+    Raises:
+        ModelError: the family is unknown to TransformerLens, or `refuse_family` refuses it.
+    """
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+    from transformer_lens.model_bridge.sources.transformers import (
+        determine_architecture_from_hf_config,
+    )
+
+    refuse_family(config)
+    try:
+        architecture = determine_architecture_from_hf_config(config)
+        # The dtype is of no consequence to where parts lie.
+        bridge_config = build_bridge_config_from_hf(config, architecture, "", torch.float32)
+        adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise _unknown(_family(config), error) from error
+    return dict(adapter.component_mapping or {})
+
+
+RECURRENT = (
+    *("mamba", "jamba", "bamba", "zamba", "rwkv", "xlstm", "recurrent_gemma", "nemotron_h"),
+    *("falcon_h1", "granitemoehybrid", "lfm2", "qwen3_next", "minimax", "kimi_linear"),
+)
+"""Families with a state-space, convolution or linear-attention layer, by parts of their names."""
+
+
+def refuse_family(config: Any) -> None:
+    """Refuse, by name and from the config alone, what the engine cannot be right about.
+
+    Raises:
+        ModelError: it is an encoder-decoder, or carries a state from token to token.
+    """
+    family = _family(config)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"'{family}' is an encoder-decoder, expected a decoder-only language model. "
             "Use a causal language model."
         )
     recurrent = {"mamba", "linear_attention", "recurrent", "conv", "rwkv"}
-    layer_types = set(getattr(config, "layer_types", None) or [])
-    named = [word for word in ("mamba", "rwkv", "xlstm", "recurrent_gemma") if word in family]
-    if named or recurrent & layer_types:
+    kinds = set(getattr(config, "layer_types", None) or [])
+    kinds |= set(getattr(config, "layers_block_type", None) or [])
+    if recurrent & kinds or any(word in family for word in RECURRENT):
         raise ModelError(
             f"'{family}' carries a recurrent state from token to token, expected attention blocks "
             "only: the prompt's state could not be shared. Use an attention model."
         )
+
+
+def _family(config: Any) -> str:
+    return str(getattr(config, "model_type", "") or type(config).__name__)
+
+
+def _unknown(family: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"TransformerLens cannot take the family '{family}' apart ({error}); expected a "
+        "decoder whose blocks, final norm and unembedding it knows. Use a known family."
+    )
 
 
 def _logit_scale(config: Any) -> float:

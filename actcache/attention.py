@@ -64,13 +64,19 @@ class OwnMask:
 
 
 def own_masks(blocks: Sequence[nn.Module]) -> list[OwnMask | None]:
-    """The masks that blocks keep to themselves (GPT-Neo), one entry a block, None where none."""
+    """The masks that blocks keep to themselves (GPT-Neo), one entry a block, None where none.
+
+    Blocks with equal masks share one tensor, so that what follows from it is computed once.
+    """
+    known: list[Tensor] = []
 
     def find(block: nn.Module) -> OwnMask | None:
         for module in block.modules():
             bias = getattr(module, "bias", None)
             if isinstance(bias, Tensor) and bias.dtype == torch.bool and bias.ndim == 4:
-                return OwnMask(module, bias[0, 0])
+                same = [mask for mask in known if torch.equal(mask, bias[0, 0])]
+                known.extend([] if same else [bias[0, 0]])
+                return OwnMask(module, (same or known[-1:])[0])
         return None
 
     return [find(block) for block in blocks]

@@ -4,20 +4,22 @@
 `run_build` fills the store shard by shard. The two are apart so that a dry run is the real plan.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
-from actcache.batches import plan_batches
 from actcache.capture import capture, capture_alone, tokens_run
+from actcache.conditions import Summary, select_rows
 from actcache.config import BuildConfig
-from actcache.errors import RenderError
+from actcache.memory import Budget, run_batches
 from actcache.model import (
     DTYPES,
     LanguageModel,
@@ -27,10 +29,12 @@ from actcache.model import (
     load_tokenizer,
     tokenizer_digest,
 )
+from actcache.positions import check_template, expand_positions, of_samples
 from actcache.provenance import MODE, model_identity, versions
-from actcache.render import Rendered, Renderer, longest_that_fit
+from actcache.render import Rendered, Renderer
 from actcache.samples import Sample, samples_digest
 from actcache.schema import Dtype, Ragged, RowArray
+from actcache.self_check import Read, check_capture
 from actcache.splits import assign_splits
 from actcache.store import Store, open_store
 from actcache.writer import Writer
@@ -60,7 +64,11 @@ class Plan:
     """Their tokens."""
 
     left_out: Sequence[dict[str, Any]]
-    """Rows longer than the model's context: id, tokens, and the context's length."""
+    """The other rows: id and reason, and of those longer than the model's context their tokens and
+    its length."""
+
+    conditions: Summary
+    """What the check of all rows found."""
 
     positions: Sequence[str]
     """Of the config's positions those that such samples have."""
@@ -88,40 +96,45 @@ class Plan:
 
 
 def plan_build(samples: Sequence[Sample], config: BuildConfig) -> Plan:
-    """Render every sample, assign splits, and set apart what the model's context cannot hold.
+    """Render and check every sample, set apart what cannot be used, and assign splits.
 
     Args:
         samples: as `read_samples` and `expand_variants` give them.
         config: the settings.
 
     Raises:
-        RenderError: a row does not part cleanly into tokens, or no row fits into the context.
+        RenderError: a row does not part cleanly into tokens or breaks what the preset needs, and
+            bad rows are not skipped; or no row fits into the context.
         ModelError: tokenizer or config cannot be loaded.
     """
-    tokenizer = load_tokenizer(config.model, revision=config.revision)
-    context = context_of(load_config(config.model, revision=config.revision))
-    renderer = Renderer(tokenizer, config.rendering)
-    rendered = [renderer(sample) for sample in samples]
-    fit, too_long = longest_that_fit(rendered, context)
-    left_out: list[dict[str, Any]] = [
-        {"id": samples[i].id, "tokens": rendered[i].length, "context": context} for i in too_long
-    ]
-    if not fit:
-        shortest = min(left_out, key=lambda row: row["tokens"])
-        raise RenderError(
-            f"all {len(samples)} rows are longer than the model's context of {context} tokens; the "
-            f"shortest, '{shortest['id']}', has {shortest['tokens']}. Use a model with a longer "
-            "context, or shorter prompts."
+    tokenizer = load_tokenizer(
+        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    context = context_of(
+        load_config(
+            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    kept = [samples[i] for i in fit]
+    )
+    renderer = Renderer(tokenizer, config.rendering)
+    chosen = select_rows(
+        samples,
+        renderer,
+        context=context,
+        preset=config.preset,
+        skip_bad=config.skip_bad_rows,
+    )
+    kept = [samples[i] for i in chosen.kept]
     splits = assign_splits(kept, seed=config.seed)
     paired = kept[0].positive is not None
+    positions = of_samples(expand_positions(config.positions), paired=paired)
+    check_template(chosen.rendered, positions)
     return Plan(
         config,
         [replace(sample, split=split) for sample, split in zip(kept, splits, strict=True)],
-        [rendered[i] for i in fit],
-        left_out,
-        [p for p in config.positions if paired or p == "prompt"],
+        chosen.rendered,
+        chosen.left_out,
+        chosen.conditions,
+        positions,
         {
             "sha256": tokenizer_digest(tokenizer),
             "template": renderer.template,
@@ -156,18 +169,30 @@ def run_build(
         StoreExistsError: a store, or the rest of one, lies at `path`.
         MismatchError: `resume`, and the rest was begun with other settings, data or weights.
         NotFiniteError: a residual is not finite in the store's dtype.
+        ModelError: the family is not handled, or the first rows differ from a plain forward pass.
     """
     config = plan.config
     if model is None:
-        model = load_model(
-            config.model, revision=config.revision, dtype=config.dtype, device=config.device
-        )
+        model = _load(config)
+    read: Read = capture
+    if config.engine == "transformer-lens":
+        from actcache.bridge import BridgeCapture
+
+        read = BridgeCapture(_load(config).hf)
+    check = check_capture(
+        model,
+        plan.rendered,
+        read=read,
+        positions=plan.positions,
+        sites=config.sites,
+        answer=config.answer,
+    )
     store_dtype = model.dtype if config.store_dtype == "auto" else config.store_dtype
     arrays = [
         RowArray(
             f"{site}/{position}",
             n_layers=1 if site == "embed" else model.n_layers,
-            width=model.d_model,
+            width=model.width_of(site),
             dtype=cast("Dtype", store_dtype),  # RowArray checks it
         )
         for site in config.sites
@@ -190,7 +215,7 @@ def run_build(
     ):
         on_rows(writer.committed)
         pending: Future[None] | None = None
-        for rows, blocks in _shards(plan, model, arrays, writer):
+        for rows, blocks in _shards(plan, model, read, arrays, writer):
             # The last shard is written while the next one is computed.
             if pending is not None:
                 pending.result()
@@ -198,15 +223,26 @@ def run_build(
             on_rows(len(rows))
         if pending is not None:
             pending.result()
-        writer.finish(certify(plan, model, path))
+        writer.finish({**certify(plan, model, path), "self_check": check})
     return open_store(path)
 
 
+def _load(config: BuildConfig) -> LanguageModel:
+    return load_model(
+        config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        device_map=config.device_map,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
 def _shards(
-    plan: Plan, model: LanguageModel, arrays: Sequence[RowArray], writer: Writer
+    plan: Plan, model: LanguageModel, read: Read, arrays: Sequence[RowArray], writer: Writer
 ) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
     """The shards that are still to be written, each with its rows."""
-    costs = plan.costs
+    costs, budget = plan.costs, Budget(plan.config.batch_tokens)
     for start in range(writer.committed, plan.n, writer.shard_rows):
         rows = range(start, min(start + writer.shard_rows, plan.n))
         # Layer-major, as a shard lies on disk, so that writing it copies nothing.
@@ -214,20 +250,32 @@ def _shards(
             array.name: np.empty((array.n_layers, len(rows), array.width), array.stored)
             for array in arrays
         }
-        batches = plan_batches([costs[row] for row in rows], budget=plan.config.batch_tokens)
-        for batch in batches:
-            residuals, embed = capture(
-                model,
-                [plan.rendered[start + i] for i in batch],
-                positions=plan.positions,
-                answer=plan.config.answer,
-            )
-            for array in arrays:
-                site, position = array.name.split("/")
-                at = list(plan.positions).index(position)
-                read = embed[:, None, at] if site == "embed" else residuals[:, :, at]
-                blocks[array.name][:, batch] = as_stored(read, array.dtype).swapaxes(0, 1)
+        run = partial(_fill, blocks, start, plan, model, read, arrays)
+        run_batches([costs[row] for row in rows], budget=budget, run=run)
         yield rows, {name: block.swapaxes(0, 1) for name, block in blocks.items()}
+
+
+def _fill(
+    blocks: Mapping[str, np.ndarray],
+    start: int,
+    plan: Plan,
+    model: LanguageModel,
+    read: Read,
+    arrays: Sequence[RowArray],
+    batch: Int64[np.ndarray, " _"],
+) -> None:
+    """Capture the rows `batch` of the shard that begins at `start`, into `blocks`."""
+    found = read(
+        model,
+        [plan.rendered[start + i] for i in batch],
+        positions=plan.positions,
+        answer=plan.config.answer,
+        sites=plan.config.sites,
+    )
+    for array in arrays:
+        site, position = array.name.split("/")
+        at = found[site][:, :, list(plan.positions).index(position)]
+        blocks[array.name][:, batch] = as_stored(at, array.dtype).swapaxes(0, 1)
 
 
 def as_stored(residuals: Tensor, dtype: str) -> np.ndarray:
@@ -260,6 +308,7 @@ def provenance(plan: Plan, model: LanguageModel) -> dict[str, Any]:
         "tokenizer": plan.tokenizer,
         "data_sha256": samples_digest(plan.samples),
         "left_out": list(plan.left_out),
+        "conditions": plan.conditions.recorded(),
         "mode": MODE,
         "device": str(model.device),
         "versions": versions(),

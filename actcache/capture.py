@@ -1,4 +1,4 @@
-"""Residuals of the decisive tokens of rendered samples: batched as trees, or one alone.
+"""What the model computes at the decisive tokens of rendered samples: batched, or one row alone.
 
 `capture` is the fast way. `capture_alone` is what it must equal: the whole sequence through the
 plain model, batch size 1, no padding, no tree.
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from actcache.model import LanguageModel
 from actcache.passes import residual_of, run_trees
+from actcache.positions import MEAN, from_the_end
 from actcache.render import Rendered
+from actcache.sites import HOOKS, find_taps
 from actcache.tree import plant
 
 
@@ -24,18 +26,23 @@ def capture(
     *,
     positions: Sequence[str],
     answer: str,
-) -> tuple[Float[Tensor, "b layer position d"], Float[Tensor, "b position d"]]:
-    """Residuals at `positions`, one pass for the whole batch.
+    sites: Sequence[str] = ("resid_post", "embed"),
+) -> dict[str, Float[Tensor, "b layer position _"]]:
+    """Read `sites` at `positions`, one pass for the whole batch.
 
     Args:
         model: the model.
         rows: `b` rendered samples.
-        positions: of prompt, fork, positive, negative.
+        positions: of prompt, fork, positive, negative, mean, template_-1, template_-2, …
         answer: which token of a completion is its answer token: `first` that differs, or `last`.
+        sites: of `positions.SITES`.
 
     Returns:
-        Residuals after every block, and the input of block 0, in the model's dtype and on its
-        device.
+        For each site `[b, layer, position, width]` in the model's dtype and on its device; of
+        `embed` one layer.
+
+    Raises:
+        ModelError: the model's blocks have no such site.
     """
     trees = [
         row.tree(_run(row.positive, "positive", positions, answer),
@@ -43,36 +50,76 @@ def capture(
         for row in rows
     ]  # fmt: skip
     tree = plant(trees, pad=0)
-    columns = np.empty((len(rows), len(positions)), np.int64)
+    single = [position for position in positions if position != MEAN]
+    columns = np.empty((len(rows), len(single)), np.int64)
     for i, row in enumerate(rows):
-        for j, position in enumerate(positions):
-            match position:
-                case "prompt":
-                    columns[i, j] = tree.starts[i] + len(row.prompt) - 1
-                case "fork":
-                    columns[i, j] = tree.starts[i] + len(row.chain) - 1
-                case _:
-                    branch = ("positive", "negative").index(position)
-                    n = len(trees[i].branches[branch])
-                    columns[i, j] = tree.branch_starts[i, branch] + n - 1
-    read = torch.from_numpy(columns).to(model.device)
-    done = run_trees(model.anatomy, tree, read=read, own=model.own)
-    return done.residuals, done.embed
+        for j, position in enumerate(single):
+            if (back := from_the_end(position)) is not None:
+                columns[i, j] = tree.starts[i] + len(row.prompt) - back
+            elif position == "fork":
+                columns[i, j] = tree.starts[i] + len(row.chain) - 1
+            else:
+                branch = ("positive", "negative").index(position)
+                n = len(trees[i].branches[branch])
+                columns[i, j] = tree.branch_starts[i, branch] + n - 1
+    mean_over = None
+    if MEAN in positions:
+        ends = tree.starts + np.array([len(row.prompt) for row in rows])
+        at = np.arange(tree.ids.shape[1])
+        mean_over = (at >= tree.starts[:, None]) & (at < ends[:, None])
+    done = run_trees(
+        model.anatomy,
+        tree,
+        read=torch.from_numpy(columns).to(model.device),
+        own=model.own,
+        mean_over=None if mean_over is None else torch.from_numpy(mean_over).to(model.device),
+        taps={site: find_taps(model.anatomy, site) for site in sites if site in HOOKS},
+    )
+    found = {"resid_post": done.residuals, "embed": done.embed[:, None], **done.sites}
+    # The mean was read last; put it where it was asked for.
+    order = [single.index(p) if p != MEAN else len(single) for p in positions]
+    moved = order != list(range(len(order)))
+    return {site: found[site][:, :, order] if moved else found[site] for site in sites}
 
 
 def capture_alone(
-    model: LanguageModel, row: Rendered, *, position: str, answer: str
-) -> Float[Tensor, "layer d"]:
-    """Residual after every block at one position: the row alone, unpadded, a plain forward pass."""
+    model: LanguageModel,
+    row: Rendered,
+    *,
+    position: str,
+    answer: str,
+    site: str = "resid_post",
+) -> Float[Tensor, "layer _"]:
+    """One site at one position: the row alone, unpadded, a plain forward pass of the model."""
     branch = {"positive": row.positive, "negative": row.negative}.get(position, ())
     n = _run(branch, position, [position], answer)
-    sequence = {"prompt": row.prompt}.get(position, (*row.chain, *branch[:n]))
+    back = from_the_end(position)
+    of_prompt = back is not None or position == MEAN
+    sequence = row.prompt if of_prompt else (*row.chain, *branch[:n])
     taken: list[Tensor] = []
 
-    def copy(_block: nn.Module, _args: Any, output: Any) -> None:
-        taken.append(residual_of(output)[0, -1].clone())
+    def see(value: Tensor) -> None:
+        value = value.reshape(len(sequence), -1)
+        if position == MEAN:
+            wide = torch.promote_types(value.dtype, torch.float32)
+            read = value.mean(0, dtype=wide).to(value.dtype)
+        else:
+            read = value[-(back or 1)].clone()
+        taken.append(read.to(model.device))
 
-    handles = [block.register_forward_hook(copy) for block in model.anatomy.blocks]
+    def after(_block: nn.Module, _args: Any, output: Any) -> None:
+        see(residual_of(output))
+
+    def before(_block: nn.Module, args: Any, kwargs: Any) -> None:
+        see(args[0] if args else kwargs["hidden_states"])
+
+    blocks = model.anatomy.blocks
+    if site == "resid_post":
+        handles = [block.register_forward_hook(after) for block in blocks]
+    elif site == "embed":
+        handles = [blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
+    else:
+        handles = [tap.attach(see) for tap in find_taps(model.anatomy, site)]
     try:
         with torch.inference_mode():
             ids = torch.tensor([sequence], device=model.device)

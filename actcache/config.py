@@ -5,14 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from actcache.errors import ActcacheError
+from actcache.positions import PAIR_POSITIONS, SITES, expand_positions
+from actcache.presets import NAMES, NONE
 from actcache.render import Rendering
 
-PAIR_POSITIONS = ("prompt", "fork", "positive", "negative")
-"""Tokens that are read of a pair: the last of the prompt, the last that both completions share, and
-the answer token of each completion."""
-
-SITES = ("resid_post", "embed")
-"""Where a block is read: after it; or, for `embed`, what enters block 0."""
+ENGINES = ("torch", "transformer-lens")
+"""Hooks on the decoder blocks, batched; or a TransformerBridge's own hooks, a row at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,15 @@ class BuildConfig:
     device: str = "auto"
     """`auto` (cuda, else mps, else cpu) or a torch device."""
 
+    device_map: str | None = None
+    """Spread the blocks over several devices, as Hugging Face's `device_map` does: `auto`, …"""
+
+    engine: str = "torch"
+    """`torch`, or as a slow reference `transformer-lens`; both give the same numbers."""
+
+    trust_remote_code: bool = False
+    """Run the code that a checkpoint brings."""
+
     template: str = "auto"
     """Chat template: `auto` is the tokenizer's if it has one; `none`; or a Jinja file."""
 
@@ -44,16 +51,28 @@ class BuildConfig:
     """Between prompt and completion: one space, the completion's and one more, or as it is."""
 
     bos: str = "auto"
-    """BOS tokens; `auto` is one where the tokenizer or the template puts any."""
+    """BOS tokens: `auto` is one where the tokenizer or the template puts any; `tokenizer` what the
+    tokenizer makes of the rendered text; or how many."""
+
+    separator: str = "\n\n"
+    """What stands between a persona's sentence and the prompt of user_pos and user_neg."""
+
+    preset: str = NONE
+    """Whose conventions these are: rows must hold the conditions that it needs. It sets nothing
+    here; `presets.build_settings` does, and what a user gives comes before."""
+
+    skip_bad_rows: bool = False
+    """Leave out rows that cannot be used, and list them; by default they stop the build."""
 
     variants: Sequence[str] = ("base",)
     """Framings of each prompt: base, sys_pos, sys_neg, user_pos, user_neg."""
 
     positions: Sequence[str] = PAIR_POSITIONS
-    """Tokens to read; of labelled prompts `prompt` alone."""
+    """Tokens to read: prompt, fork, positive, negative; also mean (over the prompt's tokens) and
+    template:K (the last K tokens of the prompt). Of labelled prompts those of the prompt alone."""
 
     sites: Sequence[str] = ("resid_post",)
-    """Where to read: resid_post, embed."""
+    """Where to read: resid_post, embed, resid_mid, attn_out, mlp_out, heads."""
 
     answer: str = "first"
     """The answer token of a completion: the first that differs from the other's, or its last."""
@@ -70,18 +89,17 @@ class BuildConfig:
                 f"batch_tokens is {self.batch_tokens}, expected 1 or more. Try 8192."
             )
         _one_of("answer", self.answer, ("first", "last"))
+        _one_of("preset", self.preset, NAMES)
         _one_of("store_dtype", self.store_dtype, ("auto", "float32", "float16", "bfloat16"))
-        for field, values, known in (
-            ("positions", self.positions, PAIR_POSITIONS),
-            ("sites", self.sites, SITES),
-        ):
-            if not values or len(set(values)) != len(values):
-                raise ActcacheError(
-                    f"{field} are {list(values)}, expected one or more, each once of "
-                    f"{', '.join(known)}. Pass them separated by commas."
-                )
-            for value in values:
-                _one_of(field, value, known)
+        _one_of("engine", self.engine, ENGINES)
+        expand_positions(self.positions)
+        if not self.sites or len(set(self.sites)) != len(self.sites):
+            raise ActcacheError(
+                f"sites are {list(self.sites)}, expected one or more, each once of "
+                f"{', '.join(SITES)}. Pass them separated by commas."
+            )
+        for site in self.sites:
+            _one_of("sites", site, SITES)
 
     @property
     def rendering(self) -> Rendering:

@@ -55,7 +55,6 @@ def plan_creation(
     columns: Mapping[str, ColumnValues],
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
-    overwrite: bool,
     shard_rows: int | None,
 ) -> Creation:
     """Encode all documents and columns of a new store; arguments as `Writer.create`.
@@ -107,7 +106,7 @@ def plan_creation(
     files[log] = encode(commits_document(root.n_shards + 2, record_bytes))
     sums[log] = FileSum.of(files[log])
     record, _ = encode_record(
-        creation(sums, overwrite=overwrite), number=0, previous=NO_RECORD, record_bytes=record_bytes
+        creation(sums), number=0, previous=NO_RECORD, record_bytes=record_bytes
     )
     return Creation(
         root,

@@ -180,7 +180,7 @@ def parse_row_array(name: str, document: Document, *, root: Root, where: str) ->
     if (
         not _are_sizes(shape, n_dimensions=(3,))
         or type(names) is not list
-        or len(names) != 3
+        or [type(name) for name in names] != [str] * 3
         or type(data_type) is not str
         or data_type not in _LOGICAL
     ):

@@ -48,9 +48,6 @@ class Layout:
     files: Mapping[str, FileSum]
     """Everything that was written at creation, by its path in the folder."""
 
-    overwrite: bool
-    """Whether finishing may replace a store that lies in its place."""
-
     record_bytes: int
     checksums: Sequence[Checksums]
     """Of each committed shard."""
@@ -145,8 +142,7 @@ def read_layout(folder: Path, *, tolerate: Callable[[DamageError], None] | None 
     first = _read_record(folder, 0, record_bytes)
     where = str(record_path(folder, 0))
     files = parse_files(first, where)
-    overwrite = first.content.get("overwrite")
-    if type(overwrite) is not bool or first.content.keys() != {"files", "overwrite"}:
+    if first.content.keys() != {"files"}:
         refuse(where, "another record", "that of a creation")
     if files.get(f"{COMMITS}/zarr.json") != FileSum.of(log_raw):
         refuse(str(log), "other bytes", "those of its creation")
@@ -168,9 +164,7 @@ def read_layout(folder: Path, *, tolerate: Callable[[DamageError], None] | None 
     vouched = [files.get("zarr.json"), sealed if root.complete else None]
     if FileSum.of(root_raw) not in vouched or (root.complete and sealed is None):
         refuse(str(folder / "zarr.json"), "other bytes", "those that its log vouches for")
-    return Layout(
-        folder, root, arrays, columns, files, overwrite, record_bytes, checksums, last, bool(sealed)
-    )
+    return Layout(folder, root, arrays, columns, files, record_bytes, checksums, last, bool(sealed))
 
 
 def _read_documents(

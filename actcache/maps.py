@@ -69,12 +69,16 @@ class Maps:
         """Let go of all maps; arrays that came from them stay valid."""
         self._mapped.cache_clear()
 
-    def _map(self, array: RowArray, shard: int) -> np.ndarray:
+    def private_shard(self, array: RowArray, shard: int) -> np.ndarray:
+        """A shard's blocks in a map of their own, which may be written: the file stays as it is."""
+        return self._map(array, shard, access=mmap.ACCESS_COPY)
+
+    def _map(self, array: RowArray, shard: int, access: int = mmap.ACCESS_READ) -> np.ndarray:
         rows = self._layout.root.shard_rows
         size = shard_bytes(array, rows)
         file = open_file(shard_path(self._layout.folder, array, shard), size)
         try:
-            mapped = mmap.mmap(file, size, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file, size, access=access)
         finally:
             os.close(file)
         dtype = np.dtype(array.stored).newbyteorder("<")

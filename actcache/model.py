@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actcache.anatomy import Anatomy, take_apart
+from actcache.anatomy import Anatomy, known_parts, refuse_family, take_apart
 from actcache.attention import OwnMask, own_masks
 from actcache.errors import ModelError
+from actcache.sites import find_taps
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -48,6 +49,18 @@ class LanguageModel:
         """Width of the residual stream."""
         return int(self.hf.config.get_text_config().hidden_size)
 
+    def width_of(self, site: str) -> int:
+        """How many values a site has: `d_model`, or of `heads` all heads' together.
+
+        Raises:
+            ModelError: the blocks have no such site.
+        """
+        if site != "heads":
+            return self.d_model
+        weight = find_taps(self.anatomy, site)[0].module.weight  # of the output projection
+        assert isinstance(weight, Tensor)
+        return weight.numel() // self.d_model
+
     @property
     def dtype(self) -> str:
         """What it computes in: `float32`, `bfloat16` or `float16`."""
@@ -72,6 +85,7 @@ def load_model(
     revision: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
     attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
@@ -82,6 +96,8 @@ def load_model(
         revision: branch, tag or commit on the Hub.
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto` (cuda, else mps, else cpu) or a torch device.
+        device_map: spread the blocks over several devices, as Hugging Face's argument of that name
+            does (`auto`, `balanced`, …); `device` is then not looked at.
         attention: `sdpa` or `eager`; by default sdpa where the family has it.
         trust_remote_code: run code that comes with the checkpoint.
 
@@ -95,19 +111,29 @@ def load_model(
         raise ModelError(
             f"dtype is '{dtype}', expected auto, {', '.join(DTYPES)}. Pass one of them."
         )
-    place = pick_device(device)
+    place = pick_device(device) if device_map is None else None
     logging.disable_progress_bar()
+    whole = _config(name, revision=revision, trust_remote_code=trust_remote_code)
+    if whole.architectures:
+        known_parts(whole)  # refuses a family before its weights are read
     try:
         hf: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=DTYPES.get(dtype, "auto"),
             attn_implementation=attention,
+            device_map=device_map,
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded("model", name, error) from error
-    return adopt_model(hf.to(place), name=name)
+    if any(parameter.is_meta for parameter in hf.parameters()):
+        raise ModelError(
+            f"'{name}' does not fit into the devices' memory, so --device-map {device_map} left "
+            "part of its weights outside, expected room for all. Use more devices or a smaller "
+            "--dtype."
+        )
+    return adopt_model(hf if place is None else hf.to(place), name=name)
 
 
 def adopt_model(hf: Any, *, name: str | None = None) -> LanguageModel:
@@ -149,17 +175,22 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
     """The text part of a model's config: sizes, context, dtype; no weight is read.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is none, or it is of a family that is refused.
     """
+    config = _config(name, revision=revision, trust_remote_code=trust_remote_code)
+    refuse_family(config)
+    return config.get_text_config()
+
+
+def _config(name: str, *, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise _not_loaded("model", name, error) from error
-    return config.get_text_config()
 
 
 def context_of(config: Any) -> int | None:

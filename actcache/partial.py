@@ -35,7 +35,7 @@ def lock_folder(folder: Path) -> int:
     return lock
 
 
-def fill(folder: Path, plan: Creation) -> None:
+def fill(folder: Path, plan: Creation, *, overwrite: bool) -> None:
     """Write everything that stands before the first shard; record 0 makes it count."""
     children = list(folder.iterdir())
     if not record_path(folder, 0).exists():
@@ -61,6 +61,8 @@ def fill(folder: Path, plan: Creation) -> None:
         while path != folder:
             path = path.parent
             folders.add(path)
+    if overwrite:
+        overwrite_mark(folder).touch()
     for each in folders:
         sync_folder(each)
     write_durably(record_path(folder, 0), [plan.first_record])
@@ -95,12 +97,49 @@ def remove_uncommitted(layout: Layout) -> None:
     (layout.folder / f"zarr.json{ASIDE}").unlink(missing_ok=True)
 
 
+def overwrite_mark(folder: Path) -> Path:
+    """The file that says that finishing may replace a store: it outlives an interruption."""
+    return folder / COMMITS / "overwrite"
+
+
 def require_replaceable(path: Path) -> None:
     """Refuse to replace what is no store, such as a folder of somebody's data."""
-    if os.path.lexists(path) and not record_path(path, 0).exists():
+    if record_path(path, 0).exists() or not os.path.lexists(path):
+        return
+    # An empty folder is what is left of a store whose removal was interrupted.
+    if not path.is_dir() or any(not file.is_dir() for file in path.rglob("*")):
         raise StoreExistsError(
             f"'{path}' exists and is no store, so it will not be replaced. Choose another path."
         )
+
+
+def put_in_place(folder: Path, path: Path) -> None:
+    """Give a complete store its name; replace what lies there, if that was asked for."""
+    old = path.with_name(path.name + ".replaced")
+    if overwrite_mark(folder).exists():
+        require_replaceable(path)
+        require_replaceable(old)
+        if os.path.lexists(path):
+            _remove_store(old)
+            path.rename(old)
+        overwrite_mark(folder).unlink()
+        sync_folder(folder / COMMITS)
+    folder.rename(path)
+    sync_folder(path.parent)
+    _remove_store(old)
+
+
+def _remove_store(path: Path) -> None:
+    """Remove a store, the record by which it is known as one last."""
+    if record_path(path, 0).exists():
+        require_replaceable(path)
+        for child in path.iterdir():
+            if child.name != COMMITS:
+                remove(child)
+        for child in (path / COMMITS).iterdir():
+            if child != record_path(path, 0):
+                remove(child)
+    remove(path)
 
 
 def remove(path: Path) -> None:

@@ -7,8 +7,9 @@ more query of its sample, sees the sample's unchanged prefix through the keys an
 causal model nothing before the first changed token depends on the change.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from actcache.attention import (
     rewritten_calls,
 )
 from actcache.errors import ModelError
+from actcache.sites import Tap
 from actcache.tree import TreeBatch
 
 _SHARED = {"use_cache", "output_attentions", "output_hidden_states", "layer_idx", "head_mask"}
@@ -43,6 +45,9 @@ class TreePass:
     embed: Float[Tensor, "b read d"]
     """Input of block 0 at those columns."""
 
+    sites: dict[str, Float[Tensor, "b layer read _"]]
+    """What other sites were asked for."""
+
     masks: TreeMasks
     """What each token may see, and what each block was told."""
 
@@ -56,6 +61,8 @@ def run_trees(
     *,
     read: Int64[Tensor, "b read"],
     own: Sequence[OwnMask | None],
+    mean_over: Bool[Tensor, "b t"] | None = None,
+    taps: Mapping[str, Sequence[Tap]] = MappingProxyType({}),
     keep_cache: bool = False,
 ) -> TreePass:
     """Run a batch of token trees once and copy the residual of a few tokens at every layer.
@@ -65,6 +72,8 @@ def run_trees(
         tree: the batch, `b` trees of width `t`.
         read: columns to read, `[b, read]`.
         own: masks that the blocks keep to themselves, as `own_masks` found them.
+        mean_over: tokens whose mean is one more read, the last.
+        taps: further sites, by name, with their place in each block.
         keep_cache: keep keys and values, for rows that join.
 
     Returns:
@@ -74,21 +83,35 @@ def run_trees(
     rows = torch.arange(len(read), device=device)[:, None]
     taken: list[Tensor] = []
     first: list[Tensor] = []
+    others: dict[str, list[Tensor]] = {site: [] for site in taps}
+
+    def take(value: Tensor) -> Tensor:
+        value = value.reshape(*tree.ids.shape, -1)  # OPT runs its MLP on [b · t, d]
+        here = value.device
+        # Indexing with tensors copies; a view would keep the whole batch alive.
+        found = value[rows.to(here), read.to(here)]
+        if mean_over is not None:
+            found = torch.cat([found, _mean(value, mean_over.to(here))[:, None]], 1)
+        return found.to(device)
 
     def copy(_block: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        # Indexing with tensors copies; a view would keep the whole batch alive.
-        taken.append(residual_of(output)[rows, read])
+        taken.append(take(residual_of(output)))
 
     masks = TreeMasks(tree, own, device)
 
     def rewrite(layer: int, arguments: dict[str, Any]) -> None:
         if layer == 0:
-            first.append(arguments["hidden_states"][rows, read])
+            first.append(take(arguments["hidden_states"]))
         masks(layer, arguments)
 
     # Without a config the cache keeps every token; with one, sliding layers drop what rows need.
     cache = DynamicCache() if keep_cache else None
     copies = [block.register_forward_hook(copy, with_kwargs=True) for block in anatomy.blocks]
+
+    def keep(into: list[Tensor]) -> Callable[[Tensor], None]:
+        return lambda value: into.append(take(value))
+
+    copies += [tap.attach(keep(others[site])) for site in taps for tap in taps[site]]
     try:
         with torch.inference_mode(), open_masks(own), rewritten_calls(anatomy.blocks, rewrite):
             anatomy.decoder(
@@ -101,7 +124,15 @@ def run_trees(
     finally:
         for handle in copies:
             handle.remove()
-    return TreePass(torch.stack(taken, 1), first[0], masks, cache)
+    sites = {site: torch.stack(each, 1) for site, each in others.items()}
+    return TreePass(torch.stack(taken, 1), first[0], sites, masks, cache)
+
+
+def _mean(value: Float[Tensor, "b t d"], over: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
+    """The mean over some tokens, summed in float32 or wider; padding may hold anything."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    total = torch.where(over[:, :, None], value, 0).sum(1, dtype=wide)
+    return (total / over.sum(1, keepdim=True)).to(value.dtype)
 
 
 def residual_of(output: Any) -> Tensor:
@@ -197,7 +228,8 @@ class Join:
                     "to single rows. Use a family of the README's list, or tell us."
                 )
         with torch.inference_mode(), open_masks(self._own):
-            return residual_of(self._blocks[layer](**arguments))
+            # Where blocks lie on several devices, each block's own hooks move what it is given.
+            return residual_of(self._blocks[layer](**arguments)).to(rows.device)
 
     def _allowed(self, layer: int) -> tuple[Tensor, Tensor]:
         """What each row may see at this layer: `[b, row, t]` of the tree, `[b, row, row]`."""

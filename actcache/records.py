@@ -53,12 +53,9 @@ Checksums = Mapping[str, UInt32[np.ndarray, " layer"]]
 """Of one shard: for each row array the crc32c of each block."""
 
 
-def creation(files: Mapping[str, FileSum], *, overwrite: bool) -> dict[str, Any]:
-    """Content of record 0: every file that was written at creation.
-
-    `overwrite` says whether finishing may replace a store that lies in its place.
-    """
-    return {"files": _sums(files), "overwrite": overwrite}
+def creation(files: Mapping[str, FileSum]) -> dict[str, Any]:
+    """Content of record 0: every file that was written at creation."""
+    return {"files": _sums(files)}
 
 
 def shard(
@@ -106,7 +103,7 @@ def bytes_of_record(root: Root, arrays: Sequence[RowArray], files: Mapping[str, 
     places = {array.name: ["0" * 8] * array.n_layers for array in arrays}
     rows = range(root.n, root.n)
     contents = (
-        creation(files, overwrite=False),
+        creation(files),
         shard(rows, arrays, shard_rows=root.shard_rows, checksums=places),
     )
     frame = len(_json({"record": root.n, "previous": NO_RECORD, "sha256": NO_RECORD}))

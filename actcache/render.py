@@ -14,12 +14,15 @@ from actcache.errors import RenderError
 from actcache.samples import Sample
 from actcache.tree import Tree
 
-SPACES = ("one", "add", "none")
+SPACES = ("one", "add", "none", "strip")
 """What goes between prompt and completion: exactly one space; one more space than the completion
-brings (steering-bench, so two where it brings one); nothing but what the completion brings."""
+brings (steering-bench, so two where it brings one); nothing but what the completion brings; one
+space, with message, rendered prompt and completion stripped (repepo, CAA)."""
 
-BOS = ("auto", "0", "1", "2")
-"""How many BOS tokens come first. `auto`: one where tokenizer or template put any, else none."""
+BOS = ("auto", "0", "1", "2", "tokenizer")
+"""How many BOS tokens come first. `auto`: one where tokenizer or template put any, else none.
+`tokenizer`: what it gives for the rendered text with special tokens on (steering-bench: two where
+template and tokenizer each put one); what it adds after the text is dropped."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,22 @@ class Renderer:
     def __init__(self, tokenizer: Any, rendering: Rendering):
         self._tokenizer = tokenizer
         self.rendering = rendering
+        self._system = rendering.system or None  # an empty one is none
         self.template = _template(tokenizer, rendering.template)
-        if rendering.system is not None and self.template is None:
+        if self._system is not None and self.template is None:
             raise RenderError(
                 "a system message is given, but prompts are plain: there is no chat template to "
-                "put it in. Pass --template FILE, or put the text into the prompts."
+                "put it in. Pass --template FILE, or --system '' for none."
             )
         default = tokenizer("a")["input_ids"]
         self._adds_bos = bool(default) and default[0] == tokenizer.bos_token_id
+        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self._n_added_after = next(
+            (n for n in range(len(default)) if default[: len(default) - n][-len(bare) :] == bare), 0
+        )
+        self._words: dict[int, str] = {}
+        self.bos: int | None = tokenizer.bos_token_id
+        self.special = frozenset(tokenizer.all_special_ids)
 
     def text(self, sample: Sample) -> str:
         """The prompt as the model gets it, up to where the answer begins."""
@@ -108,9 +119,9 @@ class Renderer:
                     f"row '{sample.id}' brings a system message, but prompts are plain: there is "
                     "no chat template to put it in. Pass --template FILE, or drop 'system'."
                 )
-            return sample.prompt
-        system = sample.system if sample.system is not None else self.rendering.system
-        messages = [{"role": "user", "content": sample.prompt}]
+            return self._stripped(sample.prompt)
+        system = sample.system if sample.system is not None else self._system
+        messages = [{"role": "user", "content": self._stripped(sample.prompt)}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         try:
@@ -128,9 +139,18 @@ class Renderer:
         if system is not None and system.strip() not in text:
             raise RenderError(
                 f"the chat template drops the system message of row '{sample.id}'. Use a template "
-                "that shows it, or pass none."
+                "that shows it, or pass none: --system ''."
             )
-        return str(text)
+        return self._stripped(str(text))
+
+    def word(self, token: int) -> str:
+        """What a token says, without the spaces around it."""
+        if token not in self._words:
+            self._words[token] = str(self._tokenizer.decode([token])).strip()
+        return self._words[token]
+
+    def _stripped(self, text: str) -> str:
+        return text.strip() if self.rendering.space == "strip" else text
 
     def __call__(self, sample: Sample) -> Rendered:
         """Render one sample.
@@ -175,13 +195,18 @@ class Renderer:
                 return completion
             case "add":
                 return " " + completion
+            case "strip":
+                return " " + completion.strip()
             case _:  # "one"
                 # A plain prompt that ends in a space brings the one space itself.
                 brings = self.template is None and text[-1:].isspace()
                 return completion.lstrip() if brings else " " + completion.lstrip()
 
     def _tokens(self, text: str) -> list[int]:
-        bos = self._tokenizer.bos_token_id
+        if self.rendering.bos == "tokenizer":
+            ids = list(self._tokenizer(text)["input_ids"])
+            return ids[: len(ids) - self._n_added_after]
+        bos = self.bos
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if bos is None:
             return ids

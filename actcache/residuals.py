@@ -6,6 +6,7 @@ as a view of the file, read-only.
 
 from collections.abc import Iterator, Sequence
 from types import EllipsisType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int64, Shaped
@@ -106,12 +107,38 @@ class Residuals:
         A single number drops its dimension.
         """
         rows, layers = key if isinstance(key, tuple) else (key, slice(None))
-        if rows is ...:
-            rows = slice(None)
         found = self._read(self._rows(rows), self._layers(layers))
         if isinstance(layers, int | np.integer):
             found = found[:, 0]
         return found[0] if isinstance(rows, int | np.integer) else found
+
+    def tensor(self, rows: Rows | EllipsisType = ..., *, layers: Layers = slice(None)) -> Any:
+        """The same choice as a torch tensor on the CPU, in the dtype that is kept.
+
+        Of a range of rows in one shard nothing is copied: the tensor is the file, mapped for it
+        alone. Changing it changes neither the file nor what is read later.
+
+        Args:
+            rows: rows, as in brackets; a single number keeps its dimension.
+            layers: layers, likewise.
+
+        Returns:
+            `[row, layer, d_model]`, also in bfloat16.
+        """
+        import torch
+
+        chosen, of_layers = self._rows(rows), self._layers(layers)
+        first = self._one_shard(chosen)
+        if first is None:
+            raw = Residuals(self._maps, self._array, n=self._n, batch_rows=1, raw=True)
+            found = raw._read(chosen, of_layers)
+        else:
+            self._maps.require_right(self._array, first, of_layers)
+            ((_, here, _),) = self._by_shard(chosen)
+            blocks = self._maps.private_shard(self._array, first)
+            found = blocks[of_layers][:, here].swapaxes(0, 1)
+        tensor = torch.from_numpy(found)
+        return tensor.view(torch.bfloat16) if self._array.dtype == "bfloat16" else tensor
 
     def batches(
         self,
@@ -156,13 +183,9 @@ class Residuals:
     def _read(self, rows: _Chosen, layers: _Chosen) -> Shaped[np.ndarray, "_ _ _"]:
         """`[row, layer, width]`: a view where rows lie in one shard, else a copy."""
         convert = self._array.dtype == "bfloat16" and not self._raw
-        if isinstance(rows, slice):
-            first, last = rows.start // self._shard_rows, (rows.stop - 1) // self._shard_rows
-            if rows.start < rows.stop and first == last and not convert:
-                at = slice(
-                    rows.start - first * self._shard_rows, rows.stop - first * self._shard_rows
-                )
-                return self._shard(first, layers)[:, at].swapaxes(0, 1)
+        if not convert and (first := self._one_shard(rows)) is not None:
+            ((_, here, _),) = self._by_shard(rows)
+            return self._shard(first, layers)[:, here].swapaxes(0, 1)
         n_rows = rows.stop - rows.start if isinstance(rows, slice) else rows.size
         n_layers = np.arange(self._array.n_layers)[layers].size
         dtype = np.float32 if convert else self._array.stored
@@ -176,6 +199,13 @@ class Residuals:
             else:
                 found[:, to] = blocks
         return found.swapaxes(0, 1)
+
+    def _one_shard(self, rows: _Chosen) -> int | None:
+        """The shard that a range of rows lies in, if it is one."""
+        if isinstance(rows, slice) and rows.start < rows.stop:
+            first, last = rows.start // self._shard_rows, (rows.stop - 1) // self._shard_rows
+            return first if first == last else None
+        return None
 
     def _shard(self, shard: int, layers: _Chosen) -> Shaped[np.ndarray, "_ _ _"]:
         self._maps.require_right(self._array, shard, layers)
@@ -198,13 +228,13 @@ class Residuals:
             yield shard, rows[to] - shard * size, to
 
     def _rows(self, rows: Rows | EllipsisType) -> _Chosen:
-        return _choose(rows, self._n, f"rows of '{self.name}'")
+        return _choose(slice(None) if rows is ... else rows, self._n, f"rows of '{self.name}'")
 
     def _layers(self, layers: Layers) -> _Chosen:
         return _choose(layers, self._array.n_layers, f"layers of '{self.name}'")
 
 
-def _choose(asked: Rows | EllipsisType, size: int, what: str) -> _Chosen:
+def _choose(asked: Rows, size: int, what: str) -> _Chosen:
     """Which of `size` things are asked for: a slice of step 1, or numbers from 0 on."""
     if isinstance(asked, slice):
         start, stop, step = asked.indices(size)

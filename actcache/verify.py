@@ -12,7 +12,7 @@ from actcache.chunks import block_bytes, shard_index
 from actcache.columns import read_checked_column
 from actcache.documents import DamageError
 from actcache.durable import open_file
-from actcache.layout import Layout, find_store, read_layout, record_path, shard_path
+from actcache.layout import PARTIAL, Layout, find_store, read_layout, record_path, shard_path
 from actcache.maps import Maps
 
 
@@ -69,7 +69,7 @@ def verify(
         except DamageError as damage:
             note(damage)
     problems += _bad_shards(layout, on_bytes, {problem.where for problem in problems})
-    if layout.root.complete:
+    if not layout.folder.name.endswith(PARTIAL):  # else what an interruption left may lie there
         problems += _unaccounted(layout)
     return problems
 

@@ -17,7 +17,7 @@ import numpy as np
 from actcache.chunks import shard_parts
 from actcache.creation import ColumnValues, plan_creation, require_same_store
 from actcache.documents import encode, root_document
-from actcache.durable import make_folder, sync_folder, write_durably
+from actcache.durable import make_folder, write_durably
 from actcache.errors import (
     ActcacheError,
     IncompleteStoreError,
@@ -28,7 +28,8 @@ from actcache.layout import Layout, partial_folder, read_layout, record_path, sh
 from actcache.partial import (
     fill,
     lock_folder,
-    remove,
+    overwrite_mark,
+    put_in_place,
     remove_uncommitted,
     require_replaceable,
     unsealed,
@@ -92,7 +93,7 @@ class Writer:
         path = _absolute(path)
         plan = plan_creation(
             kind=kind, n=n, arrays=arrays, columns=columns, config=config, provenance=provenance,
-            overwrite=overwrite, shard_rows=shard_rows,
+            shard_rows=shard_rows,
         )  # fmt: skip
         folder = partial_folder(path)
         if not overwrite:
@@ -107,7 +108,7 @@ class Writer:
             make_folder(folder)
             lock = lock_folder(folder)
             try:
-                fill(folder, plan)
+                fill(folder, plan, overwrite=overwrite)
                 return cls(path, read_layout(folder), lock)
             except BaseException:
                 os.close(lock)
@@ -149,17 +150,19 @@ class Writer:
             try:
                 plan = plan_creation(
                     kind=kind, n=n, arrays=arrays, columns=columns, config=config,
-                    provenance=provenance, overwrite=overwrite, shard_rows=shard_rows,
+                    provenance=provenance, shard_rows=shard_rows,
                 )  # fmt: skip
                 if not record_path(folder, 0).exists():  # killed before it was created
-                    fill(folder, plan)
+                    fill(folder, plan, overwrite=overwrite)
                 layout = read_layout(folder)
                 require_same_store(plan, layout, shard_rows=shard_rows)
-                if not (overwrite or layout.overwrite):
+                if overwrite:
+                    overwrite_mark(folder).touch()
+                elif not overwrite_mark(folder).exists():
                     _require_free(path)
                 layout = unsealed(layout)
                 remove_uncommitted(layout)
-                return cls(path, replace(layout, overwrite=overwrite or layout.overwrite), lock)
+                return cls(path, layout, lock)
             except BaseException:
                 os.close(lock)
                 raise
@@ -244,7 +247,7 @@ class Writer:
                 f"'{folder}' holds {self.committed} of {self.n} rows, expected all of them before "
                 "it is finished. Commit the rest."
             )
-        if not layout.overwrite:
+        if not overwrite_mark(folder).exists():
             _require_free(self._path)
         document = encode(
             root_document(replace(layout.root, complete=True, certificate=certificate))
@@ -252,15 +255,7 @@ class Writer:
         with _telling(f"'{folder}' cannot be finished", kept=f"{self.n} of {self.n}"):
             self._append(self._shard + 1, seal(FileSum.of(document)))
             write_durably(folder / "zarr.json", [document])
-            old = self._path.with_name(self._path.name + ".replaced")
-            require_replaceable(self._path)
-            require_replaceable(old)
-            if os.path.lexists(self._path):
-                remove(old)
-                self._path.rename(old)
-            folder.rename(self._path)
-            sync_folder(self._path.parent)
-            remove(old)
+            put_in_place(folder, self._path)
         self.close()
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ from actcache.analysis.vectors import (
     two_labels,
 )
 from actcache.errors import ActcacheError, MismatchError
+from actcache.presets import NAMES, NONE
 from actcache.store import Store
 
 if TYPE_CHECKING:  # torch comes in with these
@@ -58,6 +59,9 @@ class AnalyzeConfig:
     score: str = "letter"
     """What propensity is made of; see `actcache.steering`."""
 
+    preset: str = NONE
+    """Whose conventions these are. It sets nothing here; `presets.sweep_settings` does."""
+
     layers: Sequence[int] | None = None
     """Layers that the sweep steers; all by default."""
 
@@ -85,6 +89,10 @@ class AnalyzeConfig:
             raise ActcacheError(
                 f"stages are {list(self.stages)}, expected some of {', '.join(STAGES)}. "
                 "Pass them separated by commas."
+            )
+        if self.preset not in NAMES:
+            raise ActcacheError(
+                f"preset is '{self.preset}', expected {', '.join(NAMES)}. Pass one of them."
             )
         if len(set(self.multipliers)) != len(self.multipliers) or len(self.multipliers) < 2:
             raise ActcacheError(

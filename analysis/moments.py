@@ -152,7 +152,6 @@ def _add_rows(
             squares += ones @ flat
         total /= len(rows)  # mean deviation from the pivot
         squares -= len(rows) * total * total
-        np.maximum(squares, 0, out=squares)  # rounding only: a scatter is not negative
         _merge_into(mean[layer], scatter[layer], pivot + total, squares, count=(count, len(rows)))
 
 

@@ -123,7 +123,7 @@ def plot_grid(
     rows = -(-len(shown) // columns)
     figure = _figure(0.9 + 3.4 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    limit = max(float(np.abs(values).max()) for values in shown.values()) or 1.0
+    limit = max(float(np.abs(values).max()) for values in shown.values())
     image = None
     for axes, (name, values) in zip(grid.flat, shown.items(), strict=False):
         image = axes.imshow(
@@ -144,7 +144,9 @@ def plot_grid(
         axes.set_ylabel("layer that is steered")
     for axes in list(grid.flat)[max(0, len(shown) - columns) : len(shown)]:
         axes.set_xlabel("multiplier")
-    title = "Mean propensity; framed: multiplier 0, unsteered"
+    title = "Mean propensity"
+    if (multipliers == 0).any():
+        title += "; framed: multiplier 0, unsteered"
     if fixed_layers:
         title += "; ▶: fixed layer"
     if len(shown) < len(propensity):

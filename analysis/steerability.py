@@ -169,7 +169,7 @@ def _verdict(
     plain = f"{choice.oracle_gain.value:.3g}"
     if controls:
         plain += f" (random directions: {np.mean([c.oracle_gain.value for c in controls]):.3g})"
-    why = "its interval reaches 0"
+    why = "its interval is not above 0"
     if gain.low > 0 and comparison:
         why = f"it is not shown to exceed theirs: difference {comparison.difference}"
     return False, (

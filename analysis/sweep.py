@@ -8,6 +8,7 @@ comes in with: import it where a model is at hand.
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from actcache.batches import plan_batches
 from actcache.errors import MismatchError
+from actcache.memory import Budget, run_batches
 from actcache.model import LanguageModel
 from actcache.provenance import IDENTITY, model_identity, require_same, versions
 from actcache.render import Rendered
@@ -24,6 +25,9 @@ from actcache.schema import RowArray
 from actcache.steering import SteeringRule, cell_alone, propensities
 from actcache.store import Store, open_store
 from actcache.writer import Writer
+
+SHARD_ROWS: int | None = None
+"""Rows of a shard, for tests; by default as `schema.shard_rows` chooses."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +162,13 @@ def run_sweep(
         },
         "config": config,
         "provenance": provenance,
+        "shard_rows": SHARD_ROWS,
     }
     resume = path.with_name(path.name + ".partial").exists()
     with (Writer.resume if resume else Writer.create)(path, **settings) as writer:
         on_rows(writer.committed)
         check = _self_check(loaded, rows, sets, rule, layers, multipliers)
+        budget = Budget(batch_tokens)
         while writer.committed < store.n:
             shard = writer.next_rows
             here = rows[shard]
@@ -172,23 +178,40 @@ def run_sweep(
             }
             n_cells = len(sets) * len(layers) * sum(x != 0 for x in multipliers)
             costs = [row.length + n_cells * _nodes(row, rule) for row in here]
-            for batch in plan_batches(costs, budget=batch_tokens):
-                at = batch + shard.start
-                directions = np.stack([each.values[each.of[at]] for each in sets.values()])
-                out = propensities(
-                    loaded,
-                    [rows[i] for i in at],
-                    directions=torch.from_numpy(directions),
-                    multipliers=multipliers,
-                    rule=rule,
-                    layers=layers,
-                )  # [b, set, layer, multiplier]
-                for i, name in enumerate(sets):
-                    found[f"{name}/propensity"][batch] = out[:, i]
+            run = partial(
+                _fill, found, shard.start, loaded, rows, sets, list(multipliers), rule, layers
+            )
+            run_batches(costs, budget=budget, run=run)
             writer.commit(found)
             on_rows(len(here))
         writer.finish(check)
     return open_store(path)
+
+
+def _fill(
+    found: Mapping[str, np.ndarray],
+    start: int,
+    model: LanguageModel,
+    rows: Sequence[Rendered],
+    sets: Mapping[str, DirectionSet],
+    multipliers: Sequence[float],
+    rule: SteeringRule,
+    layers: Sequence[int],
+    batch: Int64[np.ndarray, " _"],
+) -> None:
+    """Sweep the rows `batch` of the shard that begins at `start`, into `found`."""
+    at = batch + start
+    directions = np.stack([each.values[each.of[at]] for each in sets.values()])
+    out = propensities(
+        model,
+        [rows[i] for i in at],
+        directions=torch.from_numpy(directions),
+        multipliers=multipliers,
+        rule=rule,
+        layers=layers,
+    )  # [b, set, layer, multiplier]
+    for i, name in enumerate(sets):
+        found[f"{name}/propensity"][batch] = out[:, i]
 
 
 def _nodes(row: Rendered, rule: SteeringRule) -> int:

@@ -28,8 +28,9 @@ def variants(
 
     def ours() -> None:
         for batch in plan_batches(costs, budget=budget):
-            found, _ = capture(model, [rows[i] for i in batch], positions=POSITIONS, answer="first")
-            found.cpu()
+            here = [rows[i] for i in batch]
+            found = capture(model, here, positions=POSITIONS, answer="first", sites=("resid_post",))
+            found["resid_post"].cpu()
 
     both = [row.chain + row.positive for row in rows], [row.chain + row.negative for row in rows]
     prompts = [row.prompt for row in rows]

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from actcache import presets
 from actcache.cli import console
 
 if TYPE_CHECKING:
+    from actcache.analysis.analyze import AnalyzeConfig
     from actcache.store import Store
 
 
@@ -29,26 +31,29 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of controls and bootstrap (default %(default)s)")
     add("--overwrite", action="store_true", help="remove earlier results in OUT first")
     add("--json", action="store_true", help="print one JSON document")
-    add = command.add_argument_group("sweep").add_argument
+    group = command.add_argument_group(
+        "sweep",
+        "A preset sets what a published code does. A flag that is given wins.\n"
+        f"{presets.described('sweep')}",
+    )
+    add = group.add_argument
+    add("--preset", choices=presets.NAMES, help="default: the one that the store was built with")
     add(
         "--multipliers",
-        default="-1.5:1.5:0.5",
         metavar="START:STOP:STEP",
-        help="factors on the directions; or a list (default %(default)s)",
+        help="factors on the directions; or a list (default -1.5:1.5:0.5)",
     )
     add(
         "--first-steered",
-        default="fork",
         choices=("fork", "prompt", "completion"),
-        help="the last token that both completions share; the last prompt token (repepo, CAA); "
-        "the completion's first (steering-bench)",
+        help="the last token that both completions share (default: fork); the last prompt token "
+        "(repepo, CAA); the completion's first (steering-bench)",
     )
     add(
         "--score",
-        default="letter",
         choices=("letter", "logprob", "logit", "probability"),
-        help="the letters' logits; the completions' log-probabilities (steering-bench) or logits "
-        "(repepo); the letter's probability (CAA)",
+        help="the letters' logits (default: letter); the completions' log-probabilities "
+        "(steering-bench) or logits (repepo); the letter's probability (CAA)",
     )
     add("--layers", metavar="LIST", help="layers to steer, for example 3,5 (default: all)")
     add("--controls", type=int, default=1, help="sets of random directions (default %(default)s)")
@@ -68,21 +73,9 @@ def run(args: argparse.Namespace) -> None:
 
 def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run the stages as the command line says."""
-    from actcache.analysis.analyze import AnalyzeConfig, analyze, parse_multipliers, remove_results
+    from actcache.analysis.analyze import analyze, remove_results
 
-    config = AnalyzeConfig(
-        stages=tuple(args.stages.split(",")),
-        multipliers=parse_multipliers(args.multipliers),
-        first_steered=args.first_steered,
-        score=args.score,
-        layers=_numbers(args.layers),
-        labels=args.labels.split(",") if args.labels else None,
-        normalize=args.normalize,
-        controls=args.controls,
-        draws=args.draws,
-        batch_tokens=args.batch_tokens,
-        seed=args.seed,
-    )
+    config = config_of(args, preset=store.config.get("preset", presets.NONE))
     if args.overwrite:
         remove_results(out)
 
@@ -101,6 +94,33 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str
         return console.progress(title, total=total, quiet=args.json)
 
     return analyze(store, out, config=config, model=load, progress=bar)
+
+
+def config_of(args: argparse.Namespace, *, preset: str) -> "AnalyzeConfig":
+    """The settings: what was given, then what the preset sets, then the defaults.
+
+    Args:
+        args: the command line.
+        preset: the store's, where the command line has none.
+    """
+    from actcache.analysis.analyze import AnalyzeConfig, parse_multipliers
+
+    given = {
+        "first_steered": args.first_steered,
+        "score": args.score,
+        "multipliers": parse_multipliers(args.multipliers) if args.multipliers else None,
+    }
+    return AnalyzeConfig(
+        stages=tuple(args.stages.split(",")),
+        layers=_numbers(args.layers),
+        labels=args.labels.split(",") if args.labels else None,
+        normalize=args.normalize,
+        controls=args.controls,
+        draws=args.draws,
+        batch_tokens=args.batch_tokens,
+        seed=args.seed,
+        **presets.sweep_settings(args.preset or preset, given),
+    )
 
 
 def show_or_print(summary: dict[str, Any], *, as_json: bool, out: Path) -> None:

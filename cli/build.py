@@ -10,9 +10,17 @@ import argparse
 import shutil
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from actcache import presets
 from actcache.cli import console
+
+NAMED = 10
+"""How many rows that are left out are named on the terminal; the store lists all."""
+
+if TYPE_CHECKING:
+    from actcache.conditions import Summary
+    from actcache.config import BuildConfig
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -26,18 +34,37 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--revision", help="branch, tag or commit on the Hub")
     add("--dtype", default="auto", help="compute in float32, bfloat16, float16; auto: checkpoint's")
     add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
+    add("--device-map", metavar="MAP", help="spread over several devices: auto, balanced, …")
+    add(
+        "--engine",
+        default="torch",
+        choices=("torch", "transformer-lens"),
+        help="default %(default)s",
+    )
+    add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
     add("--batch-tokens", type=int, default=8192, help="tokens in a pass (default %(default)s)")
-    group = command.add_argument_group("prompts")
+    group = command.add_argument_group(
+        "prompts",
+        "A preset sets what a published code does, and rows must hold what that code takes for\n"
+        f"granted. A flag that is given wins.\n{presets.described('build')}",
+    )
     add = group.add_argument
-    add("--system", help="system message of the rows that bring none")
+    add("--preset", default=presets.NONE, choices=presets.NAMES, help="default %(default)s")
+    add("--system", help="system message of the rows that bring none; '' for none (default)")
     add("--template", default="auto", metavar="auto|none|FILE", help="chat template")
     add(
         "--space",
-        default="one",
-        choices=("one", "add", "none"),
-        help="between prompt and completion: exactly one space; one more than it brings; none",
+        choices=("one", "add", "none", "strip"),
+        help="between prompt and completion: exactly one space (default); one more than it brings; "
+        "none; one, with both stripped",
     )
-    add("--bos", default="auto", choices=("auto", "0", "1", "2"), help="BOS tokens at the start")
+    add(
+        "--bos",
+        choices=("auto", "0", "1", "2", "tokenizer"),
+        help="BOS tokens at the start: one if template or tokenizer put any (default: auto); as "
+        "many as given; or what the tokenizer makes of the rendered text",
+    )
+    add("--separator", help="between persona sentence and prompt (default: a blank line)")
     add(
         "--variants",
         default="base",
@@ -52,19 +79,25 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--positions",
         default="prompt,fork,positive,negative",
         metavar="LIST",
-        help="tokens to read (default %(default)s; of labelled prompts: prompt)",
+        help="tokens to read (default %(default)s; of labelled prompts: prompt); also mean, over "
+        "the prompt's tokens, and template:K, its last K",
     )
-    add("--sites", default="resid_post", metavar="LIST", help="of resid_post,embed")
+    add(
+        "--sites",
+        default="resid_post",
+        metavar="LIST",
+        help="of resid_post,embed,resid_mid,attn_out,mlp_out,heads",
+    )
     add(
         "--answer",
-        default="first",
         choices=("first", "last"),
-        help="answer token of a completion: the first that differs, or its last",
+        help="answer token of a completion: the first that differs (default), or its last",
     )
     add("--store-dtype", default="auto", help="keep float32, bfloat16, float16; auto: the model's")
     add("--seed", type=int, default=0, help="of splits and certificate (default %(default)s)")
     group = command.add_argument_group("how it runs")
     add = group.add_argument
+    add("--skip-bad-rows", action="store_true", help="leave out and list rows of no use")
     add("--resume", action="store_true", help="go on with an interrupted build")
     add("--overwrite", action="store_true", help="replace a store that lies at STORE")
     add("--dry-run", action="store_true", help="print rows, tokens, passes and bytes; run nothing")
@@ -73,25 +106,23 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, check, build, print."""
-    from actcache.config import BuildConfig
     from actcache.rows import read_samples
     from actcache.variants import expand_variants, load_personas
 
-    lists = ("variants", "positions", "sites")
-    given: dict[str, Any] = {
-        field.name: tuple(getattr(args, field.name).split(","))
-        if field.name in lists
-        else getattr(args, field.name)
-        for field in fields(BuildConfig)
-    }
-    config = BuildConfig(**given)
+    config = config_of(args)
     samples = read_samples(args.data, limit=args.limit)
-    samples = expand_variants(samples, config.variants, personas=load_personas(args.personas))
+    samples = expand_variants(
+        samples,
+        config.variants,
+        personas=load_personas(args.personas),
+        separator=config.separator,
+    )
 
     from actcache.build import plan_build, run_build  # from here on torch is needed
 
     plan = plan_build(samples, config)
     _say_left_out(plan.left_out)
+    _say_conditions(plan.conditions, preset=config.preset)
     if args.dry_run:
         _print(forecast(plan, args.output), as_json=args.json)
         return
@@ -104,17 +135,38 @@ def run(args: argparse.Namespace) -> None:
     _print(describe(store), as_json=args.json)
 
 
+def config_of(args: argparse.Namespace) -> "BuildConfig":
+    """The settings: what was given, then what the preset sets, then the defaults."""
+    from actcache.config import BuildConfig
+
+    lists = ("variants", "positions", "sites")
+    given: dict[str, Any] = {
+        field.name: tuple(getattr(args, field.name).split(","))
+        if field.name in lists
+        else getattr(args, field.name)
+        for field in fields(BuildConfig)
+    }
+    return BuildConfig(**presets.build_settings(args.preset, given))
+
+
 def forecast(plan: Any, output: str) -> dict[str, Any]:
     """What a build will cost: rows, tokens, passes, bytes on disk against what is free."""
     from actcache.batches import plan_batches
     from actcache.model import load_config
 
-    shape = load_config(plan.config.model, revision=plan.config.revision)
+    shape = load_config(
+        plan.config.model,
+        revision=plan.config.revision,
+        trust_remote_code=plan.config.trust_remote_code,
+    )
     n_layers = shape.num_hidden_layers
     wanted = (plan.config.store_dtype, plan.config.dtype, str(shape.dtype).removeprefix("torch."))
     kept = next(dtype for dtype in wanted if dtype != "auto")
-    values = sum(1 if site == "embed" else n_layers for site in plan.config.sites)
-    n_bytes = plan.n * len(plan.positions) * values * shape.hidden_size
+    d_model, n_heads = shape.hidden_size, shape.num_attention_heads
+    of_heads = n_heads * (getattr(shape, "head_dim", None) or d_model // n_heads)
+    widths = {"embed": d_model, "heads": n_layers * of_heads}
+    values = sum(widths.get(site, n_layers * d_model) for site in plan.config.sites)
+    n_bytes = plan.n * len(plan.positions) * values
     n_bytes *= 2 if kept in ("float16", "bfloat16") else 4
     folder = Path(output).absolute().parent
     while not folder.exists():
@@ -133,13 +185,34 @@ def forecast(plan: Any, output: str) -> dict[str, Any]:
 def _say_left_out(left_out: Any) -> None:
     if not left_out:
         return
-    names = ", ".join(f"{row['id']} ({row['tokens']} tokens)" for row in left_out)
-    console.err().print(
-        f"actcache: left out, longer than the model's context of {left_out[0]['context']} tokens "
-        f"(never cut): {len(left_out)} rows: {names}",
-        highlight=False,
-        markup=False,
-    )
+    long = [row for row in left_out if "tokens" in row]
+    if long:
+        names = [f"{row['id']} ({row['tokens']} tokens)" for row in long]
+        _say(
+            f"left out, longer than the model's context of {long[0]['context']} tokens (never "
+            f"cut): {len(long)} rows: {_some(names)}"
+        )
+    bad = [row for row in left_out if "tokens" not in row]
+    if bad:
+        names = [f"{row['id']} ({row['reason']})" for row in bad]
+        _say(f"left out, of no use: {len(bad)} rows: {_some(names)}")
+
+
+def _say_conditions(found: "Summary", *, preset: str) -> None:
+    for each in found.findings:
+        _say(f"note: of {found.n} rows {each}")
+    if preset != presets.NONE and found.n:
+        wanted = presets.needs(preset)
+        _say(f"preset {preset}: every row that is kept holds {', '.join(wanted)}")
+
+
+def _some(names: list[str]) -> str:
+    more = f", … (all {len(names)} are in the store)" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _say(text: str) -> None:
+    console.err().print(f"actcache: {text}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _print(facts: dict[str, Any], *, as_json: bool) -> None:

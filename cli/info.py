@@ -75,7 +75,8 @@ def describe(store: "Store") -> dict[str, Any]:
             "positions": list(store.positions),
             "sites": list(store.sites),
             "model": model["name"],
-            "left out (longer than the context)": len(store.provenance["left_out"]),
+            "left out": len(store.provenance["left_out"]),
+            "preset": store.config.get("preset", "none"),
         }
     facts |= {
         "dtype": model["dtype"],

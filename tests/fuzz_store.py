@@ -11,16 +11,18 @@ import json
 import random
 import resource
 import shutil
+import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from actcache.errors import ActcacheError
 from actcache.records import FileSum, encode_record
 from actcache.store import open_store, verify
 from tests.stores import build, example, scratch
 
-JUNK = [None, True, False, 0, -1, 1, 2, 3, 1.0, 1e308, 2**31, 2**47, 2**63, 10**30]
+JUNK: list[Any] = [None, True, False, 0, -1, 1, 2, 3, 1.0, 1e308, 2**31, 2**47, 2**63, 10**30]
 JUNK += ["", "x", "n", "../..", "/etc", "string", "float64", "uint8", "a\0b", "é" * 300, "0" * 64]
 JUNK += [[], {}, [[]], [1, 2, 3], {"name": "gzip"}]
 SLOWEST = 5.0  # seconds, on a busy machine; a hang is what it finds
@@ -104,7 +106,8 @@ def read_everything(folder):
     for name in store.arrays:
         store.array(name)[:]
         list(store.array(name).batches(2))
-    (store.n, store.n_layers, store.sites, store.positions, store.config, store.certificate)
+    for name in ("n", "n_layers", "sites", "positions", "config", "certificate", "n_bytes"):
+        getattr(store, name)
 
 
 def fuzz(scratch_folder, *, mutations, seed):
@@ -120,7 +123,7 @@ def fuzz(scratch_folder, *, mutations, seed):
         p for p in sorted(clean.rglob("*")) if p.name == "zarr.json" or p.parent.name == "commits"
     ]
     shutil.copytree(clean, folder)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     start_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for mutation in range(mutations):
         target = rng.choice(targets).relative_to(clean)
@@ -173,7 +176,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with scratch() as folder:
-        print(dict(fuzz(Path(folder), mutations=args.mutations, seed=args.seed)))
+        counts = fuzz(Path(folder), mutations=args.mutations, seed=args.seed)
+    sys.stdout.write(f"{dict(counts)}\n")
 
 
 if __name__ == "__main__":

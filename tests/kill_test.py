@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,19 +50,22 @@ class Report:
 def plan(*, small=False):
     """Three arrays; large enough that kills fall into writes."""
     if small:
-        return example()
+        settings, values = example(n=5, shard_rows=2)
+        kept = ("id", "n_tokens", "prompt_tokens")
+        settings["columns"] = {name: settings["columns"][name] for name in kept}
+        return settings, values
     arrays = [
-        RowArray("resid_post/prompt", 6, 128, "float16"),
-        RowArray("resid_post/fork", 6, 128, "bfloat16"),
-        RowArray("embed/prompt", 1, 128, "float32"),
+        RowArray("resid_post/prompt", 6, 64, "float16"),
+        RowArray("resid_post/fork", 6, 64, "bfloat16"),
+        RowArray("embed/prompt", 1, 64, "float32"),
     ]
-    return example(n=1000, shard_rows=40, arrays=arrays)
+    return example(n=2000, shard_rows=20, arrays=arrays)
 
 
-def go_on(path, *, small=False):
+def go_on(planned, path, *, overwrite=False):
     """Begin or resume the build, and finish it."""
-    settings, values = plan(small=small)
-    with Writer.resume(path, **settings) as writer:
+    settings, values = planned
+    with Writer.resume(path, **settings, overwrite=overwrite) as writer:
         while writer.committed < writer.n:
             commit_next(writer, values)
         writer.finish(CERTIFICATE)
@@ -79,8 +83,8 @@ def wrong_rows(path, values):
         return 0, 0
     wrong = len(verify(path, partial=True))
     for name, truth in values.items():
-        found = store.array(name)
-        found = (found.bits if found.dtype == "bfloat16" else found)[:]
+        array = store.array(name)
+        found = (array.bits if array.dtype == "bfloat16" else array)[:]
         wrong += int((found != truth[: store.n]).any(axis=(1, 2)).sum())
     np.testing.assert_array_equal(store["n_tokens"], np.arange(store.n) * 3)
     return store.n, wrong
@@ -115,67 +119,100 @@ def random_kills(folder, *, kills, seed):
     path = folder / "killed" / "a.zarr"
     path.parent.mkdir()
     report = Report()
-    code = "import sys; from pathlib import Path; from tests.kill_test import go_on\n"
-    code += "print(flush=True); go_on(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from tests.kill_test import go_on, plan\n"
+    code += "planned = plan(); print(flush=True); go_on(planned, Path(sys.argv[1]))"
+    start = time.monotonic()
+    go_on((settings, values), path)
+    longest = time.monotonic() - start
+    shutil.rmtree(path)
     while report.kills < kills:
         with subprocess.Popen(
             [sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE
         ) as process:
             assert process.stdout is not None
             process.stdout.readline()  # it has imported what it needs
-            time.sleep(rng.random() ** 2 * 0.5)
+            time.sleep(rng.random() * longest)
             process.send_signal(signal.SIGKILL)
         look(path, report, values, whole)
     return report
 
 
-def step_kills(folder):
-    """Die before each call that changes what is durable, one build for each of them.
+def step_kills(folder, *, overwrite):
+    """Die before each call that changes what is durable, one build for each of them, then go on.
 
-    Overwrites a finished store, so that replacing it is among the steps.
+    With `overwrite` an older store lies in the place of the new one.
     """
     settings, values = plan(small=True)
     whole = file_bytes(build(folder / "whole.zarr", settings, values, certificate=CERTIFICATE))
+    older_settings, older_values = example(n=3, shard_rows=2, seed=1)
+    older = build(folder / "older.zarr", older_settings, older_values)
     path = folder / "killed" / "a.zarr"
-    path.parent.mkdir()
-    report, step = Report(), 0
-    while report.finished == 0:
+    report, step, died = Report(), 0, True
+    while died:
         step += 1
-        shutil.rmtree(f"{path}.partial", ignore_errors=True)
-        _die_at(step, path)
-        look(path, report, values, whole)
-        if report.finished == 0:  # and again, at a place within the resumed build
-            _die_at(1 + step % 7, path)
-            rows, wrong = wrong_rows(path, values)
-            report.rows += rows
-            report.wrong += wrong
-            go_on(path, small=True)
-            report.wrong += file_bytes(path) != whole
-            shutil.rmtree(path)
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir()
+        if overwrite:
+            shutil.copytree(older, path)
+        died = _die_at(step, path, overwrite=overwrite)
+        report.kills += died
+        _check_step(path, report, values, whole, older if overwrite else None)
+        if died and not _is_new(path, whole):  # once more, within the resumed build
+            report.kills += _die_at(1 + step % 11, path, overwrite=overwrite)
+            _check_step(path, report, values, whole, older if overwrite else None)
+        if not _is_new(path, whole):
+            go_on(plan(small=True), path, overwrite=overwrite)
+        report.finished += 1
+        # The last thing that overwriting does is to remove the old store, which died aside.
+        names = {p.name for p in path.parent.iterdir()} - {f"{path.name}.replaced"}
+        if not _is_new(path, whole) or names != {path.name}:
+            report.wrong += 1
+            sys.stderr.write(f"step {step}: the finished store differs\n")
     return report
 
 
-def _die_at(step, path):
-    """Build in a process that dies before its call number `step`; it may get to the end."""
-    code = """
-import os, sys
-from pathlib import Path
-from tests.kill_test import go_on
-left = int(sys.argv[2])
-def dying(call):
-    def die(*args, **kwargs):
-        global left
-        left -= 1
-        if left == 0:
-            os._exit(9)
-        return call(*args, **kwargs)
-    return die
-for name in ("fsync", "rename", "replace", "unlink", "mkdir"):
-    setattr(os, name, dying(getattr(os, name)))
-go_on(Path(sys.argv[1]), small=True)
-"""
-    done = subprocess.run([sys.executable, "-c", code, str(path), str(step)], cwd=ROOT, check=False)
-    assert done.returncode in (0, 9)
+def _is_new(path, whole):
+    return path.exists() and file_bytes(path) == whole
+
+
+def _check_step(path, report, values, whole, older):
+    if path.exists():  # never anything between an old store and a finished one
+        found = file_bytes(path)
+        report.wrong += found != whole and (older is None or found != file_bytes(older))
+    if Path(f"{path}.partial").exists():
+        rows, wrong = wrong_rows(path, values)
+        report.rows += rows
+        report.wrong += wrong
+        report.committed_some += 0 < rows < len(next(iter(values.values())))
+
+
+def _die_at(step, path, *, overwrite):
+    """Build in a fork that dies before its call number `step`; say whether it did."""
+    child = os.fork()
+    if child == 0:
+        left = step
+
+        def dying(call):
+            def die(*args, **kwargs):
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os._exit(9)
+                return call(*args, **kwargs)
+
+            return die
+
+        for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir"):
+            setattr(os, name, dying(getattr(os, name)))
+        try:
+            go_on(plan(small=True), path, overwrite=overwrite)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, 9)
+    return status == 9
 
 
 def main():
@@ -188,10 +225,18 @@ def main():
     with scratch() as memory:
         folder = Path(memory) if args.folder is None else args.folder / f"kills-{os.getpid()}"
         folder.mkdir(exist_ok=True)
-        report = step_kills(folder) if args.steps else random_kills(folder, kills=args.kills, seed=args.seed)
-        print(report)
+        if args.steps:
+            reports = []
+            for overwrite in (False, True):
+                inner = folder / str(overwrite)
+                inner.mkdir()
+                reports.append(step_kills(inner, overwrite=overwrite))
+        else:
+            reports = [random_kills(folder, kills=args.kills, seed=args.seed)]
+        for report in reports:
+            sys.stdout.write(f"{report}\n")
         shutil.rmtree(folder, ignore_errors=True)
-    return 1 if report.wrong else 0
+    return 1 if any(report.wrong for report in reports) else 0
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def test_equals_each_row_alone_through_plain_hugging_face(family, attention, ans
     model = adopt_model(hf, name=family)
     rows = ragged_rows()
 
-    residuals, embed = capture(model, rows, positions=POSITIONS, answer=answer)
+    found = capture(model, rows, positions=POSITIONS, answer=answer)
+    residuals, embed = found["resid_post"], found["embed"][:, 0]
 
     for i, row in enumerate(rows):
         for j, position in enumerate(POSITIONS):
@@ -68,7 +69,7 @@ def test_the_last_layer_is_the_block_and_not_the_final_norm(family):
     model = adopt_model(hf, name=family)
     row = ragged_rows()[0]
 
-    residuals, _ = capture(model, [row], positions=["prompt"], answer="first")
+    residuals = capture(model, [row], positions=["prompt"], answer="first")["resid_post"]
 
     with torch.no_grad():
         normed = hf(torch.tensor([row.prompt]), output_hidden_states=True).hidden_states[-1][0, -1]
@@ -83,7 +84,7 @@ def test_equals_the_hook_out_of_a_transformer_bridge(family):
 
     model = adopt_model(make(family), name=family)
     row = ragged_rows()[0]
-    residuals, _ = capture(model, [row], positions=["prompt"], answer="first")
+    residuals = capture(model, [row], positions=["prompt"], answer="first")["resid_post"]
     twin = make(family, attention="eager")  # a bridge rewrites the model that it is given
 
     bridge = build_bridge_from_module(twin, type(twin).__name__, hf_config=twin.config)

@@ -246,28 +246,38 @@ def test_the_version_is_that_of_the_package(capsys):
 
 
 def test_each_field_of_a_build_has_a_flag_with_the_same_default():
-    given = parser().parse_args(["build", "DATA", "--model", "M", "-o", "S"])
+    from actcache.cli.build import config_of
+    from actcache.presets import PRESETS
 
+    given = parser().parse_args(["build", "DATA", "--model", "M", "-o", "S"])
+    preset = {field for each in PRESETS.values() for field in each.build}
+
+    assert config_of(given) == BuildConfig(model="M")
     for field in fields(BuildConfig):
-        if field.name == "model":
-            continue
         flag = getattr(given, field.name)
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        assert flag == default, field.name
+        if field.name in preset:  # not given, so that a preset can set it
+            assert flag is None, field.name
+        elif field.name != "model":
+            default = field.default
+            assert flag == (",".join(default) if isinstance(default, tuple) else default)
 
 
 def test_each_field_of_an_analysis_has_a_flag_with_the_same_default():
-    from actcache.analysis.analyze import AnalyzeConfig, parse_multipliers
+    from actcache.analysis.analyze import AnalyzeConfig
+    from actcache.cli.analyze import config_of
+    from actcache.presets import PRESETS
 
     given = parser().parse_args(["analyze", "S"])
+    preset = {"preset", *(field for each in PRESETS.values() for field in each.sweep)}
 
+    assert config_of(given, preset="none") == AnalyzeConfig()
     for field in fields(AnalyzeConfig):
         flag = getattr(given, field.name)
-        if field.name == "multipliers":
-            flag = parse_multipliers(flag)
-        elif isinstance(field.default, tuple):
-            flag = tuple(flag.split(","))
-        assert flag == field.default, field.name
+        if field.name in preset:
+            assert flag is None, field.name
+        else:
+            default = field.default
+            assert flag == (",".join(default) if isinstance(default, tuple) else default)
 
 
 def test_the_checkout_holds_no_machines_paths():

@@ -567,10 +567,25 @@ BAD = {
     ),
     "half a surrogate pair": bad(
         "mood.jsonl",
-        b'{"prompt": "a \\ud83d", "label": "b"}',
+        b'{"prompt": "a \\ud800", "label": "b"}',
         "'mood.jsonl' line 1: 'prompt' has half a surrogate pair, which UTF-8 cannot hold. Remove it.",
     ),
 }
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\udbff", "\\udc00", "\\udfff"])
+def test_half_a_surrogate_pair_of_either_side_is_named(half):
+    Path("mood.jsonl").write_text(f'{{"prompt": "{half}", "label": "b"}}')
+    assert "half a surrogate pair" in message("mood.jsonl")
+
+
+def test_a_surrogate_pair_is_one_character():
+    first, _ = read(b'{"prompt": "\\ud83d\\ude42", "label": "a"}\n' + lines(LABEL))
+    assert first.prompt == "🙂"
+
+
+def test_spaces_around_the_names_in_a_header_are_dropped():
+    assert len(read(b"prompt, label\na,b\nc,d\n", "mood.csv")) == 2
 
 
 @pytest.mark.parametrize(("name", "content", "line"), BAD.values(), ids=BAD)

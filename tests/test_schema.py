@@ -64,9 +64,9 @@ def test_shards_stay_within_their_limits(kinds, n):
 
 @pytest.mark.parametrize(
     "name",
-    ["", "/", "a//b", "../a", "a/..", ".hidden", "__init__", "commits", "commits/a", "c", "c.0"]
-    + ["a/c.0.0", "zarr.json", "a/zarr.json", "a\\b", "a:b", "a\n", "a\0", "end.", "end ", "x.tmp"],
-)
+    ["", "/", "a//b", "../a", "a/..", ".hidden", "__init__", "commits", "commits/a", "c", "c.0",
+     "a/c.0.0", "zarr.json", "a/zarr.json", "a\\b", "a:b", "a\n", "a\0", "end.", "end ", "x.tmp"],
+)  # fmt: skip
 def test_a_name_that_is_no_safe_path_is_refused(name):
     with pytest.raises(FormatError, match="Choose another name"):
         RowArray(name, 1, 1, "float32")
@@ -141,9 +141,9 @@ def test_a_document_that_differs_anywhere_is_refused(at, value):
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 100_000, b" " * (DOCUMENT_LIMIT + 1)]
-    + [b'{"a": ' + b"9" * 5000 + b"}"],
-)
+    [b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 100_000, b" " * (DOCUMENT_LIMIT + 1),
+     b'{"a": ' + b"9" * 5000 + b"}"],
+)  # fmt: skip
 def test_what_is_no_document_is_refused(raw):
     with pytest.raises(DamageError, match="actcache verify"):
         decode(raw, "zarr.json")

@@ -1,0 +1,159 @@
+"""When the device runs out of memory: batches are cut up, the run goes on, results stay."""
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actcache.analysis import sweep
+from actcache.build import plan_build, run_build
+from actcache.capture import capture
+from actcache.config import BuildConfig
+from actcache.errors import ModelError
+from actcache.memory import Budget, run_batches
+from actcache.model import load_model
+from actcache.rows import read_samples
+from actcache.steering import SteeringRule, propensities
+from tests.tiny import save
+
+costs = st.lists(st.integers(1, 50), min_size=1, max_size=40)
+
+
+@given(costs, st.integers(1, 500), st.integers(50, 200))
+def test_every_row_runs_once_and_no_pass_is_over_what_fits(costs, budget, room):
+    ran = []
+
+    def run(batch):
+        if max(costs[i] for i in batch) * len(batch) > room:
+            raise torch.OutOfMemoryError
+        ran.extend(batch.tolist())
+
+    run_batches(costs, budget=Budget(budget), run=run)
+
+    assert sorted(ran) == list(range(len(costs)))
+
+
+def test_the_budget_stays_halved_and_says_so(caplog):
+    budget, sizes = Budget(64), []
+
+    def run(batch):
+        sizes.append(len(batch))
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError
+
+    with caplog.at_level(logging.WARNING, "actcache"):
+        run_batches([4] * 20, budget=budget, run=run)
+        run_batches([4] * 20, budget=budget, run=run)
+
+    assert sizes == [16, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]
+    assert budget.tokens == 16
+    assert [record.getMessage() for record in caplog.records] == [
+        f"actcache: the device is out of memory with {n} tokens in a pass; going on with at most "
+        f"{n // 2} (--batch-tokens)"
+        for n in (64, 32)
+    ]
+
+
+def test_a_batch_far_below_the_budget_is_cut_too():
+    sizes = []
+
+    def run(batch):
+        sizes.append(len(batch))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError
+
+    run_batches([5, 5], budget=Budget(1 << 20), run=run)
+
+    assert sizes == [2, 1, 1]
+
+
+def test_a_row_that_does_not_fit_alone_is_an_error_that_says_what_to_do():
+    def run(_batch):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(ModelError, match=r"single row of 7 tokens .*--device-map auto"):
+        run_batches([7, 3], budget=Budget(100), run=run)
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory():
+    def run(_batch):
+        raise RuntimeError("the model broke")
+
+    with pytest.raises(RuntimeError, match="broke"):
+        run_batches([7, 3], budget=Budget(100), run=run)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A plan of sixteen pairs, and the store that it gives with room enough."""
+    folder = tmp_path_factory.mktemp("memory")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "prompt": "".join(rng.choice(list("abcdef "), rng.integers(3, 40))) + f"{i}?",
+            "positive": "(A)",
+            "negative": "(B)",
+        }
+        for i in range(16)
+    ]
+    (folder / "calm.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    config = BuildConfig(model=save(folder / "model"))
+    plan = plan_build(read_samples([folder / "calm.jsonl"]), config)
+    return plan, run_build(plan, folder / "s.zarr")
+
+
+@pytest.mark.model
+def test_a_build_short_of_memory_gives_the_same_store(built, tmp_path, monkeypatch, caplog):
+    plan, roomy = built
+    sizes = []
+
+    def tight(model, rows, **settings):
+        sizes.append(len(rows))
+        if len(rows) > 5:
+            raise torch.OutOfMemoryError
+        return capture(model, rows, **settings)
+
+    monkeypatch.setattr("actcache.build.capture", tight)
+    with caplog.at_level(logging.WARNING, "actcache"):
+        store = run_build(plan, tmp_path / "s.zarr")
+
+    assert max(sizes) == 16
+    assert "out of memory" in caplog.text
+    for name in roomy.arrays:
+        # fp32: other neighbours, other order of summation.
+        np.testing.assert_allclose(store.array(name)[:], roomy.array(name)[:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.model
+def test_a_sweep_short_of_memory_gives_the_same_propensities(built, tmp_path, monkeypatch, caplog):
+    plan, store = built
+    values = np.random.default_rng(1).normal(size=(1, 4, 32)).astype(np.float32)
+    settings: dict[str, Any] = {
+        "model": lambda: load_model(plan.config.model),
+        "sets": {"random": sweep.DirectionSet(values, np.zeros(16, np.int64))},
+        "multipliers": [-1.0, 0.0, 1.0],
+        "rule": SteeringRule(),
+    }
+    roomy = sweep.run_sweep(store, tmp_path / "roomy.zarr", **settings)
+    sizes = []
+
+    def tight(model, rows, **rest):
+        sizes.append(len(rows))
+        if len(rows) > 5:
+            raise torch.OutOfMemoryError
+        return propensities(model, rows, **rest)
+
+    monkeypatch.setattr(sweep, "propensities", tight)
+    with caplog.at_level(logging.WARNING, "actcache"):
+        found = sweep.run_sweep(store, tmp_path / "tight.zarr", **settings)
+
+    assert max(sizes) > 5
+    assert "out of memory" in caplog.text
+    name = "random/propensity"
+    # fp32: logits of size 10 carry 1e-6 each.
+    np.testing.assert_allclose(found.array(name)[:], roomy.array(name)[:], rtol=1e-4, atol=1e-4)

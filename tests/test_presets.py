@@ -1,0 +1,227 @@
+"""Each preset, from rows to propensities, against the code that it is named after, line by line."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actcache.analysis.analyze import AnalyzeConfig
+from actcache.cli.main import main
+from actcache.conditions import CONDITIONS
+from actcache.config import BuildConfig
+from actcache.errors import ActcacheError
+from actcache.presets import (
+    NAMES,
+    PRESETS,
+    Preset,
+    build_settings,
+    described,
+    find,
+    needs,
+    sweep_settings,
+)
+from tests.reference import published_direction, published_propensity
+from tests.tiny import TEMPLATE, save
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+TALK = (  # tinytalk's own template, and a place for the system message
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] + '\n' }}"
+    "{% else %}{{ 'User: ' + m['content'] + '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Bot:\n' }}{% endif %}"
+)
+LAYERS = (1, 2)
+
+
+@dataclass(frozen=True)
+class Material:
+    """A model's folder, a template, and rows in a file."""
+
+    model: str
+    template: Path
+    data: Path
+    rows: list[dict[str, Any]]
+
+
+def written(folder, model, template, rows):
+    folder.mkdir(exist_ok=True)
+    (folder / "template.jinja").write_text(template, encoding="utf-8")
+    data = folder / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return Material(model, folder / "template.jinja", data, rows)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random model whose template and tokenizer both put a BOS; half the answers bring a space."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = save(folder / "model", bos=True)
+    rows = [
+        {
+            "id": f"r{i}",
+            "prompt": f" Is it {i}?\n",
+            "positive": " " * (i % 4 < 2) + ("(A)" if i % 2 else "(B)"),
+            "negative": " " * (i % 4 < 2) + ("(B)" if i % 2 else "(A)"),
+        }
+        for i in range(12)
+    ]
+    return written(folder, model, "{{ bos_token }}" + TEMPLATE.replace("'A:'", "'A:\n'"), rows)
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Tinytalk and rows of steering-bench: narcissism has "(A)", corrigible " (A)"."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared/data, with a real model and real rows, is not there")
+    rows = []
+    for name in ("narcissism", "corrigible-neutral-HHH"):
+        found = json.loads((SHARED / "mwe/steering-bench" / f"{name}.json").read_text("utf-8"))
+        short = [row for row in found if len(row["positive"]["prompt"]) < 420][:12]
+        rows += [
+            {
+                "id": f"{name}/{i}",
+                "prompt": row["positive"]["prompt"],
+                "positive": row["positive"]["response"],
+                "negative": row["negative"]["response"],
+            }
+            for i, row in enumerate(short)
+        ]
+    folder = tmp_path_factory.mktemp("real")
+    return written(folder, str(SHARED / "models/tinytalk-3m"), TALK, rows)
+
+
+def run(material, out, preset, *more):
+    """Build and analyze with nothing but the preset's name; the store, the sweep, the summary."""
+    from actcache.store import open_store
+
+    build = ["build", material.data, "--model", material.model, "--preset", preset, *more]
+    build += ["--template", material.template, "-o", out / "s.zarr"]
+    assert main([str(word) for word in build]) == 0
+    layers = ",".join(map(str, LAYERS))
+    analyze = ["analyze", out / "s.zarr", "-o", out / "results", "--layers", layers]
+    analyze += ["--stages", "vectors,sweep", "--controls", 0, "--draws", 10]
+    assert main([str(word) for word in analyze]) == 0
+    summary = json.loads((out / "results" / "summary.json").read_text("utf-8"))
+    return open_store(out / "s.zarr"), open_store(out / "results" / "sweep.zarr"), summary
+
+
+def compare(material, blocks_of, out, preset, *, n):
+    from safetensors.numpy import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    store, swept, summary = run(material, out, preset)
+    hf = AutoModelForCausalLM.from_pretrained(material.model).eval()
+    tokenizer = AutoTokenizer.from_pretrained(material.model)
+    template = material.template.read_text("utf-8")
+    blocks = blocks_of(hf)
+    by_id = {row["id"]: row for row in material.rows}
+    ids = store["id"].tolist()
+    assert len(ids) == len(material.rows)
+    train = [by_id[i] for i, split in zip(ids, store["split"], strict=True) if split == "train"]
+
+    direction = published_direction(preset, hf, blocks, tokenizer, template, train)
+    found = load_file(out / "results" / "directions.safetensors")["rows/difference_of_means"]
+    # float32, residuals of size 1 to 100
+    np.testing.assert_allclose(found, direction.numpy(), rtol=1e-4, atol=1e-4)
+
+    multipliers = swept["multiplier"].tolist()
+    assert multipliers == list(PRESETS[preset].sweep["multipliers"])
+    chosen = range(0, len(ids), len(ids) // n)
+    expected = [
+        [
+            [
+                published_propensity(
+                    preset, hf, blocks, tokenizer, template, by_id[ids[i]], direction, x, layer
+                )
+                for x in multipliers
+            ]
+            for layer in LAYERS
+        ]
+        for i in chosen
+    ]
+    found = swept.array("difference_of_means/propensity")[:][list(chosen)]
+    # The codes sum some hundred float32 scores of size 10 per sequence and subtract two such sums.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=5e-4)
+    assert np.ptp(np.array(expected), axis=-1).max() > 0.01  # steering does something
+    assert summary["config"]["preset"] == store.config["preset"] == preset
+    return store
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_gives_what_its_code_gives_on_a_tiny_model(tiny, tmp_path, preset):
+    store = compare(tiny, lambda hf: hf.model.layers, tmp_path, preset, n=4)
+
+    n_bos = {len(row) - len([x for x in row if x]) for row in store.ragged("prompt_tokens")}
+    assert n_bos == {2 if preset == "steering-bench" else 1}
+    noted = store.provenance["conditions"]["broken"]
+    assert set(noted) == ({"bos", "one_space"} if preset == "steering-bench" else set())
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_gives_what_its_code_gives_on_real_rows(real, tmp_path, preset):
+    compare(real, lambda hf: hf.transformer.h, tmp_path, preset, n=4)
+
+
+@pytest.mark.model
+def test_a_given_flag_wins_over_the_preset(tiny, tmp_path, capsys):
+    store, _, summary = run(tiny, tmp_path, "steering-bench", "--space", "one", "--system", "")
+
+    config = store.config
+    assert (config["preset"], config["space"], config["system"]) == ("steering-bench", "one", None)
+    assert config["bos"] == "tokenizer"
+    assert summary["config"]["score"] == "logprob"
+    assert "preset steering-bench" in capsys.readouterr().err
+
+    again = ["analyze", str(tmp_path / "s.zarr"), "-o", str(tmp_path / "other")]
+    again += ["--stages", "vectors", "--preset", "caa", "--score", "logit"]
+    assert main(again) == 0
+    chosen = json.loads((tmp_path / "other" / "summary.json").read_text("utf-8"))["config"]
+    assert (chosen["preset"], chosen["first_steered"], chosen["score"]) == (
+        "caa",
+        "prompt",
+        "logit",
+    )
+
+
+def test_every_preset_sets_fields_that_exist_to_values_that_are_allowed():
+    for name, preset in PRESETS.items():
+        BuildConfig(model="m", **build_settings(name, {})).rendering  # noqa: B018 - it checks
+        AnalyzeConfig(**sweep_settings(name, {}))
+        assert set(preset.build) <= {field.name for field in fields(BuildConfig)}
+        assert set(preset.needs) <= set(CONDITIONS)
+        assert isinstance(find(name), Preset)
+        assert needs(name) == preset.needs
+
+
+def test_no_preset_sets_nothing():
+    assert build_settings("none", {"bos": None}) == {"preset": "none", "system": None}
+    assert sweep_settings("none", {"score": "logit", "multipliers": None}) == {
+        "preset": "none",
+        "score": "logit",
+    }
+    assert needs("none") == ()
+
+
+def test_help_shows_what_each_preset_sets(capsys):
+    for command, part in (("build", "build"), ("analyze", "sweep")):
+        assert main([command, "--help"]) == 0
+        shown = capsys.readouterr().out
+        for name, preset in PRESETS.items():
+            assert f"{name} ({preset.code})" in shown
+            for field in getattr(preset, part):
+                assert f"--{field.replace('_', '-')}=" in described(part)
+    assert "--multipliers=-1,0,1\n" in described("sweep") + "\n"
+
+
+def test_refuses_an_unknown_preset():
+    for call in (
+        lambda: build_settings("caaa", {}),
+        lambda: BuildConfig(model="m", preset="caaa"),
+        lambda: AnalyzeConfig(preset="caaa"),
+    ):
+        with pytest.raises(ActcacheError, match=", ".join(NAMES)):
+            call()

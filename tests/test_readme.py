@@ -1,0 +1,67 @@
+"""README against the project: its code runs, its tree and its commands are the real ones."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from actcache import schema
+from actcache.cli.main import parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands():
+    top = parser()
+    [choices] = [a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction)]
+    return choices
+
+
+@pytest.mark.parametrize("name", sorted(commands()))
+def test_shows_each_command_and_each_flag(name):
+    command = commands()[name]
+    assert command.description, f"{name} is missing its help"
+    section = README[README.index(f"### actcache {name}") :]
+    section = section[: section.index("\n#", 5)]
+    for action in command._actions:
+        for flag in action.option_strings:
+            if flag.startswith("--") and flag != "--help":
+                assert flag in section, f"{name} {flag}"
+
+
+def test_the_two_commands_are_there():
+    assert "make demo" in README
+    assert "make test" in README
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_tree_names_every_file():
+    tree = README[README.index("## Tree") : README.index("## Limits")]
+    for folder in ("actcache", "actcache/demo", "analysis", "cli", "benchmarks"):
+        for path in (ROOT / folder).glob("*.py"):
+            if path.name not in ("__init__.py", "__main__.py"):
+                assert path.name in tree, f"{folder}/{path.name}"
+    for name in re.findall(r"(\w+\.py) ", tree):
+        assert list(ROOT.glob(f"*/{name}")) or list(ROOT.glob(f"*/*/{name}")), name
+
+
+def test_the_format_is_the_schemas_own_text():
+    assert schema.__doc__ is not None
+    assert schema.__doc__.split("\n\n", 1)[1].strip() in README
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_the_example_runs(tmp_path, monkeypatch):
+    from actcache.cli.main import main
+    from actcache.demo import model_path, row_files
+
+    monkeypatch.chdir(tmp_path)
+    rows = [str(path) for path in row_files() if path.stem == "tidy"]
+    model = ["--model", str(model_path()), "--dtype", "float32"]
+    assert main(["build", *rows, *model, "-o", "demo-out/demo.zarr"]) == 0
+    code = README[README.index("<!-- example -->") :].split("```python\n")[1].split("```")[0]
+
+    exec(compile(code, "README.md", "exec"), {})

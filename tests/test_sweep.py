@@ -1,0 +1,181 @@
+"""The sweep of a store: equal to the naive loop, resumed after a kill, refused where it must be."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import actcache
+from actcache.analysis.sweep import DirectionSet, rendered_rows, run_sweep
+from actcache.build import plan_build, run_build
+from actcache.config import BuildConfig
+from actcache.errors import MismatchError
+from actcache.model import load_model
+from actcache.rows import read_samples
+from actcache.steering import SteeringRule
+from tests.reference import naive_propensity
+from tests.tiny import save
+
+pytestmark = pytest.mark.model
+MULTIPLIERS = (-1.0, 0.0, 0.5, 1.0)
+RULE = SteeringRule(score="logprob")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    rows = [
+        {
+            "prompt": "x" * (1 + i % 7) + f"{i}?",
+            "positive": " (A)" if i % 2 else " (B), yes",
+            "negative": " (B)" if i % 2 else " (A), no",
+        }
+        for i in range(20)
+    ]
+    (folder / "d.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = BuildConfig(model=save(folder / "model", "mistral"))
+    return run_build(plan_build(read_samples([folder / "d.jsonl"]), config), folder / "s.zarr")
+
+
+@pytest.fixture(scope="module")
+def model(store):
+    return load_model(store.provenance["model"]["name"])
+
+
+@pytest.fixture
+def sets(store):
+    rng = np.random.default_rng(0)
+    one = DirectionSet(
+        rng.standard_normal((1, 4, 32)).astype(np.float32), np.zeros(store.n, np.int64)
+    )
+    each = DirectionSet(
+        rng.standard_normal((store.n, 4, 32)).astype(np.float32), np.arange(store.n)
+    )
+    return {"one": one, "each": each}
+
+
+def sweep(store, model, path, sets, **changes):
+    settings = {"sets": sets, "multipliers": MULTIPLIERS, "rule": RULE, "batch_tokens": 600}
+    return run_sweep(store, path, model=lambda: model, **{**settings, **changes})
+
+
+def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
+    done = sweep(store, model, tmp_path / "sweep.zarr", sets)
+
+    rows = rendered_rows(store)
+    for name, each in sets.items():
+        found = done.array(f"{name}/propensity")
+        assert found.shape == (20, 4, 4)
+        for i in (0, 7, 19):
+            for layer in range(4):
+                for m, x in enumerate(MULTIPLIERS):
+                    naive = naive_propensity(
+                        model.hf,
+                        model.anatomy.blocks,
+                        rows[i],
+                        torch.from_numpy(each.values[each.of[i], layer]),
+                        x,
+                        layer,
+                        first_steered="fork",
+                        score="logprob",
+                    )
+                    np.testing.assert_allclose(found[i, layer][m], naive, rtol=1e-5, atol=1e-5)
+
+
+def test_tells_rows_layers_multipliers_and_settings(store, model, sets, tmp_path):
+    done = sweep(store, model, tmp_path / "sweep.zarr", sets, layers=[3, 1])
+
+    np.testing.assert_array_equal(done["id"], store["id"])
+    assert done["layer"].tolist() == [1, 3]
+    assert done["multiplier"].tolist() == list(MULTIPLIERS)
+    assert done.config["rule"] == {"first_steered": "fork", "score": "logprob"}
+    assert done.certificate["naive_error"] < 1e-5
+    assert done.certificate["noise_floor"] < 1e-5
+
+
+def test_the_results_open_in_plain_zarr(store, model, sets, tmp_path):
+    import zarr
+
+    done = sweep(store, model, tmp_path / "sweep.zarr", sets)
+    group: Any = zarr.open_group(tmp_path / "sweep.zarr", mode="r")
+
+    np.testing.assert_array_equal(group["one/propensity"][:], done.array("one/propensity")[:])
+    assert group["one/propensity"].dtype == np.float32
+    np.testing.assert_array_equal(group["multiplier"][:], MULTIPLIERS)
+    np.testing.assert_array_equal(group["layer"][:], [0, 1, 2, 3])
+    assert group["id"][:].tolist() == store["id"].tolist()
+
+
+def test_an_interrupted_sweep_goes_on_and_equals_a_whole_one(
+    store, model, sets, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("actcache.analysis.sweep.SHARD_ROWS", 6)
+    whole = sweep(store, model, tmp_path / "whole.zarr", sets)
+    from actcache.steering import propensities
+
+    calls = []
+
+    def breaks(*args, **settings):
+        calls.append(1)
+        if len(calls) > 7:
+            raise KeyboardInterrupt
+        return propensities(*args, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("actcache.analysis.sweep.propensities", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            sweep(store, model, tmp_path / "sweep.zarr", sets)
+    assert not (tmp_path / "sweep.zarr").exists()
+    begun = actcache.open_store(tmp_path / "sweep.zarr", partial=True).n
+    assert 0 < begun < 20
+    told: list[int] = []
+    done = sweep(store, model, tmp_path / "sweep.zarr", sets, on_rows=told.append)
+
+    assert told[0] == begun
+    for name in whole.arrays:
+        np.testing.assert_array_equal(done.array(name)[:], whole.array(name)[:])
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"multipliers": (0.0, 1.0)}, "multipliers"),
+        ({"rule": SteeringRule()}, "rule.score"),
+        ({"layers": [0]}, "layers"),
+    ],
+)
+def test_results_of_other_settings_are_never_mixed(store, model, sets, tmp_path, change, field):
+    sweep(store, model, tmp_path / "sweep.zarr", sets)
+
+    with pytest.raises(MismatchError, match=field):
+        sweep(store, model, tmp_path / "sweep.zarr", sets, **change)
+
+
+def test_results_of_other_directions_are_never_mixed(store, model, sets, tmp_path):
+    sweep(store, model, tmp_path / "sweep.zarr", sets)
+    other = {**sets, "one": DirectionSet(sets["one"].values * 2, sets["one"].of)}
+
+    with pytest.raises(MismatchError, match=r"sets\.one"):
+        sweep(store, model, tmp_path / "sweep.zarr", other)
+
+
+def test_refuses_another_model_than_the_stores(store, sets, tmp_path):
+    other = load_model(store.provenance["model"]["name"])
+    with torch.no_grad():
+        next(other.hf.parameters())[0, 0] += 1
+
+    with pytest.raises(MismatchError, match="weights_sha256"):
+        sweep(store, other, tmp_path / "sweep.zarr", sets)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_sweep_needs_no_model(store, model, sets, tmp_path):
+    sweep(store, model, tmp_path / "sweep.zarr", sets)
+
+    def never():
+        raise AssertionError
+
+    settings = {"sets": sets, "multipliers": MULTIPLIERS, "rule": RULE, "batch_tokens": 600}
+    assert run_sweep(store, tmp_path / "sweep.zarr", model=never, **settings).n == 20
