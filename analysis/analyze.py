@@ -390,6 +390,7 @@ def _numbers(found: Steerability, layers: Sequence[int]) -> dict[str, Any]:
         "comparison": plain(found.comparison),
         "exceeds": found.exceeds,
         "verdict": found.verdict,
+        "letter_warning": found.letter_warning,
     }
 
 

@@ -67,6 +67,10 @@ class Steerability:
     verdict: str
     """The same in words; a warning where it does not hold."""
 
+    letter_warning: str
+    """In words, where the fixed layer's slope is above 0 for one letter and below for another: then
+    the direction moves the letter, not the behavior. Else empty."""
+
 
 def summarize(
     propensity: Float[np.ndarray, "n layer m"],
@@ -137,6 +141,7 @@ def summarize(
         comparison=comparison,
         exceeds=exceeds,
         verdict=verdict,
+        letter_warning=_letter_warning(by_letter),
     )
 
 
@@ -176,6 +181,19 @@ def _verdict(
         f"Warning: no gain from choosing the layer per sample is shown. The oracle's {plain} over "
         f"fixed layer {choice.fixed_layer} shrinks to {gain}{beside} when one half of the "
         f"multipliers chooses and the other scores, and {why}."
+    )
+
+
+def _letter_warning(by_letter: dict[str, LayerChoice]) -> str:
+    """The sentence that says that a direction moves the letter; empty where it is not shown to."""
+    up = [x for x, choice in by_letter.items() if choice.fixed.low > 0]
+    down = [x for x, choice in by_letter.items() if choice.fixed.high < 0]
+    if not up or not down:
+        return ""
+    slopes = ", ".join(f"{x} {by_letter[x].fixed}" for x in [*up, *down])
+    return (
+        f"Warning: the direction moves the letter, not the behavior: mean slope by letter {slopes}. "
+        "A layer chosen per sample then gains by the letter too."
     )
 
 

@@ -147,12 +147,10 @@ def show(summary: dict[str, Any]) -> None:
 
 def _show_sweep(sweep: dict[str, Any]) -> None:
     table = Table(title="Steerability on test samples: slope of propensity per unit multiplier")
-    table.add_column("behavior")
-    for name in ("n", "fixed layer", "fixed", "oracle", "cross-fitted", "random layer"):
-        table.add_column(name, justify="right", no_wrap=name == "fixed")
-    table.add_column("steerable", justify="right")
-    table.add_column("by letter", justify="right", no_wrap=True)
-    table.add_column("random direction", justify="right")
+    table.add_column("behavior", overflow="fold")
+    for name in ("n", "layer", "fixed", "oracle", "cross-fitted", "steerable", "by letter"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("random direction", justify="right", no_wrap=True)
     for name, found in sweep["behaviors"].items():
         crossfit, control = found["crossfit"], found["control_at_fixed"]
         table.add_row(
@@ -162,7 +160,6 @@ def _show_sweep(sweep: dict[str, Any]) -> None:
             _estimate(found["fixed"]),
             f"{found['oracle']['value']:.3g}",
             f"{crossfit['oracle']['value']:.3g}" if crossfit else "-",
-            f"{found['random_layer']['value']:.3g}",
             f"{found['fixed_share']:.0%}",
             " ".join(f"{x} {c['fixed_share']:.0%}" for x, c in found["by_letter"].items()) or "-",
             f"{_mean(control['slope']):.2g}, {_mean(control['share']):.0%}"
@@ -172,7 +169,8 @@ def _show_sweep(sweep: dict[str, Any]) -> None:
     out = console.out()
     out.print(table)
     for name, found in sweep["behaviors"].items():
-        out.print(f"{name}: {found['verdict']}", highlight=False, markup=False)
+        words = f"{found['verdict']} {found['letter_warning']}".strip()
+        out.print(f"{name}: {words}", highlight=False, markup=False)
     check = sweep["self_check"]
     out.print(
         f"self-check: cells against full passes differ by {check['naive_error']:.1e}; cells that "
@@ -206,7 +204,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _estimate(found: dict[str, float]) -> str:
-    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
+    return f"{found['value']:.2g} [{found['low']:.2g}, {found['high']:.2g}]"
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -355,3 +355,26 @@ for call, remedy in [
 
 def test_the_examples_run():
     assert doctest.testmod(fits).failed == 0
+
+
+@pytest.mark.parametrize("bias", [0.0, 1.0])
+def test_a_direction_that_moves_the_letter_is_said_to(bias):
+    """Slopes of +bias for A and −bias for B, about a mean of 0.1: half of them steerable."""
+    rng = np.random.default_rng(0)
+    letters = np.array(["A", "B"] * 40)
+    slope = 0.1 + np.where(letters == "A", bias, -bias)[:, None] + 0.1 * rng.normal(size=(80, 3))
+    multipliers = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    train = np.arange(80) < 40
+
+    found = summarize(
+        slope[:, :, None] * multipliers,
+        multipliers,
+        train=train,
+        test=~train,
+        rng=rng,
+        letters=letters,
+    )
+
+    assert bool(found.letter_warning) == (bias > 0)
+    if bias:
+        assert "moves the letter" in found.letter_warning
