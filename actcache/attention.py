@@ -145,7 +145,8 @@ class TreeMasks:
         if key not in self._seen:
             allowed = self._ancestor
             if given is not None:
-                allowed = allowed & pick(_as_bool(given)[:, 0], self.twin, self.twin)
+                mask = _as_bool(given)[:, 0].to(self.twin.device)
+                allowed = allowed & pick(mask, self.twin, self.twin)
             if own is not None:
                 at = self._positions
                 allowed = allowed & own.allowed.to(at.device)[at[:, :, None], at[:, None, :]]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from actcache.capture import capture, capture_alone, tokens_run
+from actcache.capture import capture, tokens_run
 from actcache.conditions import Summary, select_rows
 from actcache.config import BuildConfig
 from actcache.memory import Budget, run_batches
@@ -34,7 +34,7 @@ from actcache.provenance import MODE, model_identity, versions
 from actcache.render import Rendered, Renderer
 from actcache.samples import Sample, samples_digest
 from actcache.schema import Dtype, Ragged, RowArray
-from actcache.self_check import Read, check_capture
+from actcache.self_check import Read, certify, check_capture
 from actcache.splits import assign_splits
 from actcache.store import Store, open_store
 from actcache.writer import Writer
@@ -47,9 +47,6 @@ TEXT_COLUMNS = (
 
 SHARD_ROWS: int | None = None
 """Rows of a shard, for tests; by default as `schema.shard_rows` chooses."""
-
-CERTIFICATE_ROWS = 8
-"""How many rows are run again, alone and unpadded, when a build ends."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +220,16 @@ def run_build(
             on_rows(len(rows))
         if pending is not None:
             pending.result()
-        writer.finish({**certify(plan, model, path), "self_check": check})
+        certificate = certify(
+            open_store(path, partial=True),
+            model,
+            plan.rendered,
+            positions=plan.positions,
+            sites=config.sites,
+            answer=config.answer,
+            seed=config.seed,
+        )
+        writer.finish({**certificate, "self_check": check})
     return open_store(path)
 
 
@@ -312,32 +318,4 @@ def provenance(plan: Plan, model: LanguageModel) -> dict[str, Any]:
         "mode": MODE,
         "device": str(model.device),
         "versions": versions(),
-    }
-
-
-def certify(plan: Plan, model: LanguageModel, path: str | Path) -> dict[str, Any]:
-    """Run a few rows again, alone and unpadded, and compare with what is on disk.
-
-    Returns:
-        `rows`, `positions`, and `largest_relative_error` of each layer: the largest difference of
-        any value over the largest absolute value of that residual.
-    """
-    store = open_store(path, partial=True)
-    rng = np.random.default_rng(plan.config.seed)
-    rows = np.sort(rng.permutation(plan.n)[:CERTIFICATE_ROWS])
-    worst = np.zeros(model.n_layers)
-    if "resid_post" in plan.config.sites:
-        for row in rows:
-            for position in plan.positions:
-                kept = store.resid(position)[int(row)]
-                alone = capture_alone(
-                    model, plan.rendered[row], position=position, answer=plan.config.answer
-                )
-                true = alone.float().cpu().numpy()
-                error = np.abs(kept - true).max(-1) / np.abs(true).max(-1)
-                worst = np.maximum(worst, error)
-    return {
-        "rows": [plan.samples[row].id for row in rows],
-        "positions": list(plan.positions),
-        "largest_relative_error": [float(error) for error in worst],
     }

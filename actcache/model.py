@@ -114,8 +114,9 @@ def load_model(
     place = pick_device(device) if device_map is None else None
     logging.disable_progress_bar()
     whole = _config(name, revision=revision, trust_remote_code=trust_remote_code)
+    refuse_family(whole)
     if whole.architectures:
-        known_parts(whole)  # refuses a family before its weights are read
+        known_parts(whole)  # refuses a family that is not known, before its weights are read
     try:
         hf: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -248,6 +249,11 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
+    if "trust_remote_code" in str(error):
+        return ModelError(
+            f"'{name}' brings code of its own to load its {what}, expected a family that "
+            "transformers knows. Read that code, and pass --trust-remote-code to run it."
+        )
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     known = (
         "a local folder" if Path(name).exists() else "no local folder, and not to be had as Hub id"

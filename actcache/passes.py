@@ -213,9 +213,9 @@ class Join:
             elif isinstance(value, Cache):
                 arguments[name] = self._cache
             elif name == "position_embeddings":
-                arguments[name] = tuple(_take_rows(part, columns) for part in value)
+                arguments[name] = tuple(_take_rows(part.to(rows.device), columns) for part in value)
             elif name == "position_ids":
-                arguments[name] = value.expand(len(columns), -1).gather(1, columns)
+                arguments[name] = value.to(rows.device).expand(len(columns), -1).gather(1, columns)
             elif name == "alibi":
                 keys = torch.cat([self._masks.twin, self._masks.twin.gather(1, columns)], 1)
                 assert self._masks.plain_alibi is not None

@@ -136,7 +136,7 @@ class Residuals:
             self._maps.require_right(self._array, first, of_layers)
             ((_, here, _),) = self._by_shard(chosen)
             blocks = self._maps.private_shard(self._array, first)
-            found = blocks[of_layers][:, here].swapaxes(0, 1)
+            found = _taken(blocks, of_layers, here).swapaxes(0, 1)
         tensor = torch.from_numpy(found)
         return tensor.view(torch.bfloat16) if self._array.dtype == "bfloat16" else tensor
 
@@ -185,31 +185,34 @@ class Residuals:
         convert = self._array.dtype == "bfloat16" and not self._raw
         if not convert and (first := self._one_shard(rows)) is not None:
             ((_, here, _),) = self._by_shard(rows)
-            return self._shard(first, layers)[:, here].swapaxes(0, 1)
+            return _taken(self._shard(first, layers), layers, here).swapaxes(0, 1)
         n_rows = rows.stop - rows.start if isinstance(rows, slice) else rows.size
         n_layers = np.arange(self._array.n_layers)[layers].size
         dtype = np.float32 if convert else self._array.stored
         found = np.empty((n_layers, n_rows, self._array.width), dtype)  # layer by layer, as on disk
         for shard, here, to in self._by_shard(rows):
-            blocks = self._shard(shard, layers)[:, here]
-            if convert:
-                bits = found.view(np.uint32)
-                bits[:, to] = blocks
-                bits[:, to] <<= 16
-            else:
+            blocks = _taken(self._shard(shard, layers), layers, here)
+            if not convert:
                 found[:, to] = blocks
+            elif isinstance(to, slice):  # the bits are the upper half of a float32's
+                bits = found.view(np.uint32)[:, to]
+                bits[...] = blocks
+                bits <<= 16
+            else:
+                found.view(np.uint32)[:, to] = np.left_shift(blocks, 16, dtype=np.uint32)
         return found.swapaxes(0, 1)
 
     def _one_shard(self, rows: _Chosen) -> int | None:
-        """The shard that a range of rows lies in, if it is one."""
+        """The one shard that a range of rows lies in, if it is one."""
         if isinstance(rows, slice) and rows.start < rows.stop:
             first, last = rows.start // self._shard_rows, (rows.stop - 1) // self._shard_rows
             return first if first == last else None
         return None
 
-    def _shard(self, shard: int, layers: _Chosen) -> Shaped[np.ndarray, "_ _ _"]:
+    def _shard(self, shard: int, layers: _Chosen) -> Shaped[np.ndarray, "layer row width"]:
+        """All blocks of a shard, those of `layers` checked if that is asked for."""
         self._maps.require_right(self._array, shard, layers)
-        return self._maps.shard(self._array, shard)[layers]
+        return self._maps.shard(self._array, shard)
 
     def _by_shard(self, rows: _Chosen) -> Iterator[tuple[int, _Chosen, _Chosen]]:
         """For each shard: its number, rows within it, and where they go."""
@@ -224,14 +227,27 @@ class Residuals:
         shards = rows // size
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
-        for shard, to in zip(numbers.tolist(), np.split(order, starts[1:]), strict=True):
-            yield shard, rows[to] - shard * size, to
+        for shard, to in zip(numbers.tolist(), np.split(order, starts)[1:], strict=True):
+            is_range = to[-1] - to[0] == to.size - 1  # as in sorted rows; copies faster
+            yield shard, rows[to] - shard * size, slice(to[0], to[-1] + 1) if is_range else to
 
     def _rows(self, rows: Rows | EllipsisType) -> _Chosen:
         return _choose(slice(None) if rows is ... else rows, self._n, f"rows of '{self.name}'")
 
     def _layers(self, layers: Layers) -> _Chosen:
         return _choose(layers, self._array.n_layers, f"layers of '{self.name}'")
+
+
+def _taken(
+    blocks: Shaped[np.ndarray, "layer row width"], layers: _Chosen, rows: _Chosen
+) -> Shaped[np.ndarray, "_ _ width"]:
+    """Some rows of some layers; a view where both are ranges."""
+    if isinstance(rows, slice):
+        return blocks[:, rows][layers]
+    if isinstance(layers, slice):  # faster than brackets where whole vectors are picked
+        taken: np.ndarray = np.take(blocks[layers], rows, axis=1)
+        return taken
+    return blocks[np.ix_(layers, rows)]
 
 
 def _choose(asked: Rows, size: int, what: str) -> _Chosen:

@@ -1,4 +1,4 @@
-"""Before a long run: does the capture equal a plain forward pass on this model, row by row?
+"""Does the capture equal a plain forward pass on this model, row by row? Before a build, and after.
 
 A family that the engine would get wrong stops here, with one line, and not after an hour. Also
 whether what is read within a block is what its name says: attention's and MLP's outputs must add
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from actcache.capture import capture_alone
@@ -18,9 +19,13 @@ from actcache.model import LanguageModel
 from actcache.positions import of_samples
 from actcache.render import Rendered
 from actcache.sites import find_taps
+from actcache.store import Store
 
 Read = Callable[..., Mapping[str, Tensor]]
 """`capture`, or what stands in for it."""
+
+CERTIFICATE_ROWS = 8
+"""How many rows are run again, alone and unpadded, when a build ends."""
 
 FULL_PRECISION_BOUND = 1e-3
 """Largest relative error of a residual in float32 or float64; measured ones are below 1e-5."""
@@ -55,7 +60,7 @@ def check_capture(
     Raises:
         ModelError: it is over the bound, or a site is not what its name says.
     """
-    bound = _bound(model)
+    bound = bound_of(model)
     order = np.argsort([row.length for row in rows], kind="stable")
     few = [rows[i] for i in dict.fromkeys((order[0], order[len(order) // 2]))]
     check_sites(model, few[0], sites)
@@ -68,7 +73,7 @@ def check_capture(
                 continue
             for i, row in enumerate(few):
                 true = capture_alone(model, row, position=position, answer=answer, site=site)
-                error = _relative(found[site][i, :, j], true)
+                error = float(_relative(found[site][i, :, j], true).max())
                 # A residual that overflows is the writer's to report, by row and layer.
                 if torch.isfinite(true).all() and not error <= bound:
                     raise ModelError(
@@ -79,6 +84,54 @@ def check_capture(
                     )
                 worst = max(worst, error) if error == error else worst
     return {"largest_relative_error": worst, "bound": bound}
+
+
+def certify(
+    store: Store,
+    model: LanguageModel,
+    rows: Sequence[Rendered],
+    *,
+    positions: Sequence[str],
+    sites: Sequence[str],
+    answer: str,
+    seed: int,
+    n_rows: int = CERTIFICATE_ROWS,
+) -> dict[str, Any]:
+    """Run a few random rows again, alone and unpadded, and compare with what is on disk.
+
+    Args:
+        store: what was built; it may be partial.
+        model: the model.
+        rows: all rows of the build.
+        positions: what was read.
+        sites: where.
+        answer: which token of a completion is its answer token.
+        seed: of the choice of rows.
+        n_rows: how many.
+
+    Returns:
+        `rows` (their ids), `positions`, `largest_relative_error` of each layer, and of each site in
+        `sites`: the largest difference of any value over the largest absolute value of what was
+        read there.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(len(rows))[:n_rows])
+    by_layer, by_site = np.zeros(model.n_layers), dict.fromkeys(sites, 0.0)
+    for i in chosen:
+        for site in sites:
+            for position in positions:
+                kept = torch.from_numpy(np.array(store.resid(position, site=site)[int(i)]))
+                true = capture_alone(model, rows[i], position=position, answer=answer, site=site)
+                errors = _relative(kept, true).numpy()
+                by_site[site] = max(by_site[site], float(errors.max()))
+                if site != "embed":
+                    by_layer = np.maximum(by_layer, errors)
+    return {
+        "rows": [str(store["id"][i]) for i in chosen],
+        "positions": list(positions),
+        "largest_relative_error": by_layer.tolist(),
+        "sites": by_site,
+    }
 
 
 def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> None:
@@ -119,18 +172,19 @@ def _adds_up(model: LanguageModel, start: Tensor, added: Tensor, end: Tensor) ->
     """Whether `start + added` is `end`, up to rounding of the sum itself."""
     start, added, end = start.double(), added.double(), end.double()
     rounding = 8 * torch.finfo(model.hf.dtype).eps * end.abs().amax(-1)
-    room = _bound(model) * added.abs().amax(-1) + rounding
+    room = bound_of(model) * added.abs().amax(-1) + rounding
     off = (start + added - end).abs().amax(-1)
     return bool((off <= room).all()) or not bool(torch.isfinite(end).all())
 
 
-def _relative(found: Tensor, true: Tensor) -> float:
-    """Largest difference of any value over the largest absolute value, of the worst layer."""
+def _relative(found: Float[Tensor, "layer d"], true: Float[Tensor, "layer d"]) -> Tensor:
+    """Largest difference of any value over the largest absolute value, `[layer]`."""
     found, true = found.double().cpu(), true.double().cpu()
     sizes = true.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny)
-    return float(((found - true).abs().amax(-1) / sizes).max())
+    return (found - true).abs().amax(-1) / sizes
 
 
-def _bound(model: LanguageModel) -> float:
+def bound_of(model: LanguageModel) -> float:
+    """The largest relative error that counts as right in the model's dtype."""
     half = model.dtype in ("float16", "bfloat16")
     return HALF_PRECISION_BOUND if half else FULL_PRECISION_BOUND

@@ -212,13 +212,15 @@ def _score(
     counts = torch.from_numpy(nodes.counts).to(device)[:, None]
     batch = torch.arange(len(cells), device=device)[:, None, None]
     with torch.inference_mode():
-        normed = anatomy.ln_final(cells)
+        normed = anatomy.ln_final(cells).to(device)
         read = normed.movedim(1, 2)[batch, at].movedim(3, 1)  # [b, cell, side, term, d]
         weight, bias = anatomy.unembed.weight, getattr(anatomy.unembed, "bias", None)
         assert isinstance(weight, Tensor)
-        logits = torch.einsum("bcstd,bstd->bcst", read, weight[token])
+        # The unembedding may lie on another device than the rows: its few lines come to them.
+        there = token.to(weight.device)
+        logits = torch.einsum("bcstd,bstd->bcst", read, weight[there].to(device))
         if isinstance(bias, Tensor):
-            logits = logits + bias[token][:, None]
+            logits = logits + bias[there].to(device)[:, None]
         logits = anatomy.shaped(logits).to(torch.promote_types(logits.dtype, torch.float32))
         if rule.score == "logprob" and read.shape[3] > 1:
             # At the fork both sides share the normalizer, which cancels; later terms need it.
@@ -239,7 +241,7 @@ def _log_normalizer(
     # Logits of the whole vocabulary, a few at a time: 32 M values are 128 MB in float32.
     step = max(1, (1 << 25) // len(weight))
     parts = [
-        torch.logsumexp(anatomy.shaped(anatomy.unembed(part)).to(wide), -1)
+        torch.logsumexp(anatomy.shaped(anatomy.unembed(part)).to(wide), -1).to(read.device)
         for part in flat.split(step)
     ]
     return torch.cat(parts).view(read.shape[:-1])
@@ -262,7 +264,8 @@ def cell_alone(
 
     def steer(_block: nn.Module, _args: Any, output: Any) -> Any:
         residual = residual_of(output).clone()
-        residual[:, first:] = (residual[:, first:] + push).to(residual.dtype)
+        steered = residual[:, first:] + push.to(residual.device)
+        residual[:, first:] = steered.to(residual.dtype)
         return (residual, *output[1:]) if isinstance(output, tuple) else residual
 
     totals = []
@@ -277,8 +280,8 @@ def cell_alone(
             handle.remove()
         if rule.score == "logprob":
             logits = torch.log_softmax(logits, -1)
-        at = torch.arange(n_scored, device=model.device) + len(row.chain) - 1
-        target = torch.tensor(completion[:n_scored], device=model.device)
+        at = torch.arange(n_scored, device=logits.device) + len(row.chain) - 1
+        target = torch.tensor(completion[:n_scored], device=logits.device)
         totals.append(logits[at, target].sum())
     difference = totals[0] - totals[1]
     return float(torch.sigmoid(difference) if rule.score == "probability" else difference)

@@ -183,7 +183,10 @@ class Store:
                 f"'{self.path}' holds a {self.kind}, expected residuals. Open the store that it "
                 "was made from."
             )
-        return max(array.width for array in self._layout.arrays.values())
+        # All heads' outputs together may be wider than the residual stream.
+        arrays = self._layout.arrays.values()
+        widths = [array.width for array in arrays if not array.name.startswith("heads/")]
+        return max(widths or [array.width for array in arrays])
 
     @property
     def prompts(self) -> np.ndarray:

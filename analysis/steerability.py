@@ -192,7 +192,7 @@ def _letter_warning(by_letter: dict[str, LayerChoice]) -> str:
         return ""
     slopes = ", ".join(f"{x} {by_letter[x].fixed}" for x in [*up, *down])
     return (
-        f"Warning: the direction moves the letter, not the behavior: mean slope by letter {slopes}. "
+        f"Warning: the direction moves the letter, not the behavior: slope by letter {slopes}. "
         "A layer chosen per sample then gains by the letter too."
     )
 

@@ -16,15 +16,19 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from actcache.errors import MismatchError
+from actcache.errors import MismatchError, ModelError
 from actcache.memory import Budget, run_batches
 from actcache.model import LanguageModel
-from actcache.provenance import IDENTITY, model_identity, require_same, versions
+from actcache.provenance import IDENTITY, require_same, versions
 from actcache.render import Rendered
+from actcache.replay import rendered_pairs, require_store_model
 from actcache.schema import RowArray
 from actcache.steering import SteeringRule, cell_alone, propensities
 from actcache.store import Store, open_store
 from actcache.writer import Writer
+
+NAIVE_BOUND = 1e-3
+"""Largest error, absolute or relative, of a cell in float32; measured ones are below 1e-5."""
 
 SHARD_ROWS: int | None = None
 """Rows of a shard, for tests; by default as `schema.shard_rows` chooses."""
@@ -45,26 +49,6 @@ class DirectionSet:
         """SHA-256 of the values and who gets which."""
         parts = (np.ascontiguousarray(self.values), np.ascontiguousarray(self.of))
         return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
-
-
-def rendered_rows(store: Store) -> list[Rendered]:
-    """The token trees of a store's samples, as the build made them.
-
-    Raises:
-        MismatchError: the store holds labelled prompts, which have no completions to choose.
-    """
-    parts = [
-        store.ragged(f"{part}_tokens") for part in ("prompt", "shared", "positive", "negative")
-    ]
-    if not all(len(positive) for positive in parts[2]):
-        raise MismatchError(
-            "the store holds prompts without completions, so there is no choice to steer; expected "
-            "pairs. Run the stages vectors and layers, or build a store from pairs."
-        )
-    return [
-        Rendered(*(tuple(int(token) for token in part) for part in row))
-        for row in zip(*parts, strict=True)
-    ]
 
 
 def run_sweep(
@@ -108,7 +92,7 @@ def run_sweep(
             f"layers to steer are {layers}, but the store has layers 0 to {store.n_layers - 1}. "
             "Pass some of them."
         )
-    rows = rendered_rows(store)
+    rows = rendered_pairs(store)
     config = {
         "rule": asdict(rule),
         "layers": layers,
@@ -134,12 +118,7 @@ def run_sweep(
         return done
 
     loaded = model()
-    require_same(
-        model_identity(loaded),
-        source["model"],
-        what="the model and that of the store",
-        remedy=f"Load the one that the store was built with, '{kept['name']}'.",
-    )
+    require_store_model(store, loaded)
     provenance = {**source, "device": str(loaded.device), "versions": versions()}
 
     settings: dict[str, Any] = {
@@ -228,11 +207,14 @@ def _self_check(
     layers: Sequence[int],
     multipliers: Sequence[float],
 ) -> dict[str, float]:
-    """Before a long run: one cell against two full passes, and how far λ = 0 spreads over layers.
+    """Before a long run: a few cells against two full passes each, and how far λ = 0 spreads.
 
     Returns:
         `naive_error`: largest absolute difference over the first, middle and last layer, in the
         score's unit; `noise_floor`: the same of cells that add nothing, against the unsteered pass.
+
+    Raises:
+        ModelError: in float32 or float64 a cell is not what two full passes give.
     """
     row, width = min(rows, key=lambda each: each.length), max(multipliers, key=abs)
     values = next(iter(sets.values())).values[:1]
@@ -243,7 +225,7 @@ def _self_check(
     )
     fast = propensities(
         model,
-        [row],
+        few,
         directions=torch.from_numpy(values),
         multipliers=[width],
         rule=rule,
@@ -254,7 +236,16 @@ def _self_check(
         cell_alone(model, row, torch.from_numpy(values[0, layers[i]]), width, layers[i], rule)
         for i in chosen
     ]
+    naive_error = float(np.abs(fast[-1, 0, chosen, 0] - np.array(slow)).max())
+    room = NAIVE_BOUND * max(1.0, float(np.abs(slow).max()))
+    # In half precision both ways are off by their own rounding: it is recorded, no more.
+    if model.dtype in ("float32", "float64") and naive_error > room:
+        raise ModelError(
+            f"on '{model.name}' ({model.hf.config.model_type}) a steered cell is off by "
+            f"{naive_error:.2g} from two full passes, expected at most {room:.2g}: the sweep does "
+            "not handle this family or attention. Use a family of the README's list."
+        )
     return {
-        "naive_error": float(np.abs(fast[0, 0, chosen, 0] - np.array(slow)).max()),
+        "naive_error": naive_error,
         "noise_floor": float(np.abs(still[..., 1] - still[..., 0]).max()),
     }

@@ -59,6 +59,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--controls", type=int, default=1, help="sets of random directions (default %(default)s)")
     add("--model", help="where the store's model lies now, if it was moved")
     add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
+    add("--device-map", metavar="MAP", help="spread over several devices: auto, balanced, …")
+    add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
     add("--batch-tokens", type=int, default=8192, help="tokens in a pass (default %(default)s)")
 
 
@@ -80,14 +82,14 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str
         remove_results(out)
 
     def load() -> Any:
-        from actcache.model import load_model
+        from actcache.replay import load_store_model
 
-        kept = store.provenance["model"]
-        return load_model(
-            args.model or kept["name"],
-            revision=store.config["revision"],
-            dtype=kept["dtype"],
+        return load_store_model(
+            store,
+            name=args.model,
             device=args.device,
+            device_map=args.device_map,
+            trust_remote_code=args.trust_remote_code,
         )
 
     def bar(title: str, total: int) -> Any:

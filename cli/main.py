@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from actcache.cli import analyze, build, demo, info
+from actcache.cli import analyze, build, demo, info, verify
 from actcache.errors import ActcacheError
 
-COMMANDS = (demo, build, analyze, info)
+COMMANDS = (demo, build, analyze, info, verify)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -154,7 +154,7 @@ def refused(argv, capsys):
     [
         (["--positions", "middle"], "expected prompt, fork, positive, negative"),
         (["--positions", "prompt,prompt"], "each once"),
-        (["--sites", "resid_mid"], "expected resid_post, embed"),
+        (["--sites", "resid_sauce"], "expected resid_post, embed"),
         (["--variants", "base,upside_down"], "sys_pos"),
         (["--variants", "sys_pos"], "persona"),
         (["--batch-tokens", "0"], "Try 8192"),
@@ -285,3 +285,34 @@ def test_the_checkout_holds_no_machines_paths():
     for folder in ("actcache", "analysis", "cli", "benchmarks"):
         for path in (root / folder).rglob("*.py"):
             assert "/home/" not in path.read_text(encoding="utf-8"), path
+
+
+@pytest.mark.model
+def test_verify_passes_a_good_store_and_runs_rows_again(built, capsys):
+    assert main(["verify", str(built), "--recompute", "3", "--json"]) == 0
+
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["problems"] == []
+    assert facts["rows run again"] == 3
+    assert facts["largest relative error"] < 1e-5
+
+
+@pytest.mark.model
+def test_verify_names_what_is_damaged_and_exits_with_1(folder, tmp_path, capsys):
+    build(folder, tmp_path / "s.zarr")
+    shard = next((tmp_path / "s.zarr" / "resid_post" / "fork").glob("c.*"))
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    capsys.readouterr()
+
+    message = refused(["verify", tmp_path / "s.zarr"], capsys)
+    assert "fork" in message
+    assert "Build it again" in message
+
+
+@pytest.mark.model
+def test_verify_refuses_other_weights(built, folder, tmp_path, capsys):
+    save(tmp_path / "other", "gpt2")
+    command = ["verify", built, "--recompute", "1", "--model", tmp_path / "other"]
+    assert "family" in refused(command, capsys)

@@ -1,7 +1,9 @@
 """Which model, which engine, which device: what is refused, what is checked before a long run."""
 
 import json
+import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from actcache.errors import ModelError
 from actcache.model import adopt_model, load_config, load_model
 from actcache.rows import read_samples
 from actcache.self_check import check_capture
-from actcache.steering import SteeringRule
+from actcache.steering import SteeringRule, propensities
 from actcache.store import open_store
 from tests.test_sites import rows_of_three_lengths
 from tests.tiny import make, save
@@ -73,6 +75,8 @@ def test_the_check_before_the_build_is_recorded(store):
 
     assert check["bound"] == 1e-3
     assert 0 < check["largest_relative_error"] < 1e-5
+    for site in store.sites:
+        assert store.certificate["sites"][site] < 1e-5
 
 
 def test_the_engine_of_transformer_lens_gives_the_same_store(
@@ -110,6 +114,24 @@ def test_a_capture_that_is_wrong_stops_the_build_before_it_begins(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sweep_that_is_wrong_stops_before_it_begins(store, config, tmp_path, monkeypatch):
+    def wrong(*args, **settings):
+        return propensities(*args, **settings) * 1.01
+
+    monkeypatch.setattr(sweep, "propensities", wrong)
+    values = np.random.default_rng(0).normal(size=(1, 4, 32)).astype(np.float32)
+
+    with pytest.raises(ModelError, match=r"a steered cell is off by .* from two full passes"):
+        sweep.run_sweep(
+            store,
+            tmp_path / "sweep.zarr",
+            model=lambda: load_model(config.model),
+            sets={"random": sweep.DirectionSet(values, np.zeros(6, np.int64))},
+            multipliers=[-1.0, 4.0],
+            rule=SteeringRule(),
+        )
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_check_allows_the_rounding_of_half_precision(dtype):
     model = adopt_model(make("gemma2", dtype=dtype), name="half")
@@ -128,7 +150,17 @@ def test_the_check_allows_the_rounding_of_half_precision(dtype):
 
 
 def test_a_device_map_gives_the_same_store_and_sweep(samples, config, store, tmp_path):
+    from accelerate import dispatch_model  # type: ignore[import-untyped]  # ships no types
+
     mapped = load_model(config.model, device_map={"": "cpu"})
+    # Each module gets the hooks that would move its arguments to its device, were there several.
+    places = dict.fromkeys(
+        ["lm_head", "model.embed_tokens", "model.norm", "model.rotary_emb"]
+        + [f"model.layers.{layer}" for layer in range(4)],
+        "cpu",
+    )
+    dispatch_model(mapped.hf, places, main_device="cpu", force_hooks=True)
+    assert hasattr(mapped.anatomy.blocks[0], "_hf_hook")
     plan = plan_build(samples, replace(config, sites=("resid_post", "heads")))
     again = run_build(plan, tmp_path / "s.zarr", model=mapped)
 
@@ -146,7 +178,7 @@ def test_a_device_map_gives_the_same_store_and_sweep(samples, config, store, tmp
         ).array("random/propensity")[:]
         for i, model in enumerate((mapped, load_model(config.model)))
     ]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_weights_that_do_not_fit_the_devices_are_refused(folder, tmp_path):
@@ -159,7 +191,7 @@ def test_weights_that_do_not_fit_the_devices_are_refused(folder, tmp_path):
 def refused_configs():
     import transformers
 
-    size = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 97}
+    size: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 97}
     return [
         (transformers.MambaConfig(**size), "recurrent state"),
         (transformers.Mamba2Config(**size, num_heads=8, head_dim=8), "recurrent state"),
@@ -204,8 +236,6 @@ class TinyConfig(LlamaConfig):
 
 
 def test_code_of_a_checkpoint_runs_only_when_that_is_asked_for(folder, tmp_path):
-    import shutil
-
     model = tmp_path / "model"
     shutil.copytree(folder / "model", model)
     found = json.loads((model / "config.json").read_text())
@@ -213,6 +243,6 @@ def test_code_of_a_checkpoint_runs_only_when_that_is_asked_for(folder, tmp_path)
     (model / "config.json").write_text(json.dumps(found))
     (model / "code.py").write_text(CODE)
 
-    with pytest.raises(ModelError, match="trust_remote_code"):
+    with pytest.raises(ModelError, match="pass --trust-remote-code"):
         load_config(str(model))
     assert load_config(str(model), trust_remote_code=True).hidden_size == 32

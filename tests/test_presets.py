@@ -23,8 +23,10 @@ from actcache.presets import (
     needs,
     sweep_settings,
 )
+from actcache.render import Renderer, Rendering
+from actcache.samples import Sample
 from tests.reference import published_direction, published_propensity
-from tests.tiny import TEMPLATE, save
+from tests.tiny import TEMPLATE, save, tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TALK = (  # tinytalk's own template, and a place for the system message
@@ -185,6 +187,53 @@ def test_a_given_flag_wins_over_the_preset(tiny, tmp_path, capsys):
         "prompt",
         "logit",
     )
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("preset", "between"), [("steering-bench", ""), ("repepo", "\n\n"), ("none", "\n\n")]
+)
+def test_the_separator_of_user_variants_is_the_presets(tiny, tmp_path, preset, between):
+    from actcache.store import open_store
+
+    personas = tmp_path / "p.json"
+    text = json.dumps({"rows": {"positive": "You would.", "negative": "You would not."}})
+    personas.write_text(text, encoding="utf-8")
+    build = ["build", tiny.data, "--model", tiny.model, "--preset", preset, "--system", ""]
+    build += ["--variants", "user_pos", "--personas", personas, "--limit", 4, "--positions"]
+    build += ["prompt", "-o", tmp_path / "s.zarr"]
+    assert main([str(word) for word in build]) == 0
+
+    assert open_store(tmp_path / "s.zarr")["prompt"][0] == f"You would.{between} Is it 0?\n"
+
+
+def test_what_the_tokenizer_puts_after_a_text_stays_out():
+    from tokenizers import processors
+
+    tok = tokenizer(template="{{ bos_token }}{{ messages[0]['content'] }}")
+    tok.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A }", special_tokens=[("<s>", 0), ("}", 95)]
+    )
+    assert tok("a")["input_ids"] == [0, *tok.convert_tokens_to_ids(["a"]), 95]
+    sample = Sample(
+        id="b/0", behavior="b", prompt="Hi}", positive="(A)", negative="(B)", label=None, letter="A"
+    )
+    for bos, n_bos in (("tokenizer", 2), ("auto", 1)):
+        row = Renderer(tok, Rendering(bos=bos))(sample)
+        words = tok.convert_ids_to_tokens([*row.chain, *row.positive])
+        assert words == ["<s>"] * n_bos + list("Hi} (A)")
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] + '\n' }}"])
+def test_stripping_leaves_one_space_whatever_stands_around_it(template):
+    tok = tokenizer(template=template)
+    sample = Sample(
+        id="b/0", behavior="b", prompt="\nHi \n", positive=" (A)\n", negative="(B)", label=None,
+        letter="A",
+    )  # fmt: skip
+    row = Renderer(tok, Rendering(space="strip"))(sample)
+
+    assert tok.convert_ids_to_tokens([*row.chain, *row.positive]) == list("Hi (A)")
 
 
 def test_every_preset_sets_fields_that_exist_to_values_that_are_allowed():

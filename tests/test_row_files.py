@@ -121,6 +121,39 @@ def test_a_hub_that_is_out_of_reach_gives_one_line(path, name, split):
     assert found.endswith("). Check path, name and network, or pass a local file.")
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "split"),
+    [
+        ("org/mood", "org/mood", "train"),
+        ("org/mood:test", "org/mood", "test"),
+        ("mood", "mood", "train"),
+        ("mood:dev", "mood", "dev"),
+    ],
+)
+def test_a_data_set_of_the_hub_is_asked_for_by_name_and_split(monkeypatch, path, name, split):
+    # the one place where the network is stood in for: what is asked, and what becomes of the answer
+    asked = []
+
+    def load_dataset(name, *, split):
+        asked.append((name, split))
+        return datasets.Dataset.from_dict(PAIRS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    samples = read_samples([path])
+    assert asked == [(name, split)]
+    assert [(s.id, s.source) for s in samples] == [("mood/0", "mood:0"), ("mood/1", "mood:1")]
+
+
+def test_an_error_of_many_lines_gives_the_first_and_one_without_words_its_kind(monkeypatch):
+    for error, shown in ((OSError("\nfirst\nsecond"), "(first)"), (OSError(), "(OSError)")):
+
+        def load_dataset(name, *, split, error=error):
+            raise error
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        assert shown in message("org/mood")
+
+
 def test_without_the_package_the_way_out_is_named():
     code = (
         "import sys; sys.modules['datasets'] = None\n"  # Python's own way to block an import

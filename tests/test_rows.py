@@ -304,7 +304,7 @@ BAD = {
     ),
     "key twice": bad(
         "mood.jsonl",
-        b'{"prompt": "a", "prompt": "b"}',
+        b'{"id": "x", "prompt": "a", "prompt": "b"}',
         "'mood.jsonl' line 1: not usable JSON (the key 'prompt' stands twice). Correct it.",
     ),
     "a number of too many digits": bad(

@@ -1,5 +1,7 @@
 """Sites within a block, and positions of the prompt, against plain hooks and against a bridge."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -122,7 +124,7 @@ def test_each_site_equals_the_hooks_of_a_transformer_bridge(family):
     model = adopt_model(make(family), name=family)
     sites = ("resid_post", "embed", *PLAIN[family])
     rows = rows_of_three_lengths()
-    settings = {"positions": POSITIONS, "answer": "first", "sites": sites}
+    settings: dict[str, Any] = {"positions": POSITIONS, "answer": "first", "sites": sites}
     twin = make(family, attention="eager")  # rewritten in place: an instance of its own
     if family == "gpt_neox":  # its tiny config names key-value heads, which only the bridge reads
         twin.config.num_key_value_heads = twin.config.num_attention_heads

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 import actcache
-from actcache.analysis.sweep import DirectionSet, rendered_rows, run_sweep
+from actcache.analysis.sweep import DirectionSet, run_sweep
 from actcache.build import plan_build, run_build
 from actcache.config import BuildConfig
 from actcache.errors import MismatchError
 from actcache.model import load_model
+from actcache.replay import rendered_rows
 from actcache.rows import read_samples
 from actcache.steering import SteeringRule
 from tests.reference import naive_propensity

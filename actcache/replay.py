@@ -1,0 +1,83 @@
+"""What a later stage needs to run a store's rows again: their tokens, and the right model."""
+
+from actcache.errors import MismatchError
+from actcache.model import LanguageModel, load_model
+from actcache.provenance import IDENTITY, model_identity, require_same
+from actcache.render import Rendered
+from actcache.store import Store
+
+PARTS = ("prompt", "shared", "positive", "negative")
+"""Fields of `Rendered`, each kept as the ragged column `<part>_tokens`."""
+
+
+def rendered_rows(store: Store) -> list[Rendered]:
+    """The tokens of a store's samples, as the build rendered them; no tokenizer is needed."""
+    columns = [store.ragged(f"{part}_tokens") for part in PARTS]
+    return [
+        Rendered(*(tuple(int(token) for token in part) for part in row))
+        for row in zip(*columns, strict=True)
+    ]
+
+
+def rendered_pairs(store: Store) -> list[Rendered]:
+    """The same of a store of pairs.
+
+    Raises:
+        MismatchError: the store holds labelled prompts, which have no completions to choose.
+    """
+    rows = rendered_rows(store)
+    if not all(row.positive for row in rows):
+        raise MismatchError(
+            "the store holds prompts without completions, so there is no choice to steer; expected "
+            "pairs. Run the stages vectors and layers, or build a store from pairs."
+        )
+    return rows
+
+
+def load_store_model(
+    store: Store,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    device_map: str | None = None,
+    trust_remote_code: bool = False,
+) -> LanguageModel:
+    """Load the model that a store was built with, in the dtype that it was run in.
+
+    Args:
+        store: of residuals.
+        name: where the model lies now, if it was moved.
+        device: where it runs.
+        device_map: how it is spread over several devices.
+        trust_remote_code: run code that comes with the checkpoint.
+
+    Raises:
+        ModelError: it cannot be loaded.
+        MismatchError: it is another model, or has other weights.
+    """
+    kept = store.provenance["model"]
+    model = load_model(
+        name or kept["name"],
+        revision=store.config["revision"],
+        dtype=kept["dtype"],
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
+    require_store_model(store, model)
+    return model
+
+
+def require_store_model(store: Store, model: LanguageModel) -> None:
+    """Refuse a model that is not the one that a store was built with.
+
+    Raises:
+        MismatchError: names the field and both values.
+    """
+    kept = store.provenance["model"]
+    require_same(
+        model_identity(model),
+        {field: kept[field] for field in IDENTITY},
+        what="the model and that of the store",
+        remedy=f"Load the one that the store was built with, '{kept['name']}'.",
+    )

@@ -1,0 +1,78 @@
+"""Check a store: every block, column and document against its checksum, every file accounted for.
+
+Exits with 1 and says what and where if anything is wrong. With --recompute K, also runs K random
+rows again through the model, alone and unpadded, and compares them with what the store holds.
+"""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from actcache.cli import console
+from actcache.errors import FormatError, MismatchError
+
+if TYPE_CHECKING:
+    from actcache.store import Store
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add = command.add_argument
+    add("store", metavar="STORE", help="a store or a sweep's results")
+    add("--recompute", type=int, default=0, metavar="K", help="run K random rows again")
+    add("--seed", type=int, default=0, help="of the rows to run again (default %(default)s)")
+    add("--model", help="where the store's model lies now, if it was moved")
+    add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
+    add("--partial", action="store_true", help="check what an interrupted build has committed")
+    add("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Check, print, and fail if anything is wrong."""
+    from actcache.store import open_store
+    from actcache.verify import verify
+
+    problems = verify(args.store, partial=args.partial)
+    facts: dict[str, Any] = {"path": args.store, "problems": [str(each) for each in problems]}
+    if not problems:
+        store = open_store(args.store, partial=args.partial)
+        facts |= {"rows": store.n, "bytes checked": store.n_bytes}
+        if args.recompute:
+            facts |= _recomputed(store, args)
+    if args.json:
+        console.print_json(facts)
+    else:
+        console.print_facts({**facts, "problems": "\n".join(facts["problems"]) or "none"})
+    if problems:
+        raise FormatError(
+            f"'{args.store}' has {len(problems)} damaged or stray files, the first: {problems[0]} "
+            "Build it again, or restore these files."
+        )
+
+
+def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
+    from actcache.replay import load_store_model, rendered_rows
+    from actcache.self_check import bound_of, certify
+
+    if store.kind != "residuals":
+        raise MismatchError(
+            f"'{store.path}' holds a {store.kind}, and rows of residuals were to be run again. "
+            "Pass a store that build wrote, or leave --recompute out."
+        )
+    model = load_store_model(store, name=args.model, device=args.device)
+    found = certify(
+        store,
+        model,
+        rendered_rows(store),
+        positions=store.positions,
+        sites=store.sites,
+        answer=store.config["answer"],
+        seed=args.seed,
+        n_rows=args.recompute,
+    )
+    worst, bound = max(found["sites"].values()), bound_of(model)
+    if worst > bound:
+        raise MismatchError(
+            f"rows run again alone differ from '{store.path}' by {worst:.2g} of their size, "
+            f"expected at most {bound:g}. Build it again; if it stays, tell us the model."
+        )
+    return {"rows run again": len(found["rows"]), "largest relative error": worst}
