@@ -179,7 +179,10 @@ def as_given(allowed: Tensor, *, like: Tensor | None, dtype: torch.dtype) -> Ten
     if like is None or like.dtype == torch.bool:
         return allowed[:, None]
     added = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return added.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
+    # Some families take their softmax in float32 whatever the dtype: what is infinite there makes
+    # the rows of padding, which see nothing, NaN.
+    lowest = max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    return added.masked_fill_(~allowed, lowest)[:, None]
 
 
 def _as_bool(mask: Tensor) -> Tensor:

@@ -13,7 +13,6 @@ from actcache.documents import refuse
 from actcache.errors import MismatchError, NotFiniteError
 from actcache.schema import Column, RowArray
 
-_NO_SIGN = {"float16": 0x7FFF, "bfloat16": 0x7FFF, "float32": 0x7FFF_FFFF}
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000}
 
 
@@ -59,14 +58,16 @@ def shard_parts(
 
 
 def _require_finite(array: RowArray, values: np.ndarray, *, layer: int, first_row: int) -> None:
-    # By the bits: several times faster than isfinite on half precision, and right for bfloat16.
-    bits: np.ndarray = values.view(np.uint32 if array.dtype == "float32" else np.uint16)
-    magnitudes = bits & bits.dtype.type(_NO_SIGN[array.dtype])
-    if magnitudes.max() < _INFINITY[array.dtype]:
+    # By the bits, where infinity and what follows it are the largest numbers: those above 0 when
+    # read with a sign, those below 0 when read without. Right for bfloat16, and needs no memory.
+    size = values.itemsize
+    infinity, sign = _INFINITY[array.dtype], 1 << (8 * size - 1)
+    signed, unsigned = values.view(f"i{size}"), values.view(f"u{size}")
+    if signed.max() < infinity and unsigned.max() < infinity + sign:
         return
-    row, column = (int(i) for i in np.argwhere(magnitudes >= _INFINITY[array.dtype])[0])
+    row, column = (int(i) for i in np.argwhere((unsigned & (sign - 1)) >= infinity)[0])
     if array.dtype == "bfloat16":
-        values = (bits.astype(np.uint32) << 16).view(np.float32)
+        values = (unsigned.astype(np.uint32) << 16).view(np.float32)
     raise NotFiniteError(
         f"'{array.name}' of row {first_row + row} at layer {layer} is {values[row, column]} in "
         f"coordinate {column}, expected a finite value of {array.dtype}. Look at that row, or keep "

@@ -4,7 +4,7 @@ import numpy as np
 
 from actcache.chunks import decode_numbers, decode_strings
 from actcache.documents import refuse
-from actcache.durable import read_file
+from actcache.files import read_file
 from actcache.layout import Layout, column_path
 from actcache.records import FileSum
 from actcache.schema import Column

@@ -167,8 +167,9 @@ def select_rows(
         findings = _findings(samples, bad)
         raise RenderError(
             f"{len(bad)} of {len(broken)} rows break what the preset {preset} needs: "
-            f"{'; '.join(str(each) for each in findings)}. Pass --skip-bad-rows to leave them "
-            "out, or choose other settings or no preset."
+            f"{'; '.join(str(each) for each in findings)}. "
+            + ("Pass --skip-bad-rows to leave them out, or c" if len(bad) < len(broken) else "C")
+            + "hoose other settings or no preset."
         )
     for i, names in bad.items():
         reasons[i] = {"reason": "; ".join(CONDITIONS[name] for name in names)}
@@ -201,6 +202,8 @@ def _findings(samples: Sequence[Sample], broken: Mapping[int, Iterable[str]]) ->
 
 def _refusal(ids: Sequence[str], refused: Mapping[int, str], n: int) -> str:
     message = next(iter(refused.values()))
+    if len(ids) == n:
+        return message if n == 1 else f"{message} All {n} rows are refused so."
     if len(ids) == 1:
         return f"{message} Or pass --skip-bad-rows to leave the row out."
     shown = named(ids[:SHOWN], len(ids))

@@ -1,51 +1,104 @@
-"""Files that survive a power cut, and files that are read without trusting what lies there.
+"""Writes files that survive a power cut: written aside, synced, renamed, and the folder synced.
 
-Written aside, synced, renamed, and the folder synced: after a crash a file is whole or absent. Read
-without following links, and never more than was expected. Knows nothing of what is in the files.
+After a crash a file is whole or absent. Knows nothing of what is in the files.
 """
 
 import errno
 import os
-import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from actcache.documents import refuse
-
 ASIDE = ".tmp"
 """Ends the name of a file that is still being written."""
 
+WORTH_AN_EARLY_SYNC = 4 << 20
+"""Bytes of a file that are synced while more of it is written; a smaller one is synced once."""
 
-def write_durably(path: Path, parts: Iterable[bytes | np.ndarray]) -> None:
+Parts = Iterable[bytes | np.ndarray]
+"""Buffers of a file, one after the other; arrays must be contiguous."""
+
+
+@dataclass(frozen=True)
+class LargeFile:
+    """A file that `write_large_files` is to write."""
+
+    path: Path
+    n_bytes: int
+    parts: Parts
+
+
+def write_durably(path: Path, parts: Parts) -> None:
     """Write a file so that it is there entirely, or not at all, whatever happens.
 
     Args:
         path: in a folder that exists.
-        parts: buffers, one after the other; arrays must be contiguous.
+        parts: what it is to hold.
 
     Raises:
         OSError: the disk is full, or will not have it; nothing is left behind.
     """
-    aside = path.with_name(path.name + ASIDE)
-    file = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | _safe_flags(), 0o666)
     try:
+        file = _open_aside(path)
         try:
             for part in parts:
-                if not len(part):
-                    continue
-                rest = memoryview(part.data if isinstance(part, np.ndarray) else part).cast("B")
-                while rest:  # a write may take only a part: 2 GB at most on Linux
-                    rest = rest[os.write(file, rest) :]
-            os.fsync(file)
-        finally:
+                _write(file, part)
+        except BaseException:
             os.close(file)
-        aside.replace(path)
+            raise
+        _settle(file, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        _aside(path).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+
+
+def write_large_files(files: Iterable[LargeFile]) -> None:
+    """Write several files as `write_durably` does, syncing each while the next is written.
+
+    A disk is slow to sync and fast to take more, so the sync of a file begins when half of it is
+    written. Room for all of a file is taken first: a full disk is found before any work.
+
+    Raises:
+        OSError: as `write_durably`; files that were done by then stay.
+    """
+    begun: list[Path] = []
+    syncs: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as syncer:  # in order: half a file, the rest of it, the next file
+        try:
+            for large in files:
+                begun.append(large.path)
+                _write_large(large, syncer, syncs)
+            for sync in syncs:
+                sync.result()
+        except BaseException:
+            for sync in syncs:
+                sync.exception()  # wait for it
+            for path in begun:
+                _aside(path).unlink(missing_ok=True)
+            raise
+
+
+def _write_large(large: LargeFile, syncer: ThreadPoolExecutor, syncs: list[Future[None]]) -> None:
+    file = _open_aside(large.path)
+    half = max(large.n_bytes // 2, WORTH_AN_EARLY_SYNC)
+    written = 0
+    try:
+        if hasattr(os, "posix_fallocate"):
+            with _where_supported():
+                os.posix_fallocate(file, 0, large.n_bytes)
+        for part in large.parts:
+            before, written = written, written + _write(file, part)
+            if before < half <= written < large.n_bytes:
+                syncs.append(syncer.submit(getattr(os, "fdatasync", os.fsync), file))
+        assert written == large.n_bytes
+    except BaseException:
+        syncs.append(syncer.submit(os.close, file))
+        raise
+    syncs.append(syncer.submit(_settle, file, large.path))
 
 
 def sync_folder(folder: Path) -> None:
@@ -68,85 +121,40 @@ def make_folder(folder: Path) -> None:
     sync_folder(folder.parent)
 
 
-def open_file(path: Path, n_bytes: int | None = None) -> int:
-    """Open a regular file for reading, not through a link.
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + ASIDE)
 
-    Args:
-        path: the file; its folder has been looked at by `require_folder`.
-        n_bytes: the size that it must have.
 
-    Returns:
-        The file descriptor.
+def _open_aside(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(_aside(path), flags, 0o666)
 
-    Raises:
-        FormatError: it is missing, something else than a file, or of another size.
-    """
+
+def _write(file: int, part: bytes | np.ndarray) -> int:
+    """Write all of a buffer; its size."""
+    if not len(part):
+        return 0
+    rest = memoryview(part.data if isinstance(part, np.ndarray) else part).cast("B")
+    size = len(rest)
+    while rest:  # a write may take only a part: 2 GB at most on Linux
+        rest = rest[os.write(file, rest) :]
+    return size
+
+
+def _settle(file: int, path: Path) -> None:
+    """Sync and close what was written aside, and give it its name."""
     try:
-        # Not to block: a named pipe would wait for its writer for ever.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _safe_flags())
-    except FileNotFoundError:
-        refuse(str(path), "nothing", "a file")
-    except OSError:
-        if not path.is_symlink():
+        os.fsync(file)
+    finally:
+        os.close(file)
+    _aside(path).replace(path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _where_supported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
-        refuse(str(path), "a link", "a file")
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(file)
-        refuse(str(path), "something else", "a file")
-    if n_bytes is not None and found.st_size != n_bytes:
-        os.close(file)
-        refuse(str(path), f"{found.st_size} bytes", f"{n_bytes}")
-    return file
-
-
-def read_file(path: Path, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
-    """The bytes of a regular file of a known, or of a bounded, size.
-
-    Raises:
-        FormatError: as `open_file`, or it is larger than allowed.
-    """
-    file = open_file(path, n_bytes)
-    with os.fdopen(file, "rb") as opened:
-        size = os.fstat(file).st_size
-        if at_most is not None and size > at_most:
-            refuse(str(path), f"{size} bytes", f"{at_most} at most")
-        return opened.read(size)
-
-
-def require_file(path: Path, n_bytes: int) -> None:
-    """Look at a file without opening it: regular, and of this size.
-
-    Raises:
-        FormatError: it is not.
-    """
-    try:
-        found = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        refuse(str(path), "nothing", "a file")
-    if not stat.S_ISREG(found.st_mode):
-        refuse(str(path), "something else", "a file")
-    if found.st_size != n_bytes:
-        refuse(str(path), f"{found.st_size} bytes", f"{n_bytes}")
-
-
-def require_folder(root: Path, name: str) -> Path:
-    """A folder inside `root`, each step to which is a real folder and no link.
-
-    Raises:
-        FormatError: it is not.
-    """
-    folder = root
-    for part in name.split("/"):
-        folder = folder / part
-        try:
-            found = folder.lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            refuse(str(folder), "nothing", "a folder")
-        if not stat.S_ISDIR(found.st_mode):
-            refuse(str(folder), "something else", "a folder")
-    return folder
-
-
-def _safe_flags() -> int:
-    return os.O_CLOEXEC | os.O_NOFOLLOW

@@ -21,8 +21,8 @@ from actcache.documents import (
     parse_row_array,
     refuse,
 )
-from actcache.durable import read_file, require_file, require_folder
 from actcache.errors import FormatError, IncompleteStoreError, StoreNotFoundError
+from actcache.files import read_file, require_file, require_folder
 from actcache.records import (
     Checksums,
     FileSum,

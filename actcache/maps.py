@@ -12,7 +12,7 @@ import numpy as np
 
 from actcache.chunks import shard_bytes
 from actcache.documents import refuse
-from actcache.durable import open_file
+from actcache.files import open_file
 from actcache.layout import Layout, shard_path
 from actcache.schema import RowArray
 

@@ -75,7 +75,7 @@ class Residuals:
             raise MismatchError(
                 f"'{self.name}' is {self.dtype}, expected bfloat16. Read it without .bits."
             )
-        return Residuals(self._maps, self._array, n=self._n, batch_rows=self._batch_rows, raw=True)
+        return Residuals(self._maps, self._array, n=self._n, batch_rows=self._shard_rows, raw=True)
 
     def __len__(self) -> int:
         return self._n
@@ -246,8 +246,9 @@ def _taken(
         return blocks[:, rows][layers]
     if isinstance(layers, slice):  # faster than brackets where whole vectors are picked
         taken: np.ndarray = np.take(blocks[layers], rows, axis=1)
-        return taken
-    return blocks[np.ix_(layers, rows)]
+    else:
+        taken = blocks[np.ix_(layers, rows)]
+    return taken
 
 
 def _choose(asked: Rows, size: int, what: str) -> _Chosen:

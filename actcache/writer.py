@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from actcache.chunks import shard_parts
+from actcache.chunks import shard_bytes, shard_parts
 from actcache.creation import ColumnValues, plan_creation, require_same_store
 from actcache.documents import encode, root_document
-from actcache.durable import make_folder, write_durably
+from actcache.durable import LargeFile, make_folder, write_durably, write_large_files
 from actcache.errors import (
     ActcacheError,
     IncompleteStoreError,
@@ -208,11 +208,11 @@ class Writer:
                     f"expected {array.stored} {list(shape)}. Pass rows {rows.start} to {rows.stop}."
                 )
         with _telling(f"'{layout.folder}' cannot be written", kept=f"{self.committed} of {self.n}"):
-            checksums: dict[str, list[str]] = {}
-            for array in arrays:
-                checksums[array.name] = []
-                write_durably(
+            checksums: dict[str, list[str]] = {array.name: [] for array in arrays}
+            write_large_files(
+                LargeFile(
                     shard_path(layout.folder, array, self._shard),
+                    shard_bytes(array, self.shard_rows),
                     shard_parts(
                         array,
                         blocks[array.name],
@@ -221,6 +221,8 @@ class Writer:
                         checksums=checksums[array.name],
                     ),
                 )
+                for array in arrays
+            )
             content = shard(
                 range(rows.start, rows.stop),
                 arrays,

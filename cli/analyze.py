@@ -206,7 +206,7 @@ def _mean(values: list[float]) -> float:
 
 
 def _estimate(found: dict[str, float]) -> str:
-    return f"{found['value']:.2g} [{found['low']:.2g}, {found['high']:.2g}]"
+    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
 
 
 def _numbers(text: str | None) -> list[int] | None:

@@ -183,6 +183,16 @@ def test_rows_that_cannot_be_rendered_are_counted_in_one_line():
     assert "--skip-bad-rows leaves them out" in message
 
 
+def test_leaving_rows_out_is_no_remedy_where_all_are_bad():
+    same = [replace(GOOD, id=f"same/{i}", positive="y", negative="yes") for i in range(5)]
+    dots = replace(GOOD, positive="(A).", negative="(B).")
+
+    for message in (refusal(same[:1]), refusal(same), refusal([dots], preset="caa")):
+        assert "--skip-bad-rows" not in message
+    assert "All 5 rows are refused so" in refusal(same)
+    assert "Choose other settings or no preset" in refusal([dots], preset="caa")
+
+
 def test_refuses_to_leave_out_every_row():
     assert "Use a model with a longer context" in refusal([replace(GOOD, prompt="x" * 300)])
     dots = replace(GOOD, positive="(A).", negative="(B).")

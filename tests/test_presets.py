@@ -80,7 +80,7 @@ def real(tmp_path_factory):
     rows = []
     for name in ("narcissism", "corrigible-neutral-HHH"):
         found = json.loads((SHARED / "mwe/steering-bench" / f"{name}.json").read_text("utf-8"))
-        short = [row for row in found if len(row["positive"]["prompt"]) < 420][:12]
+        short = [row for row in found if len(row["positive"]["prompt"]) < 420][:8]
         rows += [
             {
                 "id": f"{name}/{i}",
@@ -125,8 +125,8 @@ def compare(material, blocks_of, out, preset, *, n):
 
     direction = published_direction(preset, hf, blocks, tokenizer, template, train)
     found = load_file(out / "results" / "directions.safetensors")["rows/difference_of_means"]
-    # float32, residuals of size 1 to 100
-    np.testing.assert_allclose(found, direction.numpy(), rtol=1e-4, atol=1e-4)
+    # float32; measured 3e-7 on real rows
+    np.testing.assert_allclose(found, direction.numpy(), rtol=1e-4, atol=1e-5)
 
     multipliers = swept["multiplier"].tolist()
     assert multipliers == list(PRESETS[preset].sweep["multipliers"])
@@ -144,8 +144,8 @@ def compare(material, blocks_of, out, preset, *, n):
         for i in chosen
     ]
     found = swept.array("difference_of_means/propensity")[:][list(chosen)]
-    # The codes sum some hundred float32 scores of size 10 per sequence and subtract two such sums.
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=5e-4)
+    # The codes subtract two sums of some hundred float32 scores of size 10; measured 1.2e-5.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     assert np.ptp(np.array(expected), axis=-1).max() > 0.01  # steering does something
     assert summary["config"]["preset"] == store.config["preset"] == preset
     return store
@@ -165,7 +165,7 @@ def test_a_preset_gives_what_its_code_gives_on_a_tiny_model(tiny, tmp_path, pres
 @pytest.mark.model
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_gives_what_its_code_gives_on_real_rows(real, tmp_path, preset):
-    compare(real, lambda hf: hf.transformer.h, tmp_path, preset, n=4)
+    compare(real, lambda hf: hf.transformer.h, tmp_path, preset, n=2)
 
 
 @pytest.mark.model

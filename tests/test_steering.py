@@ -69,14 +69,19 @@ def test_equals_a_full_pass_for_every_cell(family, attention, rule):
     )
 
     slow = naive_grid(model, rows, directions[1], rule)
-    # fp32: logits of size 10 carry 1e-6 each; a log-probability sums several of them.
-    np.testing.assert_allclose(fast[:, 1], slow, rtol=1e-5, atol=1e-5)
+    # fp32: logits of size 10 carry 1e-6 each; a score sums several of them. GPT-Neo does not scale
+    # its attention scores, which makes them, and their rounding, larger.
+    room = 4e-5 if family == "gpt_neo" else 1e-5
+    np.testing.assert_allclose(fast[:, 1], slow, rtol=room, atol=room)
     if rule != RULES[-1]:  # with that rule, rows without a shared start are not steered where read
         assert np.abs(slow - slow[..., 1:2]).max(axis=(1, 2)).min() > 1e-3
 
 
-@pytest.mark.parametrize("family", ["gpt2", "opt", "gpt_neox"])
-def test_equals_it_to_1e_10_where_the_family_computes_in_float64(family):
+# The others attend in float32 whatever the dtype, where padding must stay finite all the same.
+@pytest.mark.parametrize(
+    ("family", "room"), [("gpt2", 1e-10), ("gpt_neo", 1e-5), ("opt", 1e-5), ("gpt_neox", 1e-5)]
+)
+def test_equals_it_to_what_the_family_computes_in_float64(family, room):
     model = adopt_model(make(family, dtype=torch.float64, attention="eager"), name=family)
     rows, rule = ragged_rows(), SteeringRule(first_steered="prompt", score="logprob")
     directions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1)).double()
@@ -85,9 +90,8 @@ def test_equals_it_to_1e_10_where_the_family_computes_in_float64(family):
         model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
     )
 
-    # GPT-NeoX makes its rotary angles in float32 whatever the model's dtype, for both ways alike.
     slow = naive_grid(model, rows, directions[0], rule)
-    np.testing.assert_allclose(fast[:, 0], slow, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(fast[:, 0], slow, rtol=0, atol=room)
 
 
 def test_takes_a_direction_of_its_own_for_each_sample():
