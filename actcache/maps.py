@@ -3,7 +3,6 @@
 A map holds a file descriptor, so the least recently used are let go. Maps outlive a fork.
 """
 
-import functools
 import mmap
 import os
 
@@ -26,7 +25,9 @@ class Maps:
     def __init__(self, layout: Layout, *, check: bool):
         self._layout = layout
         self._unchecked: dict[tuple[str, int], set[int]] | None = {} if check else None
-        self._mapped = functools.lru_cache(maxsize=OPEN_MAPS)(self._map)
+        # Not a cache decorator: that refers back to this object, and files would stay open until
+        # the garbage collector comes by.
+        self._mapped: dict[tuple[str, int], np.ndarray] = {}
 
     def shard(self, array: RowArray, shard: int) -> np.ndarray:
         """A shard's blocks `[layer, row, width]`, read-only, in the stored dtype.
@@ -34,7 +35,14 @@ class Maps:
         Raises:
             FormatError: the file is missing or of another size.
         """
-        return self._mapped(array, shard)
+        key = (array.name, shard)
+        mapped = self._mapped.pop(key, None)
+        if mapped is None:
+            mapped = self._map(array, shard)
+        self._mapped[key] = mapped  # the one that was used last stands last
+        for oldest in list(self._mapped)[:-OPEN_MAPS]:
+            self._mapped.pop(oldest, None)  # another thread may have
+        return mapped
 
     def require_right(self, array: RowArray, shard: int, layers: slice | np.ndarray) -> None:
         """Compare blocks with their checksums, each once in the life of the store object.
@@ -67,7 +75,7 @@ class Maps:
 
     def clear(self) -> None:
         """Let go of all maps; arrays that came from them stay valid."""
-        self._mapped.cache_clear()
+        self._mapped.clear()
 
     def private_shard(self, array: RowArray, shard: int) -> np.ndarray:
         """A shard's blocks in a map of their own, which may be written: the file stays as it is."""

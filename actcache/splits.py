@@ -47,6 +47,14 @@ def assign_splits(
     Raises:
         RowError: a behavior has rows with a split and rows without one, or `fractions` or `seed`
             cannot be used.
+
+    Example:
+        >>> def row(i, prompt):
+        ...     return Sample(id=f"mood/{i}", behavior="mood", prompt=prompt, positive="(A)",
+        ...                   negative="(B)", label=None, letter="A")
+        >>> splits = assign_splits([row(0, "Well?"), row(1, "And you?"), row(2, " well? ")])
+        >>> splits[0] == splits[2]
+        True
     """
     _check(fractions, seed)
     result = [""] * len(samples)

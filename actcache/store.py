@@ -3,7 +3,6 @@
 The way in for users and for everything that analyses; changes nothing on disk.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -45,7 +44,7 @@ class Columns(Mapping[str, np.ndarray]):
     def __init__(self, layout: Layout):
         self._layout = layout
         self._plain = [name for name, each in layout.columns.items() if each.part_of is None]
-        self._read = functools.lru_cache(maxsize=None)(self._read_file)
+        self._values: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._plain:
@@ -82,8 +81,10 @@ class Columns(Mapping[str, np.ndarray]):
         columns = self._layout.columns.values()
         return [column.name for column in columns if column.part_of == column.name]
 
-    def _read_file(self, name: str) -> np.ndarray:
-        return read_checked_column(self._layout, self._layout.columns[name])
+    def _read(self, name: str) -> np.ndarray:
+        if name not in self._values:
+            self._values[name] = read_checked_column(self._layout, self._layout.columns[name])
+        return self._values[name]
 
 
 class Store:

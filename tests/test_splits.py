@@ -1,5 +1,6 @@
 """Splits: nothing leaks, letters are balanced, and nothing depends on what it should not."""
 
+import doctest
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actcache import splits as module
 from actcache.errors import RowError
 from actcache.rows import read_samples
 from actcache.samples import SPLITS, Sample
@@ -40,6 +42,11 @@ def rows(n, *, behavior="mood", letters="AB"):
 
 def counts(samples, splits):
     return Counter((split, sample.letter) for split, sample in zip(splits, samples, strict=True))
+
+
+def test_examples_in_docstrings_run():
+    assert doctest.testmod(module).failed == 0
+    assert doctest.testmod(module).attempted > 0
 
 
 def test_shares_and_letters_are_exact_where_no_prompt_occurs_twice():

@@ -542,6 +542,22 @@ def test_many_shards_do_not_use_up_the_file_descriptors():
         assert run(code, path).stdout == f"({n}, 1, 2) ({n}, 2) {n}\n"
 
 
+def test_a_store_that_is_forgotten_has_no_file_open():
+    config, values = example()
+    with scratch() as folder:
+        store = open_store(build(Path(folder) / "a.zarr", config, values))
+        store.resid("prompt")[:]
+        assert open_below(folder)
+        del store
+        assert not open_below(folder)
+
+
+def open_below(folder):
+    """Files of this process that are open, or mapped, below a folder."""
+    names = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+    return [name for name in names if name.startswith(folder)]
+
+
 def test_a_fork_reads_what_its_parent_has_open(built):
     code = """
         import os, sys

@@ -81,6 +81,8 @@ def make(family: str, *, dtype: torch.dtype = torch.float32, attention: str | No
                 parameter += (0.2 * noise).to(dtype)
             else:
                 scale = 0.5 if "embed" in name or "wte" in name else parameter.shape[-1] ** -0.5
+                if family == "gpt_neo" and "q_proj" in name:
+                    scale *= 8**-0.5  # it does not divide scores by √head_dim; its weights do
                 parameter.copy_((scale * noise).to(dtype))
     return model
 
