@@ -9,6 +9,9 @@ from pathlib import Path
 
 from actcache.documents import refuse
 
+_NAMES = ("O_RDONLY", "O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
+_FLAGS = sum(getattr(os, name, 0) for name in _NAMES)  # no system has them all
+
 
 def open_file(path: Path, n_bytes: int | None = None) -> int:
     """Open a regular file for reading, not through a link.
@@ -25,7 +28,7 @@ def open_file(path: Path, n_bytes: int | None = None) -> int:
     """
     try:
         # Not to block: a named pipe would wait for its writer for ever.
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        file = os.open(path, _FLAGS)
     except FileNotFoundError:
         refuse(str(path), "nothing", "a file")
     except OSError:

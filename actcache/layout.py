@@ -98,7 +98,8 @@ def find_store(path: str | Path, *, partial: bool) -> Path:
     """
     path = Path(path)
     interrupted = path if path.name.endswith(PARTIAL) else partial_folder(path)
-    if partial and interrupted.is_dir():
+    begun = record_path(interrupted, 0).exists()
+    if partial and begun:
         return interrupted
     if path.exists() and path != interrupted:
         return path
@@ -107,7 +108,7 @@ def find_store(path: str | Path, *, partial: bool) -> Path:
             f"no store at '{path}'. Build one with: actcache build DATA --model MODEL -o {path}"
         )
     held = "nothing yet"
-    if record_path(interrupted, 0).exists():
+    if begun:
         layout = read_layout(interrupted)
         held = f"{layout.committed} of {layout.root.n} rows"
     raise IncompleteStoreError(
@@ -129,7 +130,7 @@ def read_layout(folder: Path, *, tolerate: Callable[[DamageError], None] | None 
     """
     if not (folder / "zarr.json").exists():
         raise FormatError(
-            f"'{folder}' is a folder without zarr.json, expected a store. Give the folder that "
+            f"'{folder}' is no folder with a zarr.json, expected a store. Give the folder that "
             "actcache build wrote."
         )
     root_raw = read_file(folder / "zarr.json", at_most=DOCUMENT_LIMIT)

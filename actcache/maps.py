@@ -5,6 +5,7 @@ A map holds a file descriptor, so the least recently used are let go. Maps outli
 
 import mmap
 import os
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -80,6 +81,10 @@ class Maps:
     def private_shard(self, array: RowArray, shard: int) -> np.ndarray:
         """A shard's blocks in a map of their own, which may be written: the file stays as it is."""
         return self._map(array, shard, access=mmap.ACCESS_COPY)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For workers that are spawned: they map for themselves.
+        return {**self.__dict__, "_mapped": {}}
 
     def _map(self, array: RowArray, shard: int, access: int = mmap.ACCESS_READ) -> np.ndarray:
         rows = self._layout.root.shard_rows

@@ -41,7 +41,7 @@ def verify(
     Args:
         path: the store's folder.
         partial: check the interrupted one, if there is one.
-        on_bytes: told how many bytes of residuals were checked, each time.
+        on_bytes: told how many bytes of residuals were checked, each time; `Store.n_bytes` in all.
 
     Returns:
         What is wrong; nothing, if every byte is as it was written.
@@ -90,7 +90,7 @@ def _bad_shards(
                     yield Problem(
                         str(path), f"other bytes at layer {layer}", "those of its checksum"
                     )
-                on_bytes(block_bytes(array, rows))
+                on_bytes(block_bytes(array, len(layout.root.rows_of(shard))))
             with os.fdopen(open_file(path), "rb") as file:
                 file.seek(-len(index), os.SEEK_END)
                 if file.read() != index:

@@ -177,7 +177,7 @@ def main():
     args = parser.parse_args()
     with scratch() as folder:
         counts = fuzz(Path(folder), mutations=args.mutations, seed=args.seed)
-    sys.stdout.write(f"{dict(counts)}\n")
+    sys.stdout.write(f"{json.dumps(counts)}\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -333,11 +334,20 @@ def test_a_store_without_a_committed_row_has_none(path):
     assert len(store["id"]) == 0
 
 
+def test_a_store_that_was_killed_while_it_was_created_holds_nothing_yet(path):
+    config, _ = example()
+    Writer.create(path, **config).close()
+    Path(f"{path}.partial/commits/c.0.0").unlink()
+    for partial in (False, True):
+        with pytest.raises(IncompleteStoreError, match=r"nothing yet.*--resume"):
+            open_store(path, partial=partial)
+
+
 def test_no_store_is_said_with_how_to_get_one(path):
     with pytest.raises(StoreNotFoundError, match="Build one with: actcache build"):
         open_store(path)
     path.mkdir()
-    with pytest.raises(FormatError, match="without zarr"):
+    with pytest.raises(FormatError, match="no folder with a zarr"):
         open_store(path)
 
 
@@ -409,6 +419,13 @@ def read_all(path):
         store.columns.ragged(name) if name in store.columns.ragged_names else store[name]
     for name in store.arrays:
         store.array(name)[:]
+
+
+def test_verify_reports_every_byte_as_it_goes(built):
+    seen: list[int] = []
+    verify(built[0], on_bytes=seen.append)
+    assert sum(seen) == open_store(built[0]).n_bytes
+    assert len(seen) == 3 * (3 + 3 + 1)
 
 
 @pytest.mark.parametrize(
@@ -522,6 +539,15 @@ def test_a_store_opens_where_torch_and_zarr_cannot_be_imported(built):
     """
     out = run(code, built[0])
     assert out.stdout == "(11, 4) row-0 []\n", out.stderr
+
+
+def test_a_store_goes_to_spawned_workers_without_its_values(built):
+    path, truth = built
+    array = open_store(path).resid("prompt")
+    array[:]
+    sent = pickle.dumps(array)
+    np.testing.assert_array_equal(pickle.loads(sent)[:], truth["resid_post/prompt"])
+    assert truth["resid_post/prompt"][:4, 0].tobytes() not in sent
 
 
 def test_many_shards_do_not_use_up_the_file_descriptors():
