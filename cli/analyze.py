@@ -150,7 +150,7 @@ def show(summary: dict[str, Any]) -> None:
 def _show_sweep(sweep: dict[str, Any]) -> None:
     table = Table(title="Steerability on test samples: slope of propensity per unit multiplier")
     table.add_column("behavior", overflow="fold")
-    for name in ("n", "layer", "fixed", "oracle", "cross-fitted", "steerable", "by letter"):
+    for name in ("n", "layer", "fixed", "oracle", "cross-fitted gain", "steerable", "by letter"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("random direction", justify="right", no_wrap=True)
     for name, found in sweep["behaviors"].items():
@@ -161,7 +161,7 @@ def _show_sweep(sweep: dict[str, Any]) -> None:
             str(found["fixed_layer"]),
             _estimate(found["fixed"]),
             f"{found['oracle']['value']:.3g}",
-            f"{crossfit['oracle']['value']:.3g}" if crossfit else "-",
+            f"{crossfit['gain']['value']:+.2g}" if crossfit else "-",
             f"{found['fixed_share']:.0%}",
             " ".join(f"{x} {c['fixed_share']:.0%}" for x, c in found["by_letter"].items()) or "-",
             f"{_mean(control['slope']):.2g}, {_mean(control['share']):.0%}"
