@@ -12,10 +12,12 @@ from actcache.analysis.moments import Moments, class_moments
 from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.statistics import Estimate, bootstrap_means
 from actcache.analysis.steerability import Comparison, Steerability, summarize
+from actcache.analysis.vectors import Directions, label_directions, pair_directions
 
 __all__ = [
     "Comparison",
     "CrossFit",
+    "Directions",
     "Estimate",
     "FitQuality",
     "LayerChoice",
@@ -30,8 +32,10 @@ __all__ = [
     "difference_of_means",
     "fit_quality",
     "float32_of",
+    "label_directions",
     "layer_scores",
     "mean_cosine",
+    "pair_directions",
     "plot_grid",
     "plot_layers",
     "plot_steerability",

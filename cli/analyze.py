@@ -15,7 +15,7 @@ from actcache import presets
 from actcache.cli import console
 
 if TYPE_CHECKING:
-    from actcache.analysis.analyze import AnalyzeConfig
+    from actcache.analysis.settings import AnalyzeConfig
     from actcache.store import Store
 
 
@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> None:
 
 def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run the stages as the command line says."""
-    from actcache.analysis.analyze import analyze, remove_results
+    from actcache.analysis.analyze import analyze
+    from actcache.analysis.report import remove_results
 
     config = config_of(args, preset=store.config.get("preset", presets.NONE))
     if args.overwrite:
@@ -105,7 +106,7 @@ def config_of(args: argparse.Namespace, *, preset: str) -> "AnalyzeConfig":
         args: the command line.
         preset: the store's, where the command line has none.
     """
-    from actcache.analysis.analyze import AnalyzeConfig, parse_multipliers
+    from actcache.analysis.settings import AnalyzeConfig, parse_multipliers
 
     given = {
         "first_steered": args.first_steered,

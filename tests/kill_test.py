@@ -59,7 +59,7 @@ def plan(*, small=False):
         RowArray("resid_post/fork", 6, 64, "bfloat16"),
         RowArray("embed/prompt", 1, 64, "float32"),
     ]
-    return example(n=2000, shard_rows=20, arrays=arrays)
+    return example(n=1200, shard_rows=20, arrays=arrays)
 
 
 def go_on(planned, path, *, overwrite=False):
@@ -77,7 +77,7 @@ def wrong_rows(path, values):
         store = open_store(path, partial=True, check=True)
     except (IncompleteStoreError, StoreNotFoundError):
         # Before record 0 there is no store; then nothing may be claimed.
-        assert not Path(f"{path}.partial/commits/c.0.0").exists()
+        assert not any(path.parent.glob("*.partial/commits/c.0.0"))
         return 0, 0
     wrong = len(verify(path, partial=True))
     for name, truth in values.items():
@@ -177,8 +177,9 @@ def _check_step(path, report, values, whole, older):
     if path.exists():  # never anything between an old store and a finished one
         found = file_bytes(path)
         report.wrong += found != whole and (older is None or found != file_bytes(older))
-    if Path(f"{path}.partial").exists():
-        rows, wrong = wrong_rows(path, values)
+    partial = Path(f"{path}.partial")
+    if partial.exists():
+        rows, wrong = wrong_rows(partial, values)
         report.rows += rows
         report.wrong += wrong
         report.committed_some += 0 < rows < len(next(iter(values.values())))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actcache.analysis.analyze import AnalyzeConfig
+from actcache.analysis.settings import AnalyzeConfig
 from actcache.cli.main import main
 from actcache.conditions import CONDITIONS
 from actcache.config import BuildConfig

@@ -1,0 +1,89 @@
+"""What an analysis is asked to do: its settings, checked, and as the command line spells them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from actcache.errors import ActcacheError
+from actcache.presets import NAMES, NONE
+
+STAGES = ("vectors", "layers", "sweep")
+"""In their order. Labelled prompts have no sweep, pairs no discriminative layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnalyzeConfig:
+    """The settings of one analysis; recorded with its results."""
+
+    stages: Sequence[str] = STAGES
+    """Of `STAGES`. Labelled prompts have no sweep, pairs no discriminative layers."""
+
+    multipliers: Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
+    """Factors λ on the directions."""
+
+    first_steered: str = "fork"
+    """First token that is steered; see `actcache.steering`."""
+
+    score: str = "letter"
+    """What propensity is made of; see `actcache.steering`."""
+
+    preset: str = NONE
+    """Whose conventions these are. It sets nothing here; `presets.sweep_settings` does."""
+
+    layers: Sequence[int] | None = None
+    """Layers that the sweep steers; all by default."""
+
+    labels: Sequence[str] | None = None
+    """The positive and the negative label, where the data has more than two or another order."""
+
+    normalize: bool = False
+    """Project residuals of norm 1 for discriminative layers, as Selective Steering's code does."""
+
+    controls: int = 1
+    """Sets of random directions, as long as the behaviors' own, that are swept beside them."""
+
+    draws: int = 1000
+    """Bootstrap draws of every interval."""
+
+    batch_tokens: int = 8192
+    """Tokens in a pass of the sweep, joined rows included."""
+
+    seed: int = 0
+    """Of random directions and bootstrap."""
+
+    def __post_init__(self) -> None:
+        unknown = [stage for stage in self.stages if stage not in STAGES]
+        if unknown or not self.stages:
+            raise ActcacheError(
+                f"stages are {list(self.stages)}, expected some of {', '.join(STAGES)}. "
+                "Pass them separated by commas."
+            )
+        if self.preset not in NAMES:
+            raise ActcacheError(
+                f"preset is '{self.preset}', expected {', '.join(NAMES)}. Pass one of them."
+            )
+        if len(set(self.multipliers)) != len(self.multipliers) or len(self.multipliers) < 2:
+            raise ActcacheError(
+                f"multipliers are {list(self.multipliers)}, expected two or more, each once. "
+                "Pass START:STOP:STEP or a list, for example -1.5:1.5:0.5."
+            )
+
+
+def parse_multipliers(text: str) -> tuple[float, ...]:
+    """`-1.5:1.5:0.5` (both ends in) or `-1,0,1` as numbers.
+
+    Raises:
+        ActcacheError: it is neither.
+    """
+    try:
+        if ":" not in text:
+            return tuple(float(part) for part in text.split(","))
+        start, stop, step = (float(part) for part in text.split(":"))
+        n_steps = round((stop - start) / step)
+    except (ValueError, ZeroDivisionError):
+        n_steps, start, stop, step = -1, 0.0, 0.0, 0.0
+    if n_steps < 1 or abs(start + n_steps * step - stop) > 1e-9:
+        raise ActcacheError(
+            f"multipliers are '{text}', expected START:STOP:STEP with whole steps or a list of "
+            "numbers. For example -1.5:1.5:0.5."
+        )
+    return tuple(round(start + i * step, 12) for i in range(n_steps + 1))
