@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import google_crc32c
 import numpy as np
 
-from actcache.documents import refuse
+from actcache.damage import refuse
 from actcache.errors import MismatchError, NotFiniteError
 from actcache.schema import Column, RowArray
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from actcache.chunks import decode_numbers, decode_strings
-from actcache.documents import refuse
+from actcache.damage import refuse
 from actcache.files import read_file
 from actcache.layout import Layout, column_path
 from actcache.records import FileSum

@@ -6,12 +6,14 @@ attribute. Knows JSON; no file.
 """
 
 import json
+import re
 from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
+from actcache.damage import refuse
 from actcache.errors import FormatError, MismatchError
-from actcache.schema import DOCUMENT_LIMIT, FORMAT, Column, Dtype, Root, RowArray, check_name
+from actcache.schema import DOCUMENT_LIMIT, FORMAT, Column, Dtype, Root, RowArray
 
 Document = dict[str, Any]
 
@@ -27,6 +29,7 @@ _LOGICAL: dict[str, Dtype] = {
     "float16": "float16",
     "uint16": "bfloat16",
 }
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def encode(document: Document) -> bytes:
@@ -62,27 +65,14 @@ def decode(raw: bytes, where: str) -> Document:
         document = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
     except (ValueError, RecursionError):  # Unicode errors are ValueErrors
         refuse(where, "no JSON", "a Zarr v3 document")
+    if _SURROGATE.search(raw):  # JSON can spell text that is none; see whether it did
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except (UnicodeEncodeError, RecursionError):
+            refuse(where, "text that is no Unicode", "a Zarr v3 document")
     if type(document) is not dict:
         refuse(where, f"a {type(document).__name__}", "a Zarr v3 document")
     return document
-
-
-class DamageError(FormatError):
-    """A file is not as this format, or the store's own log, has it."""
-
-    def __init__(self, where: str, found: str, expected: str):
-        super().__init__(
-            f"'{where}' holds {found}, expected {expected}. The store is damaged, or none of "
-            "actcache: see actcache verify."
-        )
-        self.where = where
-        self.found = found
-        self.expected = expected
-
-
-def refuse(where: str, found: str, expected: str) -> NoReturn:
-    """Raise the error of a file that holds one thing where another was expected."""
-    raise DamageError(where, found, expected)
 
 
 def root_document(root: Root) -> Document:
@@ -179,8 +169,10 @@ def parse_row_array(name: str, document: Document, *, root: Root, where: str) ->
     data_type = document.get("data_type")
     if (
         not _are_sizes(shape, n_dimensions=(3,))
+        or not all(0 < size < 1 << 31 for size in shape[1:])
         or type(names) is not list
         or [type(name) for name in names] != [str] * 3
+        or not all(0 < len(name) < 256 for name in names)
         or type(data_type) is not str
         or data_type not in _LOGICAL
     ):
@@ -229,7 +221,6 @@ def parse_column(name: str, document: Document, where: str) -> Column:
         or not isinstance(attributes.get("ragged"), str | None)
     ):
         refuse(where, "another document", "that of a column")
-    check_name(name)
     column = Column(name, data_type, tuple(shape), tuple(names), attributes.get("ragged"))
     _require_same(column_document(column), document, where)
     return column

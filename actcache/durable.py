@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from actcache.errors import ActcacheError
+
 ASIDE = ".tmp"
 """Ends the name of a file that is still being written."""
 
@@ -99,6 +101,20 @@ def _write_large(large: LargeFile, syncer: ThreadPoolExecutor, syncs: list[Futur
         syncs.append(syncer.submit(os.close, file))
         raise
     syncs.append(syncer.submit(_settle, file, large.path))
+
+
+@contextmanager
+def telling(what: str, *, kept: str = "") -> Iterator[None]:
+    """Say in one line what the system refused."""
+    try:
+        yield
+    except ActcacheError:
+        raise  # some of them are OSErrors
+    except OSError as error:
+        remedy = "Choose a folder with room, that you may write to."
+        if kept:
+            remedy = f"{kept} rows are kept: make room, then continue with --resume."
+        raise ActcacheError(f"{what}: {error.strerror or error}. {remedy}") from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from actcache.chunks import shard_bytes
+from actcache.damage import DamageError, refuse
 from actcache.documents import (
     GROUP,
-    DamageError,
     Document,
     decode,
     is_row_array,
@@ -19,7 +19,6 @@ from actcache.documents import (
     parse_commits,
     parse_root,
     parse_row_array,
-    refuse,
 )
 from actcache.errors import FormatError, IncompleteStoreError, StoreNotFoundError
 from actcache.files import read_file, require_file, require_folder
@@ -31,7 +30,7 @@ from actcache.records import (
     parse_files,
     parse_shard,
 )
-from actcache.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray
+from actcache.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray, check_name
 
 PARTIAL = ".partial"
 """Ends the name of a store's folder until it is complete."""
@@ -178,6 +177,10 @@ def _read_documents(
         name, _, last = path.rpartition("/")
         if last != "zarr.json" or name in ("", COMMITS):
             continue
+        try:
+            check_name(name)  # it came from a file
+        except FormatError:
+            refuse(str(record_path(folder, 0)), f"the name {name!r}", "names that are safe")
         where = str(folder / path)
         document = _read_document(folder, name, files[path])
         if document == GROUP:
@@ -204,9 +207,6 @@ def _read_documents(
 
 def _read_document(folder: Path, name: str, expected: FileSum) -> Document:
     """A document that is unchanged since the store was created."""
-    # The name came from a file: look at each step before taking it.
-    if any(part in ("", ".", "..") or "\x00" in part for part in name.split("/")):
-        refuse(str(record_path(folder, 0)), f"the path {name!r}", "paths inside the store")
     path = require_folder(folder, name) / "zarr.json"
     raw = read_file(path, n_bytes=expected.n_bytes, at_most=DOCUMENT_LIMIT)
     if FileSum.of(raw) != expected:

@@ -11,7 +11,7 @@ import google_crc32c
 import numpy as np
 
 from actcache.chunks import shard_bytes
-from actcache.documents import refuse
+from actcache.damage import refuse
 from actcache.files import open_file
 from actcache.layout import Layout, shard_path
 from actcache.schema import RowArray

@@ -102,6 +102,14 @@ def overwrite_mark(folder: Path) -> Path:
     return folder / COMMITS / "overwrite"
 
 
+def require_free(path: Path) -> None:
+    """Refuse a path where something lies."""
+    if os.path.lexists(path):
+        raise StoreExistsError(
+            f"'{path}' exists already. Choose another path, or replace it with --overwrite."
+        )
+
+
 def require_replaceable(path: Path) -> None:
     """Refuse to replace what is no store, such as a folder of somebody's data."""
     if record_path(path, 0).exists() or not os.path.lexists(path):

@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import UInt32
 
 from actcache.chunks import block_bytes
-from actcache.documents import decode, refuse
+from actcache.damage import refuse
+from actcache.documents import decode
 from actcache.errors import MismatchError
 from actcache.schema import DOCUMENT_LIMIT, Root, RowArray
 
@@ -22,7 +23,7 @@ NO_RECORD = "0" * 64
 """What the first record chains to."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CRC32C = re.compile(r"[0-9a-f]{8}")
+_HEX = re.compile(r"[0-9a-f]*")
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,16 @@ def decode_record(raw: bytes, *, number: int, where: str) -> Record:
     """
     body = decode(raw, where)
     digest, previous = body.pop("sha256", None), body.get("previous")
+    if type(digest) is not str or type(previous) is not str:
+        refuse(where, "another document", f"record {number} of the log")
+    # What is hashed ends where this field begins; after it there is padding and nothing else.
+    end = f',"sha256":"{digest}"}}'.encode()
+    hashed, found, padding = raw.partition(end)
     if (
-        type(digest) is not str
-        or type(previous) is not str
-        or type(body.get("record")) is not int
+        type(body.get("record")) is not int
         or body["record"] != number
-        or hashlib.sha256(_json(body)).hexdigest() != digest
-        or _json({**body, "sha256": digest}).ljust(len(raw) - 1) + b"\n" != raw
+        or hashlib.sha256(hashed + b"}").hexdigest() != digest
+        or found + padding != end.ljust(len(raw) - len(hashed) - 1) + b"\n"
     ):
         refuse(where, "other bytes", f"record {number} of the log, unchanged")
     content = {name: value for name, value in body.items() if name not in ("record", "previous")}
@@ -170,25 +174,33 @@ def parse_shard(
     Raises:
         FormatError: it is not the record of that shard of this store.
     """
-    blocks = record.content.get("blocks")
+    blocks, rows = record.content.get("blocks"), record.content.get("rows")
     names = {array.name for array in arrays}
-    if type(blocks) is not dict or blocks.keys() != names:
+    if type(blocks) is not dict or blocks.keys() != names or type(rows) is not list:
         refuse(where, "another record", f"that of shard {number}")
-    found: dict[str, Any] = {}
+    sums: dict[str, Any] = {}
+    found: dict[str, UInt32[np.ndarray, " layer"]] = {}
     for array in arrays:
         block = blocks[array.name]
-        sums = block.get("crc32c") if type(block) is dict else None
-        if (
-            type(sums) is not list
-            or len(sums) != array.n_layers
-            or not all(type(each) is str and _CRC32C.fullmatch(each) for each in sums)
-        ):
-            refuse(where, "another record", f"that of shard {number}")
-        found[array.name] = sums
-    expected = shard(root.rows_of(number), arrays, shard_rows=root.shard_rows, checksums=found)
-    if _json(expected) != _json(record.content):
+        sums[array.name] = block.get("crc32c") if type(block) is dict else None
+        found[array.name] = _parse_sums(sums[array.name], array.n_layers, where)
+    expected = shard(root.rows_of(number), arrays, shard_rows=root.shard_rows, checksums=sums)
+    sizes = [*rows, *(block.get("bytes") for block in blocks.values())]
+    if record.content != expected or not all(type(size) is int for size in sizes):
         refuse(where, "another record", f"that of shard {number}")
-    return {name: np.array([int(x, 16) for x in sums], np.uint32) for name, sums in found.items()}
+    return found
+
+
+def _parse_sums(sums: Any, n_layers: int, where: str) -> UInt32[np.ndarray, " layer"]:
+    """Checksums from their hexadecimal digits."""
+    if (
+        type(sums) is not list
+        or len(sums) != n_layers
+        or not all(type(each) is str and len(each) == 8 for each in sums)
+        or not _HEX.fullmatch(digits := "".join(sums))
+    ):
+        refuse(where, "another record", f"checksums of {n_layers} layers")
+    return np.frombuffer(bytes.fromhex(digits), ">u4").astype(np.uint32)
 
 
 def _sums(files: Mapping[str, FileSum]) -> dict[str, list[int | str]]:

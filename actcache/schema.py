@@ -35,8 +35,9 @@ group's document, which alone changes (`complete`, `certificate`) when a store i
 
 What counts is the longest prefix of well-formed records that chain; nothing else exists. A shard is
 written aside, synced and renamed before its record is. Until the seal stands the folder is called
-`STORE.zarr.partial`. Documents are at most 1 MB each; a reader accepts these documents exactly as
-they are written here, follows no link and allocates nothing that a file does not back.
+`STORE.zarr.partial`, and an empty file `commits/overwrite` may say that it is to replace a finished
+one. Documents are at most 1 MB each; a reader accepts them exactly as they are written here,
+follows no link and allocates nothing that a file does not back.
 """
 
 import re
@@ -240,7 +241,8 @@ def shard_rows(
     return rows, reason
 
 
-_SEGMENT = re.compile(r"(?!\.|__)[^\x00-\x1f\x7f/\\:*?\"<>|]{1,120}(?<![. ])")
+_SEGMENT = re.compile(r"(?!\.|__)[^\x00-\x1f\x7f/\\:*?\"<>|\ud800-\udfff]+(?<![. ])")
+_SEGMENT_LIMIT = 200  # bytes; file systems allow 255
 
 
 def check_name(name: str) -> None:
@@ -254,8 +256,12 @@ def check_name(name: str) -> None:
         part == "zarr.json" or part == "c" or part.startswith("c.") or part.endswith(".tmp")
         for part in parts
     )
-    if taken or len(parts) > 8 or not all(_SEGMENT.fullmatch(part) for part in parts):
+    if taken or len(parts) > 8 or not all(map(_is_segment, parts)):
         raise FormatError(
             f"{name!r} cannot be the name of an array or column; expected words such as 'prompt' "
             "or 'resid_post/prompt', without signs that paths give a meaning. Choose another name."
         )
+
+
+def _is_segment(part: str) -> bool:
+    return _SEGMENT.fullmatch(part) is not None and len(part.encode()) <= _SEGMENT_LIMIT

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actcache.chunks import block_bytes, shard_index
 from actcache.columns import read_checked_column
-from actcache.documents import DamageError
+from actcache.damage import DamageError
 from actcache.files import open_file
 from actcache.layout import PARTIAL, Layout, find_store, read_layout, record_path, shard_path
 from actcache.maps import Maps

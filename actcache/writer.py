@@ -5,8 +5,7 @@ for what it writes and in which order.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,9 +16,8 @@ import numpy as np
 from actcache.chunks import shard_bytes, shard_parts
 from actcache.creation import ColumnValues, plan_creation, require_same_store
 from actcache.documents import encode, root_document
-from actcache.durable import LargeFile, make_folder, write_durably, write_large_files
+from actcache.durable import LargeFile, make_folder, telling, write_durably, write_large_files
 from actcache.errors import (
-    ActcacheError,
     IncompleteStoreError,
     MismatchError,
     StoreExistsError,
@@ -31,6 +29,7 @@ from actcache.partial import (
     overwrite_mark,
     put_in_place,
     remove_uncommitted,
+    require_free,
     require_replaceable,
     unsealed,
 )
@@ -97,14 +96,14 @@ class Writer:
         )  # fmt: skip
         folder = partial_folder(path)
         if not overwrite:
-            _require_free(path)
+            require_free(path)
         require_replaceable(path)
         if os.path.lexists(folder) and not overwrite:
             raise StoreExistsError(
                 f"'{folder}' exists already: a build was interrupted, or is running. Go on with "
                 "--resume, or begin anew with --overwrite."
             )
-        with _telling(f"'{folder}' cannot be created"):
+        with telling(f"'{folder}' cannot be created"):
             make_folder(folder)
             lock = lock_folder(folder)
             try:
@@ -145,7 +144,7 @@ class Writer:
                 path, kind=kind, n=n, arrays=arrays, columns=columns, config=config,
                 provenance=provenance, overwrite=overwrite, shard_rows=shard_rows,
             )  # fmt: skip
-        with _telling(f"'{folder}' cannot be continued"):
+        with telling(f"'{folder}' cannot be continued"):
             lock = lock_folder(folder)
             try:
                 plan = plan_creation(
@@ -159,7 +158,7 @@ class Writer:
                 if overwrite:
                     overwrite_mark(folder).touch()
                 elif not overwrite_mark(folder).exists():
-                    _require_free(path)
+                    require_free(path)
                 layout = unsealed(layout)
                 remove_uncommitted(layout)
                 return cls(path, layout, lock)
@@ -207,7 +206,7 @@ class Writer:
                     f"'{array.name}' was to be committed as {block.dtype} {list(block.shape)}, "
                     f"expected {array.stored} {list(shape)}. Pass rows {rows.start} to {rows.stop}."
                 )
-        with _telling(f"'{layout.folder}' cannot be written", kept=f"{self.committed} of {self.n}"):
+        with telling(f"'{layout.folder}' cannot be written", kept=f"{self.committed} of {self.n}"):
             checksums: dict[str, list[str]] = {array.name: [] for array in arrays}
             write_large_files(
                 LargeFile(
@@ -250,11 +249,11 @@ class Writer:
                 "it is finished. Commit the rest."
             )
         if not overwrite_mark(folder).exists():
-            _require_free(self._path)
+            require_free(self._path)
         document = encode(
             root_document(replace(layout.root, complete=True, certificate=certificate))
         )
-        with _telling(f"'{folder}' cannot be finished", kept=f"{self.n} of {self.n}"):
+        with telling(f"'{folder}' cannot be finished", kept=f"{self.n} of {self.n}"):
             self._append(self._shard + 1, seal(FileSum.of(document)))
             write_durably(folder / "zarr.json", [document])
             put_in_place(folder, self._path)
@@ -294,26 +293,5 @@ class Writer:
             )
 
 
-def _require_free(path: Path) -> None:
-    if os.path.lexists(path):
-        raise StoreExistsError(
-            f"'{path}' exists already. Choose another path, or replace it with --overwrite."
-        )
-
-
 def _absolute(path: str | Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  # resolve() follows links: replacing one would hit its target
-
-
-@contextmanager
-def _telling(what: str, *, kept: str = "") -> Iterator[None]:
-    """Say in one line what the system refused."""
-    try:
-        yield
-    except ActcacheError:
-        raise  # some of them are OSErrors
-    except OSError as error:
-        remedy = "Choose a folder with room, that you may write to."
-        if kept:
-            remedy = f"{kept} rows are kept: make room, then continue with --resume."
-        raise ActcacheError(f"{what}: {error.strerror or error}. {remedy}") from error

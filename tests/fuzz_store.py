@@ -23,7 +23,21 @@ from actcache.store import open_store, verify
 from tests.stores import build, example, scratch
 
 JUNK: list[Any] = [None, True, False, 0, -1, 1, 2, 3, 1.0, 1e308, 2**31, 2**47, 2**63, 10**30]
-JUNK += ["", "x", "n", "../..", "/etc", "string", "float64", "uint8", "a\0b", "é" * 300, "0" * 64]
+JUNK += [
+    "",
+    "x",
+    "n",
+    "../..",
+    "/etc",
+    "string",
+    "float64",
+    "uint8",
+    "a\0b",
+    "\ud800",
+    "C:\\udata",
+    "é" * 300,
+    "0" * 64,
+]
 JUNK += [[], {}, [[]], [1, 2, 3], {"name": "gzip"}]
 SLOWEST = 5.0  # seconds, on a busy machine; a hang is what it finds
 LARGEST_KB = 64 << 10
@@ -59,7 +73,9 @@ def mutated(document, rng):
         elif action == "remove":
             del inner[last]
         elif action == "rename" and isinstance(inner, dict):
-            inner[rng.choice(["x", "../x", "zarr.json", "", str(last) + "x"])] = inner.pop(last)
+            inner[
+                rng.choice(["x", "../x", "zarr.json", "", str(last) + "x", "\ud800", "é" * 300])
+            ] = inner.pop(last)
         elif action == "nudge" and type(inner[last]) is int:
             inner[last] += rng.choice([-1, 1, 1000])
         elif action == "nest":
@@ -158,8 +174,9 @@ def fuzz(scratch_folder, *, mutations, seed):
             raise
         try:
             verify(folder)
-        except ActcacheError:
-            counts["verify refused"] += 1
+        except ActcacheError as error:  # what is damaged it reports; this is none of its business
+            if "Upgrade actcache" not in str(error):
+                raise
         if time.monotonic() - start > SLOWEST:
             raise AssertionError(f"mutation {mutation} took {time.monotonic() - start} s")
         for path in [target, *(f"commits/c.{i}.0" for i in range(5))]:

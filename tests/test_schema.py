@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actcache.damage import DamageError
 from actcache.documents import (
-    DamageError,
     column_document,
     decode,
     encode,
@@ -67,7 +67,7 @@ def test_shards_stay_within_their_limits(kinds, n):
 @pytest.mark.parametrize(
     "name",
     ["", "/", "a//b", "../a", "a/..", ".hidden", "__init__", "commits", "commits/a", "c", "c.0",
-     "a/c.0.0", "zarr.json", "a/zarr.json", "a\\b", "a:b", "a\n", "a\0", "end.", "end ", "x.tmp"],
+     "a/c.0.0", "zarr.json", "a/zarr.json", "a\\b", "a:b", "a\n", "a\0", "end.", "end ", "x.tmp", "\ud800", "é" * 101],
 )  # fmt: skip
 def test_a_name_that_is_no_safe_path_is_refused(name):
     with pytest.raises(FormatError, match="Choose another name"):

@@ -151,6 +151,16 @@ def test_one_large_group_goes_where_it_fits_best():
     assert Counter(splits) == {"train": 40, "validation": 10, "test": 50}
 
 
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_shares_hold_where_each_answer_is_a_word_of_its_own(n):
+    samples = [row(i, letter=f"word{i // n}") for i in range(100 * n)]
+    assert Counter(assign_splits(samples)) == {
+        "train": 40 * n,
+        "validation": 10 * n,
+        "test": 50 * n,
+    }
+
+
 def test_labels_are_balanced_as_letters_are():
     samples = [
         replace(sample, positive=None, negative=None, label=sample.letter, letter="")
@@ -225,11 +235,20 @@ def test_a_behavior_of_which_only_some_rows_bring_a_split_is_named():
 
 @pytest.mark.parametrize("assign", [assign_splits, plain_splits])
 @pytest.mark.parametrize(
-    "fractions", [(0.5, 0.1, 0.5), (1.2, -0.1, -0.1), (float("nan"), 0.5, 0.5)]
+    ("fractions", "shown"),
+    [
+        ((0.5, 0.1, 0.5), "0.5/0.1/0.5"),
+        ((1.2, -0.1, -0.1), "1.2/-0.1/-0.1"),
+        ((float("nan"), 0.5, 0.5), "nan/0.5/0.5"),
+    ],
 )
-def test_fractions_that_are_no_shares_are_named(assign, fractions):
-    with pytest.raises(RowError, match=r"expected three shares .* Pass for example 0.4, 0.1, 0.5"):
+def test_fractions_that_are_no_shares_are_named(assign, fractions, shown):
+    with pytest.raises(RowError) as caught:
         assign(rows(4), fractions=fractions)
+    assert str(caught.value) == (
+        f"the fractions are {shown}, expected three shares of train, validation and test that sum "
+        "to 1. Pass for example 0.4, 0.1, 0.5."
+    )
 
 
 def test_a_negative_seed_is_named():
