@@ -107,14 +107,12 @@ def decode_strings(raw: bytes, n: int, where: str) -> list[str]:
         for _ in range(n):
             (size,) = struct.unpack_from("<I", raw, at)
             end = at + 4 + size
-            if end > len(raw):
-                refuse(where, "a string beyond its end", f"{n} strings")
             values.append(str(raw[at + 4 : end], "utf-8"))
             at = end
     except (struct.error, UnicodeDecodeError):
         refuse(where, "other bytes", f"{n} strings of UTF-8")
     if at != len(raw):
-        refuse(where, f"{len(raw) - at} bytes too many", f"{n} strings")
+        refuse(where, f"{len(raw)} bytes", f"{n} strings that take {at}")
     return values
 
 

@@ -43,6 +43,13 @@ def test_a_shard_of_llama_2_7b_is_about_64_mb_and_of_whole_pages():
     assert "67108864 bytes a shard" in reason
 
 
+def test_a_shard_of_more_than_15_rows_has_a_multiple_of_16():
+    assert (
+        shard_rows([RowArray("resid_post/prompt", 33, 4096, "float16")], 10**6)[0] == 240
+    )  # of 248
+    assert shard_rows([RowArray("resid_post/prompt", 99, 65536, "float32")], 10**6)[0] == 2
+
+
 def test_a_small_row_gives_shards_that_a_resume_can_afford():
     assert shard_rows([RowArray("embed/prompt", 1, 8, "float32")], 10**6) == (
         512,
@@ -143,7 +150,7 @@ def test_a_document_that_differs_anywhere_is_refused(at, value):
 
 @pytest.mark.parametrize(
     "raw",
-    [b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 100_000, b" " * (DOCUMENT_LIMIT + 1),
+    [b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 100_000, b"{}" + b" " * DOCUMENT_LIMIT,
      b'{"a": ' + b"9" * 5000 + b"}"],
 )  # fmt: skip
 def test_what_is_no_document_is_refused(raw):

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actcache.durable import WORTH_AN_EARLY_SYNC, LargeFile, write_durably, write_large_files
 from actcache.errors import (
     ActcacheError,
     FormatError,
@@ -377,6 +378,31 @@ def test_a_full_disk_is_one_clear_line_and_the_store_goes_on_afterwards(path):
         assert writer.committed == 300
         fill(writer, values)
     assert verify(path) == []
+
+
+def test_a_write_that_fails_halfway_leaves_what_was_there_and_nothing_else(tmp_path):
+    def parts():
+        yield b"new"
+        raise OSError(28, "No space left on device")
+
+    file = tmp_path / "zarr.json"
+    file.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space"):
+        write_durably(file, parts())
+    with pytest.raises(OSError, match="No space"):
+        write_large_files([LargeFile(file, 6, parts())])
+    assert file_bytes(tmp_path) == {"zarr.json": b"old"}
+
+
+def test_large_files_are_written_whole(tmp_path):
+    size = 3 * WORTH_AN_EARLY_SYNC
+    content = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    files = [
+        LargeFile(tmp_path / f"{i}", size, [content[:-7], b"", content[-7:].tobytes()])
+        for i in range(3)
+    ]
+    write_large_files(files)
+    assert file_bytes(tmp_path) == {f"{i}": content.tobytes() for i in range(3)}
 
 
 @pytest.mark.parametrize(
