@@ -193,7 +193,7 @@ def _swept(
     progress: Progress,
 ) -> Store:
     """The sweep's results: run, gone on with, or as they are."""
-    from actcache.analysis.sweep import DirectionSet, run_sweep
+    from actcache.analysis.sweep import run_sweep, shared_directions
 
     if model is None:
         raise MismatchError(
@@ -204,10 +204,10 @@ def _swept(
     rng = np.random.default_rng(config.seed)
     # [control, behavior, layer, d]
     random = [random_directions(values, rng, count=config.controls) for values in found.values]
-    sets = {METHOD: DirectionSet(found.values, of)}
+    sets = {METHOD: shared_directions(found.values, of)}
     for i in range(config.controls):
         name = CONTROL if i == 0 else f"{CONTROL}_{i}"
-        sets[name] = DirectionSet(np.stack([each[i] for each in random]), of)
+        sets[name] = shared_directions(np.stack([each[i] for each in random]), of)
     with progress("sweep", store.n) as on_rows:
         return run_sweep(
             store,

@@ -36,19 +36,31 @@ SHARD_ROWS: int | None = None
 
 @dataclass(frozen=True)
 class DirectionSet:
-    """Which direction each sample is steered with."""
+    """Which direction each sample is steered with, given for some samples at a time.
 
-    values: Float32[np.ndarray, "k layer d_model"]
-    """The directions, for example one for each behavior, or one for each sample."""
+    Directions of their own for every sample (an oracle's, a network's) are gigabytes at a real
+    model's size, so a set is asked for those of a batch and never for all.
+    """
 
-    of: Int64[np.ndarray, " n"]
-    """Row of `values` that belongs to each sample of the store."""
+    rows: Callable[[Int64[np.ndarray, " b"]], Float32[np.ndarray, "b layer d_model"]]
+    """Directions of the samples with these row numbers, at all layers of the model."""
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the values and who gets which."""
-        parts = (np.ascontiguousarray(self.values), np.ascontiguousarray(self.of))
-        return hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+    digest: str
+    """Names the directions for good: what makes a kept sweep one of these or of others."""
+
+
+def shared_directions(
+    values: Float32[np.ndarray, "k layer d_model"], of: Int64[np.ndarray, " n"]
+) -> DirectionSet:
+    """A few directions, for example one for each behavior.
+
+    Args:
+        values: the directions.
+        of: row of `values` that belongs to each sample of the store.
+    """
+    parts = (np.ascontiguousarray(values), np.ascontiguousarray(of))
+    digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
+    return DirectionSet(lambda rows: values[of[rows]], digest)
 
 
 def run_sweep(
@@ -180,7 +192,7 @@ def _fill(
 ) -> None:
     """Sweep the rows `batch` of the shard that begins at `start`, into `found`."""
     at = batch + start
-    directions = np.stack([each.values[each.of[at]] for each in sets.values()])
+    directions = np.stack([each.rows(at) for each in sets.values()])
     out = propensities(
         model,
         [rows[i] for i in at],
@@ -217,7 +229,7 @@ def _self_check(
         ModelError: in float32 or float64 a cell is not what two full passes give.
     """
     row, width = min(rows, key=lambda each: each.length), max(multipliers, key=abs)
-    values = next(iter(sets.values())).values[:1]
+    values = next(iter(sets.values())).rows(np.zeros(1, np.int64))
     few = [*rows[:4], row]
     zero = torch.zeros((1, *values.shape[1:]))
     still = propensities(

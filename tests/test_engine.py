@@ -126,7 +126,7 @@ def test_a_sweep_that_is_wrong_stops_before_it_begins(store, config, tmp_path, m
             store,
             tmp_path / "sweep.zarr",
             model=lambda: load_model(config.model),
-            sets={"random": sweep.DirectionSet(values, np.zeros(6, np.int64))},
+            sets={"random": sweep.shared_directions(values, np.zeros(6, np.int64))},
             multipliers=[-1.0, 4.0],
             rule=SteeringRule(),
         )
@@ -172,7 +172,7 @@ def test_a_device_map_gives_the_same_store_and_sweep(samples, config, store, tmp
             store,
             tmp_path / f"{i}.zarr",
             model=lambda model=model: model,  # type: ignore[misc]  # bound now, not later
-            sets={"random": sweep.DirectionSet(values, np.zeros(6, np.int64))},
+            sets={"random": sweep.shared_directions(values, np.zeros(6, np.int64))},
             multipliers=[-1.0, 0.0, 1.0],
             rule=SteeringRule(score="logprob"),
         ).array("random/propensity")[:]

@@ -135,7 +135,7 @@ def test_a_sweep_short_of_memory_gives_the_same_propensities(built, tmp_path, mo
     values = np.random.default_rng(1).normal(size=(1, 4, 32)).astype(np.float32)
     settings: dict[str, Any] = {
         "model": lambda: load_model(plan.config.model),
-        "sets": {"random": sweep.DirectionSet(values, np.zeros(16, np.int64))},
+        "sets": {"random": sweep.shared_directions(values, np.zeros(16, np.int64))},
         "multipliers": [-1.0, 0.0, 1.0],
         "rule": SteeringRule(),
     }

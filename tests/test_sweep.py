@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import actcache
-from actcache.analysis.sweep import DirectionSet, run_sweep
+from actcache.analysis.sweep import run_sweep, shared_directions
 from actcache.build import plan_build, run_build
 from actcache.config import BuildConfig
 from actcache.errors import MismatchError
@@ -48,10 +48,10 @@ def model(store):
 @pytest.fixture
 def sets(store):
     rng = np.random.default_rng(0)
-    one = DirectionSet(
+    one = shared_directions(
         rng.standard_normal((1, 4, 32)).astype(np.float32), np.zeros(store.n, np.int64)
     )
-    each = DirectionSet(
+    each = shared_directions(
         rng.standard_normal((store.n, 4, 32)).astype(np.float32), np.arange(store.n)
     )
     return {"one": one, "each": each}
@@ -76,7 +76,7 @@ def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
                         model.hf,
                         model.anatomy.blocks,
                         rows[i],
-                        torch.from_numpy(each.values[each.of[i], layer]),
+                        torch.from_numpy(each.rows(np.array([i]))[0, layer]),
                         x,
                         layer,
                         first_steered="fork",
@@ -156,7 +156,8 @@ def test_results_of_other_settings_are_never_mixed(store, model, sets, tmp_path,
 
 def test_results_of_other_directions_are_never_mixed(store, model, sets, tmp_path):
     sweep(store, model, tmp_path / "sweep.zarr", sets)
-    other = {**sets, "one": DirectionSet(sets["one"].values * 2, sets["one"].of)}
+    of = np.zeros(store.n, np.int64)
+    other = {**sets, "one": shared_directions(2 * sets["one"].rows(of[:1]), of)}
 
     with pytest.raises(MismatchError, match=r"sets\.one"):
         sweep(store, model, tmp_path / "sweep.zarr", other)
