@@ -13,7 +13,7 @@ from torch import Tensor
 
 from actcache.errors import ModelError
 from actcache.model import LanguageModel
-from actcache.positions import MEAN, from_the_end
+from actcache.positions import ATTENTION, MEAN, from_the_end
 from actcache.render import Rendered
 from actcache.sites import HOOKS
 
@@ -84,6 +84,11 @@ class BridgeCapture:
                     f"no hook '{missing[0]}', expected one for the site '{site}'. Leave "
                     f"'{site}' out of the sites."
                 )
+            if site == ATTENTION:
+                assert row.span is not None
+                asked = [cache[name][0, :, -(back or 1), slice(*row.span)] for name in each]
+                found[site] = torch.stack(asked).sum(-1, dtype=torch.float32)
+                continue
             tokens = torch.stack([cache[name].reshape(len(sequence), -1) for name in each])
             if position == MEAN:
                 wide = torch.promote_types(tokens.dtype, torch.float32)
@@ -97,5 +102,5 @@ def _names(site: str, n_layers: int) -> list[str]:
     """What TransformerLens calls `site` in each block."""
     if site == "embed":
         return ["blocks.0.hook_in"]
-    hook = HOOKS.get(site, "hook_out")
+    hook = {**HOOKS, ATTENTION: "attn.hook_pattern"}.get(site, "hook_out")
     return [f"blocks.{layer}.{hook}" for layer in range(n_layers)]

@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from actcache.attention_mass import masses_alone
 from actcache.model import LanguageModel
 from actcache.passes import residual_of, run_trees
-from actcache.positions import MEAN, from_the_end
+from actcache.positions import ATTENTION, MEAN, check_sites, from_the_end
 from actcache.render import Rendered
 from actcache.sites import HOOKS, find_taps
-from actcache.tree import plant
+from actcache.spans import require_spans
+from actcache.tree import TreeBatch, plant
 
 
 def capture(
@@ -39,11 +41,15 @@ def capture(
 
     Returns:
         For each site `[b, layer, position, width]` in the model's dtype and on its device; of
-        `embed` one layer.
+        `embed` one layer; `attention` in float32.
 
     Raises:
         ModelError: the model's blocks have no such site.
+        ActcacheError: attention is asked for at the mean, or of rows that mark no span.
     """
+    check_sites(sites, positions)
+    if ATTENTION in sites:
+        require_spans([row.span for row in rows], [str(i) for i in range(len(rows))])
     trees = [
         row.tree(_run(row.positive, "positive", positions, answer),
                  _run(row.negative, "negative", positions, answer))
@@ -73,6 +79,7 @@ def capture(
         read=torch.from_numpy(columns).to(model.device),
         own=model.own,
         mean_over=None if mean_over is None else torch.from_numpy(mean_over).to(model.device),
+        span=_columns_of_spans(rows, tree).to(model.device) if ATTENTION in sites else None,
         taps={site: find_taps(model.anatomy, site) for site in sites if site in HOOKS},
     )
     found = {"resid_post": done.residuals, "embed": done.embed[:, None], **done.sites}
@@ -96,6 +103,10 @@ def capture_alone(
     back = from_the_end(position)
     of_prompt = back is not None or position == MEAN
     sequence = row.prompt if of_prompt else (*row.chain, *branch[:n])
+    if site == ATTENTION:
+        check_sites([site], [position])
+        assert row.span is not None
+        return masses_alone(model.hf, model.anatomy, sequence, back=back or 1, span=row.span)
     taken: list[Tensor] = []
 
     def see(value: Tensor) -> None:
@@ -128,6 +139,12 @@ def capture_alone(
         for handle in handles:
             handle.remove()
     return torch.stack(taken)
+
+
+def _columns_of_spans(rows: Sequence[Rendered], tree: TreeBatch) -> Bool[Tensor, "b t"]:
+    spans = torch.tensor([row.span for row in rows])  # [b, 2]
+    at = torch.arange(tree.ids.shape[1]) - torch.from_numpy(tree.starts)[:, None]
+    return (at >= spans[:, :1]) & (at < spans[:, 1:])
 
 
 def tokens_run(row: Rendered, *, positions: Sequence[str], answer: str) -> int:

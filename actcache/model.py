@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from actcache.anatomy import Anatomy, known_parts, refuse_family, take_apart
 from actcache.attention import OwnMask, own_masks
 from actcache.errors import ModelError
+from actcache.positions import ATTENTION
 from actcache.sites import find_taps
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,11 +51,15 @@ class LanguageModel:
         return int(self.hf.config.get_text_config().hidden_size)
 
     def width_of(self, site: str) -> int:
-        """How many values a site has: `d_model`, or of `heads` all heads' together.
+        """How many values a site has: `d_model`, or those of all heads.
+
+        Of `heads` they are all heads' outputs together, of `attention` one a head.
 
         Raises:
             ModelError: the blocks have no such site.
         """
+        if site == ATTENTION:
+            return int(self.hf.config.get_text_config().num_attention_heads)
         if site != "heads":
             return self.d_model
         weight = find_taps(self.anatomy, site)[0].module.weight  # of the output projection

@@ -8,6 +8,7 @@ causal model nothing before the first changed token depends on the change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -27,7 +28,9 @@ from actcache.attention import (
     pick,
     rewritten_calls,
 )
+from actcache.attention_mass import in_order, watched
 from actcache.errors import ModelError
+from actcache.positions import ATTENTION
 from actcache.sites import Tap
 from actcache.tree import TreeBatch
 
@@ -62,6 +65,7 @@ def run_trees(
     read: Int64[Tensor, "b read"],
     own: Sequence[OwnMask | None],
     mean_over: Bool[Tensor, "b t"] | None = None,
+    span: Bool[Tensor, "b t"] | None = None,
     taps: Mapping[str, Sequence[Tap]] = MappingProxyType({}),
     keep_cache: bool = False,
 ) -> TreePass:
@@ -73,6 +77,7 @@ def run_trees(
         read: columns to read, `[b, read]`.
         own: masks that the blocks keep to themselves, as `own_masks` found them.
         mean_over: tokens whose mean is one more read, the last.
+        span: tokens that are marked: then the attention that they get is one of the sites.
         taps: further sites, by name, with their place in each block.
         keep_cache: keep keys and values, for rows that join.
 
@@ -112,8 +117,16 @@ def run_trees(
         return lambda value: into.append(take(value))
 
     copies += [tap.attach(keep(others[site])) for site in taps for tap in taps[site]]
+    masses: AbstractContextManager[dict[int, Tensor]] = nullcontext({})
+    if span is not None:
+        masses = watched(anatomy, masks.allowed, read, span)
     try:
-        with torch.inference_mode(), open_masks(own), rewritten_calls(anatomy.blocks, rewrite):
+        with (
+            torch.inference_mode(),
+            open_masks(own),
+            rewritten_calls(anatomy.blocks, rewrite),
+            masses as found,
+        ):
             anatomy.decoder(
                 input_ids=torch.from_numpy(tree.ids).to(device),
                 attention_mask=torch.from_numpy(tree.valid).to(device, torch.int64),
@@ -125,6 +138,8 @@ def run_trees(
         for handle in copies:
             handle.remove()
     sites = {site: torch.stack(each, 1) for site, each in others.items()}
+    if span is not None:
+        sites[ATTENTION] = in_order(anatomy, found)
     return TreePass(torch.stack(taken, 1), first[0], sites, masks, cache)
 
 

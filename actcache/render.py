@@ -6,12 +6,13 @@ model is loaded. Knows a tokenizer; knows no model.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from actcache.errors import RenderError
 from actcache.samples import Sample
+from actcache.spans import Span, span_in_text, span_in_tokens
 from actcache.tree import Tree
 
 SPACES = ("one", "add", "none", "strip")
@@ -40,6 +41,9 @@ class Rendered:
 
     negative: tuple[int, ...] = ()
     """The rest of the negative completion."""
+
+    span: tuple[int, int] | None = None
+    """The marked tokens of the prompt, `[start, end)`; None where the sample marks no span."""
 
     @property
     def chain(self) -> tuple[int, ...]:
@@ -160,10 +164,11 @@ class Renderer:
         """
         text = self.text(sample)
         prompt = self._tokens(text)
+        span = self._span(sample, text, prompt)
         if sample.positive is None or sample.negative is None:
             if not prompt:
                 raise RenderError(f"row '{sample.id}' has no token. Give it a prompt.")
-            return Rendered(tuple(prompt))
+            return Rendered(tuple(prompt), span=span)
         positive = self._completed(sample, text, prompt, sample.positive)
         negative = self._completed(sample, text, prompt, sample.negative)
         shared = _common(positive, negative)
@@ -174,7 +179,17 @@ class Renderer:
                 "Give completions that differ before the shorter one ends."
             )
         n = len(shared)
-        return Rendered(tuple(prompt), shared, tuple(positive[n:]), tuple(negative[n:]))
+        return Rendered(tuple(prompt), shared, tuple(positive[n:]), tuple(negative[n:]), span)
+
+    def _span(self, sample: Sample, text: str, prompt: list[int]) -> Span | None:
+        if sample.span is None:
+            return None
+
+        def render(prompt: str) -> str:
+            return self.text(replace(sample, prompt=prompt))
+
+        found = span_in_text(render, sample.prompt, sample.span, text=text, name=sample.id)
+        return span_in_tokens(self._tokenizer, prompt, found, text=text, name=sample.id)
 
     def _completed(
         self, sample: Sample, text: str, prompt: list[int], completion: str

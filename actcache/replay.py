@@ -1,9 +1,12 @@
 """What a later stage needs to run a store's rows again: their tokens, and the right model."""
 
+from dataclasses import replace
+
 from actcache.errors import MismatchError
 from actcache.model import LanguageModel, load_model
 from actcache.provenance import IDENTITY, model_identity, require_same
 from actcache.render import Rendered
+from actcache.spans import SPAN
 from actcache.store import Store
 
 PARTS = ("prompt", "shared", "positive", "negative")
@@ -11,12 +14,36 @@ PARTS = ("prompt", "shared", "positive", "negative")
 
 
 def rendered_rows(store: Store) -> list[Rendered]:
-    """The tokens of a store's samples, as the build rendered them; no tokenizer is needed."""
+    """The tokens of a store's samples, as the build rendered them; no tokenizer is needed.
+
+    Raises:
+        MismatchError: the store has none: it was imported from a file without them.
+    """
+    require_own_model(store)
     columns = [store.ragged(f"{part}_tokens") for part in PARTS]
-    return [
-        Rendered(*(tuple(int(token) for token in part) for part in row))
+    rows = [
+        Rendered(**{part: tuple(each.tolist()) for part, each in zip(PARTS, row, strict=True)})
         for row in zip(*columns, strict=True)
     ]
+    if SPAN not in store.columns:
+        return rows
+    spans = store[SPAN].tolist()
+    return [replace(row, span=(start, end)) for row, (start, end) in zip(rows, spans, strict=True)]
+
+
+def require_own_model(store: Store) -> None:
+    """Refuse a store that does not say which model its rows ran through, or as which tokens.
+
+    Raises:
+        MismatchError: it was imported from a file that did not.
+    """
+    absent = [part for part in PARTS if f"{part}_tokens" not in store.columns.ragged_names]
+    if absent or not store.provenance.get("model", {}).get("weights_sha256"):
+        raise MismatchError(
+            f"'{store.path}' was imported without model and tokens, expected a store that build "
+            "wrote, whose rows can be run again. Run the stages that need no model: --stages "
+            "vectors,layers."
+        )
 
 
 def rendered_pairs(store: Store) -> list[Rendered]:
@@ -55,6 +82,7 @@ def load_store_model(
         ModelError: it cannot be loaded.
         MismatchError: it is another model, or has other weights.
     """
+    require_own_model(store)
     kept = store.provenance["model"]
     model = load_model(
         name or kept["name"],

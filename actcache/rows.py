@@ -13,6 +13,7 @@ from typing import Any
 from actcache.errors import RowError
 from actcache.row_files import RawRow, kind_of, raw_rows
 from actcache.samples import SPLITS, VARIANTS, Sample, letter_of
+from actcache.spans import marked_span
 
 _OPTIONAL = ("id", "behavior", "split", "system", "variant")
 _MATCHING, _OTHER = "answer_matching_behavior", "answer_not_matching_behavior"
@@ -40,8 +41,9 @@ def read_samples(paths: Sequence[str | Path], *, limit: int | None = None) -> li
     `prompt, positive, negative` (texts); `question, answer_matching_behavior,
     answer_not_matching_behavior` (Model-Written Evaluations, and CAA); `positive, negative`
     (objects with `prompt` and `response`, as steering-bench writes them); `prompt, label`. A row
-    may also bring `id`, `behavior`, `split`, `system` and `variant`; other keys are ignored. Null
-    and an empty csv cell count as missing. Completions are kept as given; labels are stripped.
+    may also bring `id`, `behavior`, `split`, `system`, `variant` and `span` (see `marked_span`);
+    other keys are ignored. Null and an empty csv cell count as missing. Completions are kept as
+    given; labels are stripped.
 
     Args:
         paths: `.jsonl`, `.json` or `.csv` files, folders made by `datasets.save_to_disk`, Hub ids
@@ -119,6 +121,7 @@ def _sample(row: RawRow, format_: _Format, *, behavior: str, number: int) -> Sam
         letter=letter_of(content.positive, content.negative),
         split=_one_of(row, "split", SPLITS) or "",
         system=_optional(row, "system"),
+        span=marked_span(row, content.prompt),
         source=row.source,
     )
 

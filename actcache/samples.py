@@ -57,6 +57,10 @@ class Sample:
     system: str | None = None
     """The row's own system message; None leaves it to the build's."""
 
+    span: tuple[int, int] | None = None
+    """The part of the prompt that is marked, as characters `[start, end)`; an empty one marks
+    nothing, and None says that nobody was asked."""
+
     source: str = field(default="", compare=False)
     """Where the sample was read, for messages: file name and line or row. Not stored."""
 
@@ -67,11 +71,11 @@ class Sample:
 
     @property
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over what the sample says: behavior, variant and all texts.
+        """16 hex digits of SHA-256 over what the sample says: behavior, variant, all texts, span.
 
         Id, split and source are left out: a row that is moved or assigned keeps its digest.
         """
-        content = (
+        content: tuple[object, ...] = (
             self.behavior,
             self.variant,
             self.system,
@@ -80,7 +84,8 @@ class Sample:
             self.negative,
             self.label,
         )
-        return _sha256(content)[:16]
+        # Appended only where there is one, so that other samples keep the digest they always had.
+        return _sha256(content if self.span is None else (*content, self.span))[:16]
 
 
 def letter_of(positive: str | None, negative: str | None) -> str:
@@ -111,7 +116,12 @@ def samples_digest(samples: Iterable[Sample]) -> str:
 
     What a store keeps to know its data again.
     """
-    return _sha256([(sample.id, sample.split, sample.digest) for sample in samples])
+    return rows_digest((sample.id, sample.split, sample.digest) for sample in samples)
+
+
+def rows_digest(rows: Iterable[tuple[str, str, str]]) -> str:
+    """The same of rows of which a store keeps id, split and digest."""
+    return _sha256(list(rows))
 
 
 def _sha256(content: object) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from actcache.capture import capture_alone
 from actcache.errors import ModelError
 from actcache.model import LanguageModel
-from actcache.positions import of_samples
+from actcache.positions import ATTENTION, of_samples
 from actcache.render import Rendered
 from actcache.sites import find_taps
 from actcache.store import Store
@@ -73,7 +73,7 @@ def check_capture(
                 continue
             for i, row in enumerate(few):
                 true = capture_alone(model, row, position=position, answer=answer, site=site)
-                error = float(_relative(found[site][i, :, j], true).max())
+                error = float(_error(site, found[site][i, :, j], true).max())
                 # A residual that overflows is the writer's to report, by row and layer.
                 if torch.isfinite(true).all() and not error <= bound:
                     raise ModelError(
@@ -110,19 +110,22 @@ def certify(
         n_rows: how many.
 
     Returns:
-        `rows` (their ids), `positions`, `largest_relative_error` of each layer, and of each site in
-        `sites`: the largest difference of any value over the largest absolute value of what was
-        read there.
+        `rows` (their ids), `positions`, `largest_relative_error` of each layer that was kept, and
+        of each site in `sites`: the largest difference of any value over the largest absolute value
+        of what was read there.
     """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(rows))[:n_rows])
-    by_layer, by_site = np.zeros(model.n_layers), dict.fromkeys(sites, 0.0)
+    layers = store.layers if set(sites) != {"embed"} else np.arange(model.n_layers)
+    by_layer, by_site = np.zeros(layers.size), dict.fromkeys(sites, 0.0)
     for i in chosen:
         for site in sites:
             for position in positions:
                 kept = torch.from_numpy(np.array(store.resid(position, site=site)[int(i)]))
                 true = capture_alone(model, rows[i], position=position, answer=answer, site=site)
-                errors = _relative(kept, true).numpy()
+                if site != "embed":
+                    true = true[torch.from_numpy(layers).to(true.device)]
+                errors = _error(site, kept, true).numpy()
                 by_site[site] = max(by_site[site], float(errors.max()))
                 if site != "embed":
                     by_layer = np.maximum(by_layer, errors)
@@ -177,11 +180,16 @@ def _adds_up(model: LanguageModel, start: Tensor, added: Tensor, end: Tensor) ->
     return bool((off <= room).all()) or not bool(torch.isfinite(end).all())
 
 
-def _relative(found: Float[Tensor, "layer d"], true: Float[Tensor, "layer d"]) -> Tensor:
-    """Largest difference of any value over the largest absolute value, `[layer]`."""
+def _error(site: str, found: Float[Tensor, "layer d"], true: Float[Tensor, "layer d"]) -> Tensor:
+    """Largest difference of any value over the largest absolute value, `[layer]`.
+
+    Of attention masses the difference itself: they are shares of a whole that is 1.
+    """
     found, true = found.double().cpu(), true.double().cpu()
-    sizes = true.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny)
-    return (found - true).abs().amax(-1) / sizes
+    off = (found - true).abs().amax(-1)
+    if site == ATTENTION:
+        return off
+    return off / true.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def bound_of(model: LanguageModel) -> float:

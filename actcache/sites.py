@@ -75,6 +75,22 @@ def find_taps(anatomy: Anatomy, site: str) -> list[Tap]:
     return taps
 
 
+def attention_modules(anatomy: Anatomy) -> list[nn.Module]:
+    """The module in every block that computes attention, from its queries to its output.
+
+    Raises:
+        ModelError: TransformerLens names none.
+    """
+    try:
+        name = _module_name(anatomy.block_parts, "attn")
+        return [block.get_submodule(name) for block in anatomy.blocks]
+    except (AttributeError, KeyError) as error:
+        raise ModelError(
+            f"a {type(anatomy.blocks[0]).__name__} has no attention that TransformerLens names "
+            f"({error}), expected one in each block. Leave 'attention' out of the sites."
+        ) from error
+
+
 def _path(parts: Any, hook: str) -> tuple[str, float]:
     """Where TransformerLens' `hook` lies, as `part.….hook_in` or `hook_out`, and its scale.
 

@@ -121,7 +121,9 @@ def _framed(
     name = f"{sample.id}@{variant}"
     if variant.startswith("sys_"):
         return replace(sample, id=name, variant=variant, system=sentence)
-    return replace(sample, id=name, variant=variant, prompt=sentence + separator + sample.prompt)
+    before = sentence + separator
+    span = sample.span and (sample.span[0] + len(before), sample.span[1] + len(before))
+    return replace(sample, id=name, variant=variant, prompt=before + sample.prompt, span=span)
 
 
 def _check_variants(variants: Sequence[str]) -> None:

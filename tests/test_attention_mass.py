@@ -1,0 +1,288 @@
+"""Attention on a marked span: the masses of a pass, the checks of them, and the build."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from actcache.bridge import BridgeCapture
+from actcache.capture import capture, capture_alone
+from actcache.cli.main import main
+from actcache.errors import ActcacheError, ModelError, RenderError
+from actcache.model import adopt_model
+from actcache.positions import check_template, expand_positions
+from actcache.render import Rendered
+from actcache.replay import rendered_rows
+from actcache.self_check import check_capture
+from actcache.store import open_store
+from tests import reference
+from tests.test_capture import attentions
+from tests.tiny import CONFIGS, VOCAB, make, save
+
+K3 = ("last_-1", "last_-2", "last_-3")
+FAMILIES = [(family, attention) for family in CONFIGS for attention in attentions(family)]
+
+
+def some(rng, n):
+    return tuple(rng.integers(3, VOCAB, n).tolist())
+
+
+def marked_rows() -> list[Rendered]:
+    """Spans at the start, the end, everywhere, within a window of 8, and of nothing."""
+    rng = np.random.default_rng(0)
+    return [
+        Rendered(some(rng, 20), some(rng, 1), some(rng, 2), some(rng, 2), span=(0, 5)),
+        Rendered(some(rng, 7), (), some(rng, 1), some(rng, 3), span=(4, 7)),
+        Rendered(some(rng, 30), some(rng, 3), some(rng, 4), some(rng, 1), span=(0, 30)),
+        Rendered(some(rng, 3), some(rng, 1), some(rng, 2), some(rng, 2), span=(1, 2)),
+        Rendered(some(rng, 25), some(rng, 1), some(rng, 2), some(rng, 2), span=(19, 22)),
+        Rendered(some(rng, 9), some(rng, 1), some(rng, 2), some(rng, 2), span=(4, 4)),
+    ]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("family", "attention"), FAMILIES)
+def test_masses_equal_eager_hugging_face_with_each_prompt_alone(family, attention):
+    model = adopt_model(make(family, attention=attention), name=family)
+    eager, rows = make(family, attention="eager"), marked_rows()
+
+    found = capture(model, rows, positions=K3, answer="first", sites=["attention", "resid_post"])
+
+    masses = found["attention"]
+    assert (masses.shape, masses.dtype) == ((6, 4, 3, 4), torch.float32)
+    for i, row in enumerate(rows):
+        for j in range(3):
+            true = reference.attention_mass(eager, row.prompt, j + 1, row.span)
+            # fp32: scores of size 10 carry 1e-6, and so do their exponentials.
+            np.testing.assert_allclose(masses[i, :, j], true, rtol=0, atol=1e-5)
+    assert masses[4].max() > 0.2
+    np.testing.assert_allclose(masses[2, :, 0], 1, rtol=0, atol=1e-5)  # the whole prompt
+    assert (masses[5] == 0).all()
+    assert model.hf.config._attn_implementation == attention
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("family", "attention"), FAMILIES)
+def test_masses_of_forks_and_answers_equal_those_of_the_row_alone(family, attention):
+    model = adopt_model(make(family, attention=attention), name=family)
+    positions = ("positive", "fork", "negative", "prompt")
+    rows = [*marked_rows(), Rendered((5,), (6,), (7, 8), (9,), span=(0, 1))]
+
+    found = capture(model, rows, positions=positions, answer="last", sites=["attention"])
+
+    for i, row in enumerate(rows):
+        for j, position in enumerate(positions):
+            true = capture_alone(model, row, position=position, answer="last", site="attention")
+            torch.testing.assert_close(found["attention"][i, :, j], true, rtol=0, atol=1e-5)
+    assert model.hf.config._attn_implementation == attention  # eager for the row alone only
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("family", CONFIGS)
+def test_masses_equal_the_pattern_of_a_transformer_bridge(family):
+    model = adopt_model(make(family), name=family)
+    twin = make(family, attention="eager")  # rewritten in place: an instance of its own
+    if family == "gpt_neox":  # its tiny config names key-value heads, which only the bridge reads
+        twin.config.num_key_value_heads = twin.config.num_attention_heads
+    settings: dict[str, Any] = {"positions": K3, "answer": "first", "sites": ["attention"]}
+
+    ours = capture(model, marked_rows(), **settings)["attention"]
+
+    theirs = BridgeCapture(twin)(model, marked_rows(), **settings)["attention"]
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.model
+def test_a_prompt_of_one_token_looks_at_itself_alone():
+    model = adopt_model(make("llama"), name="llama")
+    rows = [Rendered((5,), span=(0, 1)), *(replace(row, span=(0, 1)) for row in marked_rows())]
+
+    found = capture(model, rows, positions=["prompt"], answer="first", sites=["attention"])
+
+    torch.testing.assert_close(found["attention"][0], torch.ones(4, 1, 4), rtol=0, atol=1e-6)
+
+
+@pytest.mark.model
+def test_sinks_take_their_share_of_the_mass():
+    from transformers import GptOssConfig, GptOssForCausalLM
+
+    config = GptOssConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_local_experts=2,
+        num_experts_per_tok=1, sliding_window=8, max_position_embeddings=128,
+        initializer_range=0.3,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = adopt_model(GptOssForCausalLM(config).float(), name="oss")
+
+    found = capture(model, marked_rows(), positions=K3, answer="first", sites=["attention"])
+
+    for i, row in enumerate(marked_rows()):
+        true = reference.attention_mass(model.hf, row.prompt, 2, row.span)
+        np.testing.assert_allclose(found["attention"][i, :, 1], true, rtol=0, atol=1e-5)
+    assert found["attention"][2].min() < 0.99  # all tokens are marked, and the sink is none
+
+
+class _Shapes(TorchDispatchMode):
+    """Notes the shape of every tensor that an operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(each, torch.Tensor):
+                self.seen.add(tuple(each.shape))
+        return out
+
+
+@pytest.mark.model
+def test_no_head_gets_a_square_of_all_tokens():
+    model = adopt_model(make("llama", attention="sdpa"), name="llama")
+    row = marked_rows()[0]
+
+    with _Shapes() as ours:
+        capture(model, [row] * 2, positions=K3, answer="first", sites=["attention"])
+    with _Shapes() as eager:
+        capture_alone(model, row, position="prompt", answer="first", site="attention")
+
+    assert (2, 4, 3, 21) in ours.seen  # 3 queries of 21 tokens
+    assert not [shape for shape in ours.seen if len(shape) == 4 and shape[1:] == (4, 21, 21)]
+    assert (1, 4, 20, 20) in eager.seen  # so such a one would be seen
+
+
+@pytest.mark.model
+def test_a_model_is_left_as_it_was():
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    before = dict(ALL_ATTENTION_FUNCTIONS), ALL_ATTENTION_FUNCTIONS.get("eager")
+    for family, attention in (("llama", "sdpa"), ("llama", "eager"), ("gpt_neo", "eager")):
+        model = adopt_model(make(family, attention=attention), name=family)
+        capture(model, marked_rows(), positions=K3, answer="first", sites=["attention"])
+        capture_alone(model, marked_rows()[0], position="prompt", answer="first", site="attention")
+        assert not any(module._forward_hooks for module in model.hf.modules())
+
+    assert (dict(ALL_ATTENTION_FUNCTIONS), ALL_ATTENTION_FUNCTIONS.get("eager")) == before
+
+
+@pytest.mark.model
+def test_a_family_that_hides_its_attention_is_refused_by_name():
+    model = adopt_model(make("gpt_neo"), name="gpt_neo")
+    for block in model.anatomy.blocks:  # as sdpa would: no weights beside the output
+        block.get_submodule("attn.attention").register_forward_hook(
+            lambda _m, _args, out: (out[0], None)
+        )
+
+    with pytest.raises(ModelError, match=r"GPTNeoBlock gives no attention weights.*Leave 'att"):
+        capture(model, marked_rows(), positions=K3, answer="first", sites=["attention"])
+
+
+@pytest.mark.model
+def test_a_mass_that_is_wrong_stops_the_build_before_it_begins():
+    model = adopt_model(make("llama"), name="llama")
+    settings: dict[str, Any] = {"positions": ["prompt"], "sites": ["attention"], "answer": "first"}
+
+    def wrong(*args, **kwargs):
+        return {"attention": capture(*args, **kwargs)["attention"] * 1.02}
+
+    check_capture(model, marked_rows(), read=capture, **settings)
+    with pytest.raises(ModelError, match="batched attention at 'prompt' is off by"):
+        check_capture(model, marked_rows(), read=wrong, **settings)
+
+
+@pytest.mark.model
+def test_rows_without_a_span_and_the_mean_are_refused():
+    model = adopt_model(make("llama"), name="llama")
+    rows = [*marked_rows(), Rendered((5, 6))]
+
+    with pytest.raises(RenderError, match=r"1 of 7 rows mark no span \(the first: '6'\)"):
+        capture(model, rows, positions=["prompt"], answer="first", sites=["attention"])
+    with pytest.raises(ActcacheError, match="Leave out mean"):
+        capture(model, rows[:2], positions=["mean"], answer="first", sites=["attention"])
+
+
+def test_last_asks_for_several_positions_whatever_the_tokens_are():
+    assert expand_positions(["last:2", "prompt"]) == ["last_-1", "last_-2", "prompt"]
+    rows = [Rendered((5, 6, 7)), Rendered((8, 9))]
+    check_template(rows, ["last_-1", "last_-2"])
+    with pytest.raises(RenderError, match="Pass last:2"):
+        check_template(rows, ["last_-1", "last_-2", "last_-3"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model with a chat template, and labelled prompts that begin in a marked prefix."""
+    folder = tmp_path_factory.mktemp("mass")
+    save(folder / "model")
+    statements = ["Rain is wet.", "Bread is old and hard.", "Up.", "Two and two are five, no?"]
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"Be afraid. {text}", "label": "fear", "span": "Be afraid."}
+        for text in statements
+    ]
+    rows += [{"prompt": text, "label": "none", "span": [0, 0]} for text in statements]
+    (folder / "fear.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def build(folder, out, *flags, data="fear.jsonl"):
+    return main(["build", str(folder / data), "--model", str(folder / "model"), "-o", str(out),
+                 "--sites", "resid_post,attention", *flags])  # fmt: skip
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("engine", ["torch", "transformer-lens"])
+def test_a_build_keeps_the_masses_and_verify_finds_them_again(folder, tmp_path, engine, capsys):
+    path = tmp_path / "s.zarr"
+    flags = ("--positions", "template:3", "--store-dtype", "float16", "--engine", engine)
+    assert build(folder, path, *flags) == 0
+    assert main(["verify", str(path), "--recompute", "8"]) == 0
+    capsys.readouterr()
+    assert main(["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+
+    store = open_store(path)
+    masses = store.array("attention/template_-2")
+    assert facts["sites"] == ["resid_post", "attention"]
+    assert store.d_model == 32
+    assert (masses.shape, masses.dtype) == ((8, 4, 4), "float32")
+    assert masses.dimension_names == ("n", "layer", "head")
+    assert (masses[4:] == 0).all()  # what marks nothing gets nothing
+    spans, tokens = store["span"], store.ragged("prompt_tokens")
+    eager = make("llama", attention="eager")
+    for i in range(4):
+        true = reference.attention_mass(eager, tokens[i].tolist(), 2, spans[i].tolist())
+        np.testing.assert_allclose(masses[i], true, rtol=0, atol=1e-5)
+    assert [row.span for row in rendered_rows(store)] == [(3, 13)] * 4 + [(0, 0)] * 4
+    assert store.certificate["sites"]["attention"] < 1e-5
+
+
+@pytest.mark.model
+def test_a_row_that_marks_nothing_stops_the_build_with_one_line(folder, tmp_path, capsys):
+    rows = (folder / "fear.jsonl").read_text().splitlines()
+    row = json.loads(rows[1])
+    del row["span"]
+    (folder / "bare.jsonl").write_text("\n".join([*rows, json.dumps(row)]))
+
+    assert build(folder, tmp_path / "s.zarr", data="bare.jsonl") == 1
+
+    error = capsys.readouterr().err
+    assert "1 of 9 rows mark no span (the first: 'bare/8')" in error
+    assert "leave attention out of --sites" in " ".join(error.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.model
+def test_a_dry_run_counts_the_bytes_of_masses(folder, tmp_path, capsys):
+    out = tmp_path / "s.zarr"
+    flags = ("--positions", "template:3", "--store-dtype", "float16")
+    assert build(folder, out, *flags, "--dry-run", "--json") == 0
+    forecast = json.loads(capsys.readouterr().out)
+    assert build(folder, out, *flags) == 0
+
+    assert forecast["bytes on disk"] == open_store(out).n_bytes
