@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from actcache.cli import analyze, build, demo, info, verify
+from actcache.cli import analyze, build, demo, export, import_, info, merge, subset, verify
 from actcache.errors import ActcacheError
 
-COMMANDS = (demo, build, analyze, info, verify)
+COMMANDS = (demo, build, analyze, info, verify, subset, merge, export, import_)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -16,7 +16,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for module in COMMANDS:
-        name = module.__name__.rsplit(".", 1)[-1]
+        name = module.__name__.rsplit(".", 1)[-1].rstrip("_")  # `import` is a word of Python
         text = module.__doc__ or ""
         command = commands.add_parser(
             name,
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     top = parser()
     try:
-        args = top.parse_args(argv)
+        args = top.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     except SystemExit as stop:
         return int(stop.code or 0)
     if args.version:
@@ -63,6 +63,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("actcache: stopped; what was committed is kept, see --resume", file=sys.stderr)
         return 130
     return 0
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """`--multipliers -1.5:1.5:0.5` as one word: argparse takes the minus for another flag."""
+    words = list(argv)
+    for i, word in enumerate(words[:-1]):
+        if word == "--multipliers":
+            words[i : i + 2] = [f"{word}={words[i + 1]}"]
+            break
+    return words
 
 
 if __name__ == "__main__":

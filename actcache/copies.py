@@ -1,0 +1,211 @@
+"""A store made of some rows, layers and positions of another.
+
+No value is computed: residuals are copied as they are kept, block by block against their checksums.
+What the result was made from stands in its provenance. Refuses to know what rows are for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from actcache.creation import ColumnValues
+from actcache.errors import MismatchError
+from actcache.filling import Contents, Read, columns_of, coordinates, fill_store, stored_values
+from actcache.samples import rows_digest
+from actcache.schema import Ragged, RowArray
+from actcache.selection import Selection, select_arrays, select_layers, select_rows
+from actcache.store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows of one store."""
+
+    store: Store
+    rows: Int64[np.ndarray, " _"]
+    """Which, in rising order."""
+
+
+def subset(
+    source: str | Path,
+    path: str | Path,
+    *,
+    selection: Selection,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_rows: Callable[[int], None] = lambda _n: None,
+) -> Store:
+    """Write some of a store as a store of its own.
+
+    Rows keep their order and their splits, layers their numbers (in the column `layer`).
+
+    Args:
+        source: a finished store of residuals.
+        path: where the new one will be; until it is complete it is `PATH.partial`.
+        selection: what is kept.
+        resume: go on with an interrupted one.
+        overwrite: replace a store that lies at `path`.
+        on_rows: told how many rows were committed, each time.
+
+    Returns:
+        The new store, open for reading.
+
+    Raises:
+        MismatchError: nothing is left, or something is asked for that the store does not hold.
+        StoreExistsError: something lies at `path`.
+        FormatError: a block that would be copied is damaged.
+    """
+    store = open_source(source)
+    require_another(path, [store])
+    rows = select_rows(store, selection)
+    numbers = select_layers(store, selection)
+    at = np.flatnonzero(np.isin(store.layers, numbers))
+    arrays = [
+        array if has_no_layers(array) else replace(array, n_layers=at.size)
+        for array in select_arrays(store, selection)
+    ]
+    chosen = [Source(store, rows)]
+    columns = join_columns(chosen, arrays)
+    if selection.layers is not None:
+        columns["layer"] = numbers
+    provenance = {
+        **store.provenance,
+        "subset_of": {
+            "digest": store.digest,
+            "n": store.n,
+            "selection": selection.recorded(rows),
+            **({"subset_of": before} if (before := store.provenance.get("subset_of")) else {}),
+        },
+    }
+    return fill_store(
+        path,
+        Contents(
+            kind="residuals",
+            n=rows.size,
+            arrays=arrays,
+            columns=columns,
+            config=store.config,
+            provenance=with_data_digest(provenance, columns),
+            certificate=_of_layers(store.certificate, at),
+        ),
+        read=reader(chosen, layers=None if selection.layers is None else at),
+        resume=resume,
+        overwrite=overwrite,
+        on_rows=on_rows,
+    )
+
+
+def reader(sources: Sequence[Source], *, layers: Int64[np.ndarray, " layer"] | None = None) -> Read:
+    """What gives the rows of several stores, one store after the other.
+
+    Args:
+        sources: whose rows they are, in order.
+        layers: places of the layers that are read, of all arrays but `embed`; all by default.
+    """
+    stops = np.cumsum([source.rows.size for source in sources]).tolist()
+
+    def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
+        # Layer-major, as a shard lies on disk, so that writing it copies nothing.
+        block = np.empty((array.n_layers, rows.stop - rows.start, array.width), array.stored)
+        for source, stop in zip(sources, stops, strict=True):
+            start = stop - source.rows.size
+            first, last = max(rows.start, start), min(rows.stop, stop)
+            if first >= last:
+                continue
+            values = stored_values(source.store.array(array.name))
+            wanted = source.rows[first - start : last - start]
+            if layers is None or has_no_layers(array):
+                taken = values[wanted]
+            else:
+                taken = values[wanted, layers]
+            block[:, first - rows.start : last - rows.start] = taken.swapaxes(0, 1)
+            source.store.close()  # what was read once need not stay mapped
+        return block.swapaxes(0, 1)
+
+    return read
+
+
+def open_source(path: str | Path) -> Store:
+    """A finished store of residuals, each block held against its checksum when it is read.
+
+    Raises:
+        MismatchError: it holds something else.
+    """
+    store = open_store(path, check=True)
+    if store.kind != "residuals":
+        raise MismatchError(
+            f"'{store.path}' holds a {store.kind}, expected residuals. Pass a store that build "
+            "wrote."
+        )
+    return store
+
+
+def join_columns(sources: Sequence[Source], arrays: Sequence[RowArray]) -> dict[str, ColumnValues]:
+    """The columns of several stores that have the same ones, rows one store after the other."""
+    dimensions = coordinates(arrays)
+    found = [columns_of(source.store) for source in sources]
+    joined: dict[str, ColumnValues] = {}
+    for name, first in found[0].items():
+        if name in dimensions:
+            joined[name] = first
+        elif isinstance(first, Ragged):
+            joined[name] = _join_ragged([(s.store.ragged(name), s.rows) for s in sources])
+        else:
+            parts = [source.store[name][source.rows] for source in sources]
+            joined[name] = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return joined
+
+
+def with_data_digest(
+    provenance: Mapping[str, Any], columns: Mapping[str, ColumnValues]
+) -> dict[str, Any]:
+    """Provenance with the digest of the rows that `columns` are of, if it had one."""
+    if "data_sha256" not in provenance or not {"id", "split", "digest"} <= columns.keys():
+        return dict(provenance)
+    rows = zip(*(map(str, columns[name]) for name in ("id", "split", "digest")), strict=True)
+    return {**provenance, "data_sha256": rows_digest(rows)}
+
+
+def require_another(path: str | Path, stores: Sequence[Store]) -> None:
+    """Refuse to write a store over one that it is made from.
+
+    Raises:
+        MismatchError: it would be.
+    """
+    for store in stores:
+        if Path(path).resolve() == store.path.resolve():
+            raise MismatchError(
+                f"'{store.path}' would be read and replaced, expected another path for what is "
+                "made from it. Pass one with -o."
+            )
+
+
+def has_no_layers(array: RowArray) -> bool:
+    """Whether an array's one layer is none of the model's: what enters the first block."""
+    return array.name.startswith("embed/")
+
+
+def _join_ragged(parts: Sequence[tuple[Ragged, Int64[np.ndarray, " _"]]]) -> Ragged:
+    """Some rows of several ragged columns, one column after the other."""
+    flat, counts = [], []
+    for ragged, rows in parts:
+        starts = ragged.offsets[rows]
+        counts.append(ragged.offsets[rows + 1] - starts)
+        before = np.cumsum(counts[-1]) - counts[-1]
+        flat.append(
+            ragged.flat[np.repeat(starts - before, counts[-1]) + np.arange(sum(counts[-1]))]
+        )
+    offsets = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
+    return Ragged(np.concatenate(flat), offsets.astype(np.int64))
+
+
+def _of_layers(certificate: Any, layers: Int64[np.ndarray, " layer"]) -> Any:
+    """A certificate whose errors are those of some layers."""
+    errors = certificate.get("largest_relative_error") if isinstance(certificate, dict) else None
+    if not isinstance(errors, list) or not layers.size or layers.max() >= len(errors):
+        return certificate
+    return {**certificate, "largest_relative_error": [errors[i] for i in layers.tolist()]}

@@ -1,0 +1,273 @@
+"""Archives: a store packed losslessly into Zarr v3 that any reader opens, and unpacked again.
+
+    ARCHIVE.zarr/    as a store, but for the row arrays and without the log
+
+Row arrays are Zarr v3 `sharding_indexed` with the same shards and inner chunks (S, 1, width), each
+of which is bit-shuffled, compressed with zstd (Blosc) and carries a crc32c. The group's attribute
+`kind` is `archive`; `digest` is the packed store's.
+
+An archive is a kind of its own and no store that is read more slowly: everything that reads a store
+maps blocks into memory and finds them by arithmetic, and the log of a store vouches for bytes that
+an archive does not have. So it is unpacked to be used, and whether it came back bit for bit is seen
+from the digest. Zarr's own reader does not notice a missing shard; unpacking does.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+
+from actcache.chunks import shard_bytes
+from actcache.columns import read_column
+from actcache.creation import ColumnValues, plan_creation
+from actcache.damage import refuse
+from actcache.documents import (
+    GROUP,
+    Document,
+    decode,
+    encode,
+    is_row_array,
+    parse_column,
+    parse_root,
+    parse_row_array,
+    root_document,
+    row_array_document,
+)
+from actcache.exchange.aside import written_aside
+from actcache.files import read_file, require_folder
+from actcache.filling import Contents, array_of, columns_of, fill_store, stored_values
+from actcache.layout import column_path, folders_above
+from actcache.schema import COMMITS, DOCUMENT_LIMIT, Column, Ragged, Root, RowArray, check_name
+from actcache.store import Store
+
+KIND = "archive"
+
+LEVEL = 5
+"""zstd's level: higher ones gain less than a percent on residuals."""
+
+BEST_RATIO = 1000
+"""A shard that claims to unpack to more than this, and to more than a usual shard, is refused."""
+
+USUAL_SHARD = 256 << 20
+
+
+def write_archive(
+    store: Store,
+    path: str | Path,
+    *,
+    on_rows: Callable[[int], None] = lambda _n: None,
+) -> None:
+    """Pack a store; memory holds one shard of one array.
+
+    Args:
+        store: a finished one; open it with `check=True` so that damage is found.
+        path: the folder that will be written.
+        on_rows: told how many rows were packed, each time.
+
+    Raises:
+        StoreExistsError: something lies at `path`.
+    """
+    import zarr
+
+    arrays = [array_of(store.array(name)) for name in store.arrays]
+    plan = plan_creation(
+        kind=store.kind,  # type: ignore[arg-type]  # it was one when it was read
+        n=store.n,
+        arrays=arrays,
+        columns=columns_of(store),
+        config=store.config,
+        provenance=store.provenance,
+        shard_rows=store.shard_rows,
+        shard_reason=store.shard_reason,
+    )
+    root = replace(plan.root, complete=True, certificate=store.certificate)
+    files = {n: raw for n, raw in plan.files.items() if not n.startswith(f"{COMMITS}/")}
+    files["zarr.json"] = encode(
+        _root_document(root, {"digest": store.digest, "members": [*plan.arrays, *plan.columns]})
+    )
+    for array in arrays:
+        files[f"{array.name}/zarr.json"] = encode(_packed_document(array, root))
+    with written_aside(Path(path)) as aside:
+        for name, raw in files.items():
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            (aside / name).write_bytes(raw)
+        group: Any = zarr.open_group(aside, mode="r+")
+        for shard in range(root.n_shards):
+            rows = root.rows_of(shard)
+            for array in arrays:
+                values = stored_values(store.array(array.name))[rows.start : rows.stop]
+                group[array.name][rows.start : rows.stop] = values
+            store.close()  # what was read once need not stay mapped
+            on_rows(len(rows))
+
+
+def read_archive(
+    path: str | Path,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_rows: Callable[[int], None] = lambda _n: None,
+) -> Store:
+    """Unpack an archive into the store that it was made of.
+
+    Args:
+        path: the archive's folder.
+        out: where the store will be.
+        resume: go on with an interrupted one.
+        overwrite: replace a store that lies at `out`.
+        on_rows: told how many rows were committed, each time.
+
+    Raises:
+        FormatError: it is no archive, or is damaged.
+        MismatchError: what was unpacked is not what was packed.
+        StoreExistsError: something lies at `out`.
+    """
+    import zarr
+
+    folder = Path(path)
+    raw = read_file(folder / "zarr.json", at_most=DOCUMENT_LIMIT)
+    where = str(folder / "zarr.json")
+    root, digest, members = _parse_root(decode(raw, where), where)
+    arrays, columns = _read_documents(folder, root, members)
+    for array in arrays:
+        _require_backed(folder, array, root)
+    group: Any = zarr.open_group(folder, mode="r")
+
+    def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
+        try:
+            return np.asarray(group[array.name][rows], array.stored)
+        except (ValueError, RuntimeError) as error:  # a checksum, or what cannot be unpacked
+            refuse(str(folder / array.name), f"damage ({error})", "what was packed")
+
+    contents = Contents(
+        kind=root.kind,
+        n=root.n,
+        arrays=arrays,
+        columns=_values_of(folder, columns),
+        config=root.config,
+        provenance=root.provenance,
+        certificate=root.certificate,
+        shard_rows=root.shard_rows,
+        shard_reason=root.shard_reason,
+        digest=digest,
+    )
+    return fill_store(out, contents, read=read, resume=resume, overwrite=overwrite, on_rows=on_rows)
+
+
+def is_archive(path: str | Path) -> bool:
+    """Whether a folder says that it is one."""
+    document = Path(path) / "zarr.json"
+    if not document.is_file() or document.stat().st_size > DOCUMENT_LIMIT:
+        return False
+    attributes = decode(document.read_bytes(), str(document)).get("attributes")
+    return type(attributes) is dict and attributes.get("kind") == KIND
+
+
+def _root_document(root: Root, packed: Mapping[str, Any]) -> Document:
+    """The group's document: that of the store, and what is needed to make it again."""
+    document = root_document(root)
+    of_store = document["attributes"]
+    document["attributes"] = {**of_store, "kind": KIND, "of": root.kind, **packed}
+    return document
+
+
+def _parse_root(document: Document, where: str) -> tuple[Root, str, list[str]]:
+    attributes = document.get("attributes")
+    if type(attributes) is not dict or attributes.get("kind") != KIND:
+        refuse(where, "another kind of group", "an archive that actcache export wrote")
+    of_store = {n: v for n, v in attributes.items() if n not in ("digest", "of", "members")}
+    of_store["kind"] = attributes.get("of")
+    root = parse_root({**document, "attributes": of_store}, where)
+    digest, members = attributes.get("digest"), attributes.get("members")
+    if (
+        type(digest) is not str
+        or type(members) is not list
+        or not all(type(name) is str for name in members)
+    ):
+        refuse(where, "other attributes", "digest and members of the store that was packed")
+    return root, digest, members
+
+
+def _packed_document(array: RowArray, root: Root) -> Document:
+    document = row_array_document(array, root)
+    inner = document["codecs"][0]["configuration"]
+    size = np.dtype(array.stored).itemsize
+    blosc = {"typesize": size, "cname": "zstd", "clevel": LEVEL, "shuffle": "bitshuffle"}
+    inner["codecs"] += [
+        {"name": "blosc", "configuration": {**blosc, "blocksize": 0}},
+        {"name": "crc32c"},
+    ]
+    return document
+
+
+def _read_documents(
+    folder: Path, root: Root, members: Sequence[str]
+) -> tuple[list[RowArray], list[Column]]:
+    """Row arrays and columns, each document exactly as it is written here."""
+    arrays, columns = [], []
+    for name in members:
+        check_name(name)
+        path = require_folder(folder, name) / "zarr.json"
+        document = decode(read_file(path, at_most=DOCUMENT_LIMIT), str(path))
+        if is_row_array(document):
+            arrays.append(_parse_packed(name, document, root, str(path)))
+        else:
+            columns.append(parse_column(name, document, str(path)))
+    for group in folders_above([array.name for array in arrays]):
+        path = require_folder(folder, group) / "zarr.json"
+        if decode(read_file(path, at_most=DOCUMENT_LIMIT), str(path)) != GROUP:
+            refuse(str(path), "another document", "that of a group")
+    return arrays, columns
+
+
+def _parse_packed(name: str, document: Document, root: Root, where: str) -> RowArray:
+    try:
+        inner = document["codecs"][0]["configuration"]
+        packed, inner["codecs"] = inner["codecs"], inner["codecs"][:1]
+    except (KeyError, TypeError):
+        refuse(where, "another document", "that of a packed row array")
+    array = parse_row_array(name, document, root=root, where=where)
+    expected = _packed_document(array, root)["codecs"][0]["configuration"]["codecs"]
+    if packed != expected:
+        refuse(where, "other codecs", "bit shuffle, zstd and crc32c")
+    return array
+
+
+def _require_backed(folder: Path, array: RowArray, root: Root) -> None:
+    """Every shard is a file of a size that can unpack to what it claims."""
+    claimed = shard_bytes(array, root.shard_rows)
+    for shard in range(root.n_shards):
+        path = folder / array.name / f"c.{shard}.0.0"
+        if path.is_symlink() or not path.is_file():
+            refuse(str(path), "nothing, or a link", "a shard")
+        found = path.stat().st_size
+        if claimed > max(USUAL_SHARD, BEST_RATIO * found) or 16 * array.n_layers > found:
+            refuse(str(path), f"{found} bytes", f"what {claimed} bytes can be packed into")
+
+
+def _values_of(folder: Path, columns: list[Column]) -> dict[str, ColumnValues]:
+    values: dict[str, np.ndarray] = {}
+    for column in columns:
+        path = folder / column_path(column)
+        raw = b"\0\0\0\0" if column.dtype == "string" else b""
+        if 0 not in column.shape:
+            if column.dtype != "string":
+                size = math.prod(column.shape) * np.dtype(column.dtype).itemsize
+                raw = read_file(path, n_bytes=size)
+            else:
+                raw = read_file(path)
+        values[column.name] = read_column(column, raw, str(path))
+    found: dict[str, ColumnValues] = {}
+    for column in columns:
+        if column.part_of is None:
+            found[column.name] = values[column.name]
+        elif column.part_of == column.name and f"{column.name}_offsets" in values:
+            found[column.name] = Ragged(
+                values[column.name], np.asarray(values[f"{column.name}_offsets"], np.int64)
+            )
+    return found

@@ -1,0 +1,67 @@
+"""Write a store, or what analyze left, as a file of another format.
+
+Of a store: hdf5 (plain numbers and text with named dimensions, for MATLAB, R and Julia), npz (for
+small stores), safetensors, or archive (compressed without loss, for any Zarr v3 reader). Of a
+results folder: safetensors (its directions), gguf (one direction, as the control vector of
+llama.cpp and repeng), hdf5 or npz (directions, steerability and propensities). A file gets its name
+when it is whole. import turns hdf5 and archives into the same store again.
+"""
+
+import argparse
+from pathlib import Path
+
+from actcache.cli import console
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add = command.add_argument
+    add("source", metavar="STORE|OUT", help="a store, or what analyze left")
+    add(
+        "--to",
+        required=True,
+        choices=("hdf5", "npz", "safetensors", "gguf", "archive"),
+        help="the format",
+    )
+    add("-o", "--output", required=True, metavar="FILE", help="the file to write")
+    add(
+        "--as",
+        dest="values",
+        default="float32",
+        choices=("float32", "bits"),
+        help="bfloat16 in hdf5 and npz: as float32 (exact), or its bits as uint16 (default "
+        "%(default)s)",
+    )
+    add(
+        "--directions",
+        metavar="LIST",
+        help="of results: behaviors, or directions by name, for example "
+        "narcissism/difference_of_means",
+    )
+    add("--overwrite", action="store_true", help="replace a file that lies at FILE")
+    add("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Open, write, print."""
+    from actcache.exchange.export import export
+
+    with console.progress("export", total=None, quiet=args.json) as on_rows:
+        facts = export(
+            args.source,
+            args.output,
+            to=args.to,
+            values=args.values,
+            directions=args.directions.split(",") if args.directions else None,
+            overwrite=args.overwrite,
+            on_rows=on_rows,
+        )
+    written = Path(args.output)
+    files = [written] if written.is_file() else [p for p in written.rglob("*") if p.is_file()]
+    facts["bytes on disk"] = sum(path.stat().st_size for path in files)
+    if args.json:
+        console.print_json(facts)
+    else:
+        console.print_facts(
+            {k: ", ".join(v) if isinstance(v, list) else v for k, v in facts.items()}
+        )

@@ -1,0 +1,93 @@
+"""Write some of a store as a store of its own: rows by what is known of them, layers, positions.
+
+A row must fit every condition that is given. Residuals are copied as they are kept, each block
+against its checksum; layers keep their numbers, rows their splits, and the new store says what it
+was made from. One of some layers serves for reading and exporting; analyze wants all of them.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from actcache.cli import console
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare what the command takes."""
+    add = command.add_argument
+    add("store", metavar="STORE", help="a store that build wrote")
+    add("-o", "--output", required=True, metavar="NEW", help="the store to write, NEW.zarr")
+    add("--behavior", metavar="LIST", help="rows of these behaviors")
+    add("--variant", metavar="LIST", help="rows of these variants: base, sys_pos, …")
+    add("--label", metavar="LIST", help="rows of these labels")
+    add("--split", metavar="LIST", help="rows of these splits: train, validation, test")
+    add("--ids", metavar="LIST|FILE", help="rows of these ids, or of those in a file, one a line")
+    add("--rows", metavar="LIST", help="rows by number, for example 0:100,205 (100 is not in)")
+    add("--layers", metavar="LIST", help="layers by number, for example 3,5 or 0:12")
+    add("--positions", metavar="LIST", help="of the store's positions")
+    add("--sites", metavar="LIST", help="of the store's sites")
+    add("--resume", action="store_true", help="go on with an interrupted one")
+    add("--overwrite", action="store_true", help="replace a store that lies at NEW")
+    add("--json", action="store_true", help="print one JSON document")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Select, copy, print."""
+    from actcache.cli.info import describe
+    from actcache.copies import subset
+    from actcache.selection import Selection
+
+    selection = Selection(
+        behaviors=_names(args.behavior),
+        variants=_names(args.variant),
+        labels=_names(args.label),
+        splits=_names(args.split),
+        ids=_ids(args.ids),
+        rows=_numbers(args.rows, "rows"),
+        layers=_numbers(args.layers, "layers"),
+        positions=_names(args.positions),
+        sites=_names(args.sites),
+    )
+    with console.progress("subset", total=None, quiet=args.json) as on_rows:
+        store = subset(
+            args.store,
+            args.output,
+            selection=selection,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            on_rows=on_rows,
+        )
+    (console.print_json if args.json else console.print_facts)(describe(store))
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else text.split(",")
+
+
+def _ids(text: str | None) -> list[str] | None:
+    if text is not None and Path(text).is_file():
+        return [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line]
+    return _names(text)
+
+
+def _numbers(text: str | None, what: str) -> "np.ndarray | None":
+    import numpy as np
+
+    from actcache.errors import ActcacheError
+
+    if text is None:
+        return None
+    found: list[np.ndarray] = []
+    try:
+        for part in text.split(","):
+            start, colon, stop = part.partition(":")
+            found.append(np.arange(int(start), int(stop) if colon else int(start) + 1))
+    except ValueError:
+        raise ActcacheError(
+            f"{what} are '{text}', expected whole numbers and ranges START:STOP separated by "
+            "commas. For example 0:100,205."
+        ) from None
+    return np.concatenate(found).astype(np.int64)

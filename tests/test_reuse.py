@@ -1,0 +1,259 @@
+"""Rows taken from another store: the same as run, fewer passes, and never of another model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actcache.build import plan_build, run_build
+from actcache.capture import capture
+from actcache.cli.main import main
+from actcache.config import BuildConfig
+from actcache.copies import subset
+from actcache.errors import FormatError, MismatchError
+from actcache.model import load_model
+from actcache.render import Rendered
+from actcache.reuse import find_reusable
+from actcache.rows import read_samples
+from actcache.schema import Ragged, RowArray
+from actcache.selection import Selection
+from actcache.store import open_store, verify
+from tests.stores import build, example
+from tests.tiny import save
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model, forty rows, and a store of the first twenty-five, read at more places."""
+    folder = tmp_path_factory.mktemp("reuse")
+    save(folder / "model")
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "prompt": "".join(rng.choice(list("abcdef "), rng.integers(3, 40))) + f"{i}?",
+            "positive": "(A)" if i % 2 else "(B)",
+            "negative": "(B)" if i % 2 else "(A)",
+        }
+        for i in range(40)
+    ]
+    for name, some in (("calm", rows), ("first", rows[:25])):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
+    config = replace(settings(folder), sites=("embed", "resid_post"), seed=7)
+    run_build(plan_build(read_samples([folder / "first.jsonl"]), config), folder / "old.zarr")
+    return folder
+
+
+def settings(folder):
+    return BuildConfig(model=str(folder / "model"), batch_tokens=300)
+
+
+@pytest.fixture(scope="module")
+def samples(folder):
+    return read_samples([folder / "calm.jsonl"])
+
+
+@pytest.fixture(scope="module")
+def fresh(folder, samples, tmp_path_factory):
+    path = tmp_path_factory.mktemp("fresh") / "s.zarr"
+    return run_build(plan_build(samples, settings(folder)), path)
+
+
+def test_a_build_that_reuses_equals_a_fresh_one_and_runs_the_rest_alone(
+    folder, samples, fresh, tmp_path, monkeypatch
+):
+    run = []
+
+    def counted(model, rows, **how):
+        run.append(len(rows))
+        return capture(model, rows, **how)
+
+    monkeypatch.setattr("actcache.build.capture", counted)
+    plan = plan_build(samples, settings(folder))
+    store = run_build(plan, tmp_path / "s.zarr", reuse=[folder / "old.zarr"])
+
+    assert sum(run) == 2 + 15  # the check before the build runs two
+    old = open_store(folder / "old.zarr")
+    for name in fresh.arrays:
+        found, right = store.array(name)[:], fresh.array(name)[:]
+        np.testing.assert_array_equal(found[:25], old.array(name)[:])
+        # Which rows share a pass decides the last bits: float32 rounding, sums of some hundred.
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+    for name in fresh.columns:
+        np.testing.assert_array_equal(store[name], fresh[name])
+    assert store.provenance["reused"] == {
+        "rows": 25,
+        "of": [{"digest": old.digest, "rows": 25}],
+    }
+    assert {k: v for k, v in store.provenance.items() if k != "reused"} == fresh.provenance
+    assert max(store.certificate["largest_relative_error"]) < 1e-5
+    assert verify(store.path) == []
+
+
+def test_a_build_of_the_same_rows_is_the_same_to_the_bit(folder, samples, fresh, tmp_path):
+    plan = plan_build(samples, settings(folder))
+    store = run_build(plan, tmp_path / "s.zarr", reuse=[fresh.path])
+
+    for name in fresh.arrays:
+        np.testing.assert_array_equal(store.array(name)[:], fresh.array(name)[:])
+
+
+def test_rows_are_found_by_their_tokens_in_whichever_store_and_place(
+    folder, samples, fresh, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("actcache.build.SHARD_ROWS", 7)
+    late = subset(fresh.path, tmp_path / "late.zarr", selection=Selection(rows=np.arange(20, 40)))
+    mixed = [samples[i] for i in np.random.default_rng(1).permutation(40)]
+    mixed = [replace(sample, behavior="other", id=f"new/{i}") for i, sample in enumerate(mixed)]
+    store = run_build(
+        plan_build(mixed, settings(folder)),
+        tmp_path / "s.zarr",
+        reuse=[folder / "old.zarr", late.path],
+    )
+
+    assert store.provenance["reused"]["rows"] == 40
+    assert [each["rows"] for each in store.provenance["reused"]["of"]] == [25, 15]
+    place = {prompt: i for i, prompt in enumerate(fresh["prompt"].tolist())}
+    order = [place[prompt] for prompt in store["prompt"].tolist()]
+    for name in fresh.arrays:
+        np.testing.assert_allclose(
+            store.array(name)[:], fresh.array(name)[:][order], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_one_token_more_and_a_row_is_run(folder, samples, tmp_path):
+    changed = [replace(samples[0], prompt=samples[0].prompt + "!"), *samples[1:5]]
+    swapped = replace(
+        samples[5], positive=samples[5].negative, negative=samples[5].positive, letter=""
+    )
+    plan = plan_build([*changed, swapped], settings(folder))
+    store = run_build(plan, tmp_path / "s.zarr", reuse=[folder / "old.zarr"])
+
+    assert store.provenance["reused"]["rows"] == 4
+
+
+KILLED = """
+import sys, os, signal
+from actcache import build
+from actcache.config import BuildConfig
+from actcache.rows import read_samples
+from actcache.writer import Writer
+right = Writer.commit
+def dies(self, blocks):
+    right(self, blocks)
+    if self.committed >= 21:
+        os.kill(os.getpid(), signal.SIGKILL)
+Writer.commit = dies
+build.SHARD_ROWS = 7
+folder, out = sys.argv[1:]
+config = BuildConfig(model=folder + "/model", batch_tokens=300)
+plan = build.plan_build(read_samples([folder + "/calm.jsonl"]), config)
+build.run_build(plan, out, reuse=[folder + "/old.zarr"])
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_with_reuse_is_the_same_store(folder, samples, tmp_path, monkeypatch):
+    path = tmp_path / "killed.zarr"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), str(path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL
+    monkeypatch.setattr("actcache.build.SHARD_ROWS", 7)
+    plan = plan_build(samples, settings(folder))
+    with pytest.raises(MismatchError, match="reused"):
+        run_build(plan, path, resume=True)
+    resumed = run_build(plan, path, resume=True, reuse=[folder / "old.zarr"])
+    whole = run_build(plan, tmp_path / "whole.zarr", reuse=[folder / "old.zarr"])
+
+    assert resumed.digest == whole.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "bfloat16"}, "model.dtype': it has 'float32', the build 'bfloat16'"),
+        ({"store_dtype": "float16"}, r"resid_post/prompt.dtype': it has 'float32'.*'float16'"),
+        ({"answer": "last"}, "answer': it has 'first', the build 'last'"),
+        ({"positions": ("prompt", "mean")}, "arrays.resid_post/mean': it has None"),
+        ({"sites": ("resid_mid",)}, "arrays.resid_mid/prompt': it has None"),
+    ],
+)
+def test_a_store_that_was_read_otherwise_is_refused(folder, samples, tmp_path, change, message):
+    plan = plan_build(samples[:4], replace(settings(folder), **change))
+
+    with pytest.raises(MismatchError, match=message):
+        run_build(plan, tmp_path / "s.zarr", reuse=[folder / "old.zarr"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_of_other_weights_or_of_some_layers_is_refused(folder, samples, tmp_path):
+    model = load_model(str(folder / "model"))
+    with torch.no_grad():
+        next(model.hf.parameters())[0, 0] += 1
+    plan = plan_build(samples[:4], settings(folder))
+    with pytest.raises(MismatchError, match="weights_sha256"):
+        run_build(plan, tmp_path / "s.zarr", reuse=[folder / "old.zarr"], model=model)
+
+    some = subset(folder / "old.zarr", tmp_path / "l.zarr", selection=Selection(layers=[0, 1]))
+    with pytest.raises(MismatchError, match="layers': it has 2, the build 4"):
+        run_build(plan, tmp_path / "s.zarr", reuse=[some.path])
+
+
+def test_a_damaged_block_is_not_reused(folder, samples, tmp_path):
+    copy = subset(folder / "old.zarr", tmp_path / "old.zarr", selection=Selection())
+    shard = next((copy.path / "resid_post" / "fork").glob("c.0*"))
+    raw = bytearray(shard.read_bytes())
+    raw[7] ^= 16
+    shard.write_bytes(bytes(raw))
+
+    with pytest.raises(FormatError, match="checksum"):
+        run_build(plan_build(samples, settings(folder)), tmp_path / "s.zarr", reuse=[copy.path])
+
+
+def test_the_summary_says_how_many_rows_were_reused(folder, tmp_path, capsys):
+    command = ["build", folder / "calm.jsonl", "--model", folder / "model", "-o", tmp_path / "s"]
+    assert main([*map(str, command), "--reuse", str(folder / "old.zarr"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows reused"] == 25
+
+
+def test_a_store_of_some_layers_is_run_again_at_those_layers(folder, tmp_path, capsys):
+    some = subset(folder / "old.zarr", tmp_path / "l.zarr", selection=Selection(layers=[1, 3]))
+    assert main(["verify", str(some.path), "--recompute", "3"]) == 0
+    assert main(["analyze", str(some.path), "-o", str(tmp_path / "o")]) == 1
+    assert "layers 1, 3 of a model of 4" in capsys.readouterr().err
+    right = open_store(folder / "old.zarr").resid("prompt").layer(3)
+    np.testing.assert_array_equal(some.resid("prompt").layer(3), right)
+
+
+def test_attention_is_reused_only_where_the_same_tokens_are_marked(tmp_path):
+    array = RowArray("attention/prompt", 3, 4, "float32", ("n", "layer", "head"))
+    given_, values = example(n=3, shard_rows=2, arrays=[array])
+    tokens = Ragged.of([[5, 6, 7]] * 3)
+    empty = Ragged.of([[]] * 3)
+    given_["columns"] |= {f"{part}_tokens": empty for part in ("shared", "positive", "negative")}
+    given_["columns"] |= {"prompt_tokens": tokens, "span": np.array([[0, 1], [1, 2], [0, 2]])}
+    model = {"family": "a", "n_layers": 3, "d_model": 4, "dtype": "float32", "weights_sha256": "b"}
+    given_["provenance"] |= {"model": model, "mode": "plain"}
+    path = build(tmp_path / "s.zarr", given_, values)
+
+    found = find_reusable(
+        [path],
+        rows=[Rendered((5, 6, 7), span=span) for span in ((1, 2), (1, 3), (0, 2))],
+        arrays=[array],
+        model=model,
+        mode="plain",
+        answer="first",
+    )
+    assert found.row.tolist() == [1, -1, 2]
+    assert found.store.tolist() == [0, -1, 0]
