@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from actcache.chunks import encode_numbers, encode_strings
+from actcache.chunks import encode_numbers, encode_strings, shard_bytes
 from actcache.columns import read_checked_column, read_column
 from actcache.documents import (
     GROUP,
@@ -42,6 +42,14 @@ class Creation:
     first_record: bytes
 
     @property
+    def n_bytes(self) -> int:
+        """Bytes of the whole store, once it is complete."""
+        root, arrays = self.root, self.arrays.values()
+        shards = root.n_shards * sum(shard_bytes(array, root.shard_rows) for array in arrays)
+        records = (root.n_shards + 2) * len(self.first_record)
+        return shards + records + sum(map(len, self.files.values()))
+
+    @property
     def top_names(self) -> set[str]:
         """Names in the store's folder itself."""
         return {path.split("/")[0] for path in self.files}
@@ -56,6 +64,7 @@ def plan_creation(
     config: Mapping[str, Any],
     provenance: Mapping[str, Any],
     shard_rows: int | None,
+    shard_reason: str = "as asked",
 ) -> Creation:
     """Encode all documents and columns of a new store; arguments as `Writer.create`.
 
@@ -69,7 +78,9 @@ def plan_creation(
             f"a store of {n} rows and {len(names)} row arrays in shards of {shard_rows} rows was "
             "asked for, expected one or more of each. Give it rows."
         )
-    found, reason = find_shard_rows(arrays, n) if shard_rows is None else (shard_rows, "as asked")
+    found, reason = shard_rows, shard_reason
+    if found is None:
+        found, reason = find_shard_rows(arrays, n)
     root = Root(
         kind=kind,
         n=n,

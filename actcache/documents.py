@@ -106,6 +106,11 @@ def parse_root(document: Document, where: str) -> Root:
         raise FormatError(
             f"'{where}' has format {found}; this actcache reads {FORMAT}. Upgrade actcache."
         )
+    if type(attributes) is dict and attributes.get("kind") == "archive":
+        raise FormatError(
+            f"'{where}' belongs to an archive, which is compressed, expected a store. Unpack it "
+            "with: actcache import ARCHIVE.zarr -o STORE.zarr"
+        )
     types = {
         "kind": str,
         "complete": bool,

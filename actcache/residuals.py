@@ -36,7 +36,17 @@ class Residuals:
     it is layer by layer wherever that saves a copy.
     """
 
-    def __init__(self, maps: Maps, array: RowArray, *, n: int, batch_rows: int, raw: bool = False):
+    def __init__(
+        self,
+        maps: Maps,
+        array: RowArray,
+        *,
+        n: int,
+        batch_rows: int,
+        raw: bool = False,
+        layer_numbers: Int64[np.ndarray, " layer"] | None = None,
+    ):
+        self._layer_numbers = layer_numbers
         self._maps = maps
         self._array = array
         self._n = n
@@ -75,7 +85,14 @@ class Residuals:
             raise MismatchError(
                 f"'{self.name}' is {self.dtype}, expected bfloat16. Read it without .bits."
             )
-        return Residuals(self._maps, self._array, n=self._n, batch_rows=self._shard_rows, raw=True)
+        return Residuals(
+            self._maps,
+            self._array,
+            n=self._n,
+            batch_rows=self._shard_rows,
+            raw=True,
+            layer_numbers=self._layer_numbers,
+        )
 
     def __len__(self) -> int:
         return self._n
@@ -87,7 +104,8 @@ class Residuals:
         """One layer of all rows, or of some.
 
         Args:
-            layer: its number; negative ones count from the end.
+            layer: its number, as `Store.layers` has it where only some were kept; negative ones
+                count from the end.
             rows: a slice, a bool mask `[n]` or row numbers; by default all.
 
         Returns:
@@ -97,6 +115,12 @@ class Residuals:
             IndexError: there is no such layer or row.
         """
         chosen = slice(0, self._n) if rows is None else self._rows(rows)
+        if self._layer_numbers is not None and layer >= 0:
+            places = np.flatnonzero(self._layer_numbers == layer)
+            if not places.size:
+                kept = ", ".join(map(str, self._layer_numbers))
+                raise IndexError(f"{layer} is beyond the layers of '{self.name}': {kept}")
+            layer = int(places[0])
         return self._read(chosen, self._layers(layer))[:, 0]
 
     def __getitem__(

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int64
 
 from actcache.columns import read_checked_column
 from actcache.errors import MismatchError
@@ -74,6 +75,12 @@ class Columns(Mapping[str, np.ndarray]):
         whole = Ragged(self._read(name), offsets)
         stop = self._layout.committed
         return Ragged(whole.flat[: offsets[stop]], offsets[: stop + 1])
+
+    @property
+    def all_names(self) -> list[str]:
+        """Names of all columns, ragged ones too, in the order in which they were written."""
+        columns = self._layout.columns.values()
+        return [column.name for column in columns if column.part_of in (None, column.name)]
 
     @property
     def ragged_names(self) -> list[str]:
@@ -173,6 +180,23 @@ class Store:
         return max(array.n_layers for array in self._layout.arrays.values())
 
     @property
+    def layers(self) -> Int64[np.ndarray, " layer"]:
+        """The number of each layer: 0, 1, … unless only some were kept."""
+        kept = self.columns.get("layer")
+        if kept is None or kept.ndim != 1 or kept.dtype.kind not in "iu":
+            return np.arange(self.n_layers)
+        return kept.astype(np.int64)
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything but the certificate.
+
+        It is the sha256 of the last shard's record, which chains to all values, columns, config and
+        provenance.
+        """
+        return self._layout.last_record
+
+    @property
     def d_model(self) -> int:
         """Width of the residuals.
 
@@ -249,7 +273,13 @@ class Store:
             raise MismatchError(
                 f"'{self.path}' has no array '{name}', expected one of {', '.join(self.arrays)}."
             )
-        return Residuals(self._maps, array, n=self.n, batch_rows=self._batch_rows)
+        numbers = None
+        if array.dimension_names[1] == "layer" and not name.startswith("embed/"):
+            found = self.layers
+            numbers = found if found.size == array.n_layers else None
+        return Residuals(
+            self._maps, array, n=self.n, batch_rows=self._batch_rows, layer_numbers=numbers
+        )
 
     def close(self) -> None:
         """Let go of the files; arrays that were read stay valid, and reading opens them again."""

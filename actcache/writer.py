@@ -17,11 +17,7 @@ from actcache.chunks import shard_bytes, shard_parts
 from actcache.creation import ColumnValues, plan_creation, require_same_store
 from actcache.documents import encode, root_document
 from actcache.durable import LargeFile, make_folder, telling, write_durably, write_large_files
-from actcache.errors import (
-    IncompleteStoreError,
-    MismatchError,
-    StoreExistsError,
-)
+from actcache.errors import IncompleteStoreError, MismatchError, StoreExistsError
 from actcache.layout import Layout, partial_folder, read_layout, record_path, shard_path
 from actcache.partial import (
     fill,
@@ -35,6 +31,7 @@ from actcache.partial import (
 )
 from actcache.records import FileSum, encode_record, seal, shard
 from actcache.schema import Kind, RowArray
+from actcache.space import committed_bytes, require_room
 
 
 class Writer:
@@ -68,6 +65,7 @@ class Writer:
         provenance: Mapping[str, Any],
         overwrite: bool = False,
         shard_rows: int | None = None,
+        shard_reason: str = "as asked",
     ) -> "Writer":
         """Begin a store; until it is complete it lies at `PATH.partial`.
 
@@ -83,16 +81,17 @@ class Writer:
             overwrite: replace the store that lies at `path` when this one is complete, and an
                 interrupted one now.
             shard_rows: rows of a shard; by default as `schema.shard_rows` finds.
+            shard_reason: why so many, where they are given.
 
         Raises:
             StoreExistsError: a store, or an interrupted one, is there already.
             MismatchError: columns, config or provenance cannot be stored.
-            ActcacheError: the folder cannot be written.
+            ActcacheError: the folder cannot be written, or its file system has no room for all.
         """
         path = _absolute(path)
         plan = plan_creation(
             kind=kind, n=n, arrays=arrays, columns=columns, config=config, provenance=provenance,
-            shard_rows=shard_rows,
+            shard_rows=shard_rows, shard_reason=shard_reason,
         )  # fmt: skip
         folder = partial_folder(path)
         if not overwrite:
@@ -103,6 +102,7 @@ class Writer:
                 f"'{folder}' exists already: a build was interrupted, or is running. Go on with "
                 "--resume, or begin anew with --overwrite."
             )
+        require_room(path, plan.n_bytes - committed_bytes(path))  # what is replaced makes room
         with telling(f"'{folder}' cannot be created"):
             make_folder(folder)
             lock = lock_folder(folder)
@@ -126,6 +126,7 @@ class Writer:
         provenance: Mapping[str, Any],
         overwrite: bool = False,
         shard_rows: int | None = None,
+        shard_reason: str = "as asked",
     ) -> "Writer":
         """Go on with an interrupted store; where there is none, begin it.
 
@@ -135,7 +136,7 @@ class Writer:
             MismatchError: the store was begun with something else: names the first field.
             StoreExistsError: the store is complete.
             FormatError: what lies there is damaged.
-            ActcacheError: another process is writing it.
+            ActcacheError: another process is writing it, or there is no room for the rest.
         """
         path = _absolute(path)
         folder = partial_folder(path)
@@ -143,13 +144,14 @@ class Writer:
             return cls.create(
                 path, kind=kind, n=n, arrays=arrays, columns=columns, config=config,
                 provenance=provenance, overwrite=overwrite, shard_rows=shard_rows,
+                shard_reason=shard_reason,
             )  # fmt: skip
         with telling(f"'{folder}' cannot be continued"):
             lock = lock_folder(folder)
             try:
                 plan = plan_creation(
                     kind=kind, n=n, arrays=arrays, columns=columns, config=config,
-                    provenance=provenance, shard_rows=shard_rows,
+                    provenance=provenance, shard_rows=shard_rows, shard_reason=shard_reason,
                 )  # fmt: skip
                 if not record_path(folder, 0).exists():  # killed before it was created
                     fill(folder, plan, overwrite=overwrite)
@@ -161,6 +163,7 @@ class Writer:
                     require_free(path)
                 layout = unsealed(layout)
                 remove_uncommitted(layout)
+                require_room(path, plan.n_bytes - committed_bytes(path))
                 return cls(path, layout, lock)
             except BaseException:
                 os.close(lock)

@@ -4,8 +4,11 @@ All that directions and variances need of the residuals, in memory that does not
 number of samples. Refuses to know where batches come from and what classes mean.
 """
 
+import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64, Shaped
@@ -15,6 +18,8 @@ from actcache.errors import MismatchError, NotFiniteError
 
 _TILE_ROWS = 64  # rows summed in float32 before float64 takes over
 _TILE = 2**17  # elements at a time: they stay in a core's cache while they are summed and squared
+_PIVOTS = 8  # rows that a pivot is subtracted from at once: NumPy is faster at long ones
+_WORTH_THREADS = 2**21  # elements of a batch and class; below, handing them out takes longer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +63,13 @@ class Moments:
 def class_moments(
     batches: Iterable[tuple[Float[np.ndarray, "_ layer d_model"], Int[np.ndarray, " _"]]],
     n_classes: int,
+    *,
+    threads: int | None = None,
 ) -> Moments:
     """Accumulate count, mean and scatter of each class over `batches`.
 
-    Each batch is read once. Within it, up to 64 rows at a time are summed by a float32 matmul after
-    the class's running mean was subtracted, so nothing cancels where a mean is large beside its
+    Each batch is read once. Within it, up to 64 rows at a time are summed in float32 after the
+    class's running mean was subtracted, so nothing cancels where a mean is large beside its
     spread; all further sums are float64. Batches merge by the pairwise update of Chan, Golub &
     LeVeque, "Algorithms for computing the sample variance" (1983). So how rows are cut into batches
     changes nothing beyond rounding. For contrast pairs pass the differences.
@@ -73,6 +80,8 @@ def class_moments(
             is skipped. Memory order is free: samples first or layers first. One batch is held at a
             time.
         n_classes: number of classes `k`; labels run from 0 to `k - 1`.
+        threads: how many share the layers of a large batch; by default as many as there are
+            processors for this process, up to 4. The result does not depend on it.
 
     Returns:
         The moments. A class without samples has count 0, mean 0 and scatter 0.
@@ -89,17 +98,25 @@ def class_moments(
     """
     count = np.zeros(n_classes, np.int64)
     mean: Float64[np.ndarray, "k layer d_model"] | None = None
-    for resid, labels in batches:
-        if mean is None:
-            mean = np.zeros((n_classes, *resid.shape[1:]))
-            scatter = np.zeros_like(mean)
-        _check(resid, labels, shape=mean.shape)
-        if not resid[:, 0].flags.c_contiguous:  # samples first in memory, or no order that helps
-            resid = np.ascontiguousarray(resid)
-        for k in np.unique(labels[labels >= 0]):
-            rows = np.flatnonzero(labels == k)
-            _add_rows(mean[k], scatter[k], resid, rows, count=int(count[k]))
-            count[k] += len(rows)
+    threads = _usual_threads() if threads is None else threads
+    with ThreadPoolExecutor(threads) as pool:  # begins none before it is asked to
+        for resid, labels in batches:
+            if mean is None:
+                mean = np.zeros((n_classes, *resid.shape[1:]))
+                scatter = np.zeros_like(mean)
+            _check(resid, labels, shape=mean.shape)
+            if not resid[:, 0].flags.c_contiguous:  # samples first, or no order that helps
+                resid = np.ascontiguousarray(resid)
+            for k in np.unique(labels[labels >= 0]):
+                rows = np.flatnonzero(labels == k)
+                add = partial(_add_rows, mean[k], scatter[k], resid, rows, count=int(count[k]))
+                large = len(rows) * mean[k].size >= _WORTH_THREADS
+                parts = np.array_split(np.arange(resid.shape[1]), threads if large else 1)
+                waiting = [pool.submit(add, layers) for layers in parts[1:]]
+                add(parts[0])
+                for done in waiting:
+                    done.result()
+                count[k] += len(rows)
     if mean is None:
         raise MismatchError("no batch of residuals was given, expected one or more. Pass samples.")
     if not np.isfinite(mean).all():
@@ -111,30 +128,37 @@ def class_moments(
     return Moments(count=count, mean=mean, scatter=scatter)
 
 
+def _usual_threads() -> int:
+    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(ours or 1, 4)
+
+
 def _add_rows(
     mean: Float64[np.ndarray, "layer d_model"],
     scatter: Float64[np.ndarray, "layer d_model"],
     resid: Float[np.ndarray, "b layer d_model"],
     rows: Int[np.ndarray, " r"],
+    layers: Int[np.ndarray, " l"],
     *,
     count: int,
 ) -> None:
     """Bring `rows` of a batch into the moments of one class, which has `count` samples so far."""
     n_layers, d_model = mean.shape
     dtype = np.result_type(resid.dtype, np.float32)
-    at_once = min(_TILE_ROWS, max(1, _TILE // d_model))
-    # Buffers are made once: fresh ones for each tile would cost more than the sums.
-    deviation = np.empty((min(at_once, len(rows)), d_model), dtype)
-    gathered = deviation if resid.dtype == dtype else np.empty(deviation.shape, resid.dtype)
+    at_once = min(_TILE_ROWS, max(1, _TILE // d_model), len(rows))
     parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
+    # Buffers are made once: fresh ones for each tile would cost more than the sums.
+    deviation = np.empty((at_once, d_model), dtype)
+    gathered = deviation if resid.dtype == dtype else np.empty(deviation.shape, resid.dtype)
+    pivots = np.empty((_PIVOTS, d_model), dtype)
     samples_first = resid.flags.c_contiguous
-    for layer in range(n_layers):  # block by block as they lie in memory, each within the cache
+    for layer in layers:  # block by block as they lie in memory, each within the cache
         # A class's first row is one of those summed, so its deviation bounds the class's scatter
         # from below: even an outlier as pivot costs only a few digits of float32, for one batch.
-        pivot = (mean[layer] if count else resid[rows[0], layer]).astype(dtype)
+        pivots[:] = mean[layer] if count else resid[rows[0], layer]
         total, squares = np.zeros(d_model), np.zeros(d_model)
         for part in parts:
-            flat, ones = deviation[: len(part)], np.ones(len(part), dtype)
+            flat = deviation[: len(part)]
             if part[-1] - part[0] == len(part) - 1:
                 tile = resid[part[0] : part[-1] + 1, layer]
             else:
@@ -146,13 +170,29 @@ def _add_rows(
                 source.take(at, axis=0, out=tile, mode="clip")  # other modes write twice
             if tile.dtype == np.float16:
                 tile = float32_of(tile, out=flat)
-            np.subtract(tile, pivot, out=flat)
-            total += ones @ flat
-            np.multiply(flat, flat, out=flat)
-            squares += ones @ flat
+            _subtract(tile, pivots, out=flat)
+            total += np.add.reduce(flat, axis=0)
+            np.square(flat, out=flat)
+            squares += np.add.reduce(flat, axis=0)
         total /= len(rows)  # mean deviation from the pivot
         squares -= len(rows) * total * total
-        _merge_into(mean[layer], scatter[layer], pivot + total, squares, count=(count, len(rows)))
+        _merge_into(
+            mean[layer], scatter[layer], pivots[0] + total, squares, count=(count, len(rows))
+        )
+
+
+def _subtract(
+    tile: Float[np.ndarray, "r d_model"],
+    pivots: Float[np.ndarray, "p d_model"],
+    *,
+    out: Float[np.ndarray, "r d_model"],
+) -> None:
+    """Subtract the pivot, which `pivots` holds several times, from each row."""
+    if len(tile) % len(pivots) or not tile.flags.c_contiguous:
+        np.subtract(tile, pivots[0], out=out)
+    else:
+        long = (-1, pivots.size)
+        np.subtract(tile.reshape(long), pivots.reshape(-1), out=out.reshape(long))
 
 
 def _merge_into(

@@ -81,6 +81,26 @@ def test_equals_numpy_on_many_rows_and_wide_layers(dtype):
         np.testing.assert_allclose(found.variance[k], wide.var(0, ddof=1), rtol=5e-6)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_the_threads_change_no_bit(threads, monkeypatch):
+    resid = np.random.default_rng(0).normal(3, 2, size=(50, 3, 40)).astype(np.float16)
+    labels = np.arange(50) % 2
+    alone = class_moments([(resid, labels)], 2, threads=1)
+    monkeypatch.setattr(moments, "_WORTH_THREADS", 1)
+    found = class_moments([(resid, labels)], 2, threads=threads)
+
+    np.testing.assert_array_equal(found.mean, alone.mean)
+    np.testing.assert_array_equal(found.scatter, alone.scatter)
+
+
+def test_a_thread_that_meets_an_infinity_says_so(monkeypatch):
+    monkeypatch.setattr(moments, "_WORTH_THREADS", 1)
+    resid = np.ones((4, 3, 2), np.float16)
+    resid[2, 2, 1] = np.inf
+    with pytest.raises(NotFiniteError):
+        class_moments([(resid, np.zeros(4, int))], 1, threads=3)
+
+
 def test_nothing_cancels_where_a_mean_is_large_beside_its_spread():
     rng = np.random.default_rng(1)
     resid = (1e5 + rng.normal(size=(500, 1, 40))).astype(np.float32)
@@ -192,10 +212,12 @@ def test_every_finite_float16_converts_as_numpy_does():
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)]
     strided = finite.reshape(2, -1).T[::3]
+    layers_first = finite.reshape(31, -1, 8).swapaxes(0, 1)
 
-    for values in (finite, strided, finite[:0]):
+    for values in (finite, strided, layers_first, layers_first[:, 1:], finite[:0], finite[5:6]):
         expected = values.astype(np.float32)
         np.testing.assert_array_equal(float32_of(values).view(np.uint32), expected.view(np.uint32))
+        np.testing.assert_array_equal(np.signbit(float32_of(values)), np.signbit(values))
         out = np.empty(values.shape, np.float32)
         assert float32_of(values, out=out) is out
         np.testing.assert_array_equal(out, expected)

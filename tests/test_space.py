@@ -1,0 +1,128 @@
+"""A build or sweep that will not fit is refused before it begins; what is there already counts."""
+
+import os
+import shutil
+from types import SimpleNamespace
+
+import pytest
+
+from actcache.errors import ActcacheError
+from actcache.schema import RowArray
+from actcache.space import committed_bytes, require_room
+from actcache.writer import Writer
+from tests.stores import commit_next, example, fill
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Sets how many bytes the file system has free."""
+
+    def set_free(n_bytes):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=n_bytes))
+
+    return set_free
+
+
+@pytest.fixture
+def large():
+    """60 rows in 6 shards of 100 kB."""
+    return example(n=60, shard_rows=10, arrays=[RowArray("resid_post/prompt", 5, 500, "float32")])
+
+
+def test_a_store_that_will_not_fit_is_refused_and_leaves_nothing(tmp_path, free, large):
+    free(500_000)
+    with pytest.raises(ActcacheError, match=r"has 500 kB free, expected 6[\d.]+ kB.*Make room"):
+        Writer.create(tmp_path / "a.zarr", **large[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_it_says_to_need_is_what_it_then_takes(tmp_path, free, large):
+    settings, values = large
+    with Writer.create(tmp_path / "a.zarr", **settings) as writer:
+        fill(writer, values, certificate=None)
+    took = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+
+    free(took - 10)  # the seal changes one word of the root document
+    with pytest.raises(ActcacheError, match="Make room"):
+        Writer.create(tmp_path / "b.zarr", **settings)
+    free(took + 10)
+    Writer.create(tmp_path / "b.zarr", **settings).close()
+
+
+def test_what_is_committed_counts_when_a_build_goes_on(tmp_path, free, large):
+    settings, values = large
+    path = tmp_path / "a.zarr"
+    assert committed_bytes(path) == 0
+    with Writer.create(path, **settings) as writer:
+        for _ in range(4):
+            commit_next(writer, values)
+    assert 400_000 < committed_bytes(path) < 401_000
+
+    free(100_000)
+    with pytest.raises(ActcacheError, match=r"has 100 kB free, expected 2[\d.]+ kB"):
+        Writer.resume(path, **settings)
+    free(300_000)
+    with Writer.resume(path, **settings) as writer:
+        assert writer.committed == 40
+
+
+def test_an_interrupted_store_that_is_overwritten_makes_room(tmp_path, free, large):
+    settings, values = large
+    with Writer.create(tmp_path / "a.zarr", **settings) as writer:
+        for _ in range(4):
+            commit_next(writer, values)
+    free(300_000)
+    with Writer.create(tmp_path / "a.zarr", overwrite=True, **settings) as writer:
+        assert writer.committed == 0
+
+    (tmp_path / "a.zarr.partial" / "zarr.json").write_text("damaged")
+    assert committed_bytes(tmp_path / "a.zarr") == 0
+
+
+def test_asks_the_file_system_that_the_path_will_lie_on(tmp_path):
+    stat = os.statvfs(tmp_path)
+    free_bytes = stat.f_bavail * stat.f_frsize
+    require_room(tmp_path / "not" / "there" / "a.zarr", free_bytes // 2)
+    with pytest.raises(ActcacheError, match=f"'{tmp_path}'"):
+        require_room(tmp_path / "not" / "there" / "a.zarr", free_bytes * 2)
+
+
+@pytest.mark.model
+def test_a_build_and_a_sweep_are_refused_before_the_model_is_loaded(tmp_path, free, capsys):
+    import json
+
+    import numpy as np
+
+    from actcache.analysis.sweep import run_sweep, shared_directions
+    from actcache.cli.main import main
+    from actcache.steering import SteeringRule
+    from actcache.store import open_store
+    from tests.tiny import save
+
+    rows = [{"prompt": f"{i}?", "positive": " (A)", "negative": " (B)"} for i in range(4)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    model, out = save(tmp_path / "model"), tmp_path / "s.zarr"
+    command = ["build", str(tmp_path / "d.jsonl"), "--model", model, "-o", str(out)]
+    weights = tmp_path / "model" / "model.safetensors"
+    hidden = weights.rename(tmp_path / "elsewhere")
+    free(100)
+    assert main(command) == 1
+    assert "Make room" in capsys.readouterr().err.replace("\n", " ")
+    hidden.rename(weights)
+    free(10**9)
+    assert main(command) == 0
+
+    def never():
+        raise AssertionError
+
+    directions = shared_directions(np.ones((1, 4, 32), np.float32), np.zeros(4, np.int64))
+    free(100)
+    with pytest.raises(ActcacheError, match="Make room"):
+        run_sweep(
+            open_store(out),
+            tmp_path / "sweep.zarr",
+            model=never,
+            sets={"one": directions},
+            multipliers=(0.0, 1.0),
+            rule=SteeringRule(),
+        )
