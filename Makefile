@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench bench-rivals clean
 
 demo: .venv/.ready
 	$(BIN)/actcache demo -o demo-out
@@ -25,5 +25,22 @@ check: .venv/.ready
 	$(BIN)/python -m pip install -q -c constraints.txt --editable . --group dev
 	touch $@
 
+# Figures against floors, a few minutes each; RESULTS.md says how they were run for the record.
+bench: .venv/.ready
+	for each in build sweep store moments memory; do $(BIN)/python -m benchmarks.bench_$$each || exit 1; done
+
+# In an environment of its own, so that other people's packages never meet ours. steering-vectors
+# asks for transformers < 5 and works with 5: it goes in without its dependencies, which are there.
+bench-rivals: .venv-rivals/.ready
+	TQDM_DISABLE=1 .venv-rivals/bin/python -m benchmarks.bench_rivals
+
+.venv-rivals/.ready: pyproject.toml constraints.txt
+	test -d .venv-rivals || $(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install -q --upgrade -c constraints.txt pip
+	.venv-rivals/bin/python -m pip install -q -c constraints.txt torch
+	.venv-rivals/bin/python -m pip install -q -c constraints.txt --editable . --group benchmarks
+	.venv-rivals/bin/python -m pip install -q -c constraints.txt --no-deps steering-vectors
+	touch $@
+
 clean:
-	rm -rf .venv build dist demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-rivals build dist demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

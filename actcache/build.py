@@ -29,12 +29,14 @@ from actcache.model import (
     load_tokenizer,
     tokenizer_digest,
 )
-from actcache.positions import check_template, expand_positions, of_samples
+from actcache.positions import ATTENTION, check_template, expand_positions, of_samples
 from actcache.provenance import MODE, model_identity, versions
 from actcache.render import Rendered, Renderer
+from actcache.reuse import Reusable, find_reusable
 from actcache.samples import Sample, samples_digest
 from actcache.schema import Dtype, Ragged, RowArray
 from actcache.self_check import Read, certify, check_capture
+from actcache.spans import SPAN, require_spans
 from actcache.splits import assign_splits
 from actcache.store import Store, open_store
 from actcache.writer import Writer
@@ -125,6 +127,8 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> Plan:
     paired = kept[0].positive is not None
     positions = of_samples(expand_positions(config.positions), paired=paired)
     check_template(chosen.rendered, positions)
+    if ATTENTION in config.sites:
+        require_spans([row.span for row in chosen.rendered], [sample.id for sample in kept])
     return Plan(
         config,
         [replace(sample, split=split) for sample, split in zip(kept, splits, strict=True)],
@@ -146,6 +150,7 @@ def run_build(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    reuse: Sequence[str | Path] = (),
     model: LanguageModel | None = None,
     on_rows: Callable[[int], None] = lambda _n: None,
 ) -> Store:
@@ -156,6 +161,8 @@ def run_build(
         path: where the store will be; until it is complete it is `PATH.partial`.
         resume: go on with an interrupted build of the same plan.
         overwrite: replace a finished store that lies at `path`.
+        reuse: stores of the same model whose rows of equal tokens are copied instead of run. They
+            equal rows that are run to rounding: which rows share a pass decides the last bits.
         model: an already loaded model; by default the config's is loaded.
         on_rows: told how many rows were committed, each time.
 
@@ -164,18 +171,15 @@ def run_build(
 
     Raises:
         StoreExistsError: a store, or the rest of one, lies at `path`.
-        MismatchError: `resume`, and the rest was begun with other settings, data or weights.
+        MismatchError: `resume`, and the rest was begun with other settings, data or weights; or a
+            store to `reuse` is of another model, or lacks what is read.
         NotFiniteError: a residual is not finite in the store's dtype.
         ModelError: the family is not handled, or the first rows differ from a plain forward pass.
     """
     config = plan.config
     if model is None:
-        model = _load(config)
-    read: Read = capture
-    if config.engine == "transformer-lens":
-        from actcache.bridge import BridgeCapture
-
-        read = BridgeCapture(_load(config).hf)
+        model = load_planned(config)
+    read = reader(config)
     check = check_capture(
         model,
         plan.rendered,
@@ -190,11 +194,24 @@ def run_build(
             f"{site}/{position}",
             n_layers=1 if site == "embed" else model.n_layers,
             width=model.width_of(site),
-            dtype=cast("Dtype", store_dtype),  # RowArray checks it
+            dtype=cast("Dtype", "float32" if site == ATTENTION else store_dtype),  # it checks them
+            dimension_names=("n", "layer", "head" if site == ATTENTION else "d_model"),
         )
         for site in config.sites
         for position in plan.positions
     ]  # fmt: skip
+    reused: Reusable | None = None
+    recorded = provenance(plan, model)
+    if reuse:
+        reused = find_reusable(
+            reuse,
+            rows=plan.rendered,
+            arrays=arrays,
+            model=model_identity(model),
+            mode=MODE,
+            answer=config.answer,
+        )
+        recorded["reused"] = reused.recorded()
     start = Writer.resume if resume else Writer.create
     with (
         start(
@@ -204,15 +221,15 @@ def run_build(
             arrays=arrays,
             columns=columns(plan),
             config=config.recorded(),
-            provenance=provenance(plan, model),
+            provenance=recorded,
             shard_rows=SHARD_ROWS,
-            **({} if resume else {"overwrite": overwrite}),
+            overwrite=overwrite and not resume,
         ) as writer,
         ThreadPoolExecutor(1) as committer,
     ):
         on_rows(writer.committed)
         pending: Future[None] | None = None
-        for rows, blocks in _shards(plan, model, read, arrays, writer):
+        for rows, blocks in _shards(plan, model, read, arrays, writer, reused):
             # The last shard is written while the next one is computed.
             if pending is not None:
                 pending.result()
@@ -233,7 +250,21 @@ def run_build(
     return open_store(path)
 
 
-def _load(config: BuildConfig) -> LanguageModel:
+def reader(config: BuildConfig) -> Read:
+    """What reads residuals under these settings: `capture`, or its slow reference."""
+    if config.engine == "transformer-lens":
+        from actcache.bridge import BridgeCapture
+
+        return BridgeCapture(load_planned(config).hf)
+    return capture
+
+
+def load_planned(config: BuildConfig) -> LanguageModel:
+    """Load the model that the settings name.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
     return load_model(
         config.model,
         revision=config.revision,
@@ -245,7 +276,12 @@ def _load(config: BuildConfig) -> LanguageModel:
 
 
 def _shards(
-    plan: Plan, model: LanguageModel, read: Read, arrays: Sequence[RowArray], writer: Writer
+    plan: Plan,
+    model: LanguageModel,
+    read: Read,
+    arrays: Sequence[RowArray],
+    writer: Writer,
+    reused: Reusable | None,
 ) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
     """The shards that are still to be written, each with its rows."""
     costs, budget = plan.costs, Budget(plan.config.batch_tokens)
@@ -256,8 +292,9 @@ def _shards(
             array.name: np.empty((array.n_layers, len(rows), array.width), array.stored)
             for array in arrays
         }
-        run = partial(_fill, blocks, start, plan, model, read, arrays)
-        run_batches([costs[row] for row in rows], budget=budget, run=run)
+        left = np.arange(len(rows)) if reused is None else reused.fill(blocks, start)
+        run = partial(_fill, blocks, start, plan, model, read, arrays, left)
+        run_batches([costs[start + i] for i in left], budget=budget, run=run)
         yield rows, {name: block.swapaxes(0, 1) for name, block in blocks.items()}
 
 
@@ -268,9 +305,11 @@ def _fill(
     model: LanguageModel,
     read: Read,
     arrays: Sequence[RowArray],
+    left: Int64[np.ndarray, " _"],
     batch: Int64[np.ndarray, " _"],
 ) -> None:
-    """Capture the rows `batch` of the shard that begins at `start`, into `blocks`."""
+    """Capture the rows `left[batch]` of the shard that begins at `start`, into `blocks`."""
+    batch = left[batch]
     found = read(
         model,
         [plan.rendered[start + i] for i in batch],
@@ -299,7 +338,10 @@ def columns(plan: Plan) -> dict[str, Any]:
         for part in ("prompt", "shared", "positive", "negative")
     }
     counts = {"n_tokens": np.array([row.length for row in rendered], np.int64)}
-    return {**text, **tokens, **counts}
+    marked = {}
+    if ATTENTION in plan.config.sites:
+        marked[SPAN] = np.array([row.span for row in rendered], np.int64)
+    return {**text, **tokens, **counts, **marked}
 
 
 def provenance(plan: Plan, model: LanguageModel) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from actcache.provenance import IDENTITY, require_same, versions
 from actcache.render import Rendered
 from actcache.replay import rendered_pairs, require_store_model
 from actcache.schema import RowArray
+from actcache.selection import require_all_layers
+from actcache.space import committed_bytes, require_room
 from actcache.steering import SteeringRule, cell_alone, propensities
 from actcache.store import Store, open_store
 from actcache.writer import Writer
@@ -72,7 +74,7 @@ def run_sweep(
     multipliers: Sequence[float],
     rule: SteeringRule,
     layers: Sequence[int] | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int = 2048,
     on_rows: Callable[[int], None] = lambda _n: None,
 ) -> Store:
     """Steer every sample at every layer with every multiplier; keep the propensities.
@@ -96,8 +98,10 @@ def run_sweep(
 
     Raises:
         MismatchError: the model is not the store's, or what lies at `path` has other settings.
+        ActcacheError: there is no room for the results.
     """
     path = Path(path)
+    require_all_layers(store)
     layers = list(range(store.n_layers)) if layers is None else sorted(set(layers))
     if not layers or not 0 <= layers[0] <= layers[-1] < store.n_layers:
         raise MismatchError(
@@ -129,6 +133,8 @@ def run_sweep(
         on_rows(done.n)
         return done
 
+    n_bytes = 4 * store.n * len(sets) * len(layers) * len(multipliers)
+    require_room(path, n_bytes - committed_bytes(path))
     loaded = model()
     require_store_model(store, loaded)
     provenance = {**source, "device": str(loaded.device), "versions": versions()}
@@ -168,7 +174,7 @@ def run_sweep(
                 for array in settings["arrays"]
             }
             n_cells = len(sets) * len(layers) * sum(x != 0 for x in multipliers)
-            costs = [row.length + n_cells * _nodes(row, rule) for row in here]
+            costs = sweep_costs(here, rule, n_cells=n_cells)
             run = partial(
                 _fill, found, shard.start, loaded, rows, sets, list(multipliers), rule, layers
             )
@@ -205,8 +211,13 @@ def _fill(
         found[f"{name}/propensity"][batch] = out[:, i]
 
 
-def _nodes(row: Rendered, rule: SteeringRule) -> int:
-    """Rows that one cell of a sample adds, at most."""
+def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -> list[int]:
+    """Tokens that each sample costs in a pass of `n_cells` cells: its own and those that join."""
+    return [row.length + n_cells * nodes_added(row, rule) for row in rows]
+
+
+def nodes_added(row: Rendered, rule: SteeringRule) -> int:
+    """Tokens that one cell of a sample replaces, at most."""
     branches = len(row.positive) + len(row.negative) if rule.whole else 0
     return 1 + (len(row.shared) if rule.first_steered != "fork" else 0) + branches
 

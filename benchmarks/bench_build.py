@@ -2,12 +2,13 @@
 
 Ours reads all layers at prompt, fork and both answer tokens. Floors, in turns: two plain Hugging
 Face forwards a row (prompt with either completion), with and without logits; one forward of the
-prompts alone. `--store` times the whole build with its files.
+prompts alone. Of a model in a folder the whole build with its files is timed too.
 """
 
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,9 +17,12 @@ from actcache.capture import capture, tokens_run
 from actcache.model import LanguageModel, load_model
 from actcache.render import Rendered
 from benchmarks.models import plain_forwards, random_llama, random_rows
+from benchmarks.profiles import profile
 from benchmarks.turns import arguments, in_turns, ratio, report
 
 POSITIONS = ("prompt", "fork", "positive", "negative")
+LARGE: dict[str, Any] = {"layers": 12, "d_model": 512, "heads": 8, "mlp": 1408}
+TINY: dict[str, Any] = {"layers": 2, "d_model": 32, "heads": 2, "mlp": 64}
 
 
 def variants(
@@ -59,7 +63,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", nargs="*", default=[], help="rows for --model")
     parser.add_argument("--n", type=int, default=64, help="rows (default 64)")
     parser.add_argument("--batch-tokens", type=int, default=4096)
+    parser.add_argument("--profile", metavar="DIR", help="also trace one capture, and one build")
+    parser.add_argument("--quick", action="store_true", help="a tiny model: does it run at all?")
     args = parser.parse_args(argv)
+    if args.quick:
+        args.n, args.repeats = min(args.n, 8), 1
     torch.set_num_threads(args.threads)
     if args.model:
         from actcache.build import plan_build
@@ -71,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan = plan_build(read_samples(args.data, limit=args.n), config)
         rows = list(plan.rendered)
     else:
-        model = random_llama(layers=12, d_model=512, heads=8, mlp=1408, vocab=8192)
-        rows = random_rows(args.n, tokens=128, vocab=8192)
+        shape = TINY if args.quick else LARGE
+        model = random_llama(vocab=8192, **shape)
+        rows = random_rows(args.n, tokens=16 if args.quick else 128, vocab=8192)
     took = in_turns(variants(model, rows, budget=args.batch_tokens), repeats=args.repeats)
     if args.model:
         from actcache.build import run_build
@@ -93,6 +102,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             took_whole, "build", "two forwards"
         )
     figures["rows a second"] = len(rows) / min(took["capture"])
+    if args.profile:
+        capture_all = variants(model, rows, budget=args.batch_tokens)["capture"]
+        figures |= profile(capture_all, args.profile, name="capture")
+        if args.model:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "store.zarr")
+                figures |= profile(
+                    lambda: run_build(plan, path, model=model, overwrite=True),
+                    args.profile,
+                    name="build",
+                )
     report(
         "build",
         figures,

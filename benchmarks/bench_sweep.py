@@ -15,7 +15,9 @@ from actcache.batches import plan_batches
 from actcache.model import LanguageModel, load_model
 from actcache.render import Rendered
 from actcache.steering import SteeringRule, cell_alone, propensities
+from benchmarks.bench_build import LARGE, TINY
 from benchmarks.models import plain_forwards, random_llama, random_rows
+from benchmarks.profiles import profile
 from benchmarks.turns import arguments, in_turns, ratio, report
 
 MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
@@ -55,7 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--cells", type=int, default=24, help="cells that the naive loop is timed on"
     )
+    parser.add_argument("--profile", metavar="DIR", help="also trace one sweep")
+    parser.add_argument("--quick", action="store_true", help="a tiny model: does it run at all?")
     args = parser.parse_args(argv)
+    if args.quick:
+        args.n, args.repeats, args.cells = min(args.n, 4), 1, 4
     torch.set_num_threads(args.threads)
     if args.model:
         from actcache.build import plan_build
@@ -66,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         plan = plan_build(read_samples(args.data, limit=args.n), BuildConfig(model=args.model))
         rows = list(plan.rendered)
     else:
-        model = random_llama(layers=12, d_model=512, heads=8, mlp=1408, vocab=8192)
-        rows = random_rows(args.n, tokens=128, vocab=8192)
+        model = random_llama(vocab=8192, **(TINY if args.quick else LARGE))
+        rows = random_rows(args.n, tokens=16 if args.quick else 128, vocab=8192)
     rule = SteeringRule(score=args.score)
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(model.n_layers, model.d_model, generator=generator)
@@ -93,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     took = in_turns({"sweep": ours, "cells": naive, "forward": forward}, repeats=args.repeats)
     scale = len(every) / len(cells)
+    traced = profile(ours, args.profile, name="sweep") if args.profile else {}
     report(
         "sweep",
         {
@@ -102,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "largest absolute difference over the sampled cells": max(errors),
             "largest effect": float(np.abs(kept["fast"] - kept["fast"][..., 3:4]).max()),
             "cells a second": len(every) / min(took["sweep"]),
+            **traced,
         },
         about={
             "model": model.name,

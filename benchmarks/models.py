@@ -1,6 +1,8 @@
 """Models and rows that benchmarks run on: real small ones, and random ones of a given shape."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,3 +72,52 @@ def plain_forwards(
                 position_ids=torch.from_numpy(tree.positions).to(model.device),
                 use_cache=False,
             )
+
+
+def saved_gpt2(
+    folder: str | Path, *, layers: int, d_model: int, heads: int, vocab: int, context: int = 512
+) -> str:
+    """A GPT-2 of the given shape with random weights, in a folder with a tokenizer; its path.
+
+    The tokenizer makes one token of each word, `w5 w6 …`, so that any tool which takes text runs
+    the tokens that are meant.
+    """
+    from tokenizers import Tokenizer, pre_tokenizers
+    from tokenizers.models import WordLevel
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_embd=d_model,
+        n_layer=layers,
+        n_head=heads,
+        n_positions=context,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    torch.manual_seed(0)
+    hf = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        # Positions as large as words, so that a tool which shifts them under padding shows it.
+        hf.transformer.wpe.weight.mul_(5)
+    hf.save_pretrained(folder)
+    words = ["<s>", "(", ")", "A", "B", *(f"w{i}" for i in range(5, vocab))]
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<s>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="<s>", pad_token="<s>", unk_token="<s>"
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def saved_rows(path: str | Path, n: int, *, tokens: int, vocab: int, seed: int = 0) -> str:
+    """Pairs for `saved_gpt2` in a .jsonl file: about `tokens` tokens (±25 %); its path."""
+    rng = np.random.default_rng(seed)
+    with Path(path).open("w", encoding="utf-8") as file:
+        for i in range(n):
+            length = rng.integers(int(tokens * 0.75), int(tokens * 1.25) + 1)
+            prompt = " ".join(f"w{token}" for token in rng.integers(5, vocab, length))
+            letters = ("A", "B") if i % 2 else ("B", "A")
+            row = {"prompt": prompt, "positive": f"( {letters[0]} )"}
+            file.write(json.dumps({**row, "negative": f"( {letters[1]} )"}) + "\n")
+    return str(path)

@@ -18,6 +18,11 @@ from actcache.cli import console
 NAMED = 10
 """How many rows that are left out are named on the terminal; the store lists all."""
 
+DRY_RUN = (
+    "print rows, tokens, passes, bytes and an estimate of the time, and write nothing; where the "
+    "weights are on this machine and not over 16 GB it loads the model and times a batch"
+)
+
 if TYPE_CHECKING:
     from actcache.conditions import Summary
     from actcache.config import BuildConfig
@@ -42,7 +47,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="default %(default)s",
     )
     add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    add("--batch-tokens", type=int, default=8192, help="tokens in a pass (default %(default)s)")
+    add(
+        "--batch-tokens",
+        type=int,
+        default=2048,
+        help="tokens in a pass, the dial of speed against memory; a large GPU takes more "
+        "(default %(default)s)",
+    )
     group = command.add_argument_group(
         "prompts",
         "A preset sets what a published code does, and rows must hold what that code takes for\n"
@@ -80,13 +91,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="prompt,fork,positive,negative",
         metavar="LIST",
         help="tokens to read (default %(default)s; of labelled prompts: prompt); also mean, over "
-        "the prompt's tokens, and template:K, its last K",
+        "the prompt's tokens; template:K, its last K, the same in all; last:K, the same or not",
     )
     add(
         "--sites",
         default="resid_post",
         metavar="LIST",
-        help="of resid_post,embed,resid_mid,attn_out,mlp_out,heads",
+        help="of resid_post,embed,resid_mid,attn_out,mlp_out,heads; attention: its mass on the "
+        'part of the prompt that a row marks under "span"',
     )
     add(
         "--answer",
@@ -99,8 +111,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--skip-bad-rows", action="store_true", help="leave out and list rows of no use")
     add("--resume", action="store_true", help="go on with an interrupted build")
+    add(
+        "--reuse",
+        action="append",
+        default=[],
+        metavar="OLD",
+        help="a store of the same model: copy its rows of equal tokens; may be given again",
+    )
     add("--overwrite", action="store_true", help="replace a store that lies at STORE")
-    add("--dry-run", action="store_true", help="print rows, tokens, passes and bytes; run nothing")
+    add("--dry-run", action="store_true", help=DRY_RUN)
     add("--json", action="store_true", help="print one JSON document")
 
 
@@ -119,16 +138,29 @@ def run(args: argparse.Namespace) -> None:
     )
 
     from actcache.build import plan_build, run_build  # from here on torch is needed
+    from actcache.space import committed_bytes, require_room
 
     plan = plan_build(samples, config)
     _say_left_out(plan.left_out)
     _say_conditions(plan.conditions, preset=config.preset)
     if args.dry_run:
-        _print(forecast(plan, args.output), as_json=args.json)
+        from actcache.estimate import estimate_build
+
+        estimate = estimate_build(plan)
+        facts = forecast(plan, args.output)
+        facts |= {"estimated seconds": estimate.seconds, "estimate": estimate.basis}
+        _print(facts, as_json=args.json)
         return
+    n_bytes = forecast(plan, args.output)["bytes on disk"]
+    require_room(args.output, n_bytes - committed_bytes(args.output))
     with console.progress("build", total=plan.n, quiet=args.json) as on_rows:
         store = run_build(
-            plan, args.output, resume=args.resume, overwrite=args.overwrite, on_rows=on_rows
+            plan,
+            args.output,
+            resume=args.resume,
+            overwrite=args.overwrite,
+            reuse=args.reuse,
+            on_rows=on_rows,
         )
     from actcache.cli.info import describe
 
@@ -164,10 +196,11 @@ def forecast(plan: Any, output: str) -> dict[str, Any]:
     kept = next(dtype for dtype in wanted if dtype != "auto")
     d_model, n_heads = shape.hidden_size, shape.num_attention_heads
     of_heads = n_heads * (getattr(shape, "head_dim", None) or d_model // n_heads)
+    n_each = 2 if kept in ("float16", "bfloat16") else 4
     widths = {"embed": d_model, "heads": n_layers * of_heads}
+    widths["attention"] = n_layers * n_heads * 4 // n_each  # float32 whatever the others are
     values = sum(widths.get(site, n_layers * d_model) for site in plan.config.sites)
-    n_bytes = plan.n * len(plan.positions) * values
-    n_bytes *= 2 if kept in ("float16", "bfloat16") else 4
+    n_bytes = plan.n * len(plan.positions) * values * n_each
     folder = Path(output).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -219,4 +252,4 @@ def _print(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         console.print_json(facts)
     else:
-        console.print_facts(facts)
+        console.print_facts({name: x for name, x in facts.items() if x is not None})

@@ -1,0 +1,168 @@
+"""What a sweep will cost before it runs: rows that join, passes that it replaces, bytes, and time.
+
+The counts need the store alone; the time needs the model, of which one real batch is run with
+random directions. Torch comes in with it: import this where a sweep is asked about.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+
+from actcache.analysis.settings import AnalyzeConfig
+from actcache.analysis.sweep import nodes_added, sweep_costs
+from actcache.batches import plan_batches
+from actcache.errors import IncompleteStoreError, MismatchError, StoreNotFoundError
+from actcache.estimate import Estimate, scaled
+from actcache.model import LanguageModel
+from actcache.replay import rendered_pairs
+from actcache.steering import SteeringRule, propensities
+from actcache.store import Store, open_store
+
+
+def forecast_analysis(
+    store: Store,
+    path: str | Path | None,
+    *,
+    config: AnalyzeConfig,
+    model: Callable[[], LanguageModel] | str,
+) -> dict[str, Any]:
+    """What an analysis of these settings costs; all but the sweep reads the store, in seconds.
+
+    Args:
+        store: of residuals.
+        path: where `sweep.zarr` will be; None if what lies there would be removed first.
+        config: the settings.
+        model: gives the model that the store was built with; or in words why not.
+
+    Returns:
+        What `forecast_sweep` gives, of the stage sweep; of other stages `rows` and `bytes to read`,
+        at most.
+
+    Raises:
+        MismatchError: the store is no store of residuals.
+        ModelError: the model cannot be loaded.
+    """
+    if store.kind != "residuals":
+        raise MismatchError(
+            f"'{store.path}' holds a {store.kind}, expected residuals. Pass what build wrote."
+        )
+    facts = {"rows": store.n, "bytes to read": store.n_bytes}
+    if "sweep" not in config.stages or any(store["label"].tolist()):
+        return {**facts, "passes": 0}
+    swept = forecast_sweep(
+        store,
+        path,
+        n_sets=1 + config.controls,  # the directions, and random ones of the same length
+        multipliers=config.multipliers,
+        rule=SteeringRule(first_steered=config.first_steered, score=config.score),
+        layers=config.layers,
+        batch_tokens=config.batch_tokens,
+        model=model,
+    )
+    return {**facts, **swept}
+
+
+def forecast_sweep(
+    store: Store,
+    path: str | Path | None,
+    *,
+    n_sets: int,
+    multipliers: Sequence[float],
+    rule: SteeringRule,
+    layers: Sequence[int] | None = None,
+    batch_tokens: int = 2048,
+    model: Callable[[], LanguageModel] | str,
+) -> dict[str, Any]:
+    """Count what `run_sweep` of the same settings would do, and time a part of it.
+
+    Args:
+        store: pairs, with their tokens.
+        path: where `sweep.zarr` will be; rows that are done there are not counted as to be run. Its
+            settings are not compared.
+        n_sets: direction sets.
+        multipliers: factors λ. λ = 0 costs nothing.
+        rule: first steered token and score.
+        layers: layers to steer; by default all.
+        batch_tokens: tokens in a pass, joined rows included.
+        model: gives the model that the store was built with; or in words why not.
+
+    Returns:
+        `rows`, and `rows done` of a sweep that lies at `path`; `cells`, one a row, direction set,
+        layer and multiplier; `joined rows`, the tokens that cells replace,
+        at most; `passes`; `token-layers`
+        of prefixes and joined rows, padding not counted; `full passes that it replaces`, two a cell
+        (both completions); `bytes of sweep.zarr`, without its columns; `estimated seconds` of the
+        rows that are not done, or None, and what that rests on as `estimate`.
+
+    Raises:
+        MismatchError: the store holds no pairs.
+        ModelError: the model does not fit the sweep.
+    """
+    every = rendered_pairs(store)
+    layers = list(range(store.n_layers)) if layers is None else sorted(set(layers))
+    done = 0 if path is None else _rows_done(Path(path))
+    rows = every[done:]
+    n_steps = sum(x != 0 for x in multipliers)
+    # A cell at layer l runs through the blocks above it.
+    blocks = sum(store.n_layers - 1 - layer for layer in layers)
+    nodes = np.array([nodes_added(row, rule) for row in every])
+    costs = sweep_costs(rows, rule, n_cells=n_sets * len(layers) * n_steps)
+    work = [
+        store.n_layers * row.length + n_sets * n_steps * blocks * int(n)
+        for row, n in zip(every, nodes, strict=True)
+    ]
+    cells = store.n * n_sets * len(layers) * len(multipliers)
+    if isinstance(model, str):
+        estimate = Estimate(None, model)
+    elif not rows:
+        estimate = Estimate(0.0, "every row is done")
+    else:
+        start = time.perf_counter()
+        loaded = model()
+        loading = time.perf_counter() - start
+        generator = torch.Generator().manual_seed(0)
+        shape = (n_sets, loaded.n_layers, loaded.d_model)
+        directions = torch.randn(shape, generator=generator)
+
+        def run(chosen: Int64[np.ndarray, " _"]) -> None:
+            propensities(
+                loaded,
+                [rows[row] for row in chosen],
+                directions=directions,
+                multipliers=multipliers,
+                rule=rule,
+                layers=layers,
+            )
+
+        estimate = scaled(
+            costs,
+            work[done:],
+            budget=batch_tokens,
+            run=run,
+            place=str(loaded.device),
+            loading=loading,
+        )
+    return {
+        "rows": store.n,
+        "rows done": done,
+        "cells": cells,
+        "joined rows": int(nodes.sum()) * n_sets * len(layers) * n_steps,
+        "passes": len(plan_batches(costs, budget=batch_tokens)) if rows else 0,
+        "token-layers": sum(work),
+        "full passes that it replaces": 2 * cells,
+        "bytes of sweep.zarr": 4 * cells,
+        "estimated seconds": estimate.seconds,
+        "estimate": estimate.basis,
+    }
+
+
+def _rows_done(path: Path) -> int:
+    try:
+        return open_store(path, partial=True).n
+    except (StoreNotFoundError, IncompleteStoreError):
+        return 0

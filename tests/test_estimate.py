@@ -1,0 +1,232 @@
+"""Estimates before a run: scaled from what was timed, honest about what was not, and no files."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actcache import estimate
+from actcache.batches import plan_batches
+from actcache.cli.main import main
+from actcache.estimate import scaled, weights_here, why_not_loaded
+from tests.tiny import save
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny model, pairs and labelled prompts, and a store of each."""
+    folder = tmp_path_factory.mktemp("estimate")
+    save(folder / "model")
+    letters = ("(A)", "(B)")
+    pairs = [
+        {"prompt": f"Is it {'x' * i}?", "positive": letters[i % 2], "negative": letters[1 - i % 2]}
+        for i in range(20)
+    ]
+    labels = [{"prompt": f"Do {i}.", "label": "no" if i % 2 else "yes"} for i in range(8)]
+    for name, rows in (("pairs", pairs), ("labels", labels)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        command = ["build", f"{name}.jsonl", "--model", "model", "-o", f"{name}.zarr"]
+        assert (
+            main(
+                [str(folder / word) if "." in word or word == "model" else word for word in command]
+            )
+            == 0
+        )
+    return folder
+
+
+class Clock:
+    """Time that passes only where somebody says so."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=80),
+    budget=st.integers(1, 400),
+    second=st.floats(1e-6, 5),
+)
+def test_is_exact_where_time_is_proportional_to_padded_tokens(lengths, budget, second):
+    clock = Clock()
+
+    def run(rows):
+        clock.now += second * len(rows) * max(lengths[row] for row in rows)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(estimate, "time", clock)
+        found = scaled(lengths, lengths, budget=budget, run=run, place="cpu", loading=0.0)
+
+    true = sum(
+        second * len(batch) * max(lengths[row] for row in batch)
+        for batch in plan_batches(lengths, budget=budget)
+    )
+    assert found.seconds == pytest.approx(true, rel=1e-2)  # three digits are kept
+
+
+def test_the_timed_rows_are_few_where_a_pass_is_slow():
+    clock, asked = Clock(), []
+
+    def run(rows):
+        asked.append(len(rows))
+        clock.now += 3.0 * len(rows)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(estimate, "time", clock)
+        found = scaled([5] * 100, [5] * 100, budget=500, run=run, place="cpu", loading=0.0)
+
+    assert asked == [estimate.FEW_ROWS] * 2  # a warm-up, and the one that counts
+    assert found.seconds == 300
+
+
+@pytest.mark.model
+def test_a_dry_build_estimates_its_time_and_says_from_what(folder, tmp_path, capsys):
+    command = ["build", str(folder / "pairs.jsonl"), "--model", str(folder / "model"), "--dry-run"]
+
+    assert main([*command, "-o", str(tmp_path / "s.zarr"), "--json"]) == 0
+
+    facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["estimated seconds"] < 60
+    assert "took" in facts["estimate"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.model
+def test_the_slow_engine_is_estimated_as_such(folder, tmp_path, capsys):
+    command = ["build", str(folder / "pairs.jsonl"), "--model", str(folder / "model"), "--dry-run"]
+    command += ["-o", str(tmp_path / "s.zarr"), "--json"]
+    took = []
+    for engine in ("torch", "transformer-lens"):
+        assert main([*command, "--engine", engine]) == 0
+        took.append(json.loads(capsys.readouterr().out)["estimated seconds"])
+
+    assert took[1] > 3 * took[0]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("more", "layers", "n_multipliers", "n_sets"),
+    [
+        ([], [0, 1, 2, 3], 7, 2),
+        (["--layers", "1,3", "--multipliers=-1,0,1", "--controls", "0"], [1, 3], 3, 1),
+    ],
+)
+def test_a_dry_sweep_counts_what_the_loops_would(
+    more, layers, n_multipliers, n_sets, folder, tmp_path, capsys
+):
+    from actcache.replay import rendered_pairs
+    from actcache.store import open_store
+
+    store = open_store(folder / "pairs.zarr")
+    command = ["analyze", str(folder / "pairs.zarr"), "-o", str(tmp_path / "out"), "--dry-run"]
+
+    assert main([*command, "--json", *more]) == 0
+
+    facts = json.loads(capsys.readouterr().out)
+    cells = list(itertools.product(range(20), range(n_sets), layers, range(n_multipliers)))
+    steered = [cell for cell in cells if cell[3] > 0]  # one multiplier is 0
+    runs_through = sum(4 - 1 - layer for _, _, layer, _ in steered)
+    lengths = sum(row.length for row in rendered_pairs(store))
+    assert facts["cells"] == len(cells)
+    assert facts["joined rows"] == len(steered)
+    assert facts["token-layers"] == 4 * lengths + runs_through
+    assert facts["full passes that it replaces"] == 2 * len(cells)
+    assert facts["bytes of sweep.zarr"] == 4 * len(cells)
+    assert facts["rows done"] == 0
+    assert facts["estimated seconds"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.model
+def test_rows_that_are_done_are_not_counted_again(folder, tmp_path, capsys):
+    command = ["analyze", str(folder / "pairs.zarr"), "-o", str(tmp_path / "out"), "--json"]
+    assert main([*command, "--stages", "sweep", "--draws", "20"]) == 0
+    capsys.readouterr()
+
+    assert main([*command, "--dry-run"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rows done"], facts["estimated seconds"], facts["passes"]) == (20, 0.0, 0)
+
+    assert main([*command, "--dry-run", "--overwrite"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows done"] == 0
+    assert (tmp_path / "out" / "sweep.zarr").exists()
+
+
+@pytest.mark.model
+def test_labels_need_no_pass(folder, capsys):
+    assert main(["analyze", str(folder / "labels.zarr"), "--dry-run", "--json"]) == 0
+
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["passes"] == 0
+    assert facts["bytes to read"] == 8 * 4 * 32 * 4  # rows, layers, width, float32
+
+
+@pytest.mark.model
+def test_without_the_weights_the_counts_are_told_all_the_same(folder, tmp_path, capsys):
+    store = str(folder / "pairs.zarr")
+    command = ["analyze", store, "-o", str(tmp_path / "out"), "--dry-run", "--model", "gone/away"]
+
+    assert main([*command, "--json"]) == 0
+
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["estimated seconds"] is None
+    assert "not on this machine" in facts["estimate"]
+    assert facts["cells"] > 0
+
+    assert main(command) == 0
+    assert "estimated seconds" not in capsys.readouterr().out
+
+
+@pytest.mark.model
+def test_a_dry_analysis_of_a_sweep_is_refused_in_words(folder, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["analyze", str(folder / "pairs.zarr"), "-o", out, "--stages", "sweep"]) == 0
+    capsys.readouterr()
+
+    assert main(["analyze", f"{out}/sweep.zarr", "--dry-run"]) == 1
+
+    assert "Pass what build wrote" in capsys.readouterr().err
+
+
+def test_weights_that_are_only_in_part_here_are_not(folder, tmp_path):
+    whole = weights_here(str(folder / "model"))
+    assert whole == (folder / "model" / "model.safetensors").stat().st_size
+
+    copy = tmp_path / "model"
+    shutil.copytree(folder / "model", copy)
+    index = {"weight_map": {"a": "model.safetensors", "b": "missing.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert weights_here(str(copy)) is None
+    assert weights_here("nobody/has-this") is None
+    assert weights_here("no id at all") is None
+
+
+def test_weights_over_the_limit_are_not_loaded(folder, monkeypatch):
+    assert why_not_loaded(str(folder / "model")) is None
+
+    monkeypatch.setattr(estimate, "MOST_BYTES", 10)
+    refusal = why_not_loaded(str(folder / "model"))
+    assert refusal is not None
+    assert "over the" in refusal
+
+
+def test_the_middle_batch_is_the_one_that_is_timed():
+    lengths = [100] * 2 + [10] * 40 + [1] * 5
+    seen = []
+    scaled(
+        lengths,
+        lengths,
+        budget=200,
+        run=lambda rows: seen.append(np.asarray(lengths)[rows]),
+        place="cpu",
+        loading=0.0,
+    )
+    for rows in seen:
+        np.testing.assert_array_equal(rows, 10)
