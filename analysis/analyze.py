@@ -6,6 +6,7 @@ only then is torch imported. See README for what lies in the folder.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from jaxtyping import Bool
 from actcache.analysis.directions import random_directions
 from actcache.analysis.layers import LayerScores, layer_scores, project
 from actcache.analysis.plots import plot_layers
+from actcache.analysis.predictor_tables import predictor_tables
 from actcache.analysis.report import (
     CONTROL,
     METHOD,
@@ -23,9 +25,10 @@ from actcache.analysis.report import (
     write_steerability,
     write_vectors,
 )
-from actcache.analysis.results import plain, write_aside, write_json
-from actcache.analysis.settings import AnalyzeConfig
+from actcache.analysis.results import plain, write_aside, write_json, write_text
+from actcache.analysis.settings import STAGES, AnalyzeConfig
 from actcache.analysis.steerability import Steerability, summarize
+from actcache.analysis.tables import markdown
 from actcache.analysis.vectors import (
     BATCH_ROWS,
     Directions,
@@ -34,7 +37,9 @@ from actcache.analysis.vectors import (
     pair_directions,
     two_labels,
 )
+from actcache.encoders import Cost
 from actcache.errors import MismatchError
+from actcache.selection import require_all_layers
 from actcache.store import Store
 
 if TYPE_CHECKING:  # torch comes in with these
@@ -53,6 +58,7 @@ def analyze(
     config: AnalyzeConfig,
     model: "Callable[[], LanguageModel] | None" = None,
     progress: Progress,
+    show_cost: Callable[[Cost], None] = lambda _cost: None,
 ) -> dict[str, Any]:
     """Run the stages and write the results folder.
 
@@ -63,6 +69,7 @@ def analyze(
         config: the settings.
         model: gives the model that the store was built with; called only if a sweep must run.
         progress: shows long loops.
+        show_cost: told what an encoder of prompts will cost, before anything is paid; may raise.
 
     Returns:
         The summary, as `summary.json` holds it.
@@ -75,6 +82,7 @@ def analyze(
         raise MismatchError(
             f"'{store.path}' holds a {store.kind}, expected residuals. Pass what build wrote."
         )
+    require_all_layers(store)  # what follows knows layers by their place
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     paired = not any(store["label"].tolist())
@@ -104,10 +112,57 @@ def analyze(
             out / "layers.png",
             lambda path: plot_layers(path, scores, positive=labels[0], negative=labels[1]),
         )
-    if "sweep" in config.stages and paired:
-        summary["sweep"] = _sweep(out, store, found, train, config, model, progress)
+    if paired and {"sweep", "predictors"} & set(config.stages):
+        from actcache.steering import SteeringRule
+
+        rule = SteeringRule(first_steered=config.first_steered, score=config.score)
+        load = None if model is None else cache(model)  # one load for both sweeps
+        swept = _swept(out, store, found, config, rule, load, progress)
+        if "sweep" in config.stages:
+            summary["sweep"] = _sweep(out, store, found, train, config, rule, swept)
+        if "predictors" in config.stages:
+            summary["predictors"] = _predictors(
+                out, store, swept, config, rule, load, progress, show_cost
+            )
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _predictors(
+    out: Path,
+    store: Store,
+    swept: Store,
+    config: AnalyzeConfig,
+    rule: "SteeringRule",
+    model: "Callable[[], LanguageModel] | None",
+    progress: Progress,
+    show_cost: Callable[[Cost], None],
+) -> dict[str, Any]:
+    """Layer and vector predictors, and their tables; or why they were left out."""
+    from actcache.analysis.predictors import predictor_rows, run_predictors
+
+    try:
+        behaviors = predictor_rows(store, vectors=config.vectors)
+    except MismatchError as error:
+        if tuple(config.stages) != STAGES:
+            raise
+        return {"left_out": str(error)}  # the other stages were asked for as much
+    assert model is not None  # the sweep asked for one
+    found = run_predictors(
+        out,
+        store,
+        behaviors,
+        swept=swept,
+        config=config,
+        rule=rule,
+        model=model,
+        progress=progress,
+        show_cost=show_cost,
+    )
+    tables = markdown(predictor_tables(found))
+    said = "".join(f"- {sentence}\n" for sentence in found["words"])
+    write_text(out / "tables.md", f"# Predictors\n\n{said}\n{tables}")
+    return found
 
 
 def _layers(
@@ -133,13 +188,9 @@ def _sweep(
     found: Directions,
     train: Bool[np.ndarray, " n"],
     config: AnalyzeConfig,
-    model: "Callable[[], LanguageModel] | None",
-    progress: Progress,
+    rule: "SteeringRule",
+    swept: Store,
 ) -> dict[str, Any]:
-    from actcache.steering import SteeringRule
-
-    rule = SteeringRule(first_steered=config.first_steered, score=config.score)
-    swept = _swept(out, store, found, config, rule, model, progress)
     multipliers = swept["multiplier"]
     names = [CONTROL if i == 0 else f"{CONTROL}_{i}" for i in range(config.controls)]
     own = swept.array(f"{METHOD}/propensity")[:]

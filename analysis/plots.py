@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
+from actcache.analysis.embeddings import Projection
 from actcache.analysis.layer_choice import LayerChoice
 from actcache.analysis.layers import LayerScores
 from actcache.errors import MismatchError
@@ -241,6 +242,38 @@ def _whole_numbers() -> "MaxNLocator":
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(integer=True)
+
+
+def plot_embeddings(
+    path: str | Path,
+    plane: Projection,
+    behaviors: Shaped[np.ndarray, " n"],
+    *,
+    encoder: str,
+) -> None:
+    """Draw prompts' embeddings in the plane, one colour a behavior, into a PNG.
+
+    Args:
+        path: file to write; the suffix names the format.
+        plane: of all points.
+        behaviors: of each point.
+        encoder: what the title calls them.
+    """
+    names = list(dict.fromkeys(behaviors.tolist()))
+    figure = _figure(5.2 + 0.2 * -(-len(names) // _LEGEND_COLUMNS))
+    axes = figure.subplots()
+    for i, name in enumerate(names):
+        color, _ = _style(i)
+        points = plane.points[behaviors == name]
+        axes.plot(*points.T, ".", color=color, markersize=4, alpha=0.6, label=str(name))
+    how = plane.method.upper()
+    if plane.explained is not None:
+        how += f", {sum(plane.explained):.0%} of the variance"
+    axes.set_title(f"Prompts by {encoder} ({how})", loc="left")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8)
+    figure.savefig(path)
 
 
 def _require(behaviors: Mapping[str, object]) -> None:

@@ -157,10 +157,11 @@ def numbers(found: Steerability, layers: Sequence[int]) -> dict[str, Any]:
 
 def remove_results(out: Path) -> None:
     """Remove what `analyze` left in a folder, and nothing else."""
-    for name in ("sweep.zarr", "sweep.zarr.partial"):
+    for name in ("sweep.zarr", "sweep.zarr.partial", "predictors"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (
         *("summary.json", "directions.safetensors", "moments.npz", "steerability.npz"),
         *("steerability.png", "grid.png", "layers.png"),
+        *("predictors.npz", "tables.md", "embeddings.png"),
     ):
         (out / name).unlink(missing_ok=True)

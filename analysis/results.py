@@ -26,7 +26,11 @@ def write_aside(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_json(path: Path, document: Any) -> None:
     """A JSON document; arrays and frozen results become lists and objects."""
-    text = json.dumps(plain(document), indent=2, allow_nan=False) + "\n"
+    write_text(path, json.dumps(plain(document), indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, UTF-8."""
     write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 

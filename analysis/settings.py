@@ -6,8 +6,15 @@ from dataclasses import dataclass
 from actcache.errors import ActcacheError
 from actcache.presets import NAMES, NONE
 
-STAGES = ("vectors", "layers", "sweep")
-"""In their order. Labelled prompts have no sweep, pairs no discriminative layers."""
+STAGES = ("vectors", "layers", "sweep", "predictors")
+"""In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers;
+predictors read a sweep, which is run where the folder has none."""
+
+VECTORS = ("caa", "l2s")
+"""Whose directions a predictor chooses the layer for: a behavior's own, or learned for each row."""
+
+LOSSES = ("paper", "code")
+"""Of the networks of L2S; see `actcache.analysis.vector_predictor`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +22,7 @@ class AnalyzeConfig:
     """The settings of one analysis; recorded with its results."""
 
     stages: Sequence[str] = STAGES
-    """Of `STAGES`. Labelled prompts have no sweep, pairs no discriminative layers."""
+    """Of `STAGES`."""
 
     multipliers: Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
     """Factors λ on the directions."""
@@ -44,11 +51,36 @@ class AnalyzeConfig:
     draws: int = 1000
     """Bootstrap draws of every interval."""
 
-    batch_tokens: int = 8192
+    batch_tokens: int = 2048
     """Tokens in a pass of the sweep, joined rows included."""
 
+    vectors: Sequence[str] = VECTORS
+    """Of `VECTORS`."""
+
+    encoders: Sequence[str] = ("cache",)
+    """What prompts are told apart by, as `actcache.encoders` spells it; the first one is used, all
+    are compared."""
+
+    base_url: str | None = None
+    """Where an `openai:` encoder is asked, where that is not OpenAI itself."""
+
+    embeddings: str | None = None
+    """File of what `openai:` encoders were paid for; by default one in the user's cache folder."""
+
+    top: Sequence[int] = (1, 2, 3)
+    """K of frequency smoothing (W2S, equation 7)."""
+
+    context_layers: Sequence[int] | None = None
+    """Layers whose residual the networks of L2S read; by default about eight, evenly spaced."""
+
+    loss: str = "paper"
+    """Of `LOSSES`."""
+
+    seeds: int = 5
+    """Trainings of each predictor; their spread is the standard error in the tables."""
+
     seed: int = 0
-    """Of random directions and bootstrap."""
+    """Of random directions, bootstrap, folds, first weights and batches."""
 
     def __post_init__(self) -> None:
         unknown = [stage for stage in self.stages if stage not in STAGES]
@@ -56,6 +88,20 @@ class AnalyzeConfig:
             raise ActcacheError(
                 f"stages are {list(self.stages)}, expected some of {', '.join(STAGES)}. "
                 "Pass them separated by commas."
+            )
+        for name, given, known in (
+            ("vectors", list(self.vectors), VECTORS),
+            ("loss", [self.loss], LOSSES),
+        ):
+            if not given or not set(given) <= set(known) or len(set(given)) != len(given):
+                raise ActcacheError(
+                    f"{name} is {given}, expected some of {', '.join(known)}, each once. "
+                    "Pass them separated by commas."
+                )
+        if self.seeds < 1 or not self.top or min(self.top) < 1 or len(self.encoders) < 1:
+            raise ActcacheError(
+                f"seeds are {self.seeds}, top {list(self.top)}, encoders {list(self.encoders)}; "
+                "expected one or more of each, from 1 on."
             )
         if self.preset not in NAMES:
             raise ActcacheError(

@@ -81,6 +81,7 @@ def summarize(
     rng: np.random.Generator,
     letters: Sequence[str] | Shaped[np.ndarray, " n"] | None = None,
     control: Float[np.ndarray, "r n layer m"] | None = None,
+    fixed: int | None = None,
     draws: int = 1000,
     level: float = 0.95,
 ) -> Steerability:
@@ -95,6 +96,8 @@ def summarize(
         rng: source of the bootstrap draws.
         letters: letter of each sample's positive completion; an empty one is left out of the split.
         control: propensity of the same samples under `r` sets of random directions.
+        fixed: place of the fixed layer, where something else than these slopes chose it (L2S lets
+            the oracle's vectors); the control chooses its own in any case.
         draws: bootstrap draws.
         level: share of the draws inside an interval.
 
@@ -110,13 +113,19 @@ def summarize(
     table = slope_table(propensity, multipliers)
     control_tables = [slope_table(c, multipliers) for c in ([] if control is None else control)]
 
-    def read(table: SlopeTable, rows: Bool[np.ndarray, " n"]) -> LayerChoice:
-        layer = fixed_layer(table.slope, train)
+    own = fixed_layer(table.slope, train) if fixed is None else fixed
+
+    def read(
+        table: SlopeTable, rows: Bool[np.ndarray, " n"], layer: int | None = None
+    ) -> LayerChoice:
+        layer = fixed_layer(table.slope, train) if layer is None else layer
         return layer_choice(table, rows, fixed_layer=layer, rng=rng, draws=draws, level=level)
 
-    choice = read(table, test)
+    choice = read(table, test, own)
     letter = np.full(len(test), "") if letters is None else np.asarray(letters, dtype=str)
-    by_letter = {str(x): read(table, test & (letter == x)) for x in np.unique(letter[test]) if x}
+    by_letter = {
+        str(x): read(table, test & (letter == x), own) for x in np.unique(letter[test]) if x
+    }
     controls = tuple(read(c, test) for c in control_tables)
     comparison = None
     gains = [

@@ -24,12 +24,23 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("store", metavar="STORE", help="a store that build wrote")
     add("-o", "--output", metavar="OUT", help="results folder (default: STORE's name + -results)")
-    add("--stages", default="vectors,layers,sweep", metavar="LIST", help="default %(default)s")
+    add(
+        "--stages",
+        default="vectors,layers,sweep,predictors",
+        metavar="LIST",
+        help="some of %(default)s (all by default)",
+    )
     add("--labels", metavar="POSITIVE,NEGATIVE", help="which labels, where there are more than two")
     add("--normalize", action="store_true", help="unit residuals for discriminative layers")
     add("--draws", type=int, default=1000, help="bootstrap draws (default %(default)s)")
     add("--seed", type=int, default=0, help="of controls and bootstrap (default %(default)s)")
     add("--overwrite", action="store_true", help="remove earlier results in OUT first")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print what the sweep costs and an estimate of its time, and write nothing; where the "
+        "weights are on this machine and not over 16 GB it loads the model and times a batch",
+    )
     add("--json", action="store_true", help="print one JSON document")
     group = command.add_argument_group(
         "sweep",
@@ -61,7 +72,32 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
     add("--device-map", metavar="MAP", help="spread over several devices: auto, balanced, …")
     add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    add("--batch-tokens", type=int, default=8192, help="tokens in a pass (default %(default)s)")
+    add(
+        "--batch-tokens",
+        type=int,
+        default=2048,
+        help="tokens in a pass, the dial of speed against memory; a large GPU takes more "
+        "(default %(default)s)",
+    )
+    group = command.add_argument_group(
+        "predictors",
+        "Which layer for which prompt (W2S), and which vector (L2S), with controls.",
+    )
+    add = group.add_argument
+    add("--vectors", default="caa,l2s", metavar="LIST", help="default %(default)s")
+    add(
+        "--encoders",
+        default="cache",
+        metavar="LIST",
+        help="what prompts are told apart by: cache:LAYER, cache:mean:LAYER, hf:NAME_OR_FOLDER, "
+        "openai:MODEL; the first is used, all are compared (default: cache, the middle layer)",
+    )
+    add("--base-url", metavar="URL", help="where an openai: encoder is asked; key: OPENAI_API_KEY")
+    add("--embeddings", metavar="FILE", help="keeps what was paid for (default: a cache folder)")
+    add("--top", default="1,2,3", metavar="LIST", help="K of label smoothing (default %(default)s)")
+    add("--context-layers", metavar="LIST", help="layers that L2S reads (default: about 8)")
+    add("--loss", default="paper", choices=("paper", "code"), help="of L2S (default %(default)s)")
+    add("--seeds", type=int, default=5, help="trainings of a predictor (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -70,6 +106,13 @@ def run(args: argparse.Namespace) -> None:
 
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
+    if args.dry_run:
+        facts = dry_run(store, out, args)
+        if args.json:
+            console.print_json(facts)
+        else:
+            console.print_facts({name: x for name, x in facts.items() if x is not None})
+        return
     show_or_print(run_analyze(store, out, args), as_json=args.json, out=out)
 
 
@@ -83,20 +126,45 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str
         remove_results(out)
 
     def load() -> Any:
-        from actcache.replay import load_store_model
-
-        return load_store_model(
-            store,
-            name=args.model,
-            device=args.device,
-            device_map=args.device_map,
-            trust_remote_code=args.trust_remote_code,
-        )
+        return _load(store, args)
 
     def bar(title: str, total: int) -> Any:
         return console.progress(title, total=total, quiet=args.json)
 
-    return analyze(store, out, config=config, model=load, progress=bar)
+    def cost(found: Any) -> None:
+        console.err().print(str(found), highlight=False, markup=False, soft_wrap=True)
+
+    return analyze(store, out, config=config, model=load, progress=bar, show_cost=cost)
+
+
+def dry_run(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """What the analysis would cost; nothing is written."""
+    from actcache.analysis.forecast import forecast_analysis
+    from actcache.estimate import why_not_loaded
+
+    kept = store.provenance["model"].get("name")
+    name = args.model or str(kept)
+    # With --overwrite no row is done, whatever lies there.
+    path = None if args.overwrite else out / "sweep.zarr"
+    return forecast_analysis(
+        store,
+        path,
+        config=config_of(args, preset=store.config.get("preset", presets.NONE)),
+        model=why_not_loaded(name, revision=store.config.get("revision"))
+        or (lambda: _load(store, args)),
+    )
+
+
+def _load(store: "Store", args: argparse.Namespace) -> Any:
+    from actcache.replay import load_store_model
+
+    return load_store_model(
+        store,
+        name=args.model,
+        device=args.device,
+        device_map=args.device_map,
+        trust_remote_code=args.trust_remote_code,
+    )
 
 
 def config_of(args: argparse.Namespace, *, preset: str) -> "AnalyzeConfig":
@@ -115,12 +183,20 @@ def config_of(args: argparse.Namespace, *, preset: str) -> "AnalyzeConfig":
     }
     return AnalyzeConfig(
         stages=tuple(args.stages.split(",")),
-        layers=_numbers(args.layers),
+        layers=_numbers(args.layers, "layers"),
         labels=args.labels.split(",") if args.labels else None,
         normalize=args.normalize,
         controls=args.controls,
         draws=args.draws,
         batch_tokens=args.batch_tokens,
+        vectors=tuple(args.vectors.split(",")),
+        encoders=tuple(args.encoders.split(",")),
+        base_url=args.base_url,
+        embeddings=args.embeddings,
+        top=tuple(_numbers(args.top, "top") or ()),
+        context_layers=_numbers(args.context_layers, "context layers"),
+        loss=args.loss,
+        seeds=args.seeds,
         seed=args.seed,
         **presets.sweep_settings(args.preset or preset, given),
     )
@@ -142,7 +218,9 @@ def show(summary: dict[str, Any]) -> None:
             _show_layers(name, scores)
     if "sweep" in summary:
         _show_sweep(summary["sweep"])
-    elif "vectors" in summary:
+    if "predictors" in summary:
+        _show_predictors(summary["predictors"])
+    if not {"layers", "sweep", "predictors"} & set(summary) and "vectors" in summary:
         for name, vector in summary["vectors"].items():
             norms = ", ".join(f"{norm:.3g}" for norm in vector["norm"])
             console.out().print(f"{name}: norm of the direction by layer: {norms}")
@@ -182,6 +260,25 @@ def _show_sweep(sweep: dict[str, Any]) -> None:
     )
 
 
+def _show_predictors(found: dict[str, Any]) -> None:
+    from actcache.analysis.predictor_tables import short_table
+
+    out = console.out()
+    if "left_out" in found:
+        out.print(f"predictors were left out: {found['left_out']}", highlight=False, markup=False)
+        return
+    made = short_table(found)
+    table = Table(title=made.title)
+    for i, column in enumerate(made.columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    for row in made.rows:
+        table.add_row(*row)
+    out.print(table)
+    for sentence in found["words"]:
+        out.print(sentence, highlight=False, markup=False)
+    out.print("by behavior, variant and letter, training and encoders: tables.md", highlight=False)
+
+
 def _show_layers(name: str, scores: dict[str, Any]) -> None:
     table = Table(
         title=f"{name}: held-out samples on one common direction (layer {scores['common_layer']})"
@@ -210,12 +307,12 @@ def _estimate(found: dict[str, float]) -> str:
     return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
 
 
-def _numbers(text: str | None) -> list[int] | None:
+def _numbers(text: str | None, what: str) -> list[int] | None:
     from actcache.errors import ActcacheError
 
     try:
         return [int(part) for part in text.split(",")] if text else None
     except ValueError:
         raise ActcacheError(
-            f"layers are '{text}', expected whole numbers separated by commas. For example 3,5."
+            f"{what} are '{text}', expected whole numbers separated by commas. For example 3,5."
         ) from None

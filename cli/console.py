@@ -47,7 +47,9 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def progress(title: str, *, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+def progress(
+    title: str, *, total: int | None, quiet: bool = False
+) -> Iterator[Callable[[int], None]]:
     """A bar with rate and time left, where stderr is a terminal; yields what moves it on."""
     console = err()
     with Progress(

@@ -76,6 +76,7 @@ def describe(store: "Store") -> dict[str, Any]:
             "sites": list(store.sites),
             "model": model["name"],
             "left out": len(store.provenance["left_out"]),
+            **({"rows reused": made["rows"]} if (made := store.provenance.get("reused")) else {}),
             "preset": store.config.get("preset", "none"),
         }
     facts |= {

@@ -396,3 +396,291 @@ def published_propensity(code, hf, blocks, tokenizer, template, row, direction, 
             total += logits[t, target].item()
         sums.append(total)
     return sums[0] - sums[1]
+
+
+# --- attention masses -----------------------------------------------------------------------------
+
+
+def attention_mass(hf, tokens, back, span):
+    """`[layer, head]`: what the token `back` from the end puts on tokens `[start, end)`, summed one
+    by one from the weights that eager Hugging Face attention gives for this sequence alone."""
+    import torch
+
+    with torch.no_grad():
+        weights = hf(torch.tensor([tokens]), output_attentions=True).attentions
+    masses = np.zeros((len(weights), weights[0].shape[1]))
+    for layer, each in enumerate(weights):
+        for head in range(each.shape[1]):
+            for key in range(*span):
+                masses[layer, head] += float(each[0, head, len(tokens) - back, key])
+    return masses
+
+
+def token_choice(masses, scan):
+    """For each layer the position with the largest head mean in any scanned row, that mass, and the
+    mean over scanned rows; then layers by that mean."""
+    n_layers, n_heads = masses[0].shape[1:]
+    places, peaks, means = [], [], []
+    for layer in range(n_layers):
+        best, place = -1.0, 0
+        for k, each in enumerate(masses):
+            for i in scan:
+                value = sum(float(x) for x in each[i, layer]) / n_heads
+                if value > best:
+                    best, place = value, k
+        rows = [sum(float(x) for x in masses[place][i, layer]) / n_heads for i in scan]
+        places.append(place)
+        peaks.append(best)
+        means.append(sum(rows) / len(rows))
+    order = sorted(range(n_layers), key=lambda layer: -means[layer])
+    return places, peaks, means, order
+
+
+def soft_labels(masses, places, positive):
+    """Head mean at the chosen position, 0 for negatives, then to [0, 1] in each layer."""
+    n, n_layers, n_heads = masses[0].shape
+    labels = np.zeros((n, n_layers))
+    for layer in range(n_layers):
+        for i in range(n):
+            if positive[i]:
+                labels[i, layer] = sum(float(x) for x in masses[places[layer]][i, layer]) / n_heads
+        low, high = min(labels[:, layer]), max(labels[:, layer])
+        for i in range(n):
+            labels[i, layer] = (labels[i, layer] - low) / (high - low) if high > low else 0.0
+    return labels
+
+
+# --- embeddings -----------------------------------------------------------------------------------
+
+
+def silhouette(embeddings, behaviors):
+    """Rousseeuw 1987 with cosine distance, pair by pair; 0 for a row alone in its behavior."""
+    units = [
+        np.asarray(row, np.float64) / np.linalg.norm(row.astype(np.float64)) for row in embeddings
+    ]
+    found = []
+    for i, unit in enumerate(units):
+        distances: dict[object, list[float]] = {}
+        for j, other in enumerate(units):
+            if j != i:
+                distances.setdefault(behaviors[j], []).append(
+                    float(((unit - other) ** 2).sum()) / 2
+                )
+        own = distances.pop(behaviors[i], None)
+        if own is None:
+            found.append(0.0)
+            continue
+        a, b = np.mean(own), min(np.mean(each) for each in distances.values())
+        found.append(float((b - a) / max(a, b)) if max(a, b) > 1e-14 else 0.0)
+    return np.array(found)
+
+
+# --- the layer to steer at: labels, and classifiers one at a time ---------------------------------
+
+
+def layers_by_slope(slope):
+    """The layers of one sample, larger slopes first, equal ones in their order."""
+    left = list(range(len(slope)))
+    ordered = []
+    while left:
+        best = left[0]
+        for layer in left[1:]:
+            if slope[layer] > slope[best]:
+                best = layer
+        ordered.append(best)
+        left.remove(best)
+    return ordered
+
+
+def frequencies(slope):
+    """Share of the samples whose best layer each layer is."""
+    count = [0] * len(slope[0])
+    for row in slope:
+        count[layers_by_slope(row)[0]] += 1
+    return [each / len(slope) for each in count]
+
+
+def smoothed_label(slope, top, frequency):
+    """Of one sample's `top` best layers the commonest; ties go to the larger slope, then the first."""
+    candidates = layers_by_slope(slope)[:top]
+    best = candidates[0]
+    for layer in candidates[1:]:
+        if frequency[layer] > frequency[best]:
+            best = layer
+    return best
+
+
+def classifier_alone(part, network, *, start, orders, rate, decay, epochs, batch):
+    """One network as PyTorch trains it: losses and held-out classes of each checkpoint, weights.
+
+    `part` has inputs, labels `[k, rows]`, allowed classes and held-out rows; `start` the first
+    weights, `orders` the order of rows of each epoch.
+    """
+    import torch
+
+    modules: list[torch.nn.Module] = []
+    for matrix, bias in start:
+        linear = torch.nn.Linear(matrix.shape[1], matrix.shape[0], dtype=part.inputs.dtype)
+        with torch.no_grad():
+            linear.weight.copy_(matrix)
+            linear.bias.copy_(bias)
+        modules += [linear, torch.nn.ReLU()]
+    net = torch.nn.Sequential(*modules[:-1])
+    closed = torch.zeros(part.allowed.shape[1]).masked_fill(~part.allowed[network], -torch.inf)
+    labels = part.labels[network]
+    optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=decay)
+    losses, predicted = [], []
+    for epoch in range(1, epochs[-1] + 1):
+        order, total = next(orders), 0.0
+        for rows in order.split(batch):
+            optimizer.zero_grad()
+            logits = net(part.inputs[rows]) + closed
+            loss = torch.nn.functional.cross_entropy(logits, labels[rows])
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(rows) / len(order)
+        if epoch in epochs:
+            losses.append(total)
+            with torch.no_grad():
+                predicted.append((net(part.held_out) + closed).argmax(1))
+    linears = [each for each in net if isinstance(each, torch.nn.Linear)]
+    weights = [(each.weight.detach(), each.bias.detach()) for each in linears]
+    return losses, predicted, weights
+
+
+def fixed_layer_cv(slope, fold):
+    """Mean slope where each fold's samples take the layer that is best on average over the others."""
+    total = 0.0
+    for i in range(len(slope)):
+        others = [j for j in range(len(slope)) if fold[j] != fold[i]]
+        means = [
+            sum(slope[j][layer] for j in others) / len(others) for layer in range(len(slope[0]))
+        ]
+        total += slope[i][layers_by_slope(means)[0]] / len(slope)
+    return total
+
+
+# --- L2S networks ---------------------------------------------------------------------------------
+
+
+def l2s_loss(said, wanted, *, loss, unit, epoch):
+    """Mean over samples of one network's loss; `unit` is what 1 of a target is worth."""
+    import torch
+
+    total = 0.0
+    for g, z in zip(said, wanted, strict=True):
+        if loss == "paper":
+            total = total + ((z - g) ** 2).sum()
+        else:
+            error = unit * (g - z)
+            cosine = torch.nn.functional.cosine_similarity(g, z, dim=0)
+            total = total + (error**2).mean() + error.abs().mean()
+            total = total - 0.1 * min(1.0, epoch / 100) * cosine
+    return total / len(said)
+
+
+def l2s_alone(
+    contexts,
+    targets,
+    held_contexts,
+    held_targets,
+    *,
+    encoder,
+    bias,
+    decoder,
+    unit,
+    rate,
+    loss,
+    epochs,
+    batch,
+    check_every,
+    seed,
+):
+    """One network with PyTorch's own layers, optimizer, schedule and gradients: best error, epoch, weights."""
+    import torch
+
+    inward = torch.nn.Linear(contexts.shape[1], len(bias), dtype=contexts.dtype)
+    outward = torch.nn.Linear(len(bias), targets.shape[1], bias=False, dtype=contexts.dtype)
+    with torch.no_grad():
+        inward.weight.copy_(encoder)
+        inward.bias.copy_(bias)
+        outward.weight.copy_(decoder.T)
+    net = torch.nn.Sequential(inward, torch.nn.Tanh(), outward)
+    optimizer = torch.optim.Adam(net.parameters(), lr=rate)
+    n = len(contexts)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-n // batch))
+    generator = torch.Generator().manual_seed(seed)
+    best: tuple[float, int, list[torch.Tensor]] = (float("inf"), 0, [])
+    for epoch in range(1, epochs + 1):
+        for rows in torch.randperm(n, generator=generator).split(batch):
+            optimizer.zero_grad()
+            value = l2s_loss(net(contexts[rows]), targets[rows], loss=loss, unit=unit, epoch=epoch)
+            value.backward()
+            optimizer.step()
+            schedule.step()
+        if epoch % check_every == 0 or epoch == epochs:
+            with torch.no_grad():
+                error = ((net(held_contexts) - held_targets) ** 2).sum(1).mean().item()
+            if error < best[0]:
+                best = (error, epoch, [p.detach().clone() for p in net.parameters()])
+    return best
+
+
+def principal_basis(rows, *, limit):
+    """Right singular vectors with the largest singular values, each with its largest entry positive."""
+    _, sizes, basis = np.linalg.svd(rows, full_matrices=False)
+    basis = basis[sizes > 1e-6 * sizes[0]][:limit]
+    for vector in basis:
+        if vector[np.argmax(np.abs(vector))] < 0:
+            vector *= -1
+    return basis
+
+
+def l2s_network(z, c, *, train, held, layer, context_layer, count, rate, settings):
+    """One network of one steered and one context layer: its error in the residual stream, and a function."""
+    import torch
+
+    hidden = settings.hidden
+    mean = c[train].mean(0)
+    inward = principal_basis(c[train] - mean, limit=count)
+    outward = np.eye(z.shape[1])
+    if settings.loss == "paper":
+        outward = principal_basis(z[train], limit=count)
+    inputs, wanted = (c - mean) @ inward.T, z @ outward.T
+    input_scale = np.sqrt((inputs[train] ** 2).sum(1).mean() / len(inward))
+    unit = np.sqrt((wanted[train] ** 2).sum(1).mean() / hidden)
+    first = np.zeros((hidden, len(outward)))
+    found = principal_basis(wanted[train] - wanted[train].mean(0), limit=hidden)
+    first[: len(found)] = found
+    seed = np.random.SeedSequence((settings.seed, layer, context_layer)).generate_state(1)[0]
+    generator = torch.Generator().manual_seed(int(seed))
+    bound = len(inward) ** -0.5
+    drawn = torch.empty(hidden, len(inward) + 1).uniform_(-bound, bound, generator=generator)
+
+    def tensor(values):
+        return torch.tensor(values, dtype=torch.float64)
+
+    _, epoch, weights = l2s_alone(
+        tensor(inputs[train] / input_scale),
+        tensor(wanted[train] / unit),
+        tensor(inputs[held] / input_scale),
+        tensor(wanted[held] / unit),
+        encoder=drawn[:, :-1],
+        bias=drawn[:, -1],
+        decoder=tensor(first),
+        unit=unit,
+        rate=rate,
+        loss=settings.loss,
+        epochs=settings.epochs,
+        batch=settings.batch,
+        check_every=settings.check_every,
+        seed=settings.seed,
+    )
+    w1, b1, w2 = (w.numpy() for w in weights)
+
+    def predict(context):
+        h = np.tanh(w1 @ (inward @ (context - mean) / input_scale) + b1)
+        return outward.T @ (w2 @ h) * unit
+
+    error = sum(((z[i] - predict(c[i])) ** 2).sum() for i in held) / len(held)
+    return error, epoch, predict

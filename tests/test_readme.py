@@ -39,7 +39,15 @@ def test_the_two_commands_are_there():
 
 def test_the_tree_names_every_file():
     tree = README[README.index("## Tree") : README.index("## Limits")]
-    for folder in ("actcache", "actcache/demo", "analysis", "cli", "benchmarks"):
+    for folder in (
+        "actcache",
+        "actcache/encoders",
+        "actcache/exchange",
+        "actcache/demo",
+        "analysis",
+        "cli",
+        "benchmarks",
+    ):
         for path in (ROOT / folder).glob("*.py"):
             if path.name not in ("__init__.py", "__main__.py"):
                 assert path.name in tree, f"{folder}/{path.name}"

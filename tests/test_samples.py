@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -72,12 +73,14 @@ def test_digest_is_the_same_in_another_process():
 
 @pytest.mark.parametrize("key", CONTENT)
 def test_digest_changes_with_each_text(key):
-    assert replace(PAIR, **{key: "other"}).digest != PAIR.digest
+    changed: dict[str, Any] = {key: "other"}
+    assert replace(PAIR, **changed).digest != PAIR.digest
 
 
 @pytest.mark.parametrize("key", ["id", "split", "source", "letter"])
 def test_digest_ignores_where_a_row_stands_and_where_it_was_put(key):
-    assert replace(PAIR, **{key: "other"}).digest == PAIR.digest
+    changed: dict[str, Any] = {key: "other"}
+    assert replace(PAIR, **changed).digest == PAIR.digest
 
 
 def test_digest_tells_no_system_message_from_an_empty_one():

@@ -378,3 +378,19 @@ def test_a_direction_that_moves_the_letter_is_said_to(bias):
     assert bool(found.letter_warning) == (bias > 0)
     if bias:
         assert "moves the letter" in found.letter_warning
+
+
+def test_a_fixed_layer_that_is_given_is_taken_for_all_samples_and_for_each_letter():
+    slope = rng(3).normal(size=(60, 4))
+    found = summarize(
+        sweep(slope, noise=0),
+        GRID,
+        **split(60),
+        rng=rng(),
+        fixed=3,
+        letters=["A", "B"] * 30,
+        draws=50,
+    )
+    assert found.choice.fixed_layer == 3
+    assert {each.fixed_layer for each in found.by_letter.values()} == {3}
+    np.testing.assert_allclose(found.choice.fixed.value, slope[24:, 3].mean())

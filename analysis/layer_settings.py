@@ -1,0 +1,87 @@
+"""What W2S predictors are asked to be: the grid that is searched, folds, seeds; checked when made.
+
+Refuses to know how networks are trained.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from actcache.errors import MismatchError
+
+
+@dataclass(frozen=True, kw_only=True)
+class W2SSettings:
+    """How predictors are trained and chosen; the grid is every combination of its four axes.
+
+    The paper's own grid is not preserved. The defaults are what did well on planted problems.
+    """
+
+    rates: tuple[float, ...] = (1e-3, 3e-3)
+    """Learning rates."""
+
+    widths: tuple[int, ...] = (32, 64)
+    """Units of a hidden layer."""
+
+    depths: tuple[int, ...] = (1, 2)
+    """Hidden layers."""
+
+    decays: tuple[float, ...] = (0.01, 1.0)
+    """Weight decay of AdamW. Times rate and steps, it is the share that a weight loses: below
+    0.1 it is not felt in some hundred steps."""
+
+    epochs: tuple[int, ...] = (5, 10, 20, 40, 80)
+    """How long to train, rising; all are read off one run."""
+
+    batch: int = 128
+    """Rows in a step."""
+
+    folds: int = 5
+    """Of the cross-validation inside train; fewer where there are fewer prompts."""
+
+    top: tuple[int, ...] = (1, 2, 3)
+    """The K of frequency smoothing; one predictor each."""
+
+    seeds: int = 5
+    """Networks that the chosen setting is trained with on all train samples."""
+
+    components: int | None = 128
+    """Principal components of the embeddings that are kept; None keeps all."""
+
+    seed: int = 0
+    """Of folds, batches and initial weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("rates", "widths", "depths", "decays", "epochs", "top"):
+            values = getattr(self, name)
+            least = 0.0 if name in ("rates", "decays") else 1
+            if not values or len(set(values)) < len(values) or min(values) < least:
+                raise MismatchError(
+                    f"{name} are {list(values)}, expected one or more of at least {least:g}, each "
+                    f"once. Pass for example {', '.join(str(v) for v in _default(name))}."
+                )
+        if list(self.epochs) != sorted(self.epochs):
+            raise MismatchError(
+                f"epochs are {list(self.epochs)}, expected rising ones. Pass them in order."
+            )
+        for name, least in (("batch", 1), ("folds", 2), ("seeds", 1), ("components", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise MismatchError(
+                    f"{name} is {value}, expected at least {least}. "
+                    f"Pass for example {_default(name)}."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChosenSetting:
+    """One point of the grid."""
+
+    rate: float
+    width: int
+    depth: int
+    decay: float
+    epochs: int
+
+
+def _default(name: str) -> Any:
+    return W2SSettings.__dataclass_fields__[name].default

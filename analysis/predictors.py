@@ -1,0 +1,358 @@
+"""The stage `predictors`: W2S and L2S from a sweep to figures and files.
+
+What is trained is `predicted` (layers) and `learned` (vectors), what is read off
+`predictor_figures`, what it means `predictor_words`, how it is shown `predictor_tables`. This puts
+them in order.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+
+from actcache.analysis.embeddings import project_to_plane
+from actcache.analysis.kept import digest_of, identity_of, kept
+from actcache.analysis.layer_choice import SlopeTable, slope_table
+from actcache.analysis.layer_predictor import LayerPredictor
+from actcache.analysis.layer_settings import W2SSettings
+from actcache.analysis.layer_training import n_networks
+from actcache.analysis.plots import plot_embeddings
+from actcache.analysis.predicted import (
+    SHUFFLED,
+    Chosen,
+    Rows,
+    choose_layers,
+    train_predictors,
+    w2s,
+)
+from actcache.analysis.predictor_figures import encoder_figures, figures, training_figures
+from actcache.analysis.predictor_words import words
+from actcache.analysis.report import CONTROL, METHOD
+from actcache.analysis.results import plain, write_arrays, write_aside
+from actcache.analysis.settings import AnalyzeConfig
+from actcache.analysis.steerability import fixed_layer
+from actcache.encoders import Cost, Embeddings, encode, parse_encoder
+from actcache.errors import MismatchError
+from actcache.store import Store
+
+if TYPE_CHECKING:
+    from actcache.analysis.analyze import Progress
+    from actcache.analysis.learned import Learned
+    from actcache.model import LanguageModel
+    from actcache.steering import SteeringRule
+
+FOLDER = "predictors"
+"""Where predictors are kept in a results folder, each in `<behavior>/<kind>/`."""
+
+CAA = "caa"
+"""The kind of the behaviors' own directions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One set of directions: what each sample's slopes are, and who chooses its fixed layer."""
+
+    slopes: SlopeTable
+    """Of all rows of the store."""
+
+    predicted: bool
+    """Whether layers are predicted for it."""
+
+    fixed: Mapping[str, int] | None = None
+    """Place of each behavior's fixed layer, where other slopes choose it."""
+
+    def of(self, rows: Rows) -> SlopeTable:
+        """The slopes of one behavior's rows."""
+        halves = self.slopes.halves
+        return SlopeTable(
+            slope=self.slopes.slope[rows.at],
+            halves=None if halves is None else halves[:, rows.at],
+            reason=self.slopes.reason,
+        )
+
+
+def run_predictors(
+    out: Path,
+    store: Store,
+    behaviors: Mapping[str, Rows],
+    *,
+    swept: Store,
+    config: AnalyzeConfig,
+    rule: "SteeringRule",
+    model: "Callable[[], LanguageModel]",
+    progress: "Progress",
+    show_cost: Callable[[Cost], None],
+) -> dict[str, Any]:
+    """Train, choose, compare; leave `predictors/`, `predictors.npz` and `embeddings.png`.
+
+    Args:
+        out: the results folder.
+        store: of pairs.
+        behaviors: as `predictor_rows` gives them.
+        swept: its sweep.
+        config: the settings.
+        rule: the sweep's conventions.
+        model: gives the store's model; called only if learned vectors are still to be swept.
+        progress: shows long loops.
+        show_cost: told what a paid encoder will cost, before it is asked.
+
+    Returns:
+        For the summary; what `predictor_tables` reads.
+
+    Raises:
+        MismatchError: the store lacks what an encoder reads, or the folder holds a sweep of learned
+            vectors of other settings.
+    """
+    layers = swept["layer"].tolist()
+    encoders = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
+    embedded = []
+    for spec in encoders:
+        with progress(f"encoder {spec.text}", store.n) as on_rows:
+            embedded.append(
+                encode(
+                    spec,
+                    store,
+                    keeper=None if config.embeddings is None else Path(config.embeddings),
+                    base_url=config.base_url,
+                    confirm=show_cost,
+                    on_rows=on_rows,
+                )
+            )
+    learned = None
+    if "l2s" in config.vectors:
+        from actcache.analysis.learned import learn_vectors
+
+        learned = learn_vectors(
+            out / FOLDER,
+            store,
+            behaviors,
+            layers=layers,
+            config=config,
+            rule=rule,
+            model=model,
+            progress=progress,
+        )
+    kinds = _kinds(swept, learned, behaviors, config)
+    settings = W2SSettings(
+        top=tuple(top for top in config.top if top <= len(layers)) or (1,),
+        seeds=config.seeds,
+        seed=config.seed,
+    )
+    first = next(name for name, kind in kinds.items() if kind.predicted)
+    jobs = [(name, embedded[0]) for name in kinds] + [(first, each) for each in embedded[1:]]
+    n_trained = sum(kinds[name].predicted for name, _ in jobs) * len(behaviors)
+    control = n_networks(_control(settings))
+    choices: list[dict[str, Chosen]] = []
+    with progress("layer predictors", n_trained * (n_networks(settings) + control)) as on_network:
+        for name, found in jobs:
+            choices.append(
+                {
+                    behavior: _choose(
+                        out
+                        / FOLDER
+                        / quote(behavior, safe="")
+                        / f"{name}-{quote(found.name, safe='')}",
+                        rows,
+                        kinds[name],
+                        store=store,
+                        layers=layers,
+                        found=found,
+                        settings=settings,
+                        on_network=on_network,
+                    )
+                    for behavior, rows in behaviors.items()
+                }
+            )
+    by_kind = dict(zip(kinds, choices, strict=False))
+    by_encoder = {embedded[0].name: by_kind[first]}
+    by_encoder |= {
+        each.name: found for each, found in zip(embedded[1:], choices[len(kinds) :], strict=True)
+    }
+    _write_arrays(out, store, by_kind, layers)
+    if len(behaviors) > 1:
+        _draw(out, store, embedded[0], seed=config.seed)
+    read = figures(by_kind, settings, seed=config.seed, draws=config.draws)
+    return {
+        "behaviors": list(behaviors),
+        "layers": layers,
+        "top": list(settings.top),
+        "seeds": config.seeds,
+        "encoder": embedded[0].name,
+        "fixed_layer": {
+            name: {behavior: layers[each.fixed] for behavior, each in found.items()}
+            for name, found in by_kind.items()
+        },
+        "settings": plain(settings),
+        **read,
+        "training": {name: training_figures(found) for name, found in by_kind.items()},
+        "networks": {} if learned is None else learned.figures(by_kind, layers),
+        "encoders": {
+            each.name: encoder_figures(each, by_encoder[each.name], store["behavior"])
+            for each in embedded
+        },
+        "words": words(read),
+    }
+
+
+def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Rows]:
+    """The behaviors of a store and their rows, if there is enough to train and test on.
+
+    Args:
+        store: of pairs.
+        vectors: learned ones (`l2s`) need validation samples too.
+
+    Raises:
+        MismatchError: a behavior lacks base rows of a split, or has one train prompt alone.
+    """
+    found = {}
+    for behavior in np.unique(store["behavior"]).tolist():
+        at = np.flatnonzero(store["behavior"] == behavior)
+        split, variant = store["split"][at], store["variant"][at]
+        base = variant == "base"
+        sides = {side: (split == side) & base for side in ("train", "validation", "test")}
+        for side, rows in sides.items():
+            if not rows.any() and (side != "validation" or "l2s" in vectors):
+                without = ", or pass --vectors caa" if side == "validation" else ""
+                raise MismatchError(
+                    f"behavior '{behavior}' has no base rows of the split '{side}', which "
+                    f"predictors need. Build from more rows, give rows a split{without}."
+                )
+        prompts = store["prompt"][at]
+        if len(np.unique(prompts[sides["train"]])) < 2:
+            raise MismatchError(
+                f"behavior '{behavior}' has one train prompt, expected two or more to train "
+                "predictors on. Build from more rows."
+            )
+        found[str(behavior)] = Rows(
+            at=at,
+            train=sides["train"],
+            validation=sides["validation"],
+            test=split == "test",
+            variant=variant,
+            prompt=prompts,
+            letter=store["letter"][at],
+        )
+    return found
+
+
+def _kinds(
+    swept: Store,
+    learned: "Learned | None",
+    behaviors: Mapping[str, Rows],
+    config: AnalyzeConfig,
+) -> dict[str, Kind]:
+    """Every set of directions that layers are chosen for; the control last."""
+
+    def slopes_of(sweep: Store, name: str) -> SlopeTable:
+        return slope_table(sweep.array(f"{name}/propensity")[:], sweep["multiplier"])
+
+    kinds = {}
+    if CAA in config.vectors:
+        kinds[CAA] = Kind(slopes=slopes_of(swept, METHOD), predicted=True)
+    if learned is not None:
+        oracle = slopes_of(learned.swept, learned.oracle)
+        # L2S is steered where the vectors that it learns from work best ("Where to Steer", 4.5).
+        fixed = {
+            behavior: fixed_layer(oracle.slope[rows.at], rows.train)
+            for behavior, rows in behaviors.items()
+        }
+        for name in learned.sets:
+            slopes = oracle if name == learned.oracle else slopes_of(learned.swept, name)
+            kinds[name] = Kind(slopes=slopes, predicted=name != learned.oracle, fixed=fixed)
+    if config.controls:
+        kinds[CONTROL] = Kind(slopes=slopes_of(swept, CONTROL), predicted=True)
+    return kinds
+
+
+def _choose(
+    folder: Path,
+    rows: Rows,
+    kind: Kind,
+    *,
+    store: Store,
+    layers: list[int],
+    found: Embeddings,
+    settings: W2SSettings,
+    on_network: Callable[[int], object],
+) -> Chosen:
+    """All ways of one behavior, with predictors that are trained or were kept."""
+    slopes = kind.of(rows)
+    place = None if kind.fixed is None else kind.fixed[str(store["behavior"][rows.at[0]])]
+    if not kind.predicted:
+        return choose_layers(rows, slopes, fixed=place)
+    values = found.values[rows.at]
+
+    def train() -> dict[str, LayerPredictor]:
+        return train_predictors(
+            rows,
+            slopes.slope,
+            layers=layers,
+            embeddings=values,
+            settings=settings,
+            on_network=on_network,
+        )
+
+    def save(folder: Path, trained: dict[str, LayerPredictor]) -> None:
+        for name, each in trained.items():
+            each.save(folder / f"{quote(name)}.safetensors")
+
+    def load(folder: Path) -> dict[str, LayerPredictor]:
+        on_network(n_networks(settings) + n_networks(_control(settings)))
+        names = [*map(w2s, settings.top), SHUFFLED]
+        return {name: LayerPredictor.load(folder / f"{quote(name)}.safetensors") for name in names}
+
+    made_of = {
+        "store": identity_of(store),
+        "layers": layers,
+        "slopes_sha256": digest_of({"slope": slopes.slope}),
+        "embeddings": found.settings,
+        "settings": settings,
+    }
+    predictors = kept(folder, made_of, load=load, make=train, save=save)
+    return choose_layers(rows, slopes, fixed=place, predictors=predictors, embeddings=values)
+
+
+def _control(settings: W2SSettings) -> W2SSettings:
+    """What the predictors of traded embeddings are trained with."""
+    return replace(settings, top=settings.top[:1])
+
+
+def _write_arrays(
+    out: Path, store: Store, kinds: Mapping[str, Mapping[str, Chosen]], layers: list[int]
+) -> None:
+    """`predictors.npz`: slopes of each kind, and the layer that each training predicts per row."""
+    number = np.array(layers)
+    arrays: dict[str, np.ndarray] = {
+        name: np.asarray(store[name], dtype=str) for name in ("id", "behavior", "variant", "split")
+    }
+    arrays["layer"] = number
+    for kind, found in kinds.items():
+        any_of = next(iter(found.values()))
+        slope = np.empty((store.n, len(layers)))
+        places = {
+            name: np.empty((len(each), store.n), np.int64) for name, each in any_of.places.items()
+        }
+        fixed = np.empty(store.n, np.int64)
+        for each in found.values():
+            slope[each.rows.at] = each.slopes.slope
+            fixed[each.rows.at] = each.fixed
+            for name, chosen in each.places.items():
+                places[name][:, each.rows.at] = chosen
+        arrays[f"{kind}/slope"] = slope
+        arrays[f"{kind}/fixed_layer"] = number[fixed]
+        arrays |= {f"{kind}/{name}/layer": number[each] for name, each in places.items()}
+    write_arrays(out / "predictors.npz", arrays)
+
+
+def _draw(out: Path, store: Store, found: Embeddings, *, seed: int) -> None:
+    """`embeddings.png`: base prompts in the plane, by behavior."""
+    base = store["variant"] == "base"
+    plane = project_to_plane(found.values[base], seed=seed)
+    behaviors = store["behavior"][base]
+    write_aside(
+        out / "embeddings.png",
+        lambda path: plot_embeddings(path, plane, behaviors, encoder=found.name),
+    )
