@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,7 @@ from actcache.samples import Sample, samples_digest
 from actcache.schema import Dtype, Ragged, RowArray
 from actcache.self_check import Read, certify, check_capture
 from actcache.spans import SPAN, require_spans
-from actcache.splits import assign_splits
+from actcache.splits import Leaks, assign_splits, count_leaks
 from actcache.store import Store, open_store
 from actcache.writer import Writer
 
@@ -79,6 +79,12 @@ class Plan:
     def n(self) -> int:
         """Rows of the store."""
         return len(self.samples)
+
+    @property
+    def leaks(self) -> dict[str, Leaks]:
+        """Test prompts that are in train too, here or in a plain shuffle, by behavior."""
+        splits = [sample.split for sample in self.samples]
+        return count_leaks(self.samples, splits, seed=self.config.seed)
 
     @property
     def tokens(self) -> int:
@@ -355,6 +361,7 @@ def provenance(plan: Plan, model: LanguageModel) -> dict[str, Any]:
         },
         "tokenizer": plan.tokenizer,
         "data_sha256": samples_digest(plan.samples),
+        "leaks": {behavior: asdict(each) for behavior, each in plan.leaks.items()},
         "left_out": list(plan.left_out),
         "conditions": plan.conditions.recorded(),
         "mode": MODE,

@@ -8,6 +8,7 @@ import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64
@@ -138,6 +139,46 @@ def leaks(
         `n_leaked` of `plain_splits`.
     """
     return n_leaked(samples, plain_splits(samples, fractions=fractions, seed=seed), exact=exact)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leaks:
+    """Test prompts of one behavior that are in its train split too, but for white space and case.
+
+    Of base samples alone; the variants of a row go where it goes.
+    """
+
+    n_test: int
+    """Test samples."""
+
+    kept: int
+    """Leaked test samples of the splits as they are: 0, but where rows brought their own."""
+
+    plain: int
+    """What a plain shuffle with the same seed would have leaked."""
+
+
+def count_leaks(samples: Sequence[Sample], splits: Sequence[str], *, seed: int) -> dict[str, Leaks]:
+    """Leaks of each behavior that has any, in these splits or in a plain shuffle.
+
+    Args:
+        samples: in the order of their files.
+        splits: theirs.
+        seed: of the plain shuffle.
+    """
+    found = {}
+    for behavior, where in _members(samples).items():
+        base = [i for i in where if samples[i].variant == "base"]
+        chosen = [samples[i] for i in base]
+        mine = [splits[i] for i in base]
+        leaks_of = Leaks(
+            n_test=mine.count("test"),
+            kept=n_leaked(chosen, mine, exact=False),
+            plain=leaks(chosen, seed=seed, exact=False),
+        )
+        if leaks_of.kept or leaks_of.plain:
+            found[behavior] = leaks_of
+    return found
 
 
 def _members(samples: Sequence[Sample]) -> dict[str, list[int]]:

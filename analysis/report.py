@@ -5,6 +5,7 @@ Called by `analyze`, which decides what is computed; how a file is written safel
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from actcache.analysis.directions import unit
-from actcache.analysis.fits import slopes
+from actcache.analysis.fits import fit_quality, slopes
 from actcache.analysis.plots import plot_grid, plot_steerability
 from actcache.analysis.results import plain, write_arrays, write_aside, write_tensors
 from actcache.analysis.steerability import Steerability
@@ -68,7 +69,7 @@ def write_steerability(
     results: Mapping[str, Steerability],
     controls: Sequence[str],
 ) -> None:
-    """`steerability.npz`: slopes of every sample, and the layers that are best for each.
+    """`steerability.npz`: slopes of every sample, how good the fits are, and the best layers.
 
     Args:
         out: the folder.
@@ -78,6 +79,7 @@ def write_steerability(
         controls: names of the random direction sets.
     """
     any_result = next(iter(results.values()))
+    own = swept.array(f"{METHOD}/propensity")[:]
     layers = np.asarray(swept["layer"])
     arrays: dict[str, np.ndarray] = {
         "id": np.asarray(store["id"], dtype=str),
@@ -88,6 +90,7 @@ def write_steerability(
         "layer": layers,
         "multiplier": np.asarray(swept["multiplier"]),
         "slope": any_result.slope,
+        **asdict(fit_quality(own, swept["multiplier"])),
         "oracle_layer": layers[any_result.oracle_layer],
     }
     if any_result.crossfit_layer is not None:

@@ -38,10 +38,11 @@ def write_tensors(
     path: Path, arrays: Mapping[str, np.ndarray], *, about: Mapping[str, str]
 ) -> None:
     """A safetensors file with text metadata."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     kept = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_aside(path, lambda aside: save_file(kept, aside, metadata=dict(about)))
+    # Not `save_file`, which makes files that only their owner can read.
+    write_aside(path, lambda aside: aside.write_bytes(save(kept, metadata=dict(about))))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

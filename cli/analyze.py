@@ -249,7 +249,8 @@ def _show_sweep(sweep: dict[str, Any]) -> None:
         )
     out = console.out()
     out.print(table)
-    for name, found in sweep["behaviors"].items():
+    base = {name: found for name, found in sweep["behaviors"].items() if "@" not in name}
+    for name, found in base.items():  # those of other framings are in summary.json
         words = f"{found['verdict']} {found['letter_warning']}".strip()
         out.print(f"{name}: {words}", highlight=False, markup=False)
     check = sweep["self_check"]

@@ -24,6 +24,7 @@ DRY_RUN = (
 )
 
 if TYPE_CHECKING:
+    from actcache.build import Plan
     from actcache.conditions import Summary
     from actcache.config import BuildConfig
 
@@ -143,6 +144,7 @@ def run(args: argparse.Namespace) -> None:
     plan = plan_build(samples, config)
     _say_left_out(plan.left_out)
     _say_conditions(plan.conditions, preset=config.preset)
+    _say_leaks(plan)
     if args.dry_run:
         from actcache.estimate import estimate_build
 
@@ -237,6 +239,21 @@ def _say_conditions(found: "Summary", *, preset: str) -> None:
     if preset != presets.NONE and found.n:
         wanted = presets.needs(preset)
         _say(f"preset {preset}: every row that is kept holds {', '.join(wanted)}")
+
+
+def _say_leaks(plan: "Plan") -> None:
+    for behavior, found in plan.leaks.items():
+        if found.kept:
+            _say(
+                f"warning: '{behavior}' brought its own splits, and {found.kept} of its "
+                f"{found.n_test} test prompts are in train too. Leave the key split out, and equal "
+                "prompts stay together."
+            )
+        elif found.plain:
+            _say(
+                f"note: '{behavior}' repeats prompts; a plain shuffle would have put {found.plain} "
+                f"of its {found.n_test} test prompts in train too, these splits none"
+            )
 
 
 def _some(names: list[str]) -> str:

@@ -14,7 +14,7 @@ from actcache import splits as module
 from actcache.errors import RowError
 from actcache.rows import read_samples
 from actcache.samples import SPLITS, Sample
-from actcache.splits import _draw, assign_splits, leaks, n_leaked, plain_splits
+from actcache.splits import _draw, assign_splits, count_leaks, leaks, n_leaked, plain_splits
 from actcache.variants import Persona, expand_variants
 from tests import reference
 
@@ -328,3 +328,26 @@ def test_real_behaviors_leak_under_a_plain_shuffle_and_not_under_ours(name, n):
         for split, count in zip(SPLITS, (200, 50, 250), strict=True)
         for letter in "AB"
     }
+
+
+def test_leaks_are_counted_by_behavior_for_these_splits_and_for_a_plain_shuffle():
+    def made(behavior, prompts, splits):
+        return [
+            row(i, behavior=behavior, prompt=prompt, split=split)
+            for i, (prompt, split) in enumerate(zip(prompts, splits, strict=True))
+        ]
+
+    twice = made("twice", [f" Q {i // 2}" for i in range(40)], [""] * 40)
+    own = made("own", ["a", "A ", "b", "c"], ["train", "test", "test", "validation"])
+    clean = made("clean", [f"q {i}" for i in range(20)], [""] * 20)
+    samples = [*twice, *own, *clean]
+    splits = assign_splits(samples)
+
+    found = count_leaks(samples, splits, seed=0)
+
+    assert list(found) == ["twice", "own"]
+    assert (found["twice"].kept, found["own"].kept, found["own"].n_test) == (0, 1, 2)
+    shuffled = plain_splits(twice)
+    train = {s.prompt for s, split in zip(twice, shuffled, strict=True) if split == "train"}
+    leaked = [s for s, x in zip(twice, shuffled, strict=True) if x == "test" and s.prompt in train]
+    assert found["twice"].plain == len(leaked) > 0
