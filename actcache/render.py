@@ -143,7 +143,8 @@ class Renderer:
         if system is not None and system.strip() not in text:
             raise RenderError(
                 f"the chat template drops the system message of row '{sample.id}'. Use a template "
-                "that shows it, or pass none: --system ''."
+                "that shows it (--template FILE), or ask for none: no --system, and of --variants "
+                "base, user_pos and user_neg."
             )
         return self._stripped(str(text))
 

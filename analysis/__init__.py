@@ -1,47 +1,94 @@
 """From cached residuals to answers: arrays in, frozen results out."""
 
+from typing import TYPE_CHECKING, Any
+
 if __name__ != "actcache.analysis":
     raise ImportError("import actcache.analysis: bare `analysis` would load a second copy of it")
 
+from actcache.analysis.attention_mass import TokenChoice, choose_tokens, soft_labels
 from actcache.analysis.directions import cosine, difference_of_means, random_directions, unit
+from actcache.analysis.embeddings import (
+    Projection,
+    Silhouette,
+    project_to_plane,
+    silhouette_by_behavior,
+)
 from actcache.analysis.fits import FitQuality, crossfit_halves, fit_quality, slopes
 from actcache.analysis.halves import float32_of
 from actcache.analysis.layer_choice import CrossFit, LayerChoice
+from actcache.analysis.layer_predictor import LayerPredictor
+from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
 from actcache.analysis.layers import LayerScores, Projections, layer_scores, mean_cosine, project
+from actcache.analysis.letters import letter_directions, letter_share, without_letter
 from actcache.analysis.moments import Moments, class_moments
 from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.statistics import Estimate, bootstrap_means
 from actcache.analysis.steerability import Comparison, Steerability, summarize
+from actcache.analysis.vector_predictor import (
+    L2SSettings,
+    VectorPredictor,
+    default_context_layers,
+    train_vector_predictor,
+)
 from actcache.analysis.vectors import Directions, label_directions, pair_directions
 
+if TYPE_CHECKING:
+    from actcache.analysis.layer_training import train_layer_predictors
+
 __all__ = [
+    "ChosenSetting",
     "Comparison",
     "CrossFit",
     "Directions",
     "Estimate",
     "FitQuality",
+    "L2SSettings",
     "LayerChoice",
+    "LayerPredictor",
     "LayerScores",
     "Moments",
+    "Projection",
     "Projections",
+    "Silhouette",
     "Steerability",
+    "TokenChoice",
+    "VectorPredictor",
+    "W2SSettings",
     "bootstrap_means",
+    "choose_tokens",
     "class_moments",
     "cosine",
     "crossfit_halves",
+    "default_context_layers",
     "difference_of_means",
     "fit_quality",
     "float32_of",
     "label_directions",
     "layer_scores",
+    "letter_directions",
+    "letter_share",
     "mean_cosine",
     "pair_directions",
     "plot_grid",
     "plot_layers",
     "plot_steerability",
     "project",
+    "project_to_plane",
     "random_directions",
+    "silhouette_by_behavior",
     "slopes",
+    "soft_labels",
     "summarize",
+    "train_layer_predictors",
+    "train_vector_predictor",
     "unit",
+    "without_letter",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train_layer_predictors":  # imported on first use: needs torch
+        from actcache.analysis import layer_training
+
+        return layer_training.train_layer_predictors
+    raise AttributeError(f"module 'actcache.analysis' has no attribute '{name}'")

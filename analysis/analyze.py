@@ -22,11 +22,12 @@ from actcache.analysis.report import (
     METHOD,
     draw,
     numbers,
+    require_same_store,
     write_steerability,
     write_vectors,
 )
 from actcache.analysis.results import plain, write_aside, write_json, write_text
-from actcache.analysis.settings import STAGES, AnalyzeConfig
+from actcache.analysis.settings import STAGES, AnalyzeConfig, stages_left_out
 from actcache.analysis.steerability import Steerability, summarize
 from actcache.analysis.tables import markdown
 from actcache.analysis.vectors import (
@@ -37,7 +38,8 @@ from actcache.analysis.vectors import (
     pair_directions,
     two_labels,
 )
-from actcache.encoders import Cost
+from actcache.durable import make_folder, telling
+from actcache.encoders import Cost, parse_encoder
 from actcache.errors import MismatchError
 from actcache.selection import require_all_layers
 from actcache.store import Store
@@ -59,6 +61,7 @@ def analyze(
     model: "Callable[[], LanguageModel] | None" = None,
     progress: Progress,
     show_cost: Callable[[Cost], None] = lambda _cost: None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Run the stages and write the results folder.
 
@@ -70,6 +73,8 @@ def analyze(
         model: gives the model that the store was built with; called only if a sweep must run.
         progress: shows long loops.
         show_cost: told what an encoder of prompts will cost, before anything is paid; may raise.
+        device: where predictors are trained: a torch device, or `auto` (cuda, else cpu). No setting
+            of the analysis: it changes nothing beyond rounding.
 
     Returns:
         The summary, as `summary.json` holds it.
@@ -84,8 +89,13 @@ def analyze(
         )
     require_all_layers(store)  # what follows knows layers by their place
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     paired = not any(store["label"].tolist())
+    left_out = stages_left_out(store, config.stages)
+    if paired and "predictors" in config.stages:
+        _require_predictable(store, config)
+    require_same_store(out, store)
+    with telling(f"'{out}' cannot be written"):
+        make_folder(out.absolute())
     summary: dict[str, Any] = {
         "store": {
             "path": str(store.path),
@@ -96,6 +106,7 @@ def analyze(
             "certificate": store.certificate,
         },
         "config": plain(config),
+        **({"left_out": left_out} if left_out else {}),
     }
     train = (store["split"] == "train") & (store["variant"] == "base")
     if paired:
@@ -122,10 +133,20 @@ def analyze(
             summary["sweep"] = _sweep(out, store, found, train, config, rule, swept)
         if "predictors" in config.stages:
             summary["predictors"] = _predictors(
-                out, store, swept, config, rule, load, progress, show_cost
+                out, store, swept, config, rule, load, progress, show_cost, device
             )
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _require_predictable(store: Store, config: AnalyzeConfig) -> None:
+    """Refuse before the sweep what predictors would refuse after it."""
+    from actcache.analysis.predictors import predictor_rows
+
+    for text in config.encoders:
+        parse_encoder(text)
+    if tuple(config.stages) != STAGES:  # else they are left out, and it is said
+        predictor_rows(store, vectors=config.vectors)
 
 
 def _predictors(
@@ -137,9 +158,11 @@ def _predictors(
     model: "Callable[[], LanguageModel] | None",
     progress: Progress,
     show_cost: Callable[[Cost], None],
+    device: str,
 ) -> dict[str, Any]:
     """Layer and vector predictors, and their tables; or why they were left out."""
     from actcache.analysis.predictors import predictor_rows, run_predictors
+    from actcache.analysis.stacked import training_device
 
     try:
         behaviors = predictor_rows(store, vectors=config.vectors)
@@ -158,6 +181,7 @@ def _predictors(
         model=model,
         progress=progress,
         show_cost=show_cost,
+        device=training_device(device),
     )
     tables = markdown(predictor_tables(found))
     said = "".join(f"- {sentence}\n" for sentence in found["words"])
@@ -212,6 +236,7 @@ def _sweep(
                 rng=np.random.default_rng(config.seed),
                 letters=store["letter"],
                 control=control,
+                layers=layers,
                 draws=config.draws,
             )
     if not results:
@@ -224,7 +249,7 @@ def _sweep(
         behavior: own[(store["behavior"] == behavior) & (store["split"] == "test")].mean(0)
         for behavior in found.names
     }
-    draw(out, results, mean, multipliers, unit=rule.unit)
+    draw(out, results, mean, multipliers, layers=layers, unit=rule.unit)
     return {
         "layers": layers,
         "multipliers": multipliers.tolist(),

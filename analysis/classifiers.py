@@ -14,10 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from actcache.analysis.stacked import StackedAdamW, uniform_weights
+from actcache.analysis.stacked import StackedAdamW, linear_views, uniform_weights
 
 Weights = list[tuple[Tensor, Tensor]]
 """Matrix `[…, out, in]` and bias `[…, out]` of each layer, as `torch.nn.Linear` has them."""
+
+STACK_BYTES = 6 << 20
+"""Weights, gradients and AdamW's moments of a stack on a CPU, at most, unless one part has more.
+They are to stay in the cache; below that a step costs its calls, whatever the stack's size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,11 @@ class Shape:
         """Outputs and inputs of each linear layer, the first one first."""
         sizes = [self.n_inputs, *[self.width] * self.depth, self.n_outputs]
         return [(out, inputs) for inputs, out in pairwise(sizes)]
+
+    @property
+    def n_weights(self) -> int:
+        """Entries of all matrices and biases."""
+        return sum(out * (inputs + 1) for out, inputs in self.layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,21 +114,23 @@ def train_classifiers(
         epochs: checkpoints, rising; the last one ends the training.
         batch: rows in a step.
         device: where to compute.
-        together: parts in one stack. More of them fill a GPU; on a CPU one at a time stays in the
-            cache. None is one on a CPU, else all. Changes nothing beyond rounding.
+        together: parts in one stack. More of them fill a GPU; on a CPU large ones leave the cache.
+            None is as many as `STACK_BYTES` hold on a CPU, else all. Changes nothing beyond
+            rounding.
         on_part: told how many networks are done, each time some are.
 
     Returns:
         One a part, in order.
     """
     device = torch.device(device)
-    size = together or (1 if device.type == "cpu" else len(parts))
     shape = Shape(
         n_inputs=parts[0].inputs.shape[1],
         width=width,
         depth=depth,
         n_outputs=parts[0].allowed.shape[1],
     )
+    one = 4 * len(rates) * shape.n_weights * parts[0].inputs.element_size()
+    size = together or (max(STACK_BYTES // one, 1) if device.type == "cpu" else len(parts))
     found: dict[int, Trained] = {}
     for chosen in _stacks([len(part.inputs) for part in parts], batch, size):
         stack = _Stack([parts[i] for i in chosen], shape, batch, device)
@@ -179,27 +190,24 @@ class _Stack:
         allowed = torch.cat([part.allowed for part in parts])
         closed = torch.zeros(n, shape.n_outputs, 1, dtype=dtype)
         self._closed = closed.masked_fill_(~allowed[..., None], -torch.inf).to(device)
+        # All weights lie in one tensor, all gradients in another: AdamW steps them at one go.
+        self._flat = torch.empty(n * shape.n_weights, dtype=dtype, device=device)
+        self._slopes = torch.empty_like(self._flat)
+        self._weights = linear_views(self._flat, shape.layers, n=n)
+        self._grads = linear_views(self._slopes, shape.layers, n=n)
         starts = [initial_weights(part.seed, shape) for part in parts]
-        self._weights = [
-            tuple(
-                torch.stack([start[at][i] for start in starts])
-                .to(device, dtype)
-                .repeat_interleave(self._k, 0)
-                for i in (0, 1)
-            )
-            for at in range(shape.depth + 1)
-        ]  # [n, out, in], [n, out]
+        for at, pair in enumerate(self._weights):
+            for i, weights in enumerate(pair):
+                first = torch.stack([start[at][i] for start in starts])
+                weights.copy_(first.repeat_interleave(self._k, 0))
 
     def train(
         self, rates: Sequence[float], decays: Sequence[float], epochs: Sequence[int]
     ) -> list[Trained]:
         """All epochs; what `train_classifiers` returns of these parts."""
-        flat = [tensor for pair in self._weights for tensor in pair]
-        n_parts, dtype = len(self._parts), self._inputs.dtype
+        n_parts = len(self._parts)
         optimizer = StackedAdamW(
-            flat,
-            lr=torch.tensor(list(rates) * n_parts, dtype=dtype, device=self._device),
-            weight_decay=torch.tensor(list(decays) * n_parts, dtype=dtype, device=self._device),
+            [self._flat], lr=self._each(rates), weight_decay=self._each(decays)
         )
         orders = [batch_orders(part.seed, len(part.inputs)) for part in self._parts]
         which = torch.arange(n_parts, device=self._device)[:, None]
@@ -213,12 +221,22 @@ class _Stack:
             for start in range(0, self._rows, self._batch):
                 at = slice(start, start + self._batch)
                 told = self._gradients(inputs[:, at], labels[..., at], at, tell=epoch in epochs)
+                self._flat.grad = self._slopes
                 optimizer.step()
                 loss.append(told)
             if epoch in epochs:
                 losses.append(torch.cat(loss, 1).sum(1))
-                predicted.append(self._predict())
+                predicted.append(self._forward(self._held_out)[1].argmax(1))  # [n, m]
         return self._results(torch.stack(losses), torch.stack(predicted))
+
+    def _each(self, values: Sequence[float]) -> Float[Tensor, " weight"]:
+        """What each of the k networks has, for each of all weights."""
+        found = torch.empty_like(self._flat)
+        per_network = found.new_tensor(list(values) * len(self._parts))
+        for pair in linear_views(found, self._shape.layers, n=len(per_network)):
+            for tensor in pair:
+                tensor.copy_(per_network.view(-1, *[1] * (tensor.dim() - 1)).expand_as(tensor))
+        return found
 
     def _forward(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
         """Hidden units `[n, width, b]` of each layer, and logits `[n, n_outputs, b]`."""
@@ -235,7 +253,7 @@ class _Stack:
         return hidden, torch.baddbmm(bias[..., None] + self._closed, matrix, hidden[-1])
 
     def _gradients(self, inputs: Tensor, labels: Tensor, at: slice, *, tell: bool) -> Tensor:
-        """Leave every weight's gradient of the batch's mean loss in its `grad`; `tell` the losses.
+        """Overwrite every weight's gradient with that of the batch's mean loss; `tell` the losses.
 
         Returns `[n, rows]`, each row's loss by its share in the epoch; empty without `tell`.
         """
@@ -248,19 +266,17 @@ class _Stack:
             loss = each[:, 0] / rows.repeat_interleave(self._k)[:, None]
         back = torch.softmax(logits, 1)
         back.scatter_add_(1, labels, torch.full_like(share, -1)).mul_(share)  # [n, n_outputs, b]
-        for (matrix, bias), units in zip(self._weights[:0:-1], hidden[::-1], strict=True):
-            matrix.grad, bias.grad = torch.bmm(back, units.mT), back.sum(2)
+        upper = zip(self._weights[:0:-1], self._grads[:0:-1], hidden[::-1], strict=True)
+        for (matrix, _), (of_matrix, of_bias), units in upper:
+            torch.bmm(back, units.mT, out=of_matrix)
+            torch.sum(back, 2, out=of_bias)
             # What autograd runs for ReLU: one pass, where `units > 0` as a mask takes several.
             back = torch.ops.aten.threshold_backward(torch.bmm(matrix.mT, back), units, 0)
-        matrix, bias = self._weights[0]
-        bias.grad = back.sum(2)
+        of_matrix, of_bias = self._grads[0]
+        torch.sum(back, 2, out=of_bias)
         back = back.view(len(inputs), -1, inputs.shape[1])  # [f, k·width, b]
-        matrix.grad = torch.bmm(back, inputs).view_as(matrix)
+        torch.bmm(back, inputs, out=of_matrix.view(len(inputs), -1, inputs.shape[2]))
         return loss
-
-    def _predict(self) -> Tensor:
-        """Class of each held-out row, `[n, m]`."""
-        return self._forward(self._held_out)[1].argmax(1)
 
     def _results(self, losses: Tensor, predicted: Tensor) -> list[Trained]:
         found = []

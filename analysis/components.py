@@ -63,3 +63,25 @@ def principal_components(
     largest = np.abs(basis).argmax(0)
     basis = basis * np.where(basis[largest, np.arange(basis.shape[1])] < 0, -1, 1)
     return Components(center=center, basis=basis.astype(np.float32))
+
+
+def principal_basis(
+    values: Float32[np.ndarray, "n e"], *, components: int | None = None
+) -> tuple[Float32[np.ndarray, " e"], Float32[np.ndarray, "e p"]]:
+    """Mean of rows, and their principal components about it, scaled by one number.
+
+    Args:
+        values: rows.
+        components: how many at most; None takes all along which the rows differ.
+
+    Returns:
+        The mean, and the components times the number that gives `(values - mean) @ basis` a mean
+        square of 1. One zero component where all rows are equal.
+    """
+    limit = min(values.shape) if components is None else components
+    found = principal_components(values, centred=True, limit=limit)
+    center = found.center.astype(np.float32)
+    if not found.basis.shape[1]:
+        return center, np.zeros((len(center), 1), np.float32)
+    size = np.sqrt((found.coordinates(values) ** 2).mean())
+    return center, (found.basis / size).astype(np.float32)

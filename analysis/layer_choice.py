@@ -41,15 +41,22 @@ def slope_table(
     return SlopeTable(slope=slope, halves=both, reason="")
 
 
+def crossfit_slopes(
+    halves: Float64[np.ndarray, "2 n layer"],
+) -> Float64[np.ndarray, "2 n"]:
+    """Each half's slope of each sample at the layer that the other half chose (first of equals)."""
+    chosen = halves.argmax(2)  # [2, n]
+    return np.take_along_axis(halves, chosen[::-1, :, None], axis=2)[..., 0]
+
+
 def crossfit_scores(
     halves: Float64[np.ndarray, "2 n layer"], *, fixed_layer: int
 ) -> Float64[np.ndarray, "n 3"]:
     """Cross-fitted slope of each sample, its slope at the fixed layer by the same halves, the gain.
 
-    Each half scores the layer that the other one chose (the first of equals); the mean of both.
+    The mean of both halves; see `crossfit_slopes`.
     """
-    chosen = halves.argmax(2)  # [2, n]
-    oracle = np.take_along_axis(halves, chosen[::-1, :, None], axis=2)[..., 0].mean(0)
+    oracle = crossfit_slopes(halves).mean(0)
     fixed = halves[:, :, fixed_layer].mean(0)
     return np.stack([oracle, fixed, oracle - fixed], axis=1)
 

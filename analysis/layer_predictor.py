@@ -4,8 +4,6 @@ Needs NumPy only. Refuses to know how it was trained (`layer_training`), where e
 and what is done at the layer.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,16 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
-from actcache.analysis.results import write_tensors
-from actcache.errors import FormatError, MismatchError, NotFiniteError, StoreNotFoundError
+from actcache.analysis.predictor_file import (
+    Expected,
+    check_arrays,
+    read_predictor,
+    with_tuples,
+    write_predictor,
+)
+from actcache.errors import MismatchError, NotFiniteError
 
-FORMAT = "actcache layer predictor 1"
+KIND = "layer predictor"
 """What a predictor's file says it is."""
 
 
@@ -110,94 +114,63 @@ class LayerPredictor:
         places: Int64[np.ndarray, "seed n"] = self.active[units[:, self.active].argmax(1)]
         return places
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write one safetensors file, complete or not at all."""
-        arrays = {"layers": self.layers, "active": self.active, "cv": self.cv}
-        arrays |= {"center": self.center, "basis": self.basis}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
         for at, (matrix, bias) in enumerate(self.weights):
             arrays |= {f"{at}.weight": matrix, f"{at}.bias": bias}
-        about = {name: getattr(self, name) for name in (*_COUNTS, *_VALUES)}
-        about |= {"chosen": asdict(self.chosen), "settings": asdict(self.settings)}
-        write_tensors(path, arrays, about={"format": FORMAT, "about": json.dumps(about)})
+        facts = {name: getattr(self, name) for name in (*_COUNTS, *_VALUES)}
+        facts |= {"chosen": asdict(self.chosen), "settings": asdict(self.settings)}
+        write_predictor(Path(path), arrays, kind=KIND, facts=facts)
 
     @staticmethod
-    def load(path: Path) -> "LayerPredictor":
+    def load(path: str | Path) -> "LayerPredictor":
         """Read what `save` wrote. Nothing in a file is executed.
 
         Raises:
             StoreNotFoundError: there is no file.
             FormatError: it is damaged, or not a layer predictor.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise StoreNotFoundError(
-                f"no layer predictor at '{path}'. Pass the file that save wrote."
-            )
-        try:
-            with safe_open(path, framework="numpy") as file:
-                about = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in list(file.keys())}
-            return _predictor(about, arrays)
-        except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
-            found = str(error).splitlines() or [""]
-            raise FormatError(
-                f"'{path}' is not a whole layer predictor ({type(error).__name__}: {found[0]}). "
-                f"Train it again, or pass a file that save wrote."
-            ) from None
+        return read_predictor(Path(path), kind=KIND, parse=_parse)
 
 
 _COUNTS = ("top", "n_folds")
 _VALUES = ("cv_value", "cv_crossfit", "cv_fixed", "cv_gain", "cv_gain_error")
+_ARRAYS: Expected = {
+    "layers": (np.int64, "layer"),
+    "active": (np.int64, "active"),
+    "cv": (np.float64, "rate width depth decay epochs"),
+    "center": (np.float32, "e"),
+    "basis": (np.float32, "e p"),
+}
 
 
-def _predictor(kept: Mapping[str, str], arrays: dict[str, np.ndarray]) -> LayerPredictor:
-    """The predictor of a file's text and arrays; any mistake in them is an error of Python's."""
-    if kept["format"] != FORMAT:
-        raise ValueError(f"its format is '{kept['format']}', this version reads '{FORMAT}'")
-    about = json.loads(kept["about"], parse_constant=_refuse_constant)
-    asked: dict[str, Any] = about["settings"]
-    asked = {name: tuple(v) if isinstance(v, list) else v for name, v in asked.items()}
-    settings = W2SSettings(**asked)
-    chosen = ChosenSetting(**about["chosen"])
+def _parse(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LayerPredictor:
+    """The predictor of a file's facts and arrays; any mistake in them is an error of Python's."""
+    settings = W2SSettings(**with_tuples(facts["settings"]))
+    chosen = ChosenSetting(**facts["chosen"])
     axes = (settings.rates, settings.widths, settings.depths, settings.decays, settings.epochs)
     for value, axis in zip(astuple(chosen), axes, strict=True):
         if value not in axis:
             raise ValueError(f"the chosen {value} is not on the grid's {list(axis)}")
-    weights = []
-    n_seeds, n_layers, sizes = settings.seeds, len(arrays["layers"]), []
-    p = arrays["basis"].shape[-1]
+    expected, inputs = dict(_ARRAYS), "p"
     for at in range(chosen.depth + 1):
-        out = n_layers if at == chosen.depth else chosen.width
-        sizes += [(f"{at}.weight", (n_seeds, out, p)), (f"{at}.bias", (n_seeds, out))]
-        weights.append((arrays[f"{at}.weight"], arrays[f"{at}.bias"]))
-        p = out
-    sizes += [("center", arrays["basis"].shape[:1]), ("basis", (len(arrays["center"]), None))]
-    sizes += [("layers", (n_layers,)), ("active", (None,)), ("cv", tuple(len(a) for a in axes))]
-    for name, size in sizes:
-        _check_array(name, arrays[name], size)
-    active = arrays["active"]
+        units = "layer" if at == chosen.depth else "unit"
+        expected[f"{at}.weight"] = (np.float32, f"seed {units} {inputs}")
+        expected[f"{at}.bias"] = (np.float32, f"seed {units}")
+        inputs = units
+    sizes = {"seed": settings.seeds, "unit": chosen.width}
+    names = ("rate", "width", "depth", "decay", "epochs")
+    sizes |= {name: len(axis) for name, axis in zip(names, axes, strict=True)}
+    check_arrays(arrays, expected, sizes)
+    active, n_layers = arrays["active"], len(arrays["layers"])
     if not len(active) or active.min() < 0 or active.max() >= n_layers:
         raise ValueError(f"active layers are {active.tolist()}, expected places below {n_layers}")
-    known: dict[str, Any] = {name: int(about[name]) for name in _COUNTS}
-    known |= {name: float(about[name]) for name in _VALUES}
-    known |= {name: arrays[name] for name in ("layers", "active", "cv", "center", "basis")}
-    return LayerPredictor(chosen=chosen, settings=settings, weights=tuple(weights), **known)
-
-
-def _check_array(name: str, array: np.ndarray, size: tuple[int | None, ...]) -> None:
-    dtype = {"layers": np.int64, "active": np.int64, "cv": np.float64}.get(name, np.float32)
-    fits = len(size) == array.ndim and all(
-        wanted in (None, found) for wanted, found in zip(size, array.shape, strict=True)
-    )
-    if not fits or array.dtype != dtype or not np.isfinite(array).all():
-        raise ValueError(
-            f"'{name}' is {array.dtype} {array.shape}, expected finite {np.dtype(dtype)} {size}"
-        )
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"a number is {name}, expected a finite one")
+    known: dict[str, Any] = {name: int(facts[name]) for name in _COUNTS}
+    known |= {name: float(facts[name]) for name in _VALUES}
+    known |= {name: arrays[name] for name in _ARRAYS}
+    weights = tuple((arrays[f"{i}.weight"], arrays[f"{i}.bias"]) for i in range(chosen.depth + 1))
+    return LayerPredictor(chosen=chosen, settings=settings, weights=weights, **known)
 
 
 def check_embeddings(

@@ -109,6 +109,7 @@ def learn_vectors(
     rule: SteeringRule,
     model: Callable[[], LanguageModel],
     progress: "Progress",
+    device: str = "cpu",
 ) -> Learned:
     """Train each behavior's networks on its train samples, and sweep all rows with their vectors.
 
@@ -122,6 +123,7 @@ def learn_vectors(
         rule: the sweep's conventions.
         model: gives the store's model; called only if something is still to be swept.
         progress: shows the loops.
+        device: where networks are trained.
 
     Raises:
         MismatchError: a position was not kept, there is no such context layer, or the folder holds
@@ -170,7 +172,7 @@ def learn_vectors(
                 folder / quote(behavior, safe="") / LEARNED,
                 made_of,
                 load=load,
-                make=partial(_train, store, rows, layers, contexts, settings, on_network),
+                make=partial(_train, store, rows, layers, contexts, settings, device, on_network),
                 save=lambda place, made: made.save(place / FILE),
             )
     vectors = _Vectors(store, behaviors, networks, layers)
@@ -207,12 +209,12 @@ def _train(
     layers: Sequence[int],
     context_layers: Sequence[int],
     settings: L2SSettings,
+    device: str,
     on_network: Callable[[int], object],
 ) -> VectorPredictor:
     used = rows.train | rows.validation
     at = rows.at[used]
-    positive, negative = store.resid("positive"), store.resid("negative")
-    prompt = store.resid("prompt")
+    positive, negative, prompt = map(store.resid, ("positive", "negative", "prompt"))
 
     def target(layer: int) -> Float32[np.ndarray, "n d_model"]:
         sides = positive.layer(layer, at), negative.layer(layer, at)
@@ -229,6 +231,7 @@ def _train(
         train=rows.train[used],
         validation=rows.validation[used],
         settings=settings,
+        device=device,
         on_step=on_network,
     )
 
@@ -293,6 +296,4 @@ class _Vectors:
 
 
 def _mask(store: Store, rows: Rows, chosen: Bool[np.ndarray, " row"]) -> Bool[np.ndarray, " n"]:
-    mask = np.zeros(store.n, bool)
-    mask[rows.at[chosen]] = True
-    return mask
+    return np.isin(np.arange(store.n), rows.at[chosen])

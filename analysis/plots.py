@@ -18,6 +18,7 @@ from actcache.errors import MismatchError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -36,6 +37,7 @@ def plot_steerability(
     behaviors: Mapping[str, LayerChoice],
     *,
     control: Sequence[LayerChoice] = (),
+    layers: Sequence[int] | None = None,
     unit: str = "logits per unit multiplier",
 ) -> None:
     """Draw mean steerability by layer with its interval, one line a behavior, into a PNG.
@@ -46,6 +48,7 @@ def plot_steerability(
         path: file to write; the suffix names the format (`.png`, `.pdf`, `.svg`).
         behaviors: what `summarize` found for each, `Steerability.choice`.
         control: the same for random directions, `Steerability.control` of any behaviors.
+        layers: numbers of the layers; by default their places.
         unit: unit of the slope, which depends on what propensity is made of.
 
     Raises:
@@ -82,6 +85,7 @@ def plot_steerability(
     axes.set_xlabel("layer that is steered")
     axes.set_ylabel(f"steerability ({unit})")
     _finish_lines(axes)
+    _number(axes.xaxis, layers)
     if len(behaviors) <= _FEW:
         axes.legend(frameon=False, fontsize=9)
     else:
@@ -94,6 +98,7 @@ def plot_grid(
     propensity: Mapping[str, Float[np.ndarray, "layer m"]],
     multipliers: Float[np.ndarray, " m"],
     *,
+    layers: Sequence[int] | None = None,
     fixed_layers: Mapping[str, int] | None = None,
     unit: str = "logits",
 ) -> None:
@@ -106,7 +111,8 @@ def plot_grid(
         path: file to write; the suffix names the format.
         propensity: mean over samples for each behavior.
         multipliers: the grid, in the order of the last axis.
-        fixed_layers: layer to mark in each behavior's panel.
+        layers: numbers of the layers; by default their places.
+        fixed_layers: place of the layer to mark in each behavior's panel.
         unit: unit of propensity.
 
     Raises:
@@ -134,6 +140,7 @@ def plot_grid(
         axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
         axes.tick_params(axis="x", labelbottom=True, labelsize=8)
         axes.yaxis.set_major_locator(_whole_numbers())
+        _number(axes.yaxis, layers)
         for column in np.flatnonzero(multipliers == 0):
             axes.axvspan(column - 0.5, column + 0.5, fill=False, edgecolor="black", linewidth=1.4)
             axes.get_xticklabels()[column].set_fontweight("bold")
@@ -242,6 +249,14 @@ def _whole_numbers() -> "MaxNLocator":
     from matplotlib.ticker import MaxNLocator
 
     return MaxNLocator(integer=True)
+
+
+def _number(axis: "Axis", layers: Sequence[int] | None) -> None:
+    """Call places on an axis by their layers' numbers."""
+    if layers is None or list(layers) == list(range(len(layers))):
+        return
+    names = {float(place): str(layer) for place, layer in enumerate(layers)}
+    axis.set_major_formatter(lambda place, _tick: names.get(place, ""))
 
 
 def plot_embeddings(

@@ -96,6 +96,7 @@ def train_predictors(
     layers: Sequence[int],
     embeddings: Float32[np.ndarray, "row e"],
     settings: W2SSettings,
+    device: str = "cpu",
     on_network: Callable[[int], object] = lambda _n: None,
 ) -> dict[str, LayerPredictor]:
     """A behavior's predictors by the way that they stand for, the control among them.
@@ -106,6 +107,7 @@ def train_predictors(
         layers: number of each layer that was swept.
         embeddings: of these rows' prompts.
         settings: the control is trained with the first of its `top`.
+        device: where networks are trained.
         on_network: told how many networks were trained, each time.
 
     Raises:
@@ -123,6 +125,7 @@ def train_predictors(
             letters=rows.letter.tolist(),
             layers=layers,
             settings=replace(settings, top=top),
+            device=device,
             on_network=on_network,
         )
 

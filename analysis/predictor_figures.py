@@ -3,6 +3,7 @@
 All are of test samples, but for cross-validation's. Refuses to know files and words.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from actcache.analysis.labels import best_layers
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.predicted import SHUFFLED, Chosen, w2s
 from actcache.analysis.results import plain
+from actcache.analysis.steerability import LETTER_SAMPLES
 from actcache.analysis.ways import FIXED, Way, worths
 from actcache.encoders import Embeddings
 
@@ -35,12 +37,15 @@ def figures(
     Returns:
         `worth[kind][variant]` with `mean` and `behaviors`; `by_letter[kind][letter]`, means over
         behaviors; `beyond[kind]`, the gain over the predictor of traded prompts; `primary[kind]`,
-        the K that did best in cross-validation; `variants` and `letters` that there are.
+        the K that did best in cross-validation; `variants` that there are, and `letters` with
+        enough samples.
     """
     chosen = [each for found in kinds.values() for each in found.values()]
     variants = list(dict.fromkeys(v for c in chosen for v in c.rows.variant[c.rows.test].tolist()))
     variants = sorted(variants, key=lambda name: name != "base")
-    letters = sorted({x for c in chosen for x in c.rows.letter[c.rows.test].tolist() if x})
+    first = next(iter(kinds.values())).values()
+    counted = Counter(x for c in first for x in c.rows.letter[c.rows.test].tolist() if x)
+    letters = sorted(x for x, n in counted.items() if n >= LETTER_SAMPLES)
     primary = {name: _primary(found, settings) for name, found in kinds.items()}
     worth: dict[str, Any] = {}
     by_letter: dict[str, Any] = {}

@@ -173,8 +173,8 @@ def _training_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
             for way, each in by_way.items()
         ],
         note=(
-            "Value: mean slope at the layers predicted for held-out folds, each fold with the "
-            "setting that did best on the others. Gain: over one layer for all, chosen in each "
+            "Value: mean slope at the layers predicted for held-out folds, without the bias of "
+            "choosing the setting on them (BBC-CV). Gain: over one layer for all, chosen in each "
             "fold's own train part."
         ),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from actcache.analysis.predicted import SHUFFLED, w2s
 from actcache.analysis.predictor_tables import KINDS
 from actcache.analysis.report import CONTROL
+from actcache.analysis.statistics import Estimate
 from actcache.analysis.ways import FIXED
 
 LEARNED, WITHOUT = "l2s", "l2s_without_letter"
@@ -100,4 +101,4 @@ def _gain_of_random(figures: Mapping[str, Any]) -> Mapping[str, float] | None:
 
 
 def _estimate(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
+    return str(Estimate(**found))

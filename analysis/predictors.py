@@ -85,6 +85,7 @@ def run_predictors(
     model: "Callable[[], LanguageModel]",
     progress: "Progress",
     show_cost: Callable[[Cost], None],
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train, choose, compare; leave `predictors/`, `predictors.npz` and `embeddings.png`.
 
@@ -98,6 +99,7 @@ def run_predictors(
         model: gives the store's model; called only if learned vectors are still to be swept.
         progress: shows long loops.
         show_cost: told what a paid encoder will cost, before it is asked.
+        device: where networks are trained. What is kept is taken up whichever it was trained on.
 
     Returns:
         For the summary; what `predictor_tables` reads.
@@ -134,6 +136,7 @@ def run_predictors(
             rule=rule,
             model=model,
             progress=progress,
+            device=device,
         )
     kinds = _kinds(swept, learned, behaviors, config)
     settings = W2SSettings(
@@ -161,6 +164,7 @@ def run_predictors(
                         layers=layers,
                         found=found,
                         settings=settings,
+                        device=device,
                         on_network=on_network,
                     )
                     for behavior, rows in behaviors.items()
@@ -276,6 +280,7 @@ def _choose(
     layers: list[int],
     found: Embeddings,
     settings: W2SSettings,
+    device: str,
     on_network: Callable[[int], object],
 ) -> Chosen:
     """All ways of one behavior, with predictors that are trained or were kept."""
@@ -292,6 +297,7 @@ def _choose(
             layers=layers,
             embeddings=values,
             settings=settings,
+            device=device,
             on_network=on_network,
         )
 

@@ -3,6 +3,7 @@
 Called by `analyze`, which decides what is computed; how a file is written safely is `results`.
 """
 
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,6 +19,8 @@ from actcache.analysis.plots import plot_grid, plot_steerability
 from actcache.analysis.results import plain, write_arrays, write_aside, write_tensors
 from actcache.analysis.steerability import Steerability
 from actcache.analysis.vectors import Directions
+from actcache.errors import FormatError
+from actcache.provenance import IDENTITY, require_same
 from actcache.store import Store
 
 METHOD = "difference_of_means"
@@ -25,6 +28,45 @@ METHOD = "difference_of_means"
 
 CONTROL = "random"
 """What random directions are called; further sets are `random_1`, …"""
+
+
+SAME = ("data_sha256", "tokenizer")
+"""Besides the model's identity and the shape, what a results folder's store must agree on."""
+
+
+def require_same_store(out: Path, store: Store) -> None:
+    """Is what lies in a folder of this store? Asked before anything in it is replaced.
+
+    Raises:
+        MismatchError: it is of another; names what differs.
+        FormatError: `summary.json` is no document of ours.
+    """
+    path = out / "summary.json"
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))["store"]
+        found, stored = _identity(plain(store.provenance)), _identity(before["provenance"])
+        shape = {name: before[name] for name in ("n", "n_layers", "d_model")}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise FormatError(
+            f"'{path}' is not what analyze writes, expected its summary. Choose another folder "
+            "with -o, or pass --overwrite."
+        ) from None
+    require_same(
+        {"n": store.n, "n_layers": store.n_layers, "d_model": store.d_model, **found},
+        {**shape, **stored},
+        what=f"'{store.path}' and the store that the results in '{out}' are of",
+        remedy="Choose another folder with -o, or pass --overwrite.",
+    )
+
+
+def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    model = provenance["model"]
+    return {
+        **{name: provenance.get(name) for name in SAME},
+        "model": {name: model.get(name) for name in IDENTITY},
+    }
 
 
 def write_vectors(out: Path, store: Store, found: Directions) -> dict[str, Any]:
@@ -114,6 +156,7 @@ def draw(
     mean: Mapping[str, Float[np.ndarray, "layer m"]],
     multipliers: Float[np.ndarray, " m"],
     *,
+    layers: Sequence[int],
     unit: str,
 ) -> None:
     """The two pictures: steerability by layer with its interval, and layer × multiplier."""
@@ -124,13 +167,16 @@ def draw(
             path,
             {name: each.choice for name, each in base.items()},
             control=[control for each in base.values() for control in each.control[:1]],
+            layers=layers,
             unit=f"{unit} per unit multiplier",
         ),
     )
     fixed = {name: each.choice.fixed_layer for name, each in base.items()}
     write_aside(
         out / "grid.png",
-        lambda path: plot_grid(path, mean, multipliers, fixed_layers=fixed, unit=unit),
+        lambda path: plot_grid(
+            path, mean, multipliers, layers=layers, fixed_layers=fixed, unit=unit
+        ),
     )
 
 

@@ -27,7 +27,9 @@ class Estimate:
     """Upper end of the interval."""
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        # A mean of differences that cancel leaves 1e-18, which is 0 to a reader.
+        value, low, high = (round(x, 12) + 0.0 for x in (self.value, self.low, self.high))
+        return f"{value:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def bootstrap_means(
@@ -79,8 +81,18 @@ def estimate_means(
     level: float = 0.95,
 ) -> list[Estimate]:
     """Mean of each column with its bootstrap interval; see `bootstrap_means` and `interval`."""
-    bounds = interval(bootstrap_means(values, rng, draws=draws), level=level)
-    mean = np.asarray(values, np.float64).mean(0)
+    drawn = bootstrap_means(values, rng, draws=draws)
+    return estimates(np.asarray(values, np.float64).mean(0), drawn, level=level)
+
+
+def estimates(
+    mean: Float64[np.ndarray, " column"],
+    drawn: Float64[np.ndarray, "draws column"],
+    *,
+    level: float = 0.95,
+) -> list[Estimate]:
+    """Each column's mean with the interval of its draws."""
+    bounds = interval(drawn, level=level)
     return [Estimate(float(m), float(b[0]), float(b[1])) for m, b in zip(mean, bounds, strict=True)]
 
 

@@ -21,6 +21,9 @@ from actcache.analysis.layer_choice import (
 from actcache.analysis.statistics import Estimate, estimate_means
 from actcache.errors import MismatchError
 
+LETTER_SAMPLES = 8
+"""Samples that a letter must have for a sentence about it: a bootstrap of one is sure of itself."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -82,6 +85,7 @@ def summarize(
     letters: Sequence[str] | Shaped[np.ndarray, " n"] | None = None,
     control: Float[np.ndarray, "r n layer m"] | None = None,
     fixed: int | None = None,
+    layers: Sequence[int] | None = None,
     draws: int = 1000,
     level: float = 0.95,
 ) -> Steerability:
@@ -98,6 +102,7 @@ def summarize(
         control: propensity of the same samples under `r` sets of random directions.
         fixed: place of the fixed layer, where something else than these slopes chose it (L2S lets
             the oracle's vectors); the control chooses its own in any case.
+        layers: numbers of the layers, for the words; by default their places.
         draws: bootstrap draws.
         level: share of the draws inside an interval.
 
@@ -138,7 +143,8 @@ def summarize(
         columns = np.column_stack([random, gains[0] - random])
         control_gain, difference = estimate_means(columns, rng, draws=draws, level=level)
         comparison = Comparison(control_gain=control_gain, difference=difference)
-    exceeds, verdict = _verdict(choice, controls, comparison, reason=table.reason)
+    number = choice.fixed_layer if layers is None else layers[choice.fixed_layer]
+    exceeds, verdict = _verdict(choice, controls, comparison, layer=number, reason=table.reason)
     return Steerability(
         slope=table.slope,
         oracle_layer=table.slope.argmax(1),
@@ -164,6 +170,7 @@ def _verdict(
     controls: tuple[LayerChoice, ...],
     comparison: Comparison | None,
     *,
+    layer: int,
     reason: str,
 ) -> tuple[bool, str]:
     """Whether a gain per sample is shown, and the sentence that says so or warns."""
@@ -177,7 +184,7 @@ def _verdict(
     if gain.low > 0 and (comparison is None or comparison.difference.low > 0):
         return True, (
             f"A layer chosen per sample gains {gain} per unit multiplier over fixed layer "
-            f"{choice.fixed_layer}, cross-fitted{beside}."
+            f"{layer}, cross-fitted{beside}."
             + ("" if comparison else " No control was run: random directions may gain as much.")
         )
     plain = f"{choice.oracle_gain.value:.3g}"
@@ -188,15 +195,16 @@ def _verdict(
         why = f"it is not shown to exceed theirs: difference {comparison.difference}"
     return False, (
         f"Warning: no gain from choosing the layer per sample is shown. The oracle's {plain} over "
-        f"fixed layer {choice.fixed_layer} shrinks to {gain}{beside} when one half of the "
+        f"fixed layer {layer} shrinks to {gain}{beside} when one half of the "
         f"multipliers chooses and the other scores, and {why}."
     )
 
 
 def _letter_warning(by_letter: dict[str, LayerChoice]) -> str:
     """The sentence that says that a direction moves the letter; empty where it is not shown to."""
-    up = [x for x, choice in by_letter.items() if choice.fixed.low > 0]
-    down = [x for x, choice in by_letter.items() if choice.fixed.high < 0]
+    enough = {x: choice for x, choice in by_letter.items() if choice.n >= LETTER_SAMPLES}
+    up = [x for x, choice in enough.items() if choice.fixed.low > 0]
+    down = [x for x, choice in enough.items() if choice.fixed.high < 0]
     if not up or not down:
         return ""
     slopes = ", ".join(f"{x} {by_letter[x].fixed}" for x in [*up, *down])

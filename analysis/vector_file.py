@@ -1,25 +1,22 @@
-"""The file that trained networks are kept in: safetensors, with the settings as JSON beside them.
+"""What of a vector predictor is kept in its file, and what a file must hold to be one.
 
-Checks all that it reads: dtypes, shapes that fit one another, finite values. Refuses to know how
-networks are trained and applied.
+Refuses to know how networks are trained and applied, and how a file is written and checked
+(`predictor_file`).
 """
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from actcache.analysis.results import write_tensors
+from actcache.analysis import predictor_file
 from actcache.analysis.vector_predictor import L2SSettings, VectorPredictor
-from actcache.errors import ActcacheError, FormatError, StoreNotFoundError
 
-FORMAT = "actcache vector predictor 1"
+KIND = "vector predictor"
 """What a file says it is."""
 
-ARRAYS = {
+ARRAYS: predictor_file.Expected = {
     "layers": (np.int64, "layer"),
     "context_layers": (np.int64, "context"),
     "losses": (np.float64, "layer context component rate"),
@@ -33,92 +30,34 @@ ARRAYS = {
     "bias": (np.float32, "layer hidden"),
     "decoder": (np.float32, "layer hidden d_model"),
 }
-"""Each array's dtype and dimensions, which have one size in all arrays."""
+"""Each array's dtype and dimensions."""
 
 
 def write_predictor(predictor: VectorPredictor, path: Path) -> None:
-    """Write networks aside, then rename the file."""
+    """Write networks, completely or not at all."""
+    facts = {name: getattr(predictor, name) for name in ("n_train", "n_validation")}
     arrays = {name: getattr(predictor, name) for name in ARRAYS}
-    settings = json.dumps(asdict(predictor.settings))
-    n = f"{predictor.n_train} {predictor.n_validation}"
-    about = {"format": FORMAT, "settings": settings, "n": n}
-    write_tensors(path, arrays, about={**about, "sha256": _digest(about, arrays)})
+    predictor_file.write_predictor(
+        path, arrays, kind=KIND, facts={**facts, "settings": asdict(predictor.settings)}
+    )
 
 
 def read_predictor(path: Path) -> VectorPredictor:
-    """Read and check networks.
-
-    Raises:
-        StoreNotFoundError: there is no such file.
-        FormatError: it is damaged, or something else.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise StoreNotFoundError(
-            f"there is no file '{path}', expected networks that were saved. Train them first."
-        )
-    try:
-        with safe_open(path, framework="np") as file:
-            about = file.metadata() or {}
-            _require_format(about)
-            arrays = {name: np.asarray(file.get_tensor(name)) for name in ARRAYS}
-        _require_digest(about, arrays)
-        settings = json.loads(about["settings"])
-        for name in ("rates", "components"):
-            settings[name] = tuple(settings[name])
-        checked = L2SSettings(**settings)
-        _check(arrays, checked)
-        n_train, n_validation = about["n"].split()
-        return VectorPredictor(
-            settings=checked, n_train=int(n_train), n_validation=int(n_validation), **arrays
-        )
-    except (
-        ActcacheError,
-        SafetensorError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        RecursionError,
-    ) as error:
-        raise FormatError(
-            f"'{path}' does not hold networks that this version reads: {error}. Train them again."
-        ) from error
+    """Read and check networks; errors of `predictor_file.read_predictor`."""
+    return predictor_file.read_predictor(path, kind=KIND, parse=_parse)
 
 
-def _require_format(about: Mapping[str, str]) -> None:
-    if about.get("format") != FORMAT:
-        raise ValueError(f"it says it is '{about.get('format')}', expected '{FORMAT}'")
-
-
-def _require_digest(about: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-    if about.get("sha256") != _digest(about, arrays):
-        raise ValueError("its content does not match its checksum")
-
-
-def _digest(about: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in ("format", "settings", "n"):
-        digest.update(about[name].encode() + b"\0")
-    for name in ARRAYS:
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
-
-
-def _check(arrays: Mapping[str, np.ndarray], settings: L2SSettings) -> None:
+def _parse(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> VectorPredictor:
+    settings = L2SSettings(**predictor_file.with_tuples(facts["settings"]))
     sizes = {
         "component": len(settings.components),
         "rate": len(settings.rates),
         "hidden": settings.hidden,
     }
-    for name, (dtype, dims) in ARRAYS.items():
-        array = arrays[name]
-        names = dims.split()
-        if array.dtype != dtype or array.ndim != len(names):
-            raise ValueError(f"'{name}' is {array.dtype} {list(array.shape)}, expected [{dims}]")
-        for dim, size in zip(names, array.shape, strict=True):
-            if sizes.setdefault(dim, size) != size:
-                raise ValueError(f"'{name}' has {size} in [{dims}], expected {dim} {sizes[dim]}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"'{name}' holds a value that is not finite")
+    predictor_file.check_arrays(arrays, ARRAYS, sizes)
+    return VectorPredictor(
+        settings=settings,
+        n_train=int(facts["n_train"]),
+        n_validation=int(facts["n_validation"]),
+        **{name: arrays[name] for name in ARRAYS},
+    )

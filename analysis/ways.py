@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from actcache.analysis.statistics import Estimate, bootstrap_means, interval
+from actcache.analysis.labels import ranked_layers
+from actcache.analysis.layer_choice import crossfit_slopes
+from actcache.analysis.statistics import Estimate, bootstrap_means, estimates
 
 FIXED = "fixed"
 """The way that all others are compared with."""
@@ -77,8 +79,7 @@ def crossfit_way(halves: Float64[np.ndarray, "2 row layer"], *, fixed_layer: int
 
     Its gain is over the fixed layer's slope in the same halves.
     """
-    chosen = halves.argmax(2)  # [2, row]
-    taken = np.take_along_axis(halves, chosen[::-1, :, None], axis=2)[..., 0]
+    taken = crossfit_slopes(halves)
     return Way(
         taken.mean(0)[None], (taken > 0).mean(0)[None], against=halves[:, :, fixed_layer].mean(0)
     )
@@ -106,9 +107,11 @@ def simple_ways(
         "random": random_way(slope, range(slope.shape[1])),
         "random active": random_way(slope, active),
     }
-    order = np.argsort(-slope, axis=1, kind="stable")
-    ranks = zip(RANKS, order.T, strict=False)  # a model may have fewer layers
-    return ways | {name: chosen_way(slope, best[None]) for name, best in ranks}
+    ranks = RANKS[: slope.shape[1]]  # a model may have fewer layers
+    return ways | {
+        name: chosen_way(slope, ranked_layers(slope, rank=rank)[None])
+        for rank, name in enumerate(ranks, start=1)
+    }
 
 
 def worths(
@@ -155,20 +158,16 @@ def _worths(
     drawn: Float64[np.ndarray, "draws column"],
     behaviors: Sequence[Mapping[str, Way]],
 ) -> dict[str, Worth]:
-    bounds = interval(drawn)
-    estimates = [
-        Estimate(float(m), float(low), float(high))
-        for m, (low, high) in zip(mean, bounds, strict=True)
-    ]
+    found = estimates(mean, drawn)
     result = {}
     for i, name in enumerate(names):
         # A seed's figure is its mean over behaviors, as the paper's tables are read.
         slope = np.mean([ways[name].slope.mean(1) for ways in behaviors], axis=0)
         share = np.mean([ways[name].steerable.mean(1) for ways in behaviors], axis=0)
         result[name] = Worth(
-            slope=estimates[i],
+            slope=found[i],
             share=float(share.mean()),
-            gain=estimates[len(names) + i],
+            gain=found[len(names) + i],
             n_seeds=len(slope),
             slope_error=_standard_error(slope),
             share_error=_standard_error(share),

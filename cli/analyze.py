@@ -13,6 +13,7 @@ from rich.table import Table
 
 from actcache import presets
 from actcache.cli import console
+from actcache.cli.options import add_device_options, numbers
 
 if TYPE_CHECKING:
     from actcache.analysis.settings import AnalyzeConfig
@@ -66,19 +67,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="the letters' logits (default: letter); the completions' log-probabilities "
         "(steering-bench) or logits (repepo); the letter's probability (CAA)",
     )
-    add("--layers", metavar="LIST", help="layers to steer, for example 3,5 (default: all)")
+    add("--layers", metavar="LIST", help="layers to steer, for example 3,5 or 0:12 (default: all)")
     add("--controls", type=int, default=1, help="sets of random directions (default %(default)s)")
     add("--model", help="where the store's model lies now, if it was moved")
-    add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
-    add("--device-map", metavar="MAP", help="spread over several devices: auto, balanced, …")
-    add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    add(
-        "--batch-tokens",
-        type=int,
-        default=2048,
-        help="tokens in a pass, the dial of speed against memory; a large GPU takes more "
-        "(default %(default)s)",
-    )
+    add_device_options(group)
     group = command.add_argument_group(
         "predictors",
         "Which layer for which prompt (W2S), and which vector (L2S), with controls.",
@@ -134,7 +126,9 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str
     def cost(found: Any) -> None:
         console.err().print(str(found), highlight=False, markup=False, soft_wrap=True)
 
-    return analyze(store, out, config=config, model=load, progress=bar, show_cost=cost)
+    return analyze(
+        store, out, config=config, model=load, progress=bar, show_cost=cost, device=args.device
+    )
 
 
 def dry_run(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -183,7 +177,7 @@ def config_of(args: argparse.Namespace, *, preset: str) -> "AnalyzeConfig":
     }
     return AnalyzeConfig(
         stages=tuple(args.stages.split(",")),
-        layers=_numbers(args.layers, "layers"),
+        layers=numbers(args.layers, "layers"),
         labels=args.labels.split(",") if args.labels else None,
         normalize=args.normalize,
         controls=args.controls,
@@ -193,8 +187,8 @@ def config_of(args: argparse.Namespace, *, preset: str) -> "AnalyzeConfig":
         encoders=tuple(args.encoders.split(",")),
         base_url=args.base_url,
         embeddings=args.embeddings,
-        top=tuple(_numbers(args.top, "top") or ()),
-        context_layers=_numbers(args.context_layers, "context layers"),
+        top=tuple(numbers(args.top, "top") or ()),
+        context_layers=numbers(args.context_layers, "context layers"),
         loss=args.loss,
         seeds=args.seeds,
         seed=args.seed,
@@ -213,6 +207,8 @@ def show_or_print(summary: dict[str, Any], *, as_json: bool, out: Path) -> None:
 
 def show(summary: dict[str, Any]) -> None:
     """The tables of a summary on stdout."""
+    for said in summary.get("left_out", ()):
+        console.out().print(f"left out: {said}", highlight=False, markup=False)
     if "layers" in summary:
         for name, scores in summary["layers"].items():
             _show_layers(name, scores)
@@ -275,6 +271,7 @@ def _show_predictors(found: dict[str, Any]) -> None:
     for row in made.rows:
         table.add_row(*row)
     out.print(table)
+    out.print(made.note, highlight=False, markup=False)
     for sentence in found["words"]:
         out.print(sentence, highlight=False, markup=False)
     out.print("by behavior, variant and letter, training and encoders: tables.md", highlight=False)
@@ -305,15 +302,6 @@ def _mean(values: list[float]) -> float:
 
 
 def _estimate(found: dict[str, float]) -> str:
-    return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
+    from actcache.analysis.statistics import Estimate
 
-
-def _numbers(text: str | None, what: str) -> list[int] | None:
-    from actcache.errors import ActcacheError
-
-    try:
-        return [int(part) for part in text.split(",")] if text else None
-    except ValueError:
-        raise ActcacheError(
-            f"{what} are '{text}', expected whole numbers separated by commas. For example 3,5."
-        ) from None
+    return str(Estimate(**found))

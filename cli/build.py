@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from actcache import presets
 from actcache.cli import console
+from actcache.cli.options import add_device_options
 
 NAMED = 10
 """How many rows that are left out are named on the terminal; the store lists all."""
@@ -39,22 +40,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--model", required=True, help="Hub id or local folder")
     add("--revision", help="branch, tag or commit on the Hub")
     add("--dtype", default="auto", help="compute in float32, bfloat16, float16; auto: checkpoint's")
-    add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
-    add("--device-map", metavar="MAP", help="spread over several devices: auto, balanced, …")
     add(
         "--engine",
         default="torch",
         choices=("torch", "transformer-lens"),
         help="default %(default)s",
     )
-    add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    add(
-        "--batch-tokens",
-        type=int,
-        default=2048,
-        help="tokens in a pass, the dial of speed against memory; a large GPU takes more "
-        "(default %(default)s)",
-    )
+    add_device_options(group)
     group = command.add_argument_group(
         "prompts",
         "A preset sets what a published code does, and rows must hold what that code takes for\n"

@@ -9,6 +9,15 @@ from actcache.errors import ActcacheError
 
 COMMANDS = (demo, build, analyze, info, verify, subset, merge, export, import_)
 
+KEPT = {
+    **dict.fromkeys(
+        ("build", "subset", "merge", "import"), "what was committed is kept, see --resume"
+    ),
+    "analyze": "what was committed is kept, the same command goes on",
+    "demo": "the same command begins anew",
+}
+"""What Ctrl-C leaves of a command; of others nothing."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line; each command's text is its module's docstring."""
@@ -60,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"actcache: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("actcache: stopped; what was committed is kept, see --resume", file=sys.stderr)
+        how = KEPT.get(args.command, "nothing was written")
+        print(f"actcache: stopped; {how}", file=sys.stderr)
         return 130
     return 0
 

@@ -7,12 +7,9 @@ was made from. One of some layers serves for reading and exporting; analyze want
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from actcache.cli import console
-
-if TYPE_CHECKING:
-    import numpy as np
+from actcache.cli.options import numbers
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -36,18 +33,21 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Select, copy, print."""
+    import numpy as np
+
     from actcache.cli.info import describe
     from actcache.copies import subset
     from actcache.selection import Selection
 
+    rows = numbers(args.rows, "rows")
     selection = Selection(
         behaviors=_names(args.behavior),
         variants=_names(args.variant),
         labels=_names(args.label),
         splits=_names(args.split),
         ids=_ids(args.ids),
-        rows=_numbers(args.rows, "rows"),
-        layers=_numbers(args.layers, "layers"),
+        rows=None if rows is None else np.array(rows, np.int64),
+        layers=numbers(args.layers, "layers"),
         positions=_names(args.positions),
         sites=_names(args.sites),
     )
@@ -71,23 +71,3 @@ def _ids(text: str | None) -> list[str] | None:
     if text is not None and Path(text).is_file():
         return [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line]
     return _names(text)
-
-
-def _numbers(text: str | None, what: str) -> "np.ndarray | None":
-    import numpy as np
-
-    from actcache.errors import ActcacheError
-
-    if text is None:
-        return None
-    found: list[np.ndarray] = []
-    try:
-        for part in text.split(","):
-            start, colon, stop = part.partition(":")
-            found.append(np.arange(int(start), int(stop) if colon else int(start) + 1))
-    except ValueError:
-        raise ActcacheError(
-            f"{what} are '{text}', expected whole numbers and ranges START:STOP separated by "
-            "commas. For example 0:100,205."
-        ) from None
-    return np.concatenate(found).astype(np.int64)

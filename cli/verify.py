@@ -5,6 +5,7 @@ rows again through the model, alone and unpadded, and compares them with what th
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache.cli import console
@@ -31,6 +32,15 @@ def run(args: argparse.Namespace) -> None:
     from actcache.store import open_store
     from actcache.verify import verify
 
+    if args.recompute < 0:
+        raise MismatchError(
+            f"--recompute is {args.recompute}, expected a number of rows. Pass 1 or more."
+        )
+    if (Path(args.store) / "summary.json").is_file():
+        raise MismatchError(
+            f"'{args.store}' is a folder of results, expected a store. Pass one that lies in it, "
+            "such as sweep.zarr, or the store that they were made from."
+        )
     problems = verify(args.store, partial=args.partial)
     facts: dict[str, Any] = {"path": args.store, "problems": [str(each) for each in problems]}
     if not problems:

@@ -77,7 +77,9 @@ def main() -> None:
     text = filled(text, "format", (schema.__doc__ or "").split("\n\n", 1)[1].strip() + "\n")
     text = filled(text, "tree", tree())
     if len(sys.argv) > 1:
-        shown = Path(sys.argv[1]).read_text(encoding="utf-8").rstrip()
+        # No machine's paths, and no spaces that a table's width leaves at the end of a line.
+        shown = Path(sys.argv[1]).read_text(encoding="utf-8").replace(f"{README.parent}/", "")
+        shown = "\n".join(line.rstrip() for line in shown.rstrip().splitlines())
         text = filled(text, "transcript: demo", f"```\n$ actcache demo\n{shown}\n```")
     README.write_text(text, encoding="utf-8")
 

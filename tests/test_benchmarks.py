@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import bench_memory, bench_rivals, one_stage, rivals
+from benchmarks import bench_memory, bench_predictors, bench_rivals, one_stage, rivals
 from benchmarks.bench_memory import figures_of, measured, slope
 from benchmarks.bench_rivals import largest_relative_error, read_jobs
 from benchmarks.models import saved_gpt2, saved_rows
@@ -54,6 +54,32 @@ def test_the_store_is_measured_at_a_small_size(capsys):
     importlib.import_module("benchmarks.bench_store").main(["--quick"])
 
     assert document(capsys)["write: speed / raw file"] > 0
+
+
+@pytest.mark.model
+def test_the_predictors_are_timed_by_part_and_find_what_was_planted(capsys):
+    bench_predictors.main(["--quick"])
+
+    found = document(capsys)
+    parts = ("networks of L2S", "sweep of learned vectors", "layer predictors")
+    whole = found["in all, seconds"]
+    assert 0 < sum(found[f"{part}, seconds"] for part in parts) < whole
+    # What lies between the bars is little, so nothing long is left without a name.
+    assert found[f"{bench_predictors.REST}, seconds"] < whole / 2
+    assert found["loss of L2S over the mean's"] < 1
+    assert found["peak resident memory, MB"] > 100
+
+
+def test_a_planted_store_holds_the_best_layer_in_its_prompts():
+    truth = bench_predictors.planted(400, 32)
+
+    again = bench_predictors.planted(400, 32)
+    np.testing.assert_array_equal(truth.best, again.best)
+    topic = (truth.latent[:, :8] * np.sqrt(np.arange(1, 9))).argmax(1)
+    for each in range(8):
+        assert len(np.unique(truth.best[topic == each])) == 1
+    assert abs(truth.letter.sum()) <= 1
+    assert len(np.unique(truth.best)) > 4
 
 
 @pytest.mark.model

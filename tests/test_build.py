@@ -1,13 +1,7 @@
 """The build from rows to store: values, resume after a kill, what is refused, what is left out."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +15,8 @@ from actcache.config import BuildConfig
 from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
 from actcache.model import load_model
 from actcache.rows import read_samples
-from tests.tiny import save
+from tests.processes import kill_after
+from tests.tiny import lettered_rows, save
 
 pytestmark = pytest.mark.model
 
@@ -33,15 +28,7 @@ def folder(tmp_path_factory):
     save(folder / "model")
     rng = np.random.default_rng(0)
     for behavior in ("calm", "bold"):
-        rows = [
-            {
-                "prompt": "".join(rng.choice(list("abcdef "), rng.integers(3, 40))) + f"{i}?",
-                "positive": "(A)" if i % 2 else "(B)",
-                "negative": "(B)" if i % 2 else "(A)",
-            }
-            for i in range(30)
-        ]
-        text = "\n".join(json.dumps(row) for row in rows)
+        text = "\n".join(map(json.dumps, lettered_rows(30, rng)))
         (folder / f"{behavior}.jsonl").write_text(text, encoding="utf-8")
     return folder
 
@@ -115,17 +102,10 @@ def test_a_certificate_shows_a_capture_that_is_wrong(samples, config, tmp_path, 
 
 
 KILLED = """
-import sys, time
+import sys
 from actcache import build
 from actcache.config import BuildConfig
 from actcache.rows import read_samples
-from actcache.writer import Writer
-right = Writer.commit
-def slow(self, blocks):
-    right(self, blocks)
-    print(self.committed, flush=True)
-    time.sleep(0.5)
-Writer.commit = slow
 build.SHARD_ROWS = 8
 folder, out = sys.argv[1:]
 samples = read_samples([folder + "/calm.jsonl", folder + "/bold.jsonl"])
@@ -141,19 +121,7 @@ def test_killed_in_the_middle_and_resumed_equals_uninterrupted(
     monkeypatch.setattr("actcache.build.SHARD_ROWS", 8)
     whole = run_build(plan_build(samples, config), tmp_path / "whole.zarr")
     path = tmp_path / "killed.zarr"
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(folder), str(path)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert process.stdout is not None
-    while int(process.stdout.readline()) < 24:
-        pass
-    time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    kill_after(24, KILLED, folder, path)
 
     with pytest.raises(actcache.errors.IncompleteStoreError, match="--resume"):
         actcache.open_store(path)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from actcache.analysis import classifiers
 from actcache.analysis.classifiers import (
     Part,
     Shape,
@@ -75,6 +76,24 @@ def test_in_float32_the_losses_agree_to_rounding():
         losses, _, _ = alone(part, network, **given)
         # AdamW divides by the root of small squares, so rounding grows with the steps.
         np.testing.assert_allclose(trained.loss[:, network], losses, rtol=2e-3)
+
+
+def test_on_a_cpu_small_parts_are_stacked_and_large_ones_stay_in_the_cache(monkeypatch):
+    sizes = []
+
+    def kept(stack, parts, *rest):
+        sizes.append(len(parts))
+        return begin(stack, parts, *rest)
+
+    begin = classifiers._Stack.__init__
+    monkeypatch.setattr(classifiers._Stack, "__init__", kept)
+    parts = [made(20, seed) for seed in range(5)]
+    # 3 networks of 6·4 + 4 + 4·5 + 5 = 53 weights, with gradients and two moments, in float64
+    for room, expected in ((2 * 3 * 53 * 32, [2, 2, 1]), (1, [1] * 5), (1 << 20, [5])):
+        sizes.clear()
+        monkeypatch.setattr(classifiers, "STACK_BYTES", room)
+        train_classifiers(parts, width=4, depth=1, rates=RATES, decays=DECAYS, epochs=(1,), batch=8)
+        assert sizes == expected
 
 
 def test_a_class_that_is_not_allowed_is_never_chosen():

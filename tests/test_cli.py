@@ -105,6 +105,77 @@ def test_a_second_analyze_runs_no_model_and_another_setting_is_refused(
 
 
 @pytest.mark.model
+def test_results_of_another_store_are_refused_before_anything_is_replaced(
+    built, folder, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert main(["analyze", str(built), "-o", str(out), "--stages", "vectors"]) == 0
+    capsys.readouterr()
+    kept = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert build(folder, tmp_path / "few.zarr", "--limit", "10") == 0
+    assert build(folder, tmp_path / "labels.zarr", data="labels") == 0
+    capsys.readouterr()
+
+    for store in ("few", "labels"):
+        command = ["analyze", tmp_path / f"{store}.zarr", "-o", out, "--stages", "vectors"]
+        message = refused(command, capsys)
+        assert "--overwrite" in message
+        assert ("'n': stored 20, found 10" if store == "few" else "data_sha256") in message
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == kept
+    (out / "summary.json").write_text("[1]", encoding="utf-8")
+    assert "expected its summary" in refused(
+        ["analyze", built, "-o", out, "--stages", "vectors"], capsys
+    )
+    assert main([str(word) for word in [*command, "--overwrite"]]) == 0
+
+
+@pytest.mark.model
+def test_layers_are_called_by_their_numbers_where_some_are_steered(built, tmp_path, capsys):
+    command = ["analyze", built, "-o", tmp_path / "out", "--draws", "50", "--layers", "2", *WITHOUT]
+    assert main([str(word) for word in command]) == 0
+    shown = capsys.readouterr().out
+    assert "fixed layer 2 " in shown
+    assert "fixed layer 0" not in shown
+
+
+@pytest.mark.model
+def test_stages_that_rows_are_not_fit_for_are_named(built, folder, tmp_path, capsys):
+    assert build(folder, tmp_path / "l.zarr", data="labels") == 0
+    capsys.readouterr()
+    labels = ["analyze", tmp_path / "l.zarr", "-o", tmp_path / "l"]
+    message = refused([*labels, "--stages", "sweep,predictors"], capsys)
+    assert "have labels, expected pairs" in message
+    assert "--stages vectors,layers" in message
+    assert not (tmp_path / "l").exists()
+    assert main([str(word) for word in [*labels, "--stages", "vectors,sweep"]]) == 0
+    assert "left out: sweep" in capsys.readouterr().out
+    pairs = ["analyze", built, "-o", tmp_path / "p", "--stages", "layers"]
+    assert "have pairs, expected labels" in refused(pairs, capsys)
+
+
+@pytest.mark.model
+def test_a_store_without_test_rows_is_refused_before_the_sweep(built, tmp_path, capsys):
+    train = tmp_path / "t.zarr"
+    assert main(["subset", str(built), "-o", str(train), "--split", "train"]) == 0
+    capsys.readouterr()
+    out = tmp_path / "out"
+    for stages in (WITHOUT, ["--stages", "predictors"]):
+        message = refused(["analyze", train, "-o", out, *stages], capsys)
+        assert "of the split" in message
+    assert "the encoder is 'sauce'" in refused(
+        ["analyze", built, "-o", out, "--encoders", "sauce"], capsys
+    )
+    assert not out.exists()
+
+
+@pytest.mark.model
+def test_a_folder_of_results_that_cannot_be_is_one_line(built, tmp_path, capsys):
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    message = refused(["analyze", built, "-o", tmp_path / "file"], capsys)
+    assert "cannot be written: Not a directory" in message
+
+
+@pytest.mark.model
 def test_analyze_of_labels_gives_directions_and_layers(folder, tmp_path, capsys):
     from safetensors.numpy import load_file
 
@@ -224,6 +295,9 @@ def test_info_and_analyze_of_nothing_say_how_to_begin(tmp_path, capsys):
         (["--multipliers", "1:0"], "START:STOP:STEP"),
         (["--multipliers", "0:1:0.3"], "START:STOP:STEP"),
         (["--multipliers", "1,1"], "each once"),
+        (["--controls", "-1"], "controls is -1, expected 0 or more"),
+        (["--draws", "0"], "draws is 0, expected 1 or more"),
+        (["--batch-tokens", "0"], "batch_tokens is 0, expected 1 or more"),
         (["--layers", "one"], "whole numbers"),
         (["--layers", "4"], "0 to 3"),
     ],
@@ -231,6 +305,13 @@ def test_info_and_analyze_of_nothing_say_how_to_begin(tmp_path, capsys):
 def test_analyze_refuses_settings_in_one_line(built, tmp_path, capsys, flags, remedy):
     command = ["analyze", built, "-o", tmp_path / "out", *flags]
     assert remedy in refused(command, capsys)
+
+
+@pytest.mark.model
+def test_verify_says_what_it_cannot_check(built, tmp_path, capsys):
+    assert "expected a number of rows" in refused(["verify", built, "--recompute", "-3"], capsys)
+    (tmp_path / "summary.json").write_text("{}", encoding="utf-8")
+    assert "such as sweep.zarr" in refused(["verify", tmp_path], capsys)
 
 
 def test_usage_errors_exit_with_2(capsys):
@@ -245,9 +326,16 @@ def test_ctrl_c_exits_with_130(monkeypatch, capsys):
     def interrupted(_args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("actcache.cli.info.run", interrupted)
-    assert main(["info", "s.zarr"]) == 130
-    assert "--resume" in capsys.readouterr().err
+    commands = {
+        "info s.zarr": "nothing was written",
+        "subset s.zarr -o t.zarr": "--resume",
+        "analyze s.zarr": "the same command goes on",
+    }
+    for command, left in commands.items():
+        words = command.split()
+        monkeypatch.setattr(f"actcache.cli.{words[0]}.run", interrupted)
+        assert main(words) == 130
+        assert left in capsys.readouterr().err
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -271,8 +359,9 @@ def test_each_field_of_a_build_has_a_flag_with_the_same_default():
             assert flag is None, field.name
         elif field.name != "model":
             default = field.default
-            listed = isinstance(default, tuple)
-            assert flag == (",".join(map(str, default)) if listed else default), field.name
+            if isinstance(default, tuple):
+                default = ",".join(map(str, default))
+            assert flag == default, field.name
 
 
 def test_each_field_of_an_analysis_has_a_flag_with_the_same_default():
@@ -290,8 +379,9 @@ def test_each_field_of_an_analysis_has_a_flag_with_the_same_default():
             assert flag is None, field.name
         else:
             default = field.default
-            listed = isinstance(default, tuple)
-            assert flag == (",".join(map(str, default)) if listed else default), field.name
+            if isinstance(default, tuple):
+                default = ",".join(map(str, default))
+            assert flag == default, field.name
 
 
 def test_the_checkout_holds_no_machines_paths():

@@ -21,9 +21,8 @@ from actcache.encoders.texts import distinct, texts_digest
 from actcache.errors import ActcacheError, MismatchError, ModelError, NotFiniteError
 from actcache.schema import RowArray
 from actcache.store import open_store
+from tests.processes import ROOT, run_code
 from tests.stores import build, example
-
-ROOT = Path(__file__).parents[1]
 
 
 def packaged_encoder():
@@ -459,10 +458,7 @@ def test_importing_encoders_imports_neither_torch_nor_openai():
         "import sys; import actcache.encoders\n"
         "print([m for m in ('torch', 'openai', 'transformers', 'sklearn') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    assert done.stdout == "[]\n"
+    assert run_code(code).stdout == "[]\n"
 
 
 def test_encoders_import_neither_analyses_nor_command_line():

@@ -360,6 +360,10 @@ def test_results_are_written_as_hdf5_npz_and_safetensors(results, tmp_path):
     }
     export(folder, tmp_path / "one", to="safetensors", directions=["mood/difference_of_means_unit"])
     assert list(load_file(tmp_path / "one")) == ["mood/difference_of_means_unit"]
+    modes = {(tmp_path / name).stat().st_mode for name in ("one", "npz", "hdf5")}
+    assert len(modes) == 1
+    with pytest.raises(MismatchError, match="holds results, expected a store"):
+        import_hdf5(tmp_path / "hdf5", tmp_path / "s.zarr")
     with pytest.raises(MismatchError, match="no direction 'x', expected some of mood"):
         export(folder, tmp_path / "none", to="safetensors", directions=["x"])
 

@@ -9,15 +9,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.processes import ROOT, run_code
+
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-def run(code: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    )
-    return done.stdout
 
 
 def modules(folder: str) -> list[Path]:
@@ -53,13 +47,7 @@ def test_every_package_ships():
 
 @pytest.mark.parametrize("name", ["analysis", "cli"])
 def test_a_bare_import_of_the_owners_folders_says_what_to_write(name):
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {name}"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    done = run_code(f"import {name}", check=False)
     assert f"import actcache.{name}" in done.stderr
 
 
@@ -83,7 +71,17 @@ def test_stores_and_analyses_do_without_torch():
         "import actcache.analysis.moments, actcache.analysis.steerability, actcache.analysis.plots\n"
         "print('ok')"
     )
-    assert run(code) == "ok\n"
+    assert run_code(code).stdout == "ok\n"
+
+
+def test_everything_that_the_analyses_export_is_there_and_torch_comes_when_it_is_used():
+    code = (
+        "import sys; import actcache.analysis as analysis\n"
+        "before = 'torch' in sys.modules\n"
+        "missing = [name for name in analysis.__all__ if not hasattr(analysis, name)]\n"
+        "print(before, missing, 'torch' in sys.modules)"
+    )
+    assert run_code(code).stdout == "False [] True\n"
 
 
 def test_help_starts_at_once():
@@ -99,13 +97,13 @@ def test_help_starts_at_once():
 
 
 def test_help_imports_nothing_heavy():
-    heavy = run(
+    heavy = run_code(
         "import sys; from actcache.cli.main import main\n"
         "main(['--help'])\n"
         "print([m for m in ('torch', 'transformers', 'transformer_lens', 'numpy', 'matplotlib',"
         " 'zarr') if m in sys.modules])"
     )
-    assert heavy.splitlines()[-1] == "[]"
+    assert heavy.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize(

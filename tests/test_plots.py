@@ -91,6 +91,16 @@ def test_zero_is_white_even_in_a_grid_of_zeros_without_multiplier_zero(tmp_path)
     assert "framed" not in text(tmp_path / "a.svg")
 
 
+def test_layers_carry_their_numbers_where_some_are_steered(tmp_path, found):
+    layers = [17, 19, 23, 29, 31, 37]
+    choice = {"tidy": found.choice}
+    plot_steerability(tmp_path / "s.svg", choice, layers=layers)
+    plot_grid(tmp_path / "g.svg", {"tidy": np.ones((6, 7))}, GRID, layers=layers)
+    for name in ("s.svg", "g.svg"):
+        assert "<!-- 23 -->" in text(tmp_path / name)
+        assert "<!-- 2 -->" not in text(tmp_path / name)
+
+
 def test_a_behavior_that_is_left_out_does_not_set_the_colors(tmp_path):
     grids = {f"behavior {i}": np.ones((3, 7)) for i in range(6)}
     for size in (1, 1000):

@@ -2,21 +2,29 @@
 
 import json
 import re
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from actcache.analysis import learned, predictors
 from actcache.analysis.analyze import analyze
 from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_settings import W2SSettings
+from actcache.analysis.predicted import train_predictors
 from actcache.analysis.predictor_tables import predictor_tables, short_table
 from actcache.analysis.predictor_words import words
 from actcache.analysis.settings import AnalyzeConfig
-from actcache.analysis.vector_predictor import L2SSettings, VectorPredictor
+from actcache.analysis.stacked import training_device
+from actcache.analysis.vector_predictor import (
+    L2SSettings,
+    VectorPredictor,
+    train_vector_predictor,
+)
 from actcache.build import plan_build, run_build
 from actcache.cli.main import main
 from actcache.config import BuildConfig
@@ -157,6 +165,36 @@ def test_a_second_run_trains_nothing_and_needs_no_model(store, done, monkeypatch
     monkeypatch.setattr(learned, "train_vector_predictor", never)
     again = analyze(store, out, config=CONFIG, model=never, progress=silent)
     assert again["predictors"] == found
+
+
+def test_the_device_reaches_all_that_is_trained_and_is_no_setting(
+    store, model, done, tmp_path, monkeypatch
+):
+    out, _ = done
+    shutil.copytree(out / "sweep.zarr", tmp_path / "sweep.zarr")
+    shutil.copytree(out / "predictors" / "learned.zarr", tmp_path / "predictors" / "learned.zarr")
+    asked = set()
+
+    def seen(name, train):
+        def inner(*args, device, **kinds):
+            asked.add((name, device))
+            return train(*args, **kinds)
+
+        return inner
+
+    monkeypatch.setattr(predictors, "train_predictors", seen("layers", train_predictors))
+    monkeypatch.setattr(learned, "train_vector_predictor", seen("vectors", train_vector_predictor))
+    summary = analyze(
+        store, tmp_path, config=CONFIG, model=lambda: model, progress=silent, device="meta"
+    )
+    assert asked == {("layers", "meta"), ("vectors", "meta")}
+    before = json.loads((out / "summary.json").read_text())
+    assert summary["config"] == before["config"]
+
+
+def test_a_device_that_is_left_open_is_one_that_is_there():
+    assert training_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert training_device("cuda:1") == "cuda:1"
 
 
 def test_a_saved_predictor_chooses_layers_and_vectors_for_new_prompts(store, done):

@@ -26,7 +26,7 @@ from actcache.schema import Ragged, RowArray
 from actcache.selection import Selection
 from actcache.store import open_store, verify
 from tests.stores import build, example
-from tests.tiny import save
+from tests.tiny import lettered_rows, save
 
 pytestmark = pytest.mark.model
 
@@ -36,15 +36,7 @@ def folder(tmp_path_factory):
     """A tiny model, forty rows, and a store of the first twenty-five, read at more places."""
     folder = tmp_path_factory.mktemp("reuse")
     save(folder / "model")
-    rng = np.random.default_rng(0)
-    rows = [
-        {
-            "prompt": "".join(rng.choice(list("abcdef "), rng.integers(3, 40))) + f"{i}?",
-            "positive": "(A)" if i % 2 else "(B)",
-            "negative": "(B)" if i % 2 else "(A)",
-        }
-        for i in range(40)
-    ]
+    rows = lettered_rows(40, np.random.default_rng(0))
     for name, some in (("calm", rows), ("first", rows[:25])):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, some)), encoding="utf-8")
     config = replace(settings(folder), sites=("embed", "resid_post"), seed=7)

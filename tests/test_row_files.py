@@ -1,7 +1,5 @@
 """Data sets of the `datasets` package: folders, splits, class labels, and the Hub out of reach."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +7,9 @@ import pytest
 from actcache.errors import RowError
 from actcache.row_files import raw_rows
 from actcache.rows import read_samples
+from tests.processes import run_code
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
-ROOT = Path(__file__).parents[1]
 
 PAIRS = {"prompt": ["a", "b"], "positive": [" Yes", " No"], "negative": [" No", " Yes"]}
 
@@ -162,10 +160,7 @@ def test_without_the_package_the_way_out_is_named():
         "try: read_samples(['org/name'])\n"
         "except RowError as error: print(error)"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == (
+    assert run_code(code).stdout.strip() == (
         "'org/name' needs the package 'datasets', which is not installed. Install it with: "
         "pip install datasets, or pass a .jsonl file."
     )

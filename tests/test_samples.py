@@ -1,8 +1,6 @@
 """What a sample is: its letter, its digest, the row it comes from."""
 
 import doctest
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from actcache import samples as module
 from actcache.samples import SPLITS, VARIANTS, Sample, letter_of, samples_digest
 from tests import reference
+from tests.processes import run_code
 
 ROOT = Path(__file__).parents[1]
 PAIR = Sample(
@@ -63,10 +62,7 @@ def test_digest_is_the_same_in_another_process():
         "from actcache.samples import Sample; print(Sample(id='x', behavior='mood', "
         "prompt='How are you?', positive=' (A)', negative=' (B)', label=None, letter='A').digest)"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == PAIR.digest
+    assert run_code(code).stdout.strip() == PAIR.digest
     # sha256 of ["mood", "base", null, "How are you?", " (A)", " (B)", null]
     assert PAIR.digest == "1e4523b0f5ba4caf"
 
@@ -140,7 +136,4 @@ def test_rows_need_neither_torch_nor_transformers_nor_datasets():
         "import sys, actcache.rows, actcache.variants, actcache.splits; "
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.strip() == "[]"
+    assert run_code(code).stdout.strip() == "[]"

@@ -1,9 +1,6 @@
 """Slopes, layer choices and the verdict: equal to their definitions, and not fooled by noise."""
 
 import doctest
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from actcache.analysis.layer_choice import slope_table
 from actcache.analysis.steerability import summarize
 from actcache.errors import MismatchError, NotFiniteError
 from tests import reference
+from tests.processes import run_code
 
 GRID = np.arange(-1.5, 1.6, 0.5)
 coarse = st.integers(-3, 3).map(float) | st.floats(-9, 9, width=16)
@@ -350,7 +348,7 @@ for call, remedy in [
     else:
         raise AssertionError(remedy)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    run_code(code)
 
 
 def test_the_examples_run():
@@ -394,3 +392,11 @@ def test_a_fixed_layer_that_is_given_is_taken_for_all_samples_and_for_each_lette
     assert found.choice.fixed_layer == 3
     assert {each.fixed_layer for each in found.by_letter.values()} == {3}
     np.testing.assert_allclose(found.choice.fixed.value, slope[24:, 3].mean())
+
+
+def test_a_letter_of_few_samples_gives_no_warning():
+    for n, warned in ((40, True), (12, False)):
+        letters = np.array(["A", "B"] * (n // 2))
+        slope = np.where(letters == "A", 1.0, -1.0)[:, None] * np.ones((n, 3))
+        found = summarize(sweep(slope, noise=0), GRID, **split(n), rng=rng(), letters=letters)
+        assert bool(found.letter_warning) == warned

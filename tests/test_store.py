@@ -3,9 +3,6 @@
 import json
 import os
 import pickle
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from actcache.schema import RowArray
 from actcache.store import open_store, verify
 from actcache.writer import Writer
 from tests import reference
+from tests.processes import ROOT, run_code
 from tests.stores import (
     GOLDEN_CERTIFICATE,
     as_json,
@@ -40,7 +38,6 @@ from tests.stores import (
     shapes,
 )
 
-ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "format_1.zarr"
 
 
@@ -62,17 +59,6 @@ def as_read(config, values):
         name: reference.float32_of_bits(each) if kinds[name] == "bfloat16" else each
         for name, each in values.items()
     }
-
-
-def run(code, *args):
-    """Run Python in another process, from the checkout."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 # --- equality -------------------------------------------------------------------------------------
@@ -405,7 +391,7 @@ def test_a_store_opens_where_torch_and_zarr_cannot_be_imported(built):
         store = open_store(sys.argv[1], check=True)
         print(store.resid("prompt").layer(1).shape, store["id"][0], verify(sys.argv[1]))
     """
-    out = run(code, built[0])
+    out = run_code(code, built[0])
     assert out.stdout == "(11, 4) row-0 []\n", out.stderr
 
 
@@ -433,7 +419,7 @@ def test_many_shards_do_not_use_up_the_file_descriptors():
     n = 3 * OPEN_MAPS
     with scratch() as folder:
         path = build(Path(folder) / "a.zarr", config, values)
-        assert run(code, path).stdout == f"({n}, 1, 2) ({n}, 2) {n}\n"
+        assert run_code(code, path).stdout == f"({n}, 1, 2) ({n}, 2) {n}\n"
 
 
 def test_a_store_that_is_forgotten_has_no_file_open():
@@ -463,4 +449,4 @@ def test_a_fork_reads_what_its_parent_has_open(built):
             os._exit(0 if array[:].sum() == parent and array[[9, 1]].shape == (2, 3, 4) else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     """
-    assert run(code, built[0]).stdout == "0\n"
+    assert run_code(code, built[0]).stdout == "0\n"

@@ -1,8 +1,6 @@
 """L2S networks: stacks against one at a time in PyTorch, coordinates, choice, files, refusals."""
 
 import dataclasses
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ from actcache.errors import (
     StoreNotFoundError,
 )
 from tests import reference
+from tests.processes import run_code
 
 FAST: dict[str, Any] = {"hidden": 6, "epochs": 12, "batch": 8, "check_every": 5}
 
@@ -376,8 +375,7 @@ def test_saved_networks_are_applied_without_torch(made, tmp_path):
         f"found = VectorPredictor.load({str(tmp_path / 'n.safetensors')!r})\n"
         "print(found.directions(contexts.__getitem__).shape)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "(34, 4, 40)", done.stderr
+    assert run_code(code).stdout == "(34, 4, 40)\n"
 
 
 @pytest.fixture(scope="module")
@@ -398,7 +396,7 @@ def test_a_damaged_file_is_told(saved, tmp_path_factory, data):
         broken = saved[:at] + bytes([saved[at] ^ data.draw(st.integers(1, 255))]) + saved[at + 1 :]
     path.write_bytes(broken)
 
-    with pytest.raises(FormatError, match="Train them again"):
+    with pytest.raises(FormatError, match="Train it again"):
         VectorPredictor.load(path)
 
 
@@ -425,9 +423,9 @@ def test_a_file_that_is_not_there_or_something_else_is_told(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"x": np.zeros(3)}, tmp_path / "x.safetensors")
-    with pytest.raises(StoreNotFoundError, match="there is no file"):
+    with pytest.raises(StoreNotFoundError, match="no vector predictor at"):
         VectorPredictor.load(tmp_path / "none")
-    with pytest.raises(FormatError, match="it says it is 'None'"):
+    with pytest.raises(FormatError, match="its format is 'None'"):
         VectorPredictor.load(tmp_path / "x.safetensors")
 
 

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -26,25 +25,13 @@ from actcache.schema import Ragged, RowArray
 from actcache.store import open_store, verify
 from actcache.writer import Writer
 from tests import kill_test, reference
+from tests.processes import ROOT, run_code
 from tests.stores import build, commit_next, example, file_bytes, fill, scratch, shaped, shapes
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "a.zarr"
-
-
-def run(code, *args):
-    """Run Python in another process, from the checkout."""
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, args)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @settings(deadline=None, max_examples=40)
@@ -149,7 +136,7 @@ def test_a_second_writer_is_refused_at_once(path):
             from tests.stores import example
             Writer.resume(sys.argv[1], **example()[0])
         """
-        assert "another process" in run(code, path).stderr
+        assert "another process" in run_code(code, path, check=False).stderr
         fill(writer, values)
     assert verify(path) == []
 
@@ -369,7 +356,7 @@ def test_a_full_disk_is_one_clear_line_and_the_store_goes_on_afterwards(path):
             except ActcacheError as error:
                 print(error)
     """
-    out = run(code, path)
+    out = run_code(code, path, check=False)
     assert out.stdout.count("\n") == 1, out.stderr
     assert "cannot be written: File too large. 300 of 600 rows are kept: make room" in out.stdout
     assert not list(path.parent.rglob("*.tmp"))

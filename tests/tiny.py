@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 
 VOCAB = 97
@@ -120,3 +121,15 @@ def save(folder: Any, family: str = "llama", **kinds: Any) -> str:
     model.save_pretrained(folder)
     tokenizer(**kinds).save_pretrained(folder)
     return str(folder)
+
+
+def lettered_rows(n: int, rng: np.random.Generator) -> list[dict[str, str]]:
+    """Rows of a file, of prompts of many lengths; the positive letter is B and A in turn."""
+    return [
+        {
+            "prompt": "".join(rng.choice(list("abcdef "), rng.integers(3, 40))) + f"{i}?",
+            "positive": "(A)" if i % 2 else "(B)",
+            "negative": "(B)" if i % 2 else "(A)",
+        }
+        for i in range(n)
+    ]

@@ -67,11 +67,12 @@ def write_directions(
         MismatchError: there are none of such a name.
         StoreExistsError: something lies at `path`.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors, about = read_directions(folder, names)
     with written_aside(Path(path), overwrite=overwrite) as aside:
-        save_file(tensors, aside, metadata=about)
+        # Not `save_file`, which makes files that only their owner can read.
+        aside.write_bytes(save(tensors, metadata=about))
     return list(tensors)
 
 

@@ -76,6 +76,11 @@ def import_hdf5(
 
 def _exported(file: SafeFile) -> Contents:
     """What a file of ours holds."""
+    if file.text("kind") == "results":
+        raise MismatchError(
+            f"'{file.path}' holds results, expected a store. Read it with h5py, or import what "
+            "actcache export wrote of a store."
+        )
     said: dict[str, Any] = {}
     for name in ("arrays", "columns", "shards", "config", "provenance", "certificate"):
         said[name] = parse_json(file.text(name) or "", f"attribute '{name}' of '{file.path}'")
