@@ -243,6 +243,7 @@ def refused(argv, capsys):
         (["--batch-tokens", "0"], "Try 2048"),
         (["--store-dtype", "int8"], "expected auto, float32, float16, bfloat16"),
         (["--limit", "0"], "limit"),
+        (["--reuse", "nowhere.zarr", "--dry-run"], "nowhere.zarr"),
     ],
 )
 def test_build_refuses_settings_in_one_line(folder, tmp_path, capsys, flags, remedy):

@@ -154,6 +154,13 @@ def test_results_of_other_settings_are_never_mixed(store, model, sets, tmp_path,
         sweep(store, model, tmp_path / "sweep.zarr", sets, **change)
 
 
+def test_a_finished_sweep_serves_any_size_of_batch(store, model, sets, tmp_path):
+    sweep(store, model, tmp_path / "sweep.zarr", sets)
+
+    again = sweep(store, None, tmp_path / "sweep.zarr", sets, batch_tokens=77)  # no model is needed
+    assert again.config["batch_tokens"] == 600
+
+
 def test_results_of_other_directions_are_never_mixed(store, model, sets, tmp_path):
     sweep(store, model, tmp_path / "sweep.zarr", sets)
     of = np.zeros(store.n, np.int64)
