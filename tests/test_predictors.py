@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.analysis import learned, predictors
+from actcache.analysis import learned, predicted, predictors
 from actcache.analysis.analyze import analyze
 from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_settings import W2SSettings
@@ -316,3 +316,30 @@ def test_settings_that_cannot_be_are_refused_in_one_line(store, tmp_path, capsys
     assert message in error
     assert error.startswith("actcache: ")
     assert "\n" not in error
+
+
+def test_the_controls_gain_is_read_over_the_predictor_of_traded_prompts(done):
+    out, found = done
+    with np.load(out / "predictors.npz", allow_pickle=False) as arrays:
+        base = (arrays["variant"] == "base") & (arrays["split"] == "test")
+        for kind in found["beyond"]:
+            ways = [f"{kind}/W2S Top-{found['primary'][kind]}/layer", f"{kind}/W2S shuffled/layer"]
+            differences = []
+            for behavior in found["behaviors"]:
+                rows = np.flatnonzero(base & (arrays["behavior"] == behavior))
+                slope = arrays[f"{kind}/slope"][rows]
+                own, traded = (
+                    np.mean([slope[np.arange(len(rows)), each[rows]] for each in arrays[way]])
+                    for way in ways
+                )
+                differences.append(own - traded)
+            assert found["beyond"][kind]["value"] == pytest.approx(np.mean(differences))
+
+
+def test_train_rows_trade_embeddings_and_others_keep_theirs():
+    own = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    train = np.arange(30) % 3 > 0
+    traded = predicted._shuffled(own, train, 0)
+    np.testing.assert_array_equal(traded[~train], own[~train])
+    assert (traded[train] != own[train]).any(1).mean() > 0.8
+    np.testing.assert_array_equal(np.sort(traded[train], axis=0), np.sort(own[train], axis=0))
