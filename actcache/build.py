@@ -1,153 +1,34 @@
-"""The build: samples and a model in, a finished store out.
+"""The build: a plan and a model in, a finished store out, shard by shard.
 
-`plan_build` needs the tokenizer alone and finds what is wrong with any row before a weight is read;
-`run_build` fills the store shard by shard. The two are apart so that a dry run is the real plan.
+Refuses to know what rows are and what could be wrong with them: that is `plan`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from actcache.capture import capture, tokens_run
-from actcache.conditions import Summary, select_rows
+from actcache.capture import capture
 from actcache.config import BuildConfig
 from actcache.memory import Budget, run_batches
-from actcache.model import (
-    DTYPES,
-    LanguageModel,
-    context_of,
-    load_config,
-    load_model,
-    load_tokenizer,
-    tokenizer_digest,
-)
-from actcache.positions import ATTENTION, check_template, expand_positions, of_samples
-from actcache.provenance import MODE, model_identity, versions
-from actcache.render import Rendered, Renderer
+from actcache.model import DTYPES, LanguageModel, load_model
+from actcache.plan import Plan, columns, provenance
+from actcache.positions import ATTENTION
+from actcache.provenance import MODE, model_identity
 from actcache.reuse import Reusable, find_reusable
-from actcache.samples import Sample, samples_digest
-from actcache.schema import Dtype, Ragged, RowArray
+from actcache.schema import Dtype, RowArray
 from actcache.self_check import Read, certify, check_capture
-from actcache.spans import SPAN, require_spans
-from actcache.splits import Leaks, assign_splits, count_leaks
 from actcache.store import Store, open_store
 from actcache.writer import Writer
 
-TEXT_COLUMNS = (
-    *("id", "behavior", "variant", "split", "label", "letter"),
-    *("prompt", "positive", "negative", "system", "digest"),
-)
-"""What the store keeps of each sample in words; empty where a sample has no such thing."""
-
 SHARD_ROWS: int | None = None
 """Rows of a shard, for tests; by default as `schema.shard_rows` chooses."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A build that has been checked down to the last row, and not begun."""
-
-    config: BuildConfig
-    samples: Sequence[Sample]
-    """Those that will be in the store, with their splits."""
-
-    rendered: Sequence[Rendered]
-    """Their tokens."""
-
-    left_out: Sequence[dict[str, Any]]
-    """The other rows: id and reason, and of those longer than the model's context their tokens and
-    its length."""
-
-    conditions: Summary
-    """What the check of all rows found."""
-
-    positions: Sequence[str]
-    """Of the config's positions those that such samples have."""
-
-    tokenizer: dict[str, Any] = field(repr=False)
-    """Digest, template and what it is called; goes into the provenance."""
-
-    @property
-    def n(self) -> int:
-        """Rows of the store."""
-        return len(self.samples)
-
-    @property
-    def leaks(self) -> dict[str, Leaks]:
-        """Test prompts that are in train too, here or in a plain shuffle, by behavior."""
-        splits = [sample.split for sample in self.samples]
-        return count_leaks(self.samples, splits, seed=self.config.seed)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the passes run, padding not counted."""
-        return sum(self.costs)
-
-    @property
-    def costs(self) -> list[int]:
-        """Tokens of each row."""
-        return [
-            tokens_run(row, positions=self.positions, answer=self.config.answer)
-            for row in self.rendered
-        ]
-
-
-def plan_build(samples: Sequence[Sample], config: BuildConfig) -> Plan:
-    """Render and check every sample, set apart what cannot be used, and assign splits.
-
-    Args:
-        samples: as `read_samples` and `expand_variants` give them.
-        config: the settings.
-
-    Raises:
-        RenderError: a row does not part cleanly into tokens or breaks what the preset needs, and
-            bad rows are not skipped; or no row fits into the context.
-        ModelError: tokenizer or config cannot be loaded.
-    """
-    tokenizer = load_tokenizer(
-        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    context = context_of(
-        load_config(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    )
-    renderer = Renderer(tokenizer, config.rendering)
-    chosen = select_rows(
-        samples,
-        renderer,
-        context=context,
-        preset=config.preset,
-        skip_bad=config.skip_bad_rows,
-    )
-    kept = [samples[i] for i in chosen.kept]
-    splits = assign_splits(kept, seed=config.seed)
-    paired = kept[0].positive is not None
-    positions = of_samples(expand_positions(config.positions), paired=paired)
-    check_template(chosen.rendered, positions)
-    if ATTENTION in config.sites:
-        require_spans([row.span for row in chosen.rendered], [sample.id for sample in kept])
-    return Plan(
-        config,
-        [replace(sample, split=split) for sample, split in zip(kept, splits, strict=True)],
-        chosen.rendered,
-        chosen.left_out,
-        chosen.conditions,
-        positions,
-        {
-            "sha256": tokenizer_digest(tokenizer),
-            "template": renderer.template,
-            "context": context,
-        },
-    )
 
 
 def run_build(
@@ -333,38 +214,3 @@ def as_stored(residuals: Tensor, dtype: str) -> np.ndarray:
     """A tensor in the store's dtype as NumPy holds it: bfloat16 as its bits, uint16."""
     cast = residuals.to(DTYPES[dtype]).cpu()
     return cast.view(torch.uint16).numpy() if dtype == "bfloat16" else cast.numpy()
-
-
-def columns(plan: Plan) -> dict[str, Any]:
-    """What the store keeps of the samples, readable without model, tokenizer or data."""
-    samples, rendered = plan.samples, plan.rendered
-    text = {name: [str(getattr(sample, name) or "") for sample in samples] for name in TEXT_COLUMNS}
-    tokens = {
-        f"{part}_tokens": Ragged.of([getattr(row, part) for row in rendered])
-        for part in ("prompt", "shared", "positive", "negative")
-    }
-    counts = {"n_tokens": np.array([row.length for row in rendered], np.int64)}
-    marked = {}
-    if ATTENTION in plan.config.sites:
-        marked[SPAN] = np.array([row.span for row in rendered], np.int64)
-    return {**text, **tokens, **counts, **marked}
-
-
-def provenance(plan: Plan, model: LanguageModel) -> dict[str, Any]:
-    """Where the store's numbers come from."""
-    return {
-        "model": {
-            **model_identity(model),
-            "name": plan.config.model,
-            "commit": getattr(model.hf.config, "_commit_hash", None),
-            "attention": model.hf.config._attn_implementation,
-        },
-        "tokenizer": plan.tokenizer,
-        "data_sha256": samples_digest(plan.samples),
-        "leaks": {behavior: asdict(each) for behavior, each in plan.leaks.items()},
-        "left_out": list(plan.left_out),
-        "conditions": plan.conditions.recorded(),
-        "mode": MODE,
-        "device": str(model.device),
-        "versions": versions(),
-    }

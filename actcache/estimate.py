@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from actcache.batches import plan_batches
-from actcache.build import Plan, load_planned, reader
+from actcache.build import load_planned, reader
+from actcache.plan import Plan
 
 MOST_BYTES = 16_000_000_000
 """Weights over this size are not loaded for an estimate's sake: 16 GB take about half a minute."""

@@ -18,6 +18,8 @@ from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.layer_training import train_layer_predictors
 from actcache.analysis.steerability import fixed_layer
 from actcache.analysis.ways import Way, chosen_way, crossfit_way, simple_ways
+from actcache.errors import MismatchError
+from actcache.store import Store
 
 SHUFFLED = "W2S shuffled"
 """The way of a predictor that was trained on the embeddings of other samples' prompts."""
@@ -50,6 +52,47 @@ class Rows:
     variant: Shaped[np.ndarray, " row"]
     prompt: Shaped[np.ndarray, " row"]
     letter: Shaped[np.ndarray, " row"]
+
+
+def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Rows]:
+    """The behaviors of a store and their rows, if there is enough to train and test on.
+
+    Args:
+        store: of pairs.
+        vectors: learned ones (`l2s`) need validation samples too.
+
+    Raises:
+        MismatchError: a behavior lacks base rows of a split, or has one train prompt alone.
+    """
+    found = {}
+    for behavior in np.unique(store["behavior"]).tolist():
+        at = np.flatnonzero(store["behavior"] == behavior)
+        split, variant = store["split"][at], store["variant"][at]
+        base = variant == "base"
+        sides = {side: (split == side) & base for side in ("train", "validation", "test")}
+        for side, rows in sides.items():
+            if not rows.any() and (side != "validation" or "l2s" in vectors):
+                without = ", or pass --vectors caa" if side == "validation" else ""
+                raise MismatchError(
+                    f"behavior '{behavior}' has no base rows of the split '{side}', which "
+                    f"predictors need. Build from more rows, give rows a split{without}."
+                )
+        prompts = store["prompt"][at]
+        if len(np.unique(prompts[sides["train"]])) < 2:
+            raise MismatchError(
+                f"behavior '{behavior}' has one train prompt, expected two or more to train "
+                "predictors on. Build from more rows."
+            )
+        found[str(behavior)] = Rows(
+            at=at,
+            train=sides["train"],
+            validation=sides["validation"],
+            test=split == "test",
+            variant=variant,
+            prompt=prompts,
+            letter=store["letter"][at],
+        )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,7 @@ def shortcut_in_words(figures: Mapping[str, Any]) -> str:
         f"steerability at the fixed layer is {_estimate(whole)}, and {_estimate(rest)} with the "
         "letter direction projected out of the learned vectors"
     )
-    if whole["value"] > 0 and rest["value"] < whole["value"] / 2:
+    if whole["low"] > 0 and rest["value"] < whole["value"] / 2:
         return (
             f"{KINDS[LEARNED]}: Warning: most of it is the letter. S{said[1:]}: the networks "
             "learned to name the letter."

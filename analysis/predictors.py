@@ -5,21 +5,17 @@ What is trained is `predicted` (layers) and `learned` (vectors), what is read of
 them in order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import numpy as np
-
-from actcache.analysis.embeddings import project_to_plane
 from actcache.analysis.kept import digest_of, identity_of, kept
 from actcache.analysis.layer_choice import SlopeTable, slope_table
 from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.layer_training import n_networks
-from actcache.analysis.plots import plot_embeddings
 from actcache.analysis.predicted import (
     SHUFFLED,
     Chosen,
@@ -29,13 +25,13 @@ from actcache.analysis.predicted import (
     w2s,
 )
 from actcache.analysis.predictor_figures import encoder_figures, figures, training_figures
+from actcache.analysis.predictor_files import draw_embeddings, write_choices
 from actcache.analysis.predictor_words import words
 from actcache.analysis.report import CONTROL, METHOD
-from actcache.analysis.results import plain, write_arrays, write_aside
+from actcache.analysis.results import plain
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.analysis.steerability import fixed_layer
 from actcache.encoders import Cost, Embeddings, encode, parse_encoder
-from actcache.errors import MismatchError
 from actcache.store import Store
 
 if TYPE_CHECKING:
@@ -144,6 +140,7 @@ def run_predictors(
         seeds=config.seeds,
         seed=config.seed,
     )
+    identity = identity_of(store)
     first = next(name for name, kind in kinds.items() if kind.predicted)
     jobs = [(name, embedded[0]) for name in kinds] + [(first, each) for each in embedded[1:]]
     n_trained = sum(kinds[name].predicted for name, _ in jobs) * len(behaviors)
@@ -160,7 +157,8 @@ def run_predictors(
                         / f"{name}-{quote(found.name, safe='')}",
                         rows,
                         kinds[name],
-                        store=store,
+                        behavior,
+                        identity=identity,
                         layers=layers,
                         found=found,
                         settings=settings,
@@ -175,9 +173,9 @@ def run_predictors(
     by_encoder |= {
         each.name: found for each, found in zip(embedded[1:], choices[len(kinds) :], strict=True)
     }
-    _write_arrays(out, store, by_kind, layers)
+    write_choices(out, store, by_kind, layers)
     if len(behaviors) > 1:
-        _draw(out, store, embedded[0], seed=config.seed)
+        draw_embeddings(out, store, embedded[0], seed=config.seed)
     read = figures(by_kind, settings, seed=config.seed, draws=config.draws)
     return {
         "behaviors": list(behaviors),
@@ -199,47 +197,6 @@ def run_predictors(
         },
         "words": words(read),
     }
-
-
-def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Rows]:
-    """The behaviors of a store and their rows, if there is enough to train and test on.
-
-    Args:
-        store: of pairs.
-        vectors: learned ones (`l2s`) need validation samples too.
-
-    Raises:
-        MismatchError: a behavior lacks base rows of a split, or has one train prompt alone.
-    """
-    found = {}
-    for behavior in np.unique(store["behavior"]).tolist():
-        at = np.flatnonzero(store["behavior"] == behavior)
-        split, variant = store["split"][at], store["variant"][at]
-        base = variant == "base"
-        sides = {side: (split == side) & base for side in ("train", "validation", "test")}
-        for side, rows in sides.items():
-            if not rows.any() and (side != "validation" or "l2s" in vectors):
-                without = ", or pass --vectors caa" if side == "validation" else ""
-                raise MismatchError(
-                    f"behavior '{behavior}' has no base rows of the split '{side}', which "
-                    f"predictors need. Build from more rows, give rows a split{without}."
-                )
-        prompts = store["prompt"][at]
-        if len(np.unique(prompts[sides["train"]])) < 2:
-            raise MismatchError(
-                f"behavior '{behavior}' has one train prompt, expected two or more to train "
-                "predictors on. Build from more rows."
-            )
-        found[str(behavior)] = Rows(
-            at=at,
-            train=sides["train"],
-            validation=sides["validation"],
-            test=split == "test",
-            variant=variant,
-            prompt=prompts,
-            letter=store["letter"][at],
-        )
-    return found
 
 
 def _kinds(
@@ -275,8 +232,9 @@ def _choose(
     folder: Path,
     rows: Rows,
     kind: Kind,
+    behavior: str,
     *,
-    store: Store,
+    identity: str,
     layers: list[int],
     found: Embeddings,
     settings: W2SSettings,
@@ -285,7 +243,7 @@ def _choose(
 ) -> Chosen:
     """All ways of one behavior, with predictors that are trained or were kept."""
     slopes = kind.of(rows)
-    place = None if kind.fixed is None else kind.fixed[str(store["behavior"][rows.at[0]])]
+    place = None if kind.fixed is None else kind.fixed[behavior]
     if not kind.predicted:
         return choose_layers(rows, slopes, fixed=place)
     values = found.values[rows.at]
@@ -311,7 +269,7 @@ def _choose(
         return {name: LayerPredictor.load(folder / f"{quote(name)}.safetensors") for name in names}
 
     made_of = {
-        "store": identity_of(store),
+        "store": identity,
         "layers": layers,
         "slopes_sha256": digest_of({"slope": slopes.slope}),
         "embeddings": found.settings,
@@ -324,41 +282,3 @@ def _choose(
 def _control(settings: W2SSettings) -> W2SSettings:
     """What the predictors of traded embeddings are trained with."""
     return replace(settings, top=settings.top[:1])
-
-
-def _write_arrays(
-    out: Path, store: Store, kinds: Mapping[str, Mapping[str, Chosen]], layers: list[int]
-) -> None:
-    """`predictors.npz`: slopes of each kind, and the layer that each training predicts per row."""
-    number = np.array(layers)
-    arrays: dict[str, np.ndarray] = {
-        name: np.asarray(store[name], dtype=str) for name in ("id", "behavior", "variant", "split")
-    }
-    arrays["layer"] = number
-    for kind, found in kinds.items():
-        any_of = next(iter(found.values()))
-        slope = np.empty((store.n, len(layers)))
-        places = {
-            name: np.empty((len(each), store.n), np.int64) for name, each in any_of.places.items()
-        }
-        fixed = np.empty(store.n, np.int64)
-        for each in found.values():
-            slope[each.rows.at] = each.slopes.slope
-            fixed[each.rows.at] = each.fixed
-            for name, chosen in each.places.items():
-                places[name][:, each.rows.at] = chosen
-        arrays[f"{kind}/slope"] = slope
-        arrays[f"{kind}/fixed_layer"] = number[fixed]
-        arrays |= {f"{kind}/{name}/layer": number[each] for name, each in places.items()}
-    write_arrays(out / "predictors.npz", arrays)
-
-
-def _draw(out: Path, store: Store, found: Embeddings, *, seed: int) -> None:
-    """`embeddings.png`: base prompts in the plane, by behavior."""
-    base = store["variant"] == "base"
-    plane = project_to_plane(found.values[base], seed=seed)
-    behaviors = store["behavior"][base]
-    write_aside(
-        out / "embeddings.png",
-        lambda path: plot_embeddings(path, plane, behaviors, encoder=found.name),
-    )

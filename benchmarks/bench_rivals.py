@@ -28,9 +28,9 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from actcache.build import plan_build
 from actcache.config import BuildConfig
 from actcache.model import load_model, load_tokenizer
+from actcache.plan import plan_build
 from actcache.rows import read_samples
 from actcache.steering import SteeringRule
 from benchmarks.bench_sweep import MULTIPLIERS, sweep

@@ -230,9 +230,10 @@ def share_of_build(
 
     Commits run beside the next passes, so what the build waits for them is less: both are given.
     """
-    from actcache.build import plan_build, run_build
+    from actcache.build import run_build
     from actcache.config import BuildConfig
     from actcache.model import load_model
+    from actcache.plan import plan_build
     from actcache.rows import read_samples
 
     plan = plan_build(read_samples(list(data), limit=limit), BuildConfig(model=model))

@@ -64,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.n, args.repeats, args.cells = min(args.n, 4), 1, 4
     torch.set_num_threads(args.threads)
     if args.model:
-        from actcache.build import plan_build
         from actcache.config import BuildConfig
+        from actcache.plan import plan_build
         from actcache.rows import read_samples
 
         model = load_model(args.model, dtype="float32")

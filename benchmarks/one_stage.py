@@ -80,10 +80,11 @@ def build(args: dict[str, Any]) -> Parts:
     import torch
 
     from actcache.batches import plan_batches
-    from actcache.build import plan_build, run_build
+    from actcache.build import run_build
     from actcache.capture import capture
     from actcache.config import BuildConfig
     from actcache.model import load_model
+    from actcache.plan import plan_build
     from actcache.rows import read_samples
 
     torch.set_num_threads(args["threads"])

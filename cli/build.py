@@ -25,9 +25,9 @@ DRY_RUN = (
 )
 
 if TYPE_CHECKING:
-    from actcache.build import Plan
     from actcache.conditions import Summary
     from actcache.config import BuildConfig
+    from actcache.plan import Plan
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -133,7 +133,8 @@ def run(args: argparse.Namespace) -> None:
         separator=config.separator,
     )
 
-    from actcache.build import plan_build, run_build  # from here on torch is needed
+    from actcache.build import run_build  # from here on torch is needed
+    from actcache.plan import plan_build
     from actcache.space import committed_bytes, require_room
 
     plan = plan_build(samples, config)

@@ -181,9 +181,10 @@ def sweep_kills(folder, *, kills, seed):
 def _tiny_sweep(folder):
     """Runs one sweep of two direction sets in shards of three rows; resumes what it finds."""
     from actcache.analysis import sweep as module
-    from actcache.build import plan_build, run_build
+    from actcache.build import run_build
     from actcache.config import BuildConfig
     from actcache.model import load_model
+    from actcache.plan import plan_build
     from actcache.rows import read_samples
     from actcache.steering import SteeringRule
     from tests.tiny import save

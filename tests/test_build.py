@@ -9,11 +9,12 @@ import torch
 
 import actcache
 from actcache.batches import plan_batches
-from actcache.build import plan_build, run_build
+from actcache.build import run_build
 from actcache.capture import capture, capture_alone
 from actcache.config import BuildConfig
 from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
 from actcache.model import load_model
+from actcache.plan import plan_build
 from actcache.rows import read_samples
 from tests.processes import kill_after
 from tests.tiny import lettered_rows, save
@@ -103,14 +104,14 @@ def test_a_certificate_shows_a_capture_that_is_wrong(samples, config, tmp_path, 
 
 KILLED = """
 import sys
-from actcache import build
+from actcache import build, plan
 from actcache.config import BuildConfig
 from actcache.rows import read_samples
 build.SHARD_ROWS = 8
 folder, out = sys.argv[1:]
 samples = read_samples([folder + "/calm.jsonl", folder + "/bold.jsonl"])
 config = BuildConfig(model=folder + "/model", batch_tokens=300, sites=("resid_post", "embed"))
-build.run_build(build.plan_build(samples, config), out)
+build.run_build(plan.plan_build(samples, config), out)
 """
 
 

@@ -93,9 +93,9 @@ def test_a_rows_own_system_message_comes_first(tmp_path):
 
 def test_variants_differ_in_text_and_what_all_rows_share_is_left_out(tmp_path):
     torch = pytest.importorskip("torch")
-    from actcache.build import plan_build
     from actcache.build import run_build as run
     from actcache.config import BuildConfig
+    from actcache.plan import plan_build
     from actcache.samples import Sample
     from actcache.variants import Persona, expand_variants
     from tests import tiny

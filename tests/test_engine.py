@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from actcache.analysis import sweep
-from actcache.build import plan_build, run_build
+from actcache.build import run_build
 from actcache.capture import capture
 from actcache.cli.main import main
 from actcache.config import BuildConfig
 from actcache.errors import ModelError
 from actcache.model import adopt_model, load_config, load_model
+from actcache.plan import plan_build
 from actcache.rows import read_samples
 from actcache.self_check import check_capture
 from actcache.steering import SteeringRule, propensities

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actcache.analysis import sweep
-from actcache.build import plan_build, run_build
+from actcache.build import run_build
 from actcache.capture import capture
 from actcache.config import BuildConfig
 from actcache.errors import ModelError
 from actcache.memory import Budget, run_batches
 from actcache.model import load_model
+from actcache.plan import plan_build
 from actcache.rows import read_samples
 from actcache.steering import SteeringRule, propensities
 from tests.tiny import save

@@ -17,7 +17,7 @@ from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.predicted import train_predictors
 from actcache.analysis.predictor_tables import predictor_tables, short_table
-from actcache.analysis.predictor_words import words
+from actcache.analysis.predictor_words import shortcut_in_words, words
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.analysis.stacked import training_device
 from actcache.analysis.vector_predictor import (
@@ -25,11 +25,12 @@ from actcache.analysis.vector_predictor import (
     VectorPredictor,
     train_vector_predictor,
 )
-from actcache.build import plan_build, run_build
+from actcache.build import run_build
 from actcache.cli.main import main
 from actcache.config import BuildConfig
 from actcache.errors import MismatchError
 from actcache.model import load_model
+from actcache.plan import plan_build
 from actcache.rows import read_samples
 from actcache.variants import Persona, expand_variants
 from tests import tiny
@@ -134,7 +135,7 @@ def test_learned_vectors_were_swept_as_networks_say_them(store, done):
     out, found = done
     assert list(found["worth"]) == ["caa", "l2s", "oracle_vectors", "l2s_without_letter", "random"]
     networks = VectorPredictor.load(out / "predictors" / "b%20old" / "l2s" / "networks.safetensors")
-    rows = predictors.predictor_rows(store, vectors=("caa", "l2s"))
+    rows = predicted.predictor_rows(store, vectors=("caa", "l2s"))
     vectors = learned._Vectors(store, rows, {"b old": networks}, [0, 1, 2, 3])
     at = rows["b old"].at[:3]
     prompt = store.resid("prompt")
@@ -343,3 +344,13 @@ def test_train_rows_trade_embeddings_and_others_keep_theirs():
     np.testing.assert_array_equal(traded[~train], own[~train])
     assert (traded[train] != own[train]).any(1).mean() > 0.8
     np.testing.assert_array_equal(np.sort(traded[train], axis=0), np.sort(own[train], axis=0))
+
+
+@pytest.mark.parametrize(("low", "warned"), [(0.8, True), (-0.1, False)])
+def test_what_is_not_shown_to_be_there_is_not_said_to_be_the_letter(low, warned):
+    def mean(value, low, high):
+        slope = {"value": value, "low": low, "high": high}
+        return {"base": {"mean": {"fixed": {"slope": slope}}}}
+
+    worth = {"l2s": mean(1.0, low, 1.9), "l2s_without_letter": mean(0.1, 0.0, 0.2)}
+    assert ("Warning" in shortcut_in_words({"worth": worth})) == warned

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.build import plan_build, run_build
+from actcache.build import run_build
 from actcache.capture import capture
 from actcache.cli.main import main
 from actcache.config import BuildConfig
 from actcache.copies import subset
 from actcache.errors import FormatError, MismatchError
 from actcache.model import load_model
+from actcache.plan import plan_build
 from actcache.render import Rendered
 from actcache.reuse import find_reusable
 from actcache.rows import read_samples
@@ -134,7 +135,7 @@ def test_one_token_more_and_a_row_is_run(folder, samples, tmp_path):
 
 KILLED = """
 import sys, os, signal
-from actcache import build
+from actcache import build, plan
 from actcache.config import BuildConfig
 from actcache.rows import read_samples
 from actcache.writer import Writer
@@ -147,8 +148,8 @@ Writer.commit = dies
 build.SHARD_ROWS = 7
 folder, out = sys.argv[1:]
 config = BuildConfig(model=folder + "/model", batch_tokens=300)
-plan = build.plan_build(read_samples([folder + "/calm.jsonl"]), config)
-build.run_build(plan, out, reuse=[folder + "/old.zarr"])
+planned = plan.plan_build(read_samples([folder + "/calm.jsonl"]), config)
+build.run_build(planned, out, reuse=[folder + "/old.zarr"])
 """
 
 

@@ -9,10 +9,11 @@ import torch
 
 import actcache
 from actcache.analysis.sweep import run_sweep, shared_directions
-from actcache.build import plan_build, run_build
+from actcache.build import run_build
 from actcache.config import BuildConfig
 from actcache.errors import MismatchError
 from actcache.model import load_model
+from actcache.plan import plan_build
 from actcache.replay import rendered_rows
 from actcache.rows import read_samples
 from actcache.steering import SteeringRule
