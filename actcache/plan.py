@@ -17,16 +17,10 @@ from actcache.model import LanguageModel, context_of, load_config, load_tokenize
 from actcache.positions import ATTENTION, check_template, expand_positions, of_samples
 from actcache.provenance import MODE, model_identity, versions
 from actcache.render import Rendered, Renderer
-from actcache.samples import Sample, samples_digest
+from actcache.samples import TEXT_COLUMNS, Sample, samples_digest
 from actcache.schema import Ragged
 from actcache.spans import SPAN, require_spans
 from actcache.splits import Leaks, assign_splits, count_leaks
-
-TEXT_COLUMNS = (
-    *("id", "behavior", "variant", "split", "label", "letter"),
-    *("prompt", "positive", "negative", "system", "digest"),
-)
-"""What the store keeps of each sample in words; empty where a sample has no such thing."""
 
 
 @dataclass(frozen=True)

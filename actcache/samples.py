@@ -10,6 +10,12 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+TEXT_COLUMNS = (
+    *("id", "behavior", "variant", "split", "label", "letter"),
+    *("prompt", "positive", "negative", "system", "digest"),
+)
+"""What a store keeps of each sample in words; empty where a sample has no such thing."""
+
 VARIANTS = ("base", "sys_pos", "sys_neg", "user_pos", "user_neg")
 """How a prompt may be framed (Tan et al. 2024): as it is, or with a persona sentence of either
 sense as the system message or before the prompt."""

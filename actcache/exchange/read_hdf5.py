@@ -18,19 +18,13 @@ from actcache.exchange.hdf5 import MARK
 from actcache.exchange.items import parse_json
 from actcache.exchange.safe_hdf5 import SafeFile, is_text
 from actcache.filling import Contents, fill_store
-from actcache.samples import SPLITS, Sample, rows_digest
+from actcache.samples import SPLITS, TEXT_COLUMNS, Sample, rows_digest
 from actcache.schema import Dtype, Kind, Ragged, RowArray
 from actcache.splits import assign_splits
 from actcache.store import Store
 
 LARGEST_SHARD = 1 << 30
 """Bytes of a shard of a file that says how many rows it has, at most."""
-
-TEXTS = (
-    *("id", "behavior", "variant", "split", "label", "letter"),
-    *("prompt", "positive", "negative", "system", "digest"),
-)
-"""Columns that analyses take for granted; made up where a file has none."""
 
 
 def import_hdf5(
@@ -210,14 +204,14 @@ def _foreign(file: SafeFile) -> Contents:
 
 
 def _made_up(columns: Mapping[str, ColumnValues], n: int, *, behavior: str) -> dict[str, list[str]]:
-    """The columns of `TEXTS`, as text; those that a file lacks are empty, or the plainest."""
+    """The columns of `TEXT_COLUMNS`, as text; what a file lacks is empty, or plain."""
     plain = {"id": [f"row-{row}" for row in range(n)], "behavior": [behavior] * n}
     plain["variant"] = ["base"] * n
     found = {
         name: [_as_text(value) for value in columns[name]]
         if name in columns
         else plain.get(name, [""] * n)
-        for name in TEXTS
+        for name in TEXT_COLUMNS
     }
     unknown = set(found["split"]) - {*SPLITS, ""}
     if unknown:
