@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actcache.data.samples import Sample, letter_of
 from actcache.errors import RenderError
 from actcache.presets import NONE, needs
 from actcache.render import Rendered, Renderer, longest_that_fit
-from actcache.samples import Sample, letter_of
 
 CONDITIONS: Mapping[str, str] = {
     "letter": "the first token that differs is not the answer's letter alone",

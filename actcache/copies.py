@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from actcache.creation import ColumnValues
+from actcache.data.samples import rows_digest
 from actcache.errors import MismatchError
 from actcache.filling import Contents, Read, columns_of, coordinates, fill_store, stored_values
-from actcache.samples import rows_digest
 from actcache.schema import Ragged, RowArray
 from actcache.selection import Selection, select_arrays, select_layers, select_rows
 from actcache.store import Store, open_store

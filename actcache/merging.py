@@ -21,12 +21,12 @@ from actcache.copies import (
     with_data_digest,
 )
 from actcache.creation import ColumnValues
+from actcache.data.samples import Sample
+from actcache.data.splits import n_leaked
 from actcache.errors import MismatchError
 from actcache.filling import Contents, array_of, columns_of, coordinates, fill_store
 from actcache.provenance import IDENTITY, first_difference
-from actcache.samples import Sample
 from actcache.schema import Ragged
-from actcache.splits import n_leaked
 from actcache.store import Store
 
 MAY_DIFFER = (

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from actcache.data.samples import Sample
 from actcache.errors import RenderError
-from actcache.samples import Sample
 from actcache.spans import Span, span_in_text, span_in_tokens
 from actcache.tree import Tree
 

@@ -8,8 +8,8 @@ the tokens that it finds.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from actcache.data.readers import RawRow, kind_of
 from actcache.errors import RenderError, RowError
-from actcache.row_files import RawRow, kind_of
 
 Span = tuple[int, int]
 """`[start, end)`, in characters or in tokens. One that ends where it starts marks nothing."""

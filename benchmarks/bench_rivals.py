@@ -29,9 +29,9 @@ import torch
 from rich.console import Console
 
 from actcache.config import BuildConfig
+from actcache.data.formats import read_samples
 from actcache.model import load_model, load_tokenizer
 from actcache.plan import plan_build
-from actcache.rows import read_samples
 from actcache.steering import SteeringRule
 from benchmarks.bench_sweep import MULTIPLIERS, sweep
 from benchmarks.models import saved_gpt2, saved_rows

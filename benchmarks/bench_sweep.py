@@ -65,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(args.threads)
     if args.model:
         from actcache.config import BuildConfig
+        from actcache.data.formats import read_samples
         from actcache.plan import plan_build
-        from actcache.rows import read_samples
 
         model = load_model(args.model, dtype="float32")
         plan = plan_build(read_samples(args.data, limit=args.n), BuildConfig(model=args.model))

@@ -83,9 +83,9 @@ def build(args: dict[str, Any]) -> Parts:
     from actcache.build import run_build
     from actcache.capture import capture
     from actcache.config import BuildConfig
+    from actcache.data.formats import read_samples
     from actcache.model import load_model
     from actcache.plan import plan_build
-    from actcache.rows import read_samples
 
     torch.set_num_threads(args["threads"])
     config = BuildConfig(

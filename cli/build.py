@@ -118,9 +118,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Read, check, build, print."""
-    from actcache.rows import read_samples
+    from actcache.data.formats import read_samples
+    from actcache.data.personas import expand_variants, load_personas
     from actcache.store import open_store
-    from actcache.variants import expand_variants, load_personas
 
     config = config_of(args)
     for old in args.reuse:  # before a model is loaded

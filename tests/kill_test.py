@@ -183,9 +183,9 @@ def _tiny_sweep(folder):
     from actcache.analysis import sweep as module
     from actcache.build import run_build
     from actcache.config import BuildConfig
+    from actcache.data.formats import read_samples
     from actcache.model import load_model
     from actcache.plan import plan_build
-    from actcache.rows import read_samples
     from actcache.steering import SteeringRule
     from tests.tiny import save
 

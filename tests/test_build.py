@@ -12,10 +12,10 @@ from actcache.batches import plan_batches
 from actcache.build import run_build
 from actcache.capture import capture, capture_alone
 from actcache.config import BuildConfig
+from actcache.data.formats import read_samples
 from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
 from actcache.model import load_model
 from actcache.plan import plan_build
-from actcache.rows import read_samples
 from tests.processes import kill_after
 from tests.tiny import lettered_rows, save
 
@@ -106,7 +106,7 @@ KILLED = """
 import sys
 from actcache import build, plan
 from actcache.config import BuildConfig
-from actcache.rows import read_samples
+from actcache.data.formats import read_samples
 build.SHARD_ROWS = 8
 folder, out = sys.argv[1:]
 samples = read_samples([folder + "/calm.jsonl", folder + "/bold.jsonl"])

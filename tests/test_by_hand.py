@@ -36,10 +36,10 @@ from actcache.analysis.layer_training import train_layer_predictors
 from actcache.analysis.sweep import run_sweep, shared_directions
 from actcache.build import run_build
 from actcache.config import BuildConfig
+from actcache.data.formats import read_samples
 from actcache.encoders import encode, parse_encoder
 from actcache.model import load_model
 from actcache.plan import plan_build
-from actcache.rows import read_samples
 from actcache.steering import SteeringRule
 from tests import tiny
 

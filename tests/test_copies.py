@@ -151,7 +151,7 @@ def test_a_subset_says_what_it_was_made_from(store, tmp_path):
 
 
 def test_the_digest_of_the_data_is_that_of_a_build_of_those_rows(tmp_path):
-    from actcache.samples import Sample, samples_digest
+    from actcache.data.samples import Sample, samples_digest
 
     samples = [
         Sample(id=f"row-{i}", behavior="b", prompt=f"{i}?", positive="(A)", negative="(B)",

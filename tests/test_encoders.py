@@ -95,9 +95,9 @@ def test_variants_differ_in_text_and_what_all_rows_share_is_left_out(tmp_path):
     torch = pytest.importorskip("torch")
     from actcache.build import run_build as run
     from actcache.config import BuildConfig
+    from actcache.data.personas import Persona, expand_variants
+    from actcache.data.samples import Sample
     from actcache.plan import plan_build
-    from actcache.samples import Sample
-    from actcache.variants import Persona, expand_variants
     from tests import tiny
 
     torch.manual_seed(0)

@@ -14,10 +14,10 @@ from actcache.build import run_build
 from actcache.capture import capture
 from actcache.cli.main import main
 from actcache.config import BuildConfig
+from actcache.data.formats import read_samples
 from actcache.errors import ModelError
 from actcache.model import adopt_model, load_config, load_model
 from actcache.plan import plan_build
-from actcache.rows import read_samples
 from actcache.self_check import check_capture
 from actcache.steering import SteeringRule, propensities
 from actcache.store import open_store

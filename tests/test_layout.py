@@ -30,17 +30,20 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("folder", ["analysis", "cli"])
-def test_the_owners_folders_are_flat_and_linked(folder):
-    assert not [p for p in (ROOT / folder).iterdir() if p.is_dir() and p.name != "__pycache__"]
+def test_the_owners_folders_are_linked(folder):
     assert (ROOT / "actcache" / folder).resolve() == ROOT / folder
 
 
 def test_every_package_ships():
     shipped = set(PYPROJECT["tool"]["setuptools"]["packages"])
     found = {
-        "actcache" if folder.name == "actcache" else f"actcache.{folder.name}"
-        for folder in [ROOT / "actcache", *(ROOT / "actcache").iterdir()]
-        if (folder / "__init__.py").exists()
+        ".".join([name, *init.parent.relative_to(ROOT / folder).parts])
+        for folder, name in [
+            ("actcache", "actcache"),
+            ("analysis", "actcache.analysis"),
+            ("cli", "actcache.cli"),
+        ]
+        for init in (ROOT / folder).rglob("__init__.py")
     }
     assert found == shipped
 

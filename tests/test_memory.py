@@ -14,11 +14,11 @@ from actcache.analysis import sweep
 from actcache.build import run_build
 from actcache.capture import capture
 from actcache.config import BuildConfig
+from actcache.data.formats import read_samples
 from actcache.errors import ModelError
 from actcache.memory import Budget, run_batches
 from actcache.model import load_model
 from actcache.plan import plan_build
-from actcache.rows import read_samples
 from actcache.steering import SteeringRule, propensities
 from tests.tiny import save
 

@@ -28,11 +28,11 @@ from actcache.analysis.vector_predictor import (
 from actcache.build import run_build
 from actcache.cli.main import main
 from actcache.config import BuildConfig
+from actcache.data.formats import read_samples
+from actcache.data.personas import Persona, expand_variants
 from actcache.errors import MismatchError
 from actcache.model import load_model
 from actcache.plan import plan_build
-from actcache.rows import read_samples
-from actcache.variants import Persona, expand_variants
 from tests import tiny
 
 pytestmark = pytest.mark.model

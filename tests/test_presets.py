@@ -12,6 +12,7 @@ from actcache.analysis.settings import AnalyzeConfig
 from actcache.cli.main import main
 from actcache.conditions import CONDITIONS
 from actcache.config import BuildConfig
+from actcache.data.samples import Sample
 from actcache.errors import ActcacheError
 from actcache.presets import (
     NAMES,
@@ -24,7 +25,6 @@ from actcache.presets import (
     sweep_settings,
 )
 from actcache.render import Renderer, Rendering
-from actcache.samples import Sample
 from tests.reference import published_direction, published_propensity
 from tests.tiny import TEMPLATE, save, tokenizer
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from actcache.capture import capture
+from actcache.data.formats import read_samples
 from actcache.model import adopt_model, load_model, load_tokenizer
 from actcache.render import Renderer, Rendering
-from actcache.rows import read_samples
 from actcache.steering import SteeringRule, propensities
 from tests.reference import naive_propensity
 
@@ -82,7 +82,7 @@ def test_the_capture_equals_hidden_states_on_real_rows(model_name):
 
 def test_mood_steers_tinytalk_at_layer_6():
     """A happy/sad mean difference at layer 6 moves log P(happy) − log P(sad) (data/README)."""
-    from actcache.samples import Sample
+    from actcache.data.samples import Sample
 
     model = load_model(str(DATA / "models" / "tinytalk-3m"))
     renderer = Renderer(load_tokenizer(model.name), Rendering(template="none"))

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from actcache.data.samples import Sample
 from actcache.errors import RenderError
 from actcache.render import Renderer, Rendering, longest_that_fit
-from actcache.samples import Sample
 from tests.tiny import tokenizer
 
 PAIR = Sample(

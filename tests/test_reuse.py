@@ -17,12 +17,12 @@ from actcache.capture import capture
 from actcache.cli.main import main
 from actcache.config import BuildConfig
 from actcache.copies import subset
+from actcache.data.formats import read_samples
 from actcache.errors import FormatError, MismatchError
 from actcache.model import load_model
 from actcache.plan import plan_build
 from actcache.render import Rendered
 from actcache.reuse import find_reusable
-from actcache.rows import read_samples
 from actcache.schema import Ragged, RowArray
 from actcache.selection import Selection
 from actcache.store import open_store, verify
@@ -137,7 +137,7 @@ KILLED = """
 import sys, os, signal
 from actcache import build, plan
 from actcache.config import BuildConfig
-from actcache.rows import read_samples
+from actcache.data.formats import read_samples
 from actcache.writer import Writer
 right = Writer.commit
 def dies(self, blocks):

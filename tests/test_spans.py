@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actcache.data.formats import read_samples
+from actcache.data.personas import expand_variants, load_personas
+from actcache.data.samples import Sample
 from actcache.errors import RenderError, RowError
 from actcache.render import Renderer, Rendering
-from actcache.rows import read_samples
-from actcache.samples import Sample
 from actcache.spans import span_in_tokens
-from actcache.variants import expand_variants, load_personas
 from tests.tiny import TEMPLATE, tokenizer
 
 PROMPT = "Fear spiders. Say so."

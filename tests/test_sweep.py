@@ -11,11 +11,11 @@ import actcache
 from actcache.analysis.sweep import run_sweep, shared_directions
 from actcache.build import run_build
 from actcache.config import BuildConfig
+from actcache.data.formats import read_samples
 from actcache.errors import MismatchError
 from actcache.model import load_model
 from actcache.plan import plan_build
 from actcache.replay import rendered_rows
-from actcache.rows import read_samples
 from actcache.steering import SteeringRule
 from tests.reference import naive_propensity
 from tests.tiny import save

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from actcache.data.formats import read_samples
+from actcache.data.readers import raw_rows
 from actcache.errors import RowError
-from actcache.row_files import raw_rows
-from actcache.rows import read_samples
 from tests.processes import run_code
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
@@ -155,7 +155,7 @@ def test_an_error_of_many_lines_gives_the_first_and_one_without_words_its_kind(m
 def test_without_the_package_the_way_out_is_named():
     code = (
         "import sys; sys.modules['datasets'] = None\n"  # Python's own way to block an import
-        "from actcache.rows import read_samples\n"
+        "from actcache.data.formats import read_samples\n"
         "from actcache.errors import RowError\n"
         "try: read_samples(['org/name'])\n"
         "except RowError as error: print(error)"

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actcache import demo
-from actcache import variants as module
+from actcache.data import personas as module
+from actcache.data.personas import Persona, expand_variants, load_personas
+from actcache.data.samples import VARIANTS, Sample
 from actcache.errors import RowError
-from actcache.samples import VARIANTS, Sample
-from actcache.variants import Persona, expand_variants, load_personas
 
 ROW = Sample(
     id="mood/0",

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache import splits as module
+from actcache.data import splits as module
+from actcache.data.formats import read_samples
+from actcache.data.personas import Persona, expand_variants
+from actcache.data.samples import SPLITS, Sample
+from actcache.data.splits import _draw, assign_splits, count_leaks, leaks, n_leaked, plain_splits
 from actcache.errors import RowError
-from actcache.rows import read_samples
-from actcache.samples import SPLITS, Sample
-from actcache.splits import _draw, assign_splits, count_leaks, leaks, n_leaked, plain_splits
-from actcache.variants import Persona, expand_variants
 from tests import reference
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data is not at {DATA}")
 
 

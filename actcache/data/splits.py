@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
+from actcache.data.samples import SPLITS, Sample
 from actcache.errors import RowError
-from actcache.samples import SPLITS, Sample
 
 FRACTIONS = (0.4, 0.1, 0.5)
 """Train, validation and test in Tan et al. 2024."""

@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from actcache.data.readers import RawRow, kind_of, raw_rows
+from actcache.data.samples import SPLITS, VARIANTS, Sample, letter_of
 from actcache.errors import RowError
-from actcache.row_files import RawRow, kind_of, raw_rows
-from actcache.samples import SPLITS, VARIANTS, Sample, letter_of
 from actcache.spans import marked_span
 
 _OPTIONAL = ("id", "behavior", "split", "system", "variant")

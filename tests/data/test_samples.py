@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache import samples as module
-from actcache.samples import SPLITS, VARIANTS, Sample, letter_of, samples_digest
+from actcache.data import samples as module
+from actcache.data.samples import SPLITS, VARIANTS, Sample, letter_of, samples_digest
 from tests import reference
 from tests.processes import run_code
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAIR = Sample(
     id="mood/0",
     behavior="mood",
@@ -59,7 +59,7 @@ def test_letter_equals_its_definition(positive, negative):
 
 def test_digest_is_the_same_in_another_process():
     code = (
-        "from actcache.samples import Sample; print(Sample(id='x', behavior='mood', "
+        "from actcache.data.samples import Sample; print(Sample(id='x', behavior='mood', "
         "prompt='How are you?', positive=' (A)', negative=' (B)', label=None, letter='A').digest)"
     )
     assert run_code(code).stdout.strip() == PAIR.digest
@@ -133,7 +133,7 @@ def test_splits_are_in_the_order_of_the_fractions():
 
 def test_rows_need_neither_torch_nor_transformers_nor_datasets():
     code = (
-        "import sys, actcache.rows, actcache.variants, actcache.splits; "
+        "import sys, actcache.data.formats, actcache.data.personas, actcache.data.splits; "
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
     assert run_code(code).stdout.strip() == "[]"

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actcache import rows as module
+from actcache.data import formats as module
+from actcache.data.formats import read_samples
 from actcache.errors import RowError
-from actcache.rows import read_samples
 
-DATA = Path(__file__).parents[1].parent / "shared" / "data"
+DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data is not at {DATA}")
 BEHAVIORS = ("corrigible-neutral-HHH", "myopic-reward", "narcissism", "subscribes-to-deontology")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from actcache.data.samples import VARIANTS, Sample
 from actcache.errors import RowError
-from actcache.samples import VARIANTS, Sample
 
 _BUILT_IN = Path(__file__).with_name("personas.json")
 _SIDES = ("positive", "negative")

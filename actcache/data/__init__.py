@@ -1,0 +1,1 @@
+"""Data files to samples: readers, formats, personas, splits. Text only, no tokens."""
