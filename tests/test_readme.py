@@ -1,7 +1,6 @@
-"""README against the project: its code runs, its tree and its commands are the real ones."""
+"""README against the project: its code runs, its commands are the real ones."""
 
 import argparse
-import re
 from pathlib import Path
 
 import pytest
@@ -35,24 +34,6 @@ def test_the_two_commands_are_there():
     assert "make demo" in README
     assert "make test" in README
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-
-
-def test_the_tree_names_every_file():
-    tree = README[README.index("## Tree") : README.index("## Limits")]
-    for folder in (
-        "actcache",
-        "actcache/encoders",
-        "actcache/exchange",
-        "actcache/demo",
-        "analysis",
-        "cli",
-        "benchmarks",
-    ):
-        for path in (ROOT / folder).glob("*.py"):
-            if path.name not in ("__init__.py", "__main__.py"):
-                assert path.name in tree, f"{folder}/{path.name}"
-    for name in re.findall(r"(\w+\.py) ", tree):
-        assert list(ROOT.glob(f"*/{name}")) or list(ROOT.glob(f"*/*/{name}")), name
 
 
 def test_the_format_is_the_schemas_own_text():
