@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actcache.tree import TreeBatch
+from actcache.prompts.token_tree import TreeBatch
 
 Rewrite = Callable[[int, dict[str, Any]], None]
 """Changes the arguments of block `layer`, in place."""

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from actcache.errors import ModelError
 from actcache.model import LanguageModel
-from actcache.positions import ATTENTION, MEAN, from_the_end
-from actcache.render import Rendered
+from actcache.prompts.positions import ATTENTION, MEAN, from_the_end
+from actcache.prompts.render import Rendered
 from actcache.sites import HOOKS
 
 

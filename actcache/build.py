@@ -19,7 +19,7 @@ from actcache.config import BuildConfig
 from actcache.memory import Budget, run_batches
 from actcache.model import DTYPES, LanguageModel, load_model
 from actcache.plan import Plan, columns, provenance
-from actcache.positions import ATTENTION
+from actcache.prompts.positions import ATTENTION
 from actcache.provenance import MODE, model_identity
 from actcache.reuse import Reusable, find_reusable
 from actcache.schema import Dtype, RowArray

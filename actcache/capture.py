@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from actcache.attention_mass import masses_alone
 from actcache.model import LanguageModel
 from actcache.passes import residual_of, run_trees
-from actcache.positions import ATTENTION, MEAN, check_sites, from_the_end
-from actcache.render import Rendered
+from actcache.prompts.positions import ATTENTION, MEAN, check_sites, from_the_end
+from actcache.prompts.render import Rendered
+from actcache.prompts.spans import require_spans
+from actcache.prompts.token_tree import TreeBatch, plant
 from actcache.sites import HOOKS, find_taps
-from actcache.spans import require_spans
-from actcache.tree import TreeBatch, plant
 
 
 def capture(

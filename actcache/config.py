@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from actcache.errors import ActcacheError
-from actcache.positions import PAIR_POSITIONS, SITES, check_sites, expand_positions
 from actcache.presets import NAMES, NONE
-from actcache.render import Rendering
+from actcache.prompts.positions import PAIR_POSITIONS, SITES, check_sites, expand_positions
+from actcache.prompts.render import Rendering
 
 ENGINES = ("torch", "transformer-lens")
 """Hooks on the decoder blocks, batched; or a TransformerBridge's own hooks, a row at a time."""

@@ -30,9 +30,9 @@ from actcache.attention import (
 )
 from actcache.attention_mass import in_order, watched
 from actcache.errors import ModelError
-from actcache.positions import ATTENTION
+from actcache.prompts.positions import ATTENTION
+from actcache.prompts.token_tree import TreeBatch
 from actcache.sites import Tap
-from actcache.tree import TreeBatch
 
 _SHARED = {"use_cache", "output_attentions", "output_hidden_states", "layer_idx", "head_mask"}
 """Arguments of a block that mean the same to a row as to a tree."""

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from actcache.capture import tokens_run
-from actcache.conditions import Summary, select_rows
 from actcache.config import BuildConfig
 from actcache.data.samples import TEXT_COLUMNS, Sample, samples_digest
 from actcache.data.splits import Leaks, assign_splits, count_leaks
 from actcache.model import LanguageModel, context_of, load_config, load_tokenizer, tokenizer_digest
-from actcache.positions import ATTENTION, check_template, expand_positions, of_samples
+from actcache.prompts.checks import Summary, select_rows
+from actcache.prompts.positions import ATTENTION, check_template, expand_positions, of_samples
+from actcache.prompts.render import Rendered, Renderer
+from actcache.prompts.spans import SPAN, require_spans
 from actcache.provenance import MODE, model_identity, versions
-from actcache.render import Rendered, Renderer
 from actcache.schema import Ragged
-from actcache.spans import SPAN, require_spans
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 from actcache.errors import MismatchError
 from actcache.model import LanguageModel, load_model
+from actcache.prompts.render import Rendered
+from actcache.prompts.spans import SPAN
 from actcache.provenance import IDENTITY, model_identity, require_same
-from actcache.render import Rendered
-from actcache.spans import SPAN
 from actcache.store import Store
 
 PARTS = ("prompt", "shared", "positive", "negative")

@@ -16,10 +16,10 @@ from jaxtyping import Int64
 from actcache.copies import open_source
 from actcache.errors import MismatchError
 from actcache.filling import array_of, stored_values
+from actcache.prompts.render import Rendered
+from actcache.prompts.spans import SPAN
 from actcache.provenance import IDENTITY, first_difference
-from actcache.render import Rendered
 from actcache.schema import RowArray
-from actcache.spans import SPAN
 from actcache.store import Store
 
 PARTS = ("prompt", "shared", "positive", "negative")

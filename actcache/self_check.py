@@ -16,8 +16,8 @@ from torch import Tensor
 from actcache.capture import capture_alone
 from actcache.errors import ModelError
 from actcache.model import LanguageModel
-from actcache.positions import ATTENTION, of_samples
-from actcache.render import Rendered
+from actcache.prompts.positions import ATTENTION, of_samples
+from actcache.prompts.render import Rendered
 from actcache.sites import find_taps
 from actcache.store import Store
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from actcache.errors import MismatchError
 from actcache.model import LanguageModel
 from actcache.passes import Join, residual_of, run_trees
-from actcache.render import Rendered
-from actcache.tree import plant
+from actcache.prompts.render import Rendered
+from actcache.prompts.token_tree import plant
 
 FIRST_STEERED = ("fork", "prompt", "completion")
 """First token that is steered, with all after it: the last token that both completions share; the

@@ -19,8 +19,8 @@ from jaxtyping import Float32, Int64
 from actcache.errors import MismatchError, ModelError
 from actcache.memory import Budget, run_batches
 from actcache.model import LanguageModel
+from actcache.prompts.render import Rendered
 from actcache.provenance import IDENTITY, require_same, versions
-from actcache.render import Rendered
 from actcache.replay import rendered_pairs, require_store_model
 from actcache.schema import RowArray
 from actcache.selection import require_all_layers

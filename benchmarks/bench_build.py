@@ -15,7 +15,7 @@ import torch
 from actcache.batches import plan_batches
 from actcache.capture import capture, tokens_run
 from actcache.model import LanguageModel, load_model
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
 from benchmarks.models import plain_forwards, random_llama, random_rows
 from benchmarks.profiles import profile
 from benchmarks.turns import arguments, in_turns, ratio, report

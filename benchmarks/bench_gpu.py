@@ -22,9 +22,9 @@ from actcache.capture import capture, tokens_run
 from actcache.memory import Budget, run_batches
 from actcache.model import LanguageModel
 from actcache.passes import residual_of
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
+from actcache.prompts.token_tree import Tree, plant
 from actcache.steering import SteeringRule, propensities
-from actcache.tree import Tree, plant
 from benchmarks.models import plain_forwards, random_llama, random_rows
 from benchmarks.turns import arguments, in_turns, ratio, report
 

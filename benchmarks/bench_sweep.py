@@ -13,7 +13,7 @@ import torch
 
 from actcache.batches import plan_batches
 from actcache.model import LanguageModel, load_model
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
 from actcache.steering import SteeringRule, cell_alone, propensities
 from benchmarks.bench_build import LARGE, TINY
 from benchmarks.models import plain_forwards, random_llama, random_rows

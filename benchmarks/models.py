@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from actcache.model import LanguageModel, adopt_model
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
 
 
 def random_llama(
@@ -60,7 +60,7 @@ def plain_forwards(
 ) -> None:
     """What a user would write: length-sorted, left-padded batches through the plain model."""
     from actcache.batches import plan_batches
-    from actcache.tree import Tree, plant
+    from actcache.prompts.token_tree import Tree, plant
 
     run = model.hf if logits else model.anatomy.decoder
     with torch.inference_mode():

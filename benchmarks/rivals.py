@@ -24,7 +24,7 @@ from actcache.build import run_build
 from actcache.capture import capture, tokens_run
 from actcache.model import LanguageModel, load_model, load_tokenizer
 from actcache.plan import Plan
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
 from actcache.self_check import certify, check_capture
 from benchmarks.models import plain_forwards
 

@@ -25,9 +25,9 @@ DRY_RUN = (
 )
 
 if TYPE_CHECKING:
-    from actcache.conditions import Summary
     from actcache.config import BuildConfig
     from actcache.plan import Plan
+    from actcache.prompts.checks import Summary
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -14,8 +14,8 @@ from actcache.capture import capture, capture_alone
 from actcache.cli.main import main
 from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.model import adopt_model
-from actcache.positions import check_template, expand_positions
-from actcache.render import Rendered
+from actcache.prompts.positions import check_template, expand_positions
+from actcache.prompts.render import Rendered
 from actcache.replay import rendered_rows
 from actcache.self_check import check_capture
 from actcache.store import open_store

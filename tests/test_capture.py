@@ -6,7 +6,7 @@ import torch
 
 from actcache.capture import capture, capture_alone
 from actcache.model import adopt_model
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
 from tests.tiny import CONFIGS, VOCAB, make
 
 pytestmark = pytest.mark.model

@@ -10,7 +10,7 @@ import torch
 from actcache.capture import capture
 from actcache.memory import Budget, run_batches
 from actcache.model import adopt_model, load_model
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
 from actcache.steering import SteeringRule, cell_alone, propensities
 from tests.test_attention_mass import K3, marked_rows
 from tests.tiny import VOCAB, make, save

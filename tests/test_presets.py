@@ -10,7 +10,6 @@ import pytest
 
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.cli.main import main
-from actcache.conditions import CONDITIONS
 from actcache.config import BuildConfig
 from actcache.data.samples import Sample
 from actcache.errors import ActcacheError
@@ -24,7 +23,8 @@ from actcache.presets import (
     needs,
     sweep_settings,
 )
-from actcache.render import Renderer, Rendering
+from actcache.prompts.checks import CONDITIONS
+from actcache.prompts.render import Renderer, Rendering
 from tests.reference import published_direction, published_propensity
 from tests.tiny import TEMPLATE, save, tokenizer
 

@@ -10,7 +10,7 @@ import torch
 from actcache.capture import capture
 from actcache.data.formats import read_samples
 from actcache.model import adopt_model, load_model, load_tokenizer
-from actcache.render import Renderer, Rendering
+from actcache.prompts.render import Renderer, Rendering
 from actcache.steering import SteeringRule, propensities
 from tests.reference import naive_propensity
 

@@ -21,7 +21,7 @@ from actcache.data.formats import read_samples
 from actcache.errors import FormatError, MismatchError
 from actcache.model import load_model
 from actcache.plan import plan_build
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
 from actcache.reuse import find_reusable
 from actcache.schema import Ragged, RowArray
 from actcache.selection import Selection

@@ -10,8 +10,8 @@ from actcache.bridge import BridgeCapture
 from actcache.capture import capture, capture_alone
 from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.model import adopt_model
-from actcache.positions import check_template, expand_positions, of_samples
-from actcache.render import Rendered
+from actcache.prompts.positions import check_template, expand_positions, of_samples
+from actcache.prompts.render import Rendered
 from actcache.self_check import check_sites
 from tests.tiny import VOCAB, make
 

@@ -6,7 +6,7 @@ import pytest
 
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
-from actcache.render import Renderer, Rendering, longest_that_fit
+from actcache.prompts.render import Renderer, Rendering, longest_that_fit
 from tests.tiny import tokenizer
 
 PAIR = Sample(

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache.tree import Tree, plant
+from actcache.prompts.token_tree import Tree, plant
 
 TOKENS = st.lists(st.integers(1, 9), max_size=4)
 # Plain tuples: building a Tree inside a strategy would let beartype draw from `random` there.

@@ -12,8 +12,8 @@ from actcache.data.formats import read_samples
 from actcache.data.personas import expand_variants, load_personas
 from actcache.data.samples import Sample
 from actcache.errors import RenderError, RowError
-from actcache.render import Renderer, Rendering
-from actcache.spans import span_in_tokens
+from actcache.prompts.render import Renderer, Rendering
+from actcache.prompts.spans import span_in_tokens
 from tests.tiny import TEMPLATE, tokenizer
 
 PROMPT = "Fear spiders. Say so."

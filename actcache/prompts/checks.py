@@ -12,7 +12,7 @@ from typing import Any
 from actcache.data.samples import Sample, letter_of
 from actcache.errors import RenderError
 from actcache.presets import NONE, needs
-from actcache.render import Rendered, Renderer, longest_that_fit
+from actcache.prompts.render import Rendered, Renderer, longest_that_fit
 
 CONDITIONS: Mapping[str, str] = {
     "letter": "the first token that differs is not the answer's letter alone",

@@ -12,8 +12,8 @@ from typing import Any
 
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
-from actcache.spans import Span, span_in_text, span_in_tokens
-from actcache.tree import Tree
+from actcache.prompts.spans import Span, span_in_text, span_in_tokens
+from actcache.prompts.token_tree import Tree
 
 SPACES = ("one", "add", "none", "strip")
 """What goes between prompt and completion: exactly one space; one more space than the completion

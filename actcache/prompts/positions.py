@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from actcache.errors import ActcacheError, RenderError
-from actcache.render import Rendered
+from actcache.prompts.render import Rendered
 
 PAIR_POSITIONS = ("prompt", "fork", "positive", "negative")
 """Tokens that are read of a pair: the last of the prompt, the last that both completions share, and

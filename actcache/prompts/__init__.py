@@ -1,0 +1,1 @@
+"""Samples to tokens: rendering, marked spans, checks of rows, positions, token trees."""
