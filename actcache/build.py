@@ -14,16 +14,16 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from actcache.capture import capture
 from actcache.config import BuildConfig
-from actcache.memory import Budget, run_batches
-from actcache.model import DTYPES, LanguageModel, load_model
+from actcache.engine.batching import Budget, run_batches
+from actcache.engine.capture import capture
+from actcache.engine.model import DTYPES, LanguageModel, load_model
+from actcache.engine.self_check import Read, certify, check_capture
 from actcache.plan import Plan, columns, provenance
 from actcache.prompts.positions import ATTENTION
 from actcache.provenance import MODE, model_identity
 from actcache.reuse import Reusable, find_reusable
 from actcache.schema import Dtype, RowArray
-from actcache.self_check import Read, certify, check_capture
 from actcache.store import Store, open_store
 from actcache.writer import Writer
 
@@ -140,7 +140,7 @@ def run_build(
 def reader(config: BuildConfig) -> Read:
     """What reads residuals under these settings: `capture`, or its slow reference."""
     if config.engine == "transformer-lens":
-        from actcache.bridge import BridgeCapture
+        from actcache.engine.reference import BridgeCapture
 
         return BridgeCapture(load_planned(config).hf)
     return capture

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.batches import plan_batches
 from actcache.build import load_planned, reader
+from actcache.engine.batches import plan_batches
 from actcache.plan import Plan
 
 MOST_BYTES = 16_000_000_000

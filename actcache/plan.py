@@ -10,11 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from actcache.capture import tokens_run
 from actcache.config import BuildConfig
 from actcache.data.samples import TEXT_COLUMNS, Sample, samples_digest
 from actcache.data.splits import Leaks, assign_splits, count_leaks
-from actcache.model import LanguageModel, context_of, load_config, load_tokenizer, tokenizer_digest
+from actcache.engine.capture import tokens_run
+from actcache.engine.model import (
+    LanguageModel,
+    context_of,
+    load_config,
+    load_tokenizer,
+    tokenizer_digest,
+)
 from actcache.prompts.checks import Summary, select_rows
 from actcache.prompts.positions import ATTENTION, check_template, expand_positions, of_samples
 from actcache.prompts.render import Rendered, Renderer

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from actcache.errors import MismatchError
 
 if TYPE_CHECKING:  # importing it means importing torch
-    from actcache.model import LanguageModel
+    from actcache.engine.model import LanguageModel
 
 MODE = "hugging face numerics: no folding, no centering; layer = output of the decoder block"
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
+from actcache.engine.model import LanguageModel, load_model
 from actcache.errors import MismatchError
-from actcache.model import LanguageModel, load_model
 from actcache.prompts.render import Rendered
 from actcache.prompts.spans import SPAN
 from actcache.provenance import IDENTITY, model_identity, require_same

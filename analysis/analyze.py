@@ -45,8 +45,8 @@ from actcache.selection import require_all_layers
 from actcache.store import Store
 
 if TYPE_CHECKING:  # torch comes in with these
-    from actcache.model import LanguageModel
-    from actcache.steering import SteeringRule
+    from actcache.engine.model import LanguageModel
+    from actcache.engine.steered_scores import SteeringRule
 
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -124,7 +124,7 @@ def analyze(
             lambda path: plot_layers(path, scores, positive=labels[0], negative=labels[1]),
         )
     if paired and {"sweep", "predictors"} & set(config.stages):
-        from actcache.steering import SteeringRule
+        from actcache.engine.steered_scores import SteeringRule
 
         rule = SteeringRule(first_steered=config.first_steered, score=config.score)
         load = None if model is None else cache(model)  # one load for both sweeps

@@ -37,8 +37,8 @@ from actcache.store import Store
 if TYPE_CHECKING:
     from actcache.analysis.analyze import Progress
     from actcache.analysis.learned import Learned
-    from actcache.model import LanguageModel
-    from actcache.steering import SteeringRule
+    from actcache.engine.model import LanguageModel
+    from actcache.engine.steered_scores import SteeringRule
 
 FOLDER = "predictors"
 """Where predictors are kept in a results folder, each in `<behavior>/<kind>/`."""

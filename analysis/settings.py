@@ -29,10 +29,10 @@ class AnalyzeConfig:
     """Factors λ on the directions."""
 
     first_steered: str = "fork"
-    """First token that is steered; see `actcache.steering`."""
+    """First token that is steered; see `actcache.engine.steered_scores`."""
 
     score: str = "letter"
-    """What propensity is made of; see `actcache.steering`."""
+    """What propensity is made of; see `actcache.engine.steered_scores`."""
 
     preset: str = NONE
     """Whose conventions these are. It sets nothing here; `presets.sweep_settings` does."""

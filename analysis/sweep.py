@@ -1,8 +1,8 @@
 """The sweep of a whole store: each layer, multiplier and direction set, into `sweep.zarr`.
 
 Decides which rows run together and keeps the results; the passes themselves are
-`actcache.steering`. The one module of the analyses that runs a model, so the only one that torch
-comes in with: import it where a model is at hand.
+`actcache.engine.steered_scores`. The one module of the analyses that runs a model, so the only one
+that torch comes in with: import it where a model is at hand.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
+from actcache.engine.batching import Budget, run_batches
+from actcache.engine.model import LanguageModel
+from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
 from actcache.errors import MismatchError, ModelError
-from actcache.memory import Budget, run_batches
-from actcache.model import LanguageModel
 from actcache.prompts.render import Rendered
 from actcache.provenance import IDENTITY, require_same, versions
 from actcache.replay import rendered_pairs, require_store_model
 from actcache.schema import RowArray
 from actcache.selection import require_all_layers
 from actcache.space import committed_bytes, require_room
-from actcache.steering import SteeringRule, cell_alone, propensities
 from actcache.store import Store, open_store
 from actcache.writer import Writer
 

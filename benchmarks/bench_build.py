@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from actcache.batches import plan_batches
-from actcache.capture import capture, tokens_run
-from actcache.model import LanguageModel, load_model
+from actcache.engine.batches import plan_batches
+from actcache.engine.capture import capture, tokens_run
+from actcache.engine.model import LanguageModel, load_model
 from actcache.prompts.render import Rendered
 from benchmarks.models import plain_forwards, random_llama, random_rows
 from benchmarks.profiles import profile

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actcache.batches import plan_batches
-from actcache.capture import capture, tokens_run
-from actcache.memory import Budget, run_batches
-from actcache.model import LanguageModel
-from actcache.passes import residual_of
+from actcache.engine.batches import plan_batches
+from actcache.engine.batching import Budget, run_batches
+from actcache.engine.capture import capture, tokens_run
+from actcache.engine.forward import residual_of
+from actcache.engine.model import LanguageModel
+from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.prompts.render import Rendered
 from actcache.prompts.token_tree import Tree, plant
-from actcache.steering import SteeringRule, propensities
 from benchmarks.models import plain_forwards, random_llama, random_rows
 from benchmarks.turns import arguments, in_turns, ratio, report
 

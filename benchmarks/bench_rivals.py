@@ -30,9 +30,9 @@ from rich.console import Console
 
 from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
-from actcache.model import load_model, load_tokenizer
+from actcache.engine.model import load_model, load_tokenizer
+from actcache.engine.steered_scores import SteeringRule
 from actcache.plan import plan_build
-from actcache.steering import SteeringRule
 from benchmarks.bench_sweep import MULTIPLIERS, sweep
 from benchmarks.models import saved_gpt2, saved_rows
 from benchmarks.profiles import profile

@@ -233,7 +233,7 @@ def share_of_build(
     from actcache.build import run_build
     from actcache.config import BuildConfig
     from actcache.data.formats import read_samples
-    from actcache.model import load_model
+    from actcache.engine.model import load_model
     from actcache.plan import plan_build
 
     plan = plan_build(read_samples(list(data), limit=limit), BuildConfig(model=model))

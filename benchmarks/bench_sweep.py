@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from actcache.batches import plan_batches
-from actcache.model import LanguageModel, load_model
+from actcache.engine.batches import plan_batches
+from actcache.engine.model import LanguageModel, load_model
+from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
 from actcache.prompts.render import Rendered
-from actcache.steering import SteeringRule, cell_alone, propensities
 from benchmarks.bench_build import LARGE, TINY
 from benchmarks.models import plain_forwards, random_llama, random_rows
 from benchmarks.profiles import profile

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actcache.model import LanguageModel, adopt_model
+from actcache.engine.model import LanguageModel, adopt_model
 from actcache.prompts.render import Rendered
 
 
@@ -59,7 +59,7 @@ def plain_forwards(
     model: LanguageModel, sequences: Sequence[Sequence[int]], *, budget: int, logits: bool
 ) -> None:
     """What a user would write: length-sorted, left-padded batches through the plain model."""
-    from actcache.batches import plan_batches
+    from actcache.engine.batches import plan_batches
     from actcache.prompts.token_tree import Tree, plant
 
     run = model.hf if logits else model.anatomy.decoder

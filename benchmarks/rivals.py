@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from actcache.batches import plan_batches
 from actcache.build import run_build
-from actcache.capture import capture, tokens_run
-from actcache.model import LanguageModel, load_model, load_tokenizer
+from actcache.engine.batches import plan_batches
+from actcache.engine.capture import capture, tokens_run
+from actcache.engine.model import LanguageModel, load_model, load_tokenizer
+from actcache.engine.self_check import certify, check_capture
 from actcache.plan import Plan
 from actcache.prompts.render import Rendered
-from actcache.self_check import certify, check_capture
 from benchmarks.models import plain_forwards
 
 

@@ -181,8 +181,8 @@ def config_of(args: argparse.Namespace) -> "BuildConfig":
 
 def forecast(plan: Any, output: str) -> dict[str, Any]:
     """What a build will cost: rows, tokens, passes, bytes on disk against what is free."""
-    from actcache.batches import plan_batches
-    from actcache.model import load_config
+    from actcache.engine.batches import plan_batches
+    from actcache.engine.model import load_config
 
     shape = load_config(
         plan.config.model,

@@ -184,9 +184,9 @@ def _tiny_sweep(folder):
     from actcache.build import run_build
     from actcache.config import BuildConfig
     from actcache.data.formats import read_samples
-    from actcache.model import load_model
+    from actcache.engine.model import load_model
+    from actcache.engine.steered_scores import SteeringRule
     from actcache.plan import plan_build
-    from actcache.steering import SteeringRule
     from tests.tiny import save
 
     answers = (" (A)", " (B), yes")

@@ -155,7 +155,7 @@ def test_a_way_that_gives_other_numbers_stops_the_benchmark(monkeypatch):
 
 @pytest.mark.model
 def test_jobs_are_the_same_tokens_in_both_forms(jobs):
-    from actcache.model import load_tokenizer
+    from actcache.engine.model import load_tokenizer
 
     for name, n_sides in (("pairs", 2), ("prompts", 1)):
         job = jobs[name]

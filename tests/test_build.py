@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import actcache
-from actcache.batches import plan_batches
 from actcache.build import run_build
-from actcache.capture import capture, capture_alone
 from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
+from actcache.engine.batches import plan_batches
+from actcache.engine.capture import capture, capture_alone
+from actcache.engine.model import load_model
 from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
-from actcache.model import load_model
 from actcache.plan import plan_build
 from tests.processes import kill_after
 from tests.tiny import lettered_rows, save

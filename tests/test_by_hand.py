@@ -38,9 +38,9 @@ from actcache.build import run_build
 from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
 from actcache.encoders import encode, parse_encoder
-from actcache.model import load_model
+from actcache.engine.model import load_model
+from actcache.engine.steered_scores import SteeringRule
 from actcache.plan import plan_build
-from actcache.steering import SteeringRule
 from tests import tiny
 
 pytestmark = pytest.mark.model

@@ -94,7 +94,7 @@ def test_a_second_analyze_runs_no_model_and_another_setting_is_refused(
         raise AssertionError("a finished sweep needs no weights")
 
     with monkeypatch.context() as patched:
-        patched.setattr("actcache.model.load_model", loaded)
+        patched.setattr("actcache.engine.model.load_model", loaded)
         assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["sweep"]["layers"] == [0, 1, 2, 3]
 

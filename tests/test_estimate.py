@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actcache import estimate
-from actcache.batches import plan_batches
 from actcache.cli.main import main
+from actcache.engine.batches import plan_batches
 from actcache.estimate import scaled, weights_here, why_not_loaded
 from tests.tiny import save
 

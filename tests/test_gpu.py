@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.capture import capture
-from actcache.memory import Budget, run_batches
-from actcache.model import adopt_model, load_model
+from actcache.engine.batching import Budget, run_batches
+from actcache.engine.capture import capture
+from actcache.engine.model import adopt_model, load_model
+from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
 from actcache.prompts.render import Rendered
-from actcache.steering import SteeringRule, cell_alone, propensities
-from tests.test_attention_mass import K3, marked_rows
+from tests.engine.test_attention_mass import K3, marked_rows
 from tests.tiny import VOCAB, make, save
 
 DEVICE = "cuda"

@@ -30,8 +30,8 @@ from actcache.cli.main import main
 from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants
+from actcache.engine.model import load_model
 from actcache.errors import MismatchError
-from actcache.model import load_model
 from actcache.plan import plan_build
 from tests import tiny
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.capture import capture
 from actcache.data.formats import read_samples
-from actcache.model import adopt_model, load_model, load_tokenizer
+from actcache.engine.capture import capture
+from actcache.engine.model import adopt_model, load_model, load_tokenizer
+from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.prompts.render import Renderer, Rendering
-from actcache.steering import SteeringRule, propensities
 from tests.reference import naive_propensity
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"

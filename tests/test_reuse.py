@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from actcache.build import run_build
-from actcache.capture import capture
 from actcache.cli.main import main
 from actcache.config import BuildConfig
 from actcache.copies import subset
 from actcache.data.formats import read_samples
+from actcache.engine.capture import capture
+from actcache.engine.model import load_model
 from actcache.errors import FormatError, MismatchError
-from actcache.model import load_model
 from actcache.plan import plan_build
 from actcache.prompts.render import Rendered
 from actcache.reuse import find_reusable

@@ -95,7 +95,7 @@ def test_a_build_and_a_sweep_are_refused_before_the_model_is_loaded(tmp_path, fr
 
     from actcache.analysis.sweep import run_sweep, shared_directions
     from actcache.cli.main import main
-    from actcache.steering import SteeringRule
+    from actcache.engine.steered_scores import SteeringRule
     from actcache.store import open_store
     from tests.tiny import save
 

@@ -12,11 +12,11 @@ from actcache.analysis.sweep import run_sweep, shared_directions
 from actcache.build import run_build
 from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
+from actcache.engine.model import load_model
+from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
-from actcache.model import load_model
 from actcache.plan import plan_build
 from actcache.replay import rendered_rows
-from actcache.steering import SteeringRule
 from tests.reference import naive_propensity
 from tests.tiny import save
 
@@ -115,7 +115,7 @@ def test_an_interrupted_sweep_goes_on_and_equals_a_whole_one(
 ):
     monkeypatch.setattr("actcache.analysis.sweep.SHARD_ROWS", 6)
     whole = sweep(store, model, tmp_path / "whole.zarr", sets)
-    from actcache.steering import propensities
+    from actcache.engine.steered_scores import propensities
 
     calls = []
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.batches import plan_batches
 from actcache.encoders.spec import Pooling
+from actcache.engine.batches import plan_batches
 from actcache.errors import ModelError
 
 if TYPE_CHECKING:  # importing it means importing torch
@@ -81,7 +81,7 @@ def encode_sentences(
     """
     import torch
 
-    from actcache.model import load_tokenizer, pick_device, weights_digest
+    from actcache.engine.model import load_tokenizer, pick_device, weights_digest
 
     place = pick_device(device)
     tokenizer = load_tokenizer(model)

@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
-from actcache.anatomy import Anatomy
-from actcache.attention import (
+from actcache.engine.anatomy import Anatomy
+from actcache.engine.attention_mass import in_order, watched
+from actcache.engine.masks import (
     OwnMask,
     TreeMasks,
     as_given,
@@ -28,11 +29,10 @@ from actcache.attention import (
     pick,
     rewritten_calls,
 )
-from actcache.attention_mass import in_order, watched
+from actcache.engine.sites import Tap
 from actcache.errors import ModelError
 from actcache.prompts.positions import ATTENTION
 from actcache.prompts.token_tree import TreeBatch
-from actcache.sites import Tap
 
 _SHARED = {"use_cache", "output_attentions", "output_hidden_states", "layer_idx", "head_mask"}
 """Arguments of a block that mean the same to a row as to a tree."""

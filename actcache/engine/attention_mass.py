@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
-from actcache.anatomy import Anatomy
-from actcache.attention import as_given
+from actcache.engine.anatomy import Anatomy
+from actcache.engine.masks import as_given
+from actcache.engine.sites import attention_modules
 from actcache.errors import ModelError
-from actcache.sites import attention_modules
 
 _Keep = Callable[[int, Tensor], None]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.model import adopt_model
-from actcache.steering import SteeringRule, cell_alone, propensities
+from actcache.engine.model import adopt_model
+from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
+from tests.engine.test_capture import attentions, ragged_rows
 from tests.reference import naive_propensity
-from tests.test_capture import attentions, ragged_rows
 from tests.tiny import CONFIGS, make
 
 pytestmark = pytest.mark.model

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.capture import capture, capture_alone
-from actcache.model import adopt_model
+from actcache.engine.capture import capture, capture_alone
+from actcache.engine.model import adopt_model
 from actcache.prompts.render import Rendered
 from tests.tiny import CONFIGS, VOCAB, make
 

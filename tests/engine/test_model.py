@@ -11,17 +11,17 @@ import torch
 
 from actcache.analysis import sweep
 from actcache.build import run_build
-from actcache.capture import capture
 from actcache.cli.main import main
 from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
+from actcache.engine.capture import capture
+from actcache.engine.model import adopt_model, load_config, load_model
+from actcache.engine.self_check import check_capture
+from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import ModelError
-from actcache.model import adopt_model, load_config, load_model
 from actcache.plan import plan_build
-from actcache.self_check import check_capture
-from actcache.steering import SteeringRule, propensities
 from actcache.store import open_store
-from tests.test_sites import rows_of_three_lengths
+from tests.engine.test_sites import rows_of_three_lengths
 from tests.tiny import make, save
 
 pytestmark = pytest.mark.model

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.bridge import BridgeCapture
-from actcache.capture import capture, capture_alone
+from actcache.engine.capture import capture, capture_alone
+from actcache.engine.model import adopt_model
+from actcache.engine.reference import BridgeCapture
+from actcache.engine.self_check import check_sites
 from actcache.errors import ActcacheError, ModelError, RenderError
-from actcache.model import adopt_model
 from actcache.prompts.positions import check_template, expand_positions, of_samples
 from actcache.prompts.render import Rendered
-from actcache.self_check import check_sites
 from tests.tiny import VOCAB, make
 
 pytestmark = pytest.mark.model

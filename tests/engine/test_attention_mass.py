@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from actcache.bridge import BridgeCapture
-from actcache.capture import capture, capture_alone
 from actcache.cli.main import main
+from actcache.engine.capture import capture, capture_alone
+from actcache.engine.model import adopt_model
+from actcache.engine.reference import BridgeCapture
+from actcache.engine.self_check import check_capture
 from actcache.errors import ActcacheError, ModelError, RenderError
-from actcache.model import adopt_model
 from actcache.prompts.positions import check_template, expand_positions
 from actcache.prompts.render import Rendered
 from actcache.replay import rendered_rows
-from actcache.self_check import check_capture
 from actcache.store import open_store
 from tests import reference
-from tests.test_capture import attentions
+from tests.engine.test_capture import attentions
 from tests.tiny import CONFIGS, VOCAB, make, save
 
 K3 = ("last_-1", "last_-2", "last_-3")

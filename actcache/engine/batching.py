@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from actcache.batches import plan_batches
+from actcache.engine.batches import plan_batches
 from actcache.errors import ModelError
 
 log = logging.getLogger("actcache")

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actcache.engine.model import LanguageModel
+from actcache.engine.sites import HOOKS
 from actcache.errors import ModelError
-from actcache.model import LanguageModel
 from actcache.prompts.positions import ATTENTION, MEAN, from_the_end
 from actcache.prompts.render import Rendered
-from actcache.sites import HOOKS
 
 
 class BridgeCapture:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from actcache.anatomy import Anatomy
+from actcache.engine.anatomy import Anatomy
 from actcache.errors import ModelError
 
 HOOKS: Mapping[str, str] = {

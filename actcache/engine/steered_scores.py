@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from actcache.engine.forward import Join, residual_of, run_trees
+from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError
-from actcache.model import LanguageModel
-from actcache.passes import Join, residual_of, run_trees
 from actcache.prompts.render import Rendered
 from actcache.prompts.token_tree import plant
 

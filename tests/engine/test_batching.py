@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from actcache.analysis import sweep
 from actcache.build import run_build
-from actcache.capture import capture
 from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
+from actcache.engine.batching import Budget, run_batches
+from actcache.engine.capture import capture
+from actcache.engine.model import load_model
+from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import ModelError
-from actcache.memory import Budget, run_batches
-from actcache.model import load_model
 from actcache.plan import plan_build
-from actcache.steering import SteeringRule, propensities
 from tests.tiny import save
 
 costs = st.lists(st.integers(1, 50), min_size=1, max_size=40)

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actcache.capture import capture_alone
+from actcache.engine.capture import capture_alone
+from actcache.engine.model import LanguageModel
+from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
-from actcache.model import LanguageModel
 from actcache.prompts.positions import ATTENTION, of_samples
 from actcache.prompts.render import Rendered
-from actcache.sites import find_taps
 from actcache.store import Store
 
 Read = Callable[..., Mapping[str, Tensor]]

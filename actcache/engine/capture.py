@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from actcache.attention_mass import masses_alone
-from actcache.model import LanguageModel
-from actcache.passes import residual_of, run_trees
+from actcache.engine.attention_mass import masses_alone
+from actcache.engine.forward import residual_of, run_trees
+from actcache.engine.model import LanguageModel
+from actcache.engine.sites import HOOKS, find_taps
 from actcache.prompts.positions import ATTENTION, MEAN, check_sites, from_the_end
 from actcache.prompts.render import Rendered
 from actcache.prompts.spans import require_spans
 from actcache.prompts.token_tree import TreeBatch, plant
-from actcache.sites import HOOKS, find_taps
 
 
 def capture(

@@ -1,0 +1,1 @@
+"""Tokens and a model to tensors: the forward pass, what is read in it, the exact sweep."""
