@@ -8,7 +8,7 @@ Opening and reading a store needs NumPy alone, neither torch nor the model.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from actcache.store import Residuals, Store, open_store
+    from actcache.store.store import Residuals, Store, open_store
 
 __all__ = ["Residuals", "Store", "open_store"]
 
@@ -16,7 +16,7 @@ __all__ = ["Residuals", "Store", "open_store"]
 def __getattr__(name: str) -> Any:
     # Imported on first use: `actcache --help` starts without NumPy.
     if name in __all__:
-        from actcache import store
+        from actcache.store import store
 
         return getattr(store, name)
     raise AttributeError(f"module 'actcache' has no attribute '{name}'")

@@ -23,9 +23,9 @@ from actcache.plan import Plan, columns, provenance
 from actcache.prompts.positions import ATTENTION
 from actcache.provenance import MODE, model_identity
 from actcache.reuse import Reusable, find_reusable
-from actcache.schema import Dtype, RowArray
-from actcache.store import Store, open_store
-from actcache.writer import Writer
+from actcache.store.schema import Dtype, RowArray
+from actcache.store.store import Store, open_store
+from actcache.store.writer import Writer
 
 SHARD_ROWS: int | None = None
 """Rows of a shard, for tests; by default as `schema.shard_rows` chooses."""

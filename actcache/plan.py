@@ -26,7 +26,7 @@ from actcache.prompts.positions import ATTENTION, check_template, expand_positio
 from actcache.prompts.render import Rendered, Renderer
 from actcache.prompts.spans import SPAN, require_spans
 from actcache.provenance import MODE, model_identity, versions
-from actcache.schema import Ragged
+from actcache.store.schema import Ragged
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from actcache.errors import MismatchError
 from actcache.prompts.render import Rendered
 from actcache.prompts.spans import SPAN
 from actcache.provenance import IDENTITY, model_identity, require_same
-from actcache.store import Store
+from actcache.store.store import Store
 
 PARTS = ("prompt", "shared", "positive", "negative")
 """Fields of `Rendered`, each kept as the ragged column `<part>_tokens`."""

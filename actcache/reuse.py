@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.copies import open_source
 from actcache.errors import MismatchError
-from actcache.filling import array_of, stored_values
 from actcache.prompts.render import Rendered
 from actcache.prompts.spans import SPAN
 from actcache.provenance import IDENTITY, first_difference
-from actcache.schema import RowArray
-from actcache.store import Store
+from actcache.store.copies.copy import open_source
+from actcache.store.copies.fill import array_of, stored_values
+from actcache.store.schema import RowArray
+from actcache.store.store import Store
 
 PARTS = ("prompt", "shared", "positive", "negative")
 """What a row's tokens are made of; each is the ragged column `<part>_tokens`."""

@@ -38,11 +38,11 @@ from actcache.analysis.vectors import (
     pair_directions,
     two_labels,
 )
-from actcache.durable import make_folder, telling
 from actcache.encoders import Cost, parse_encoder
 from actcache.errors import MismatchError
-from actcache.selection import require_all_layers
-from actcache.store import Store
+from actcache.store.copies.selection import require_all_layers
+from actcache.store.storage.atomic import make_folder, telling
+from actcache.store.store import Store
 
 if TYPE_CHECKING:  # torch comes in with these
     from actcache.engine.model import LanguageModel

@@ -21,7 +21,7 @@ from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import IncompleteStoreError, MismatchError, StoreNotFoundError
 from actcache.estimate import Estimate, scaled
 from actcache.replay import rendered_pairs
-from actcache.store import Store, open_store
+from actcache.store.store import Store, open_store
 
 
 def forecast_analysis(

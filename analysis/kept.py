@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from actcache.analysis.results import plain, write_json
-from actcache.store import Store
+from actcache.store.store import Store
 
 Result = TypeVar("Result")
 

@@ -31,7 +31,7 @@ from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
 from actcache.provenance import require_same
-from actcache.store import Store, open_store
+from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from actcache.analysis.analyze import Progress

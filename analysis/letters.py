@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int64
 from actcache.analysis.directions import unit
 from actcache.analysis.moments import class_moments
 from actcache.analysis.vectors import BATCH_ROWS
-from actcache.store import Store
+from actcache.store.store import Store
 
 
 def letter_directions(

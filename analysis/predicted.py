@@ -19,7 +19,7 @@ from actcache.analysis.layer_training import train_layer_predictors
 from actcache.analysis.steerability import fixed_layer
 from actcache.analysis.ways import Way, chosen_way, crossfit_way, simple_ways
 from actcache.errors import MismatchError
-from actcache.store import Store
+from actcache.store.store import Store
 
 SHUFFLED = "W2S shuffled"
 """The way of a predictor that was trained on the embeddings of other samples' prompts."""

@@ -13,7 +13,7 @@ from actcache.analysis.plots import plot_embeddings
 from actcache.analysis.predicted import Chosen
 from actcache.analysis.results import write_arrays, write_aside
 from actcache.encoders import Embeddings
-from actcache.store import Store
+from actcache.store.store import Store
 
 
 def write_choices(

@@ -32,7 +32,7 @@ from actcache.analysis.results import plain
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.analysis.steerability import fixed_layer
 from actcache.encoders import Cost, Embeddings, encode, parse_encoder
-from actcache.store import Store
+from actcache.store.store import Store
 
 if TYPE_CHECKING:
     from actcache.analysis.analyze import Progress

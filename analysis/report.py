@@ -21,7 +21,7 @@ from actcache.analysis.steerability import Steerability
 from actcache.analysis.vectors import Directions
 from actcache.errors import FormatError
 from actcache.provenance import IDENTITY, require_same
-from actcache.store import Store
+from actcache.store.store import Store
 
 METHOD = "difference_of_means"
 """What the behaviors' own directions are called in files."""

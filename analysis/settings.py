@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from actcache.errors import ActcacheError, MismatchError
 from actcache.presets import NAMES, NONE
-from actcache.store import Store
+from actcache.store.store import Store
 
 STAGES = ("vectors", "layers", "sweep", "predictors")
 """In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers;

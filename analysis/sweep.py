@@ -23,11 +23,11 @@ from actcache.errors import MismatchError, ModelError
 from actcache.prompts.render import Rendered
 from actcache.provenance import IDENTITY, require_same, versions
 from actcache.replay import rendered_pairs, require_store_model
-from actcache.schema import RowArray
-from actcache.selection import require_all_layers
-from actcache.space import committed_bytes, require_room
-from actcache.store import Store, open_store
-from actcache.writer import Writer
+from actcache.store.copies.selection import require_all_layers
+from actcache.store.schema import RowArray
+from actcache.store.storage.room import committed_bytes, require_room
+from actcache.store.store import Store, open_store
+from actcache.store.writer import Writer
 
 NAIVE_BOUND = 1e-3
 """Largest error, absolute or relative, of a cell in float32; measured ones are below 1e-5."""

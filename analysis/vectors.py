@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from actcache.analysis.directions import difference_of_means
 from actcache.analysis.moments import Moments, class_moments
 from actcache.errors import MismatchError
-from actcache.store import Store
+from actcache.store.store import Store
 
 BATCH_ROWS = 256
 """Rows that are in memory at a time while moments are accumulated."""

@@ -25,7 +25,7 @@ from actcache.analysis.vector_predictor import (
     train_vector_predictor,
 )
 from actcache.analysis.vector_training import Trained, Weights, networks_at_once, train_stack
-from actcache.store import Store, open_store
+from actcache.store.store import Store, open_store
 from benchmarks.turns import arguments, in_turns, ratio, report
 
 PLAIN_RATES = (5e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)

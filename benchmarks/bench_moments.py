@@ -14,9 +14,9 @@ import numpy as np
 from actcache.analysis.directions import difference_of_means
 from actcache.analysis.halves import float32_of
 from actcache.analysis.moments import class_moments
-from actcache.schema import RowArray
-from actcache.store import open_store
-from actcache.writer import Writer
+from actcache.store.schema import RowArray
+from actcache.store.store import open_store
+from actcache.store.writer import Writer
 from benchmarks.turns import arguments, in_turns, ratio, report
 
 

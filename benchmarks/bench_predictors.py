@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from actcache.schema import RowArray
-from actcache.store import Store, open_store
-from actcache.writer import Writer
+from actcache.store.schema import RowArray
+from actcache.store.store import Store, open_store
+from actcache.store.writer import Writer
 from benchmarks.one_stage import peak_resident
 from benchmarks.turns import arguments, report
 

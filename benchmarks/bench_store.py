@@ -24,9 +24,9 @@ from unittest.mock import patch
 
 import numpy as np
 
-from actcache.schema import RowArray, shard_rows
-from actcache.store import open_store, verify
-from actcache.writer import Writer
+from actcache.store.schema import RowArray, shard_rows
+from actcache.store.store import open_store, verify
+from actcache.store.writer import Writer
 from benchmarks.formats import FORMATS, Format, Reader, synced
 from benchmarks.turns import arguments, in_turns, ratio, report
 

@@ -126,7 +126,7 @@ def sweep(args: dict[str, Any]) -> Parts:
     from actcache.engine.model import load_model
     from actcache.engine.steered_scores import SteeringRule, propensities
     from actcache.replay import rendered_pairs
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     torch.set_num_threads(args["threads"])
     model = load_model(args["model"], dtype="float32", device="cpu")
@@ -171,7 +171,7 @@ def moments(
     args: dict[str, Any],
 ) -> Parts:
     from actcache.analysis.vectors import pair_directions
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     store = open_store(args["store"])
 

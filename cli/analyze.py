@@ -17,7 +17,7 @@ from actcache.cli.options import add_device_options, numbers
 
 if TYPE_CHECKING:
     from actcache.analysis.settings import AnalyzeConfig
-    from actcache.store import Store
+    from actcache.store.store import Store
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -94,7 +94,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Open the store, analyze, print."""
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, check, build, print."""
     from actcache.data.formats import read_samples
     from actcache.data.personas import expand_variants, load_personas
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     config = config_of(args)
     for old in args.reuse:  # before a model is loaded
@@ -135,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
 
     from actcache.build import run_build  # from here on torch is needed
     from actcache.plan import plan_build
-    from actcache.space import committed_bytes, require_room
+    from actcache.store.storage.room import committed_bytes, require_room
 
     plan = plan_build(samples, config)
     _say_left_out(plan.left_out)

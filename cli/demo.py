@@ -21,7 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """The same two commands as a user's, on what the package brings."""
     from actcache.demo import model_path, personas_path, row_files
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     folder = Path(args.output)
     store, out = folder / "demo.zarr", folder / "results"

@@ -13,7 +13,7 @@ from actcache.cli import console
 from actcache.errors import StoreNotFoundError
 
 if TYPE_CHECKING:
-    from actcache.store import Store
+    from actcache.store.store import Store
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Open, describe, print."""
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     path = Path(args.path)
     summary = path / "summary.json"
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
 
 def describe(store: "Store") -> dict[str, Any]:
     """What a store is, in the order in which one asks."""
-    from actcache.schema import FORMAT
+    from actcache.store.schema import FORMAT
 
     model = store.provenance["model"]
     facts: dict[str, Any] = {

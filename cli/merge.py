@@ -23,7 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Compare, copy, print."""
     from actcache.cli.info import describe
-    from actcache.merging import merge
+    from actcache.store.copies.merge import merge
 
     with console.progress("merge", total=None, quiet=args.json) as on_rows:
         merged = merge(

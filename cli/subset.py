@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from actcache.cli.info import describe
-    from actcache.copies import subset
-    from actcache.selection import Selection
+    from actcache.store.copies.copy import subset
+    from actcache.store.copies.selection import Selection
 
     rows = numbers(args.rows, "rows")
     selection = Selection(

@@ -12,7 +12,7 @@ from actcache.cli import console
 from actcache.errors import FormatError, MismatchError
 
 if TYPE_CHECKING:
-    from actcache.store import Store
+    from actcache.store.store import Store
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -29,8 +29,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check, print, and fail if anything is wrong."""
-    from actcache.store import open_store
-    from actcache.verify import verify
+    from actcache.store.store import open_store
+    from actcache.store.verify import verify
 
     if args.recompute < 0:
         raise MismatchError(

@@ -13,8 +13,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from actcache import schema
 from actcache.cli.main import parser
+from actcache.store import schema
 
 README = Path(__file__).parents[1] / "README.md"
 FOLDERS = {

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from actcache.errors import ActcacheError
-from actcache.records import FileSum, encode_record
-from actcache.store import open_store, verify
+from actcache.store.log import FileSum, encode_record
+from actcache.store.store import open_store, verify
 from tests.stores import build, example, scratch
 
 JUNK: list[Any] = [None, True, False, 0, -1, 1, 2, 3, 1.0, 1e308, 2**31, 2**47, 2**63, 10**30]

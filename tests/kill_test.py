@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from actcache.errors import IncompleteStoreError, StoreNotFoundError
-from actcache.schema import RowArray
-from actcache.store import open_store, verify
-from actcache.writer import Writer
+from actcache.store.schema import RowArray
+from actcache.store.store import open_store, verify
+from actcache.store.writer import Writer
 from tests.stores import build, commit_next, example, file_bytes, scratch
 
 ROOT = Path(__file__).parents[1]

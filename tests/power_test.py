@@ -149,7 +149,7 @@ def _syncs_but(what):
 
 def go_on(path, *, without_sync):
     """Begin or resume the build, and finish it; say after each commit how many rows are safe."""
-    from actcache.writer import Writer
+    from actcache.store.writer import Writer
 
     os.fsync, os.fdatasync = _syncs_but(without_sync)
     settings, values = plan()

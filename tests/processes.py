@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 SLOW_COMMITS = """
 import time
-from actcache.writer import Writer
+from actcache.store.writer import Writer
 right = Writer.commit
 def slow(self, blocks):
     right(self, blocks)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from actcache.schema import Ragged, RowArray
-from actcache.store import open_store
-from actcache.writer import Writer
+from actcache.store.schema import Ragged, RowArray
+from actcache.store.store import open_store
+from actcache.store.writer import Writer
 
 
 def scratch():

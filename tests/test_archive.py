@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from actcache.errors import ActcacheError, FormatError, MismatchError
 from actcache.exchange.archive import is_archive, read_archive
 from actcache.exchange.export import export
-from actcache.schema import RowArray
-from actcache.store import open_store
+from actcache.store.schema import RowArray
+from actcache.store.store import open_store
 from tests.stores import build, example, file_bytes, scratch, shaped, shapes
 
 

@@ -19,8 +19,8 @@ from actcache.encoders import encode, parse_encoder, spec, texts_of
 from actcache.encoders.embeddings import unit_rows
 from actcache.encoders.texts import distinct, texts_digest
 from actcache.errors import ActcacheError, MismatchError, ModelError, NotFiniteError
-from actcache.schema import RowArray
-from actcache.store import open_store
+from actcache.store.schema import RowArray
+from actcache.store.store import open_store
 from tests.processes import ROOT, run_code
 from tests.stores import build, example
 

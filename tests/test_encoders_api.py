@@ -23,7 +23,7 @@ from actcache.encoders.kept import Keeper
 from actcache.encoders.price import estimate_cost
 from actcache.encoders.service import endpoint_of
 from actcache.errors import ActcacheError, FormatError, MismatchError
-from actcache.store import open_store
+from actcache.store.store import open_store
 from tests.embedding_server import WIDTH, EmbeddingServer, vector_of
 from tests.stores import build, example
 

@@ -122,7 +122,7 @@ def test_a_dry_sweep_counts_what_the_loops_would(
     more, layers, n_multipliers, n_sets, folder, tmp_path, capsys
 ):
     from actcache.replay import rendered_pairs
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     store = open_store(folder / "pairs.zarr")
     command = ["analyze", str(folder / "pairs.zarr"), "-o", str(tmp_path / "out"), "--dry-run"]

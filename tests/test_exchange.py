@@ -13,7 +13,7 @@ from actcache.cli.main import main
 from actcache.errors import ActcacheError, FormatError, MismatchError, StoreExistsError
 from actcache.exchange.export import export
 from actcache.exchange.read_hdf5 import import_hdf5
-from actcache.store import open_store, verify
+from actcache.store.store import open_store, verify
 from tests.stores import as_json, build, example, file_bytes, scratch, shaped, shapes
 
 
@@ -90,7 +90,7 @@ def test_provenance_longer_than_a_header_of_hdf5_is_kept(tmp_path):
 
 
 def test_an_export_is_whole_or_not_there(store, tmp_path, monkeypatch):
-    from actcache.residuals import Residuals
+    from actcache.store.array import Residuals
 
     right, calls = Residuals.batches, []
 

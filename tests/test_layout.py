@@ -70,7 +70,7 @@ def test_the_analyses_never_import_the_command_line(path):
 def test_stores_and_analyses_do_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
-        "import actcache, actcache.store, actcache.analysis, actcache.cli.main\n"
+        "import actcache, actcache.store.store, actcache.analysis, actcache.cli.main\n"
         "import actcache.analysis.moments, actcache.analysis.steerability, actcache.analysis.plots\n"
         "print('ok')"
     )

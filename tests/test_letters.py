@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from actcache.analysis.letters import letter_directions, letter_share, without_letter
-from actcache.schema import RowArray
-from actcache.store import open_store
-from actcache.writer import Writer
+from actcache.store.schema import RowArray
+from actcache.store.store import open_store
+from actcache.store.writer import Writer
 
 N, LAYERS, D = 30, 3, 6
 

@@ -96,7 +96,7 @@ def real(tmp_path_factory):
 
 def run(material, out, preset, *more):
     """Build and analyze with nothing but the preset's name; the store, the sweep, the summary."""
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     build = ["build", material.data, "--model", material.model, "--preset", preset, *more]
     build += ["--template", material.template, "-o", out / "s.zarr"]
@@ -194,7 +194,7 @@ def test_a_given_flag_wins_over_the_preset(tiny, tmp_path, capsys):
     ("preset", "between"), [("steering-bench", ""), ("repepo", "\n\n"), ("none", "\n\n")]
 )
 def test_the_separator_of_user_variants_is_the_presets(tiny, tmp_path, preset, between):
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     personas = tmp_path / "p.json"
     text = json.dumps({"rows": {"positive": "You would.", "negative": "You would not."}})

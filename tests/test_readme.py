@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from actcache import schema
 from actcache.cli.main import parser
+from actcache.store import schema
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -15,7 +15,6 @@ import torch
 from actcache.build import run_build
 from actcache.cli.main import main
 from actcache.config import BuildConfig
-from actcache.copies import subset
 from actcache.data.formats import read_samples
 from actcache.engine.capture import capture
 from actcache.engine.model import load_model
@@ -23,9 +22,10 @@ from actcache.errors import FormatError, MismatchError
 from actcache.plan import plan_build
 from actcache.prompts.render import Rendered
 from actcache.reuse import find_reusable
-from actcache.schema import Ragged, RowArray
-from actcache.selection import Selection
-from actcache.store import open_store, verify
+from actcache.store.copies.copy import subset
+from actcache.store.copies.selection import Selection
+from actcache.store.schema import Ragged, RowArray
+from actcache.store.store import open_store, verify
 from tests.stores import build, example
 from tests.tiny import lettered_rows, save
 
@@ -138,7 +138,7 @@ import sys, os, signal
 from actcache import build, plan
 from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
-from actcache.writer import Writer
+from actcache.store.writer import Writer
 right = Writer.commit
 def dies(self, blocks):
     right(self, blocks)

@@ -12,9 +12,9 @@ from actcache.analysis.vectors import (
     two_labels,
 )
 from actcache.errors import MismatchError
-from actcache.schema import RowArray
-from actcache.store import open_store
-from actcache.writer import Writer
+from actcache.store.schema import RowArray
+from actcache.store.store import open_store
+from actcache.store.writer import Writer
 
 POSITIONS = ("prompt", "positive", "negative")
 

@@ -19,7 +19,7 @@ from actcache.encoders.sentence import encode_sentences
 from actcache.encoders.spec import EncoderSpec, parse_encoder
 from actcache.encoders.states import cached_states
 from actcache.encoders.texts import distinct, row_names, texts_digest, texts_of
-from actcache.store import Store
+from actcache.store.store import Store
 
 __all__ = [
     "Cost",

@@ -7,7 +7,7 @@ from actcache.encoders.embeddings import Embeddings, unit_rows
 from actcache.encoders.spec import EncoderSpec
 from actcache.encoders.texts import row_names, texts_digest, texts_of
 from actcache.errors import MismatchError
-from actcache.store import Store
+from actcache.store.store import Store
 
 
 def cached_states(spec: EncoderSpec, store: Store) -> Embeddings:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.store import Store
+from actcache.store.store import Store
 
 
 def texts_of(store: Store) -> list[str]:

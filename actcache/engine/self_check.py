@@ -19,7 +19,7 @@ from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
 from actcache.prompts.positions import ATTENTION, of_samples
 from actcache.prompts.render import Rendered
-from actcache.store import Store
+from actcache.store.store import Store
 
 Read = Callable[..., Mapping[str, Tensor]]
 """`capture`, or what stands in for it."""

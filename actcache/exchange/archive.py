@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from actcache.chunks import shard_bytes
-from actcache.columns import read_column
-from actcache.creation import ColumnValues, plan_creation
-from actcache.damage import refuse
-from actcache.documents import (
+from actcache.exchange.aside import written_aside
+from actcache.store.columns import read_column
+from actcache.store.contents import ColumnValues, plan_creation
+from actcache.store.copies.fill import Contents, array_of, columns_of, fill_store, stored_values
+from actcache.store.damage import refuse
+from actcache.store.documents import (
     GROUP,
     Document,
     decode,
@@ -37,12 +38,19 @@ from actcache.documents import (
     root_document,
     row_array_document,
 )
-from actcache.exchange.aside import written_aside
-from actcache.files import read_file, require_folder
-from actcache.filling import Contents, array_of, columns_of, fill_store, stored_values
-from actcache.layout import column_path, folders_above
-from actcache.schema import COMMITS, DOCUMENT_LIMIT, Column, Ragged, Root, RowArray, check_name
-from actcache.store import Store
+from actcache.store.encoding import shard_bytes
+from actcache.store.layout import column_path, folders_above
+from actcache.store.schema import (
+    COMMITS,
+    DOCUMENT_LIMIT,
+    Column,
+    Ragged,
+    Root,
+    RowArray,
+    check_name,
+)
+from actcache.store.storage.files import read_file, require_folder
+from actcache.store.store import Store
 
 KIND = "archive"
 

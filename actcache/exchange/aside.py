@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actcache.durable import ASIDE, make_folder, sync_folder, telling
 from actcache.errors import StoreExistsError
-from actcache.partial import remove
+from actcache.store.partial import remove
+from actcache.store.storage.atomic import ASIDE, make_folder, sync_folder, telling
 
 
 @contextmanager

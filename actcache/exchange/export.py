@@ -10,7 +10,7 @@ from actcache.exchange.directions import write_directions, write_gguf
 from actcache.exchange.hdf5 import write_hdf5
 from actcache.exchange.items import of_results, of_store
 from actcache.exchange.npz import write_npz, write_safetensors
-from actcache.store import open_store
+from actcache.store.store import open_store
 
 FORMATS = ("hdf5", "npz", "safetensors", "gguf", "archive")
 """What can be written."""

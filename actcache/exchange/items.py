@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from actcache.errors import MismatchError
-from actcache.filling import array_of, columns_of
-from actcache.schema import Ragged
-from actcache.store import Residuals, Store, open_store
+from actcache.store.copies.fill import array_of, columns_of
+from actcache.store.schema import Ragged
+from actcache.store.store import Residuals, Store, open_store
 
 TEXT = "text"
 """The dtype of an item of strings; others have NumPy's name."""

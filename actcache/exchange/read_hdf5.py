@@ -12,16 +12,16 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Shaped
 
-from actcache.creation import ColumnValues
 from actcache.data.samples import SPLITS, TEXT_COLUMNS, Sample, rows_digest
 from actcache.data.splits import assign_splits
 from actcache.errors import MismatchError
 from actcache.exchange.hdf5 import MARK
 from actcache.exchange.items import parse_json
 from actcache.exchange.safe_hdf5 import SafeFile, is_text
-from actcache.filling import Contents, fill_store
-from actcache.schema import Dtype, Kind, Ragged, RowArray
-from actcache.store import Store
+from actcache.store.contents import ColumnValues
+from actcache.store.copies.fill import Contents, fill_store
+from actcache.store.schema import Dtype, Kind, Ragged, RowArray
+from actcache.store.store import Store
 
 LARGEST_SHARD = 1 << 30
 """Bytes of a shard of a file that says how many rows it has, at most."""

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from actcache.errors import ActcacheError, FormatError
-from actcache.schema import DOCUMENT_LIMIT
+from actcache.store.schema import DOCUMENT_LIMIT
 
 BEST_RATIO = 1032
 """What deflate can make of zeros: a dataset that claims more than this was never filled."""

@@ -18,7 +18,7 @@ from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.prompts.positions import check_template, expand_positions
 from actcache.prompts.render import Rendered
 from actcache.replay import rendered_rows
-from actcache.store import open_store
+from actcache.store.store import open_store
 from tests import reference
 from tests.engine.test_capture import attentions
 from tests.tiny import CONFIGS, VOCAB, make, save

@@ -20,7 +20,7 @@ from actcache.engine.self_check import check_capture
 from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import ModelError
 from actcache.plan import plan_build
-from actcache.store import open_store
+from actcache.store.store import open_store
 from tests.engine.test_sites import rows_of_three_lengths
 from tests.tiny import make, save
 

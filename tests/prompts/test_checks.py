@@ -211,7 +211,7 @@ def test_good_rows_satisfy_every_preset(name):
 
 @pytest.mark.model
 def test_the_command_line_stops_leaves_out_and_tells(tmp_path, capsys):
-    from actcache.store import open_store
+    from actcache.store.store import open_store
 
     model = save(tmp_path / "model")
     texts = [

@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from actcache.copies import (
+from actcache.data.samples import Sample
+from actcache.data.splits import n_leaked
+from actcache.errors import MismatchError
+from actcache.provenance import IDENTITY, first_difference
+from actcache.store.contents import ColumnValues
+from actcache.store.copies.copy import (
     Source,
     join_columns,
     open_source,
@@ -20,14 +25,9 @@ from actcache.copies import (
     require_another,
     with_data_digest,
 )
-from actcache.creation import ColumnValues
-from actcache.data.samples import Sample
-from actcache.data.splits import n_leaked
-from actcache.errors import MismatchError
-from actcache.filling import Contents, array_of, columns_of, coordinates, fill_store
-from actcache.provenance import IDENTITY, first_difference
-from actcache.schema import Ragged
-from actcache.store import Store
+from actcache.store.copies.fill import Contents, array_of, columns_of, coordinates, fill_store
+from actcache.store.schema import Ragged
+from actcache.store.store import Store
 
 MAY_DIFFER = (
     *("model", "revision", "device", "device_map", "trust_remote_code", "batch_tokens"),

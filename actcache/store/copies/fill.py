@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from actcache.creation import ColumnValues
 from actcache.errors import MismatchError
-from actcache.layout import partial_folder
-from actcache.partial import remove
-from actcache.schema import Kind, RowArray
-from actcache.store import Residuals, Store, open_store
-from actcache.writer import Writer
+from actcache.store.contents import ColumnValues
+from actcache.store.layout import partial_folder
+from actcache.store.partial import remove
+from actcache.store.schema import Kind, RowArray
+from actcache.store.store import Residuals, Store, open_store
+from actcache.store.writer import Writer
 
 SHARD_ROWS: int | None = None
 """Rows of a shard, for tests; by default as `schema.shard_rows` chooses."""

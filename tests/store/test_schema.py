@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache.damage import DamageError
-from actcache.documents import (
+from actcache.errors import FormatError, MismatchError
+from actcache.store.damage import DamageError
+from actcache.store.documents import (
     column_document,
     decode,
     encode,
@@ -21,8 +22,7 @@ from actcache.documents import (
     root_document,
     row_array_document,
 )
-from actcache.errors import FormatError, MismatchError
-from actcache.schema import DOCUMENT_LIMIT, Column, Ragged, Root, RowArray, shard_rows
+from actcache.store.schema import DOCUMENT_LIMIT, Column, Ragged, Root, RowArray, shard_rows
 
 DTYPES = ["float32", "float16", "bfloat16"]
 ROOT = Root(
@@ -192,7 +192,7 @@ def test_no_mutation_of_a_document_or_record_gets_past_the_reader_or_crashes_it(
     # In a process of its own, as users run it: checking every call against its types is slow.
     out = subprocess.run(
         [sys.executable, "-m", "tests.fuzz_store", "--mutations", "2000", "--seed", "1"],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
@@ -203,9 +203,9 @@ def test_no_mutation_of_a_document_or_record_gets_past_the_reader_or_crashes_it(
 
 
 def test_the_format_is_told_in_one_place():
-    import actcache.schema
+    import actcache.store.schema
 
-    text = actcache.schema.__doc__
+    text = actcache.store.schema.__doc__
     for word in ("shard_rows", "commits", "crc32c", "sha256", "bfloat16", "vlen-utf8", ".partial"):
         assert word in text
     assert json.dumps(row_array_document(RowArray("a", 1, 1, "float32"), ROOT))

@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actcache.cli.main import main
-from actcache.copies import subset
 from actcache.errors import (
     FormatError,
     IncompleteStoreError,
     MismatchError,
     StoreExistsError,
 )
-from actcache.merging import merge
-from actcache.selection import Selection, require_all_layers, select_rows
-from actcache.store import open_store, verify
+from actcache.store.copies.copy import subset
+from actcache.store.copies.merge import merge
+from actcache.store.copies.selection import Selection, require_all_layers, select_rows
+from actcache.store.store import open_store, verify
 from tests.processes import kill_after
 from tests.stores import build, example, file_bytes, scratch, shaped, shapes
 
@@ -304,10 +304,10 @@ def test_one_store_cannot_be_merged(store, tmp_path):
 
 KILLED = """
 import sys
-from actcache import filling
-from actcache.copies import subset
-from actcache.merging import merge
-from actcache.selection import Selection
+from actcache.store.copies import fill as filling
+from actcache.store.copies.copy import subset
+from actcache.store.copies.merge import merge
+from actcache.store.copies.selection import Selection
 filling.SHARD_ROWS = 4
 what, *sources, out = sys.argv[1:]
 if what == "subset":
@@ -336,7 +336,7 @@ def test_killed_it_reads_as_unfinished_and_resumed_it_is_the_same(
     with pytest.raises(IncompleteStoreError):
         open_store(out)
     held = open_store(out, partial=True).n
-    monkeypatch.setattr("actcache.filling.SHARD_ROWS", 4)
+    monkeypatch.setattr("actcache.store.copies.fill.SHARD_ROWS", 4)
     told: list[int] = []
     resumed = run(out, resume=True, on_rows=told.append)
     assert 12 <= held == told[0] < resumed.n == sum(told)

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from actcache.errors import MismatchError
-from actcache.residuals import Residuals
-from actcache.store import Store, open_store
+from actcache.store.array import Residuals
+from actcache.store.store import Store, open_store
 
 NO_CLASS = -100
 """The target of a row that has no class: the one that torch's losses skip (`ignore_index`)."""

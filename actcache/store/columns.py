@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from actcache.chunks import decode_numbers, decode_strings
-from actcache.damage import refuse
-from actcache.files import read_file
-from actcache.layout import Layout, column_path
-from actcache.records import FileSum
-from actcache.schema import Column
+from actcache.store.damage import refuse
+from actcache.store.encoding import decode_numbers, decode_strings
+from actcache.store.layout import Layout, column_path
+from actcache.store.log import FileSum
+from actcache.store.schema import Column
+from actcache.store.storage.files import read_file
 
 _FIXED_WIDTH_LIMIT = 64 << 20
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.columns import read_checked_column
 from actcache.errors import MismatchError
-from actcache.layout import Layout, find_store, read_layout
-from actcache.maps import Maps
-from actcache.residuals import CONVERTED_BYTES, Residuals
-from actcache.schema import Ragged
-from actcache.verify import Problem, verify
+from actcache.store.array import CONVERTED_BYTES, Residuals
+from actcache.store.columns import read_checked_column
+from actcache.store.layout import Layout, find_store, read_layout
+from actcache.store.schema import Ragged
+from actcache.store.storage.shard_maps import Maps
+from actcache.store.verify import Problem, verify
 
 __all__ = ["Columns", "Problem", "Residuals", "Store", "open_store", "verify"]
 

@@ -18,11 +18,11 @@ from actcache.errors import (
     MismatchError,
     StoreNotFoundError,
 )
-from actcache.maps import OPEN_MAPS
-from actcache.residuals import CONVERTED_BYTES
-from actcache.schema import RowArray
-from actcache.store import open_store, verify
-from actcache.writer import Writer
+from actcache.store.array import CONVERTED_BYTES
+from actcache.store.schema import RowArray
+from actcache.store.storage.shard_maps import OPEN_MAPS
+from actcache.store.store import open_store, verify
+from actcache.store.writer import Writer
 from tests import reference
 from tests.processes import ROOT, run_code
 from tests.stores import (
@@ -387,7 +387,7 @@ def test_a_store_opens_where_torch_and_zarr_cannot_be_imported(built):
                 if name.split(".")[0] in ("torch", "zarr", "transformers", "transformer_lens", "scipy"):
                     raise ImportError(name)
         sys.meta_path.insert(0, Blocked())
-        from actcache.store import open_store, verify
+        from actcache.store.store import open_store, verify
         store = open_store(sys.argv[1], check=True)
         print(store.resid("prompt").layer(1).shape, store["id"][0], verify(sys.argv[1]))
     """
@@ -410,8 +410,8 @@ def test_many_shards_do_not_use_up_the_file_descriptors():
     )
     code = """
         import resource, sys
-        from actcache.maps import OPEN_MAPS
-        from actcache.store import open_store
+        from actcache.store.storage.shard_maps import OPEN_MAPS
+        from actcache.store.store import open_store
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_MAPS + 40, OPEN_MAPS + 40))
         array = open_store(sys.argv[1]).array("a/b")
         print(array[:].shape, array.layer(0).shape, sum(len(rows) for rows, _ in array.batches()))
@@ -441,7 +441,7 @@ def open_below(folder):
 def test_a_fork_reads_what_its_parent_has_open(built):
     code = """
         import os, sys
-        from actcache.store import open_store
+        from actcache.store.store import open_store
         array = open_store(sys.argv[1]).resid("prompt")
         parent = array[:].sum()
         child = os.fork()

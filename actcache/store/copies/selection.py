@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from actcache.errors import MismatchError
-from actcache.filling import array_of
-from actcache.schema import RowArray
-from actcache.store import Store
+from actcache.store.copies.fill import array_of
+from actcache.store.schema import RowArray
+from actcache.store.store import Store
 
 _SHOWN = 8  # values of a column that a message names
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from actcache.errors import ActcacheError
-from actcache.schema import RowArray
-from actcache.space import committed_bytes, require_room
-from actcache.writer import Writer
+from actcache.store.schema import RowArray
+from actcache.store.storage.room import committed_bytes, require_room
+from actcache.store.writer import Writer
 from tests.stores import commit_next, example, fill
 
 
@@ -96,7 +96,7 @@ def test_a_build_and_a_sweep_are_refused_before_the_model_is_loaded(tmp_path, fr
     from actcache.analysis.sweep import run_sweep, shared_directions
     from actcache.cli.main import main
     from actcache.engine.steered_scores import SteeringRule
-    from actcache.store import open_store
+    from actcache.store.store import open_store
     from tests.tiny import save
 
     rows = [{"prompt": f"{i}?", "positive": " (A)", "negative": " (B)"} for i in range(4)]

@@ -10,12 +10,12 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from actcache.creation import Creation
-from actcache.documents import encode, root_document
-from actcache.durable import ASIDE, sync_folder, write_durably
 from actcache.errors import ActcacheError, FormatError, StoreExistsError
-from actcache.layout import Layout, read_layout, record_path, shard_path
-from actcache.schema import COMMITS
+from actcache.store.contents import Creation
+from actcache.store.documents import encode, root_document
+from actcache.store.layout import Layout, read_layout, record_path, shard_path
+from actcache.store.schema import COMMITS
+from actcache.store.storage.atomic import ASIDE, sync_folder, write_durably
 
 
 def lock_folder(folder: Path) -> int:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from actcache.chunks import encode_numbers, encode_strings, shard_bytes
-from actcache.columns import read_checked_column, read_column
-from actcache.documents import (
+from actcache.errors import FormatError, MismatchError
+from actcache.provenance import require_same
+from actcache.store.columns import read_checked_column, read_column
+from actcache.store.documents import (
     GROUP,
     column_document,
     commits_document,
@@ -20,12 +21,11 @@ from actcache.documents import (
     root_document,
     row_array_document,
 )
-from actcache.errors import FormatError, MismatchError
-from actcache.layout import Layout, column_path, folders_above
-from actcache.provenance import require_same
-from actcache.records import NO_RECORD, FileSum, bytes_of_record, creation, encode_record
-from actcache.schema import COMMITS, Column, Kind, Ragged, Root, RowArray, check_name
-from actcache.schema import shard_rows as find_shard_rows
+from actcache.store.encoding import encode_numbers, encode_strings, shard_bytes
+from actcache.store.layout import Layout, column_path, folders_above
+from actcache.store.log import NO_RECORD, FileSum, bytes_of_record, creation, encode_record
+from actcache.store.schema import COMMITS, Column, Kind, Ragged, Root, RowArray, check_name
+from actcache.store.schema import shard_rows as find_shard_rows
 
 ColumnValues = np.ndarray | Sequence[str] | Ragged
 """What a column can be given as."""

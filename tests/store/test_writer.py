@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actcache.durable import WORTH_AN_EARLY_SYNC, LargeFile, write_durably, write_large_files
 from actcache.errors import (
     ActcacheError,
     FormatError,
@@ -21,9 +20,15 @@ from actcache.errors import (
     NotFiniteError,
     StoreExistsError,
 )
-from actcache.schema import Ragged, RowArray
-from actcache.store import open_store, verify
-from actcache.writer import Writer
+from actcache.store.schema import Ragged, RowArray
+from actcache.store.storage.atomic import (
+    WORTH_AN_EARLY_SYNC,
+    LargeFile,
+    write_durably,
+    write_large_files,
+)
+from actcache.store.store import open_store, verify
+from actcache.store.writer import Writer
 from tests import kill_test, reference
 from tests.processes import ROOT, run_code
 from tests.stores import build, commit_next, example, file_bytes, fill, scratch, shaped, shapes
@@ -132,7 +137,7 @@ def test_a_second_writer_is_refused_at_once(path):
             Writer.create(path, **config)
         code = """
             import sys
-            from actcache.writer import Writer
+            from actcache.store.writer import Writer
             from tests.stores import example
             Writer.resume(sys.argv[1], **example()[0])
         """
@@ -345,7 +350,7 @@ def test_a_full_disk_is_one_clear_line_and_the_store_goes_on_afterwards(path):
     code = """
         import resource, sys
         from actcache.errors import ActcacheError
-        from actcache.writer import Writer
+        from actcache.store.writer import Writer
         from tests.stores import commit_next, example
         settings, values = example(n=600, shard_rows=300)
         with Writer.create(sys.argv[1], **settings) as writer:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actcache.chunks import shard_bytes
-from actcache.damage import DamageError, refuse
-from actcache.documents import (
+from actcache.errors import FormatError, IncompleteStoreError, StoreNotFoundError
+from actcache.store.damage import DamageError, refuse
+from actcache.store.documents import (
     GROUP,
     Document,
     decode,
@@ -20,9 +20,8 @@ from actcache.documents import (
     parse_root,
     parse_row_array,
 )
-from actcache.errors import FormatError, IncompleteStoreError, StoreNotFoundError
-from actcache.files import read_file, require_file, require_folder
-from actcache.records import (
+from actcache.store.encoding import shard_bytes
+from actcache.store.log import (
     Checksums,
     FileSum,
     Record,
@@ -30,7 +29,8 @@ from actcache.records import (
     parse_files,
     parse_shard,
 )
-from actcache.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray, check_name
+from actcache.store.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray, check_name
+from actcache.store.storage.files import read_file, require_file, require_folder
 
 PARTIAL = ".partial"
 """Ends the name of a store's folder until it is complete."""

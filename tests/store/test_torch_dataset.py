@@ -10,9 +10,9 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 
 from actcache.errors import MismatchError
-from actcache.store import open_store
-from actcache.torch_data import NO_CLASS, ResidualDataset
-from actcache.writer import Writer
+from actcache.store.store import open_store
+from actcache.store.torch_dataset import NO_CLASS, ResidualDataset
+from actcache.store.writer import Writer
 from tests.stores import build, commit_next, example
 
 

@@ -7,9 +7,9 @@ not see: a full disk is still told when it comes, and what was committed is kept
 import shutil
 from pathlib import Path
 
-from actcache.chunks import shard_bytes
 from actcache.errors import ActcacheError, FormatError
-from actcache.layout import partial_folder, read_layout, record_path
+from actcache.store.encoding import shard_bytes
+from actcache.store.layout import partial_folder, read_layout, record_path
 
 
 def require_room(path: str | Path, n_bytes: int) -> None:

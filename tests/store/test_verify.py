@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actcache.errors import FormatError
-from actcache.store import open_store
-from actcache.verify import verify
+from actcache.store.store import open_store
+from actcache.store.verify import verify
 from tests.stores import build, example, file_bytes
 
 

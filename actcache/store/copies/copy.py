@@ -12,13 +12,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from actcache.creation import ColumnValues
 from actcache.data.samples import rows_digest
 from actcache.errors import MismatchError
-from actcache.filling import Contents, Read, columns_of, coordinates, fill_store, stored_values
-from actcache.schema import Ragged, RowArray
-from actcache.selection import Selection, select_arrays, select_layers, select_rows
-from actcache.store import Store, open_store
+from actcache.store.contents import ColumnValues
+from actcache.store.copies.fill import (
+    Contents,
+    Read,
+    columns_of,
+    coordinates,
+    fill_store,
+    stored_values,
+)
+from actcache.store.copies.selection import Selection, select_arrays, select_layers, select_rows
+from actcache.store.schema import Ragged, RowArray
+from actcache.store.store import Store, open_store
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt32
 
-from actcache.chunks import block_bytes
-from actcache.damage import refuse
-from actcache.documents import decode
 from actcache.errors import MismatchError
-from actcache.schema import DOCUMENT_LIMIT, Root, RowArray
+from actcache.store.damage import refuse
+from actcache.store.documents import decode
+from actcache.store.encoding import block_bytes
+from actcache.store.schema import DOCUMENT_LIMIT, Root, RowArray
 
 NO_RECORD = "0" * 64
 """What the first record chains to."""

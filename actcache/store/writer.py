@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from actcache.chunks import shard_bytes, shard_parts
-from actcache.creation import ColumnValues, plan_creation, require_same_store
-from actcache.documents import encode, root_document
-from actcache.durable import LargeFile, make_folder, telling, write_durably, write_large_files
 from actcache.errors import IncompleteStoreError, MismatchError, StoreExistsError
-from actcache.layout import Layout, partial_folder, read_layout, record_path, shard_path
-from actcache.partial import (
+from actcache.store.contents import ColumnValues, plan_creation, require_same_store
+from actcache.store.documents import encode, root_document
+from actcache.store.encoding import shard_bytes, shard_parts
+from actcache.store.layout import Layout, partial_folder, read_layout, record_path, shard_path
+from actcache.store.log import FileSum, encode_record, seal, shard
+from actcache.store.partial import (
     fill,
     lock_folder,
     overwrite_mark,
@@ -28,9 +28,15 @@ from actcache.partial import (
     require_replaceable,
     unsealed,
 )
-from actcache.records import FileSum, encode_record, seal, shard
-from actcache.schema import Kind, RowArray
-from actcache.space import committed_bytes, require_room
+from actcache.store.schema import Kind, RowArray
+from actcache.store.storage.atomic import (
+    LargeFile,
+    make_folder,
+    telling,
+    write_durably,
+    write_large_files,
+)
+from actcache.store.storage.room import committed_bytes, require_room
 
 
 class Writer:

@@ -10,11 +10,11 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from actcache.chunks import shard_bytes
-from actcache.damage import refuse
-from actcache.files import open_file
-from actcache.layout import Layout, shard_path
-from actcache.schema import RowArray
+from actcache.store.damage import refuse
+from actcache.store.encoding import shard_bytes
+from actcache.store.layout import Layout, shard_path
+from actcache.store.schema import RowArray
+from actcache.store.storage.files import open_file
 
 OPEN_MAPS = 128
 """Maps of a store that stay open; each costs a file descriptor."""

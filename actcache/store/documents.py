@@ -11,9 +11,9 @@ from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
-from actcache.damage import refuse
 from actcache.errors import FormatError, MismatchError
-from actcache.schema import DOCUMENT_LIMIT, FORMAT, Column, Dtype, Root, RowArray
+from actcache.store.damage import refuse
+from actcache.store.schema import DOCUMENT_LIMIT, FORMAT, Column, Dtype, Root, RowArray
 
 Document = dict[str, Any]
 

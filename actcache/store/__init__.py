@@ -1,0 +1,1 @@
+"""Stores on disk: written shard by shard, read with NumPy alone."""

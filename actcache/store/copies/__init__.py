@@ -1,0 +1,1 @@
+"""Stores made of other stores: subset, merge, fill."""
