@@ -15,12 +15,12 @@ from jaxtyping import Int64
 
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.analysis.sweep import nodes_added, sweep_costs
+from actcache.build.forecast import Estimate, scaled
+from actcache.build.replay import rendered_pairs
 from actcache.engine.batches import plan_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import IncompleteStoreError, MismatchError, StoreNotFoundError
-from actcache.estimate import Estimate, scaled
-from actcache.replay import rendered_pairs
 from actcache.store.store import Store, open_store
 
 

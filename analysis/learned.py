@@ -27,10 +27,10 @@ from actcache.analysis.vector_predictor import (
     default_context_layers,
     train_vector_predictor,
 )
+from actcache.build.provenance import require_same
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
-from actcache.provenance import require_same
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:

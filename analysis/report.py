@@ -19,8 +19,8 @@ from actcache.analysis.plots import plot_grid, plot_steerability
 from actcache.analysis.results import plain, write_arrays, write_aside, write_tensors
 from actcache.analysis.steerability import Steerability
 from actcache.analysis.vectors import Directions
+from actcache.build.provenance import IDENTITY, require_same
 from actcache.errors import FormatError
-from actcache.provenance import IDENTITY, require_same
 from actcache.store.store import Store
 
 METHOD = "difference_of_means"

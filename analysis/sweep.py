@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
+from actcache.build.provenance import IDENTITY, require_same, versions
+from actcache.build.replay import rendered_pairs, require_store_model
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
 from actcache.errors import MismatchError, ModelError
 from actcache.prompts.render import Rendered
-from actcache.provenance import IDENTITY, require_same, versions
-from actcache.replay import rendered_pairs, require_store_model
 from actcache.store.copies.selection import require_all_layers
 from actcache.store.schema import RowArray
 from actcache.store.storage.room import committed_bytes, require_room

@@ -70,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.n, args.repeats = min(args.n, 8), 1
     torch.set_num_threads(args.threads)
     if args.model:
-        from actcache.config import BuildConfig
+        from actcache.build.config import BuildConfig
+        from actcache.build.plan import plan_build
         from actcache.data.formats import read_samples
-        from actcache.plan import plan_build
 
         model = load_model(args.model, dtype="float32")
         config = BuildConfig(model=args.model, batch_tokens=args.batch_tokens)
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = random_rows(args.n, tokens=16 if args.quick else 128, vocab=8192)
     took = in_turns(variants(model, rows, budget=args.batch_tokens), repeats=args.repeats)
     if args.model:
-        from actcache.build import run_build
+        from actcache.build.run import run_build
 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "store.zarr")

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from actcache.config import BuildConfig
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
 from actcache.data.formats import read_samples
 from actcache.engine.model import load_model, load_tokenizer
 from actcache.engine.steered_scores import SteeringRule
-from actcache.plan import plan_build
 from benchmarks.bench_sweep import MULTIPLIERS, sweep
 from benchmarks.models import saved_gpt2, saved_rows
 from benchmarks.profiles import profile

@@ -230,11 +230,11 @@ def share_of_build(
 
     Commits run beside the next passes, so what the build waits for them is less: both are given.
     """
-    from actcache.build import run_build
-    from actcache.config import BuildConfig
+    from actcache.build.config import BuildConfig
+    from actcache.build.plan import plan_build
+    from actcache.build.run import run_build
     from actcache.data.formats import read_samples
     from actcache.engine.model import load_model
-    from actcache.plan import plan_build
 
     plan = plan_build(read_samples(list(data), limit=limit), BuildConfig(model=model))
     loaded = load_model(model)

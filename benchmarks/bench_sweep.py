@@ -64,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.n, args.repeats, args.cells = min(args.n, 4), 1, 4
     torch.set_num_threads(args.threads)
     if args.model:
-        from actcache.config import BuildConfig
+        from actcache.build.config import BuildConfig
+        from actcache.build.plan import plan_build
         from actcache.data.formats import read_samples
-        from actcache.plan import plan_build
 
         model = load_model(args.model, dtype="float32")
         plan = plan_build(read_samples(args.data, limit=args.n), BuildConfig(model=args.model))

@@ -79,13 +79,13 @@ def deep_bytes(value: Any, seen: set[int] | None = None) -> int:
 def build(args: dict[str, Any]) -> Parts:
     import torch
 
-    from actcache.build import run_build
-    from actcache.config import BuildConfig
+    from actcache.build.config import BuildConfig
+    from actcache.build.plan import plan_build
+    from actcache.build.run import run_build
     from actcache.data.formats import read_samples
     from actcache.engine.batches import plan_batches
     from actcache.engine.capture import capture
     from actcache.engine.model import load_model
-    from actcache.plan import plan_build
 
     torch.set_num_threads(args["threads"])
     config = BuildConfig(
@@ -122,10 +122,10 @@ def sweep(args: dict[str, Any]) -> Parts:
     import torch
 
     from actcache.analysis.sweep import run_sweep, shared_directions, sweep_costs
+    from actcache.build.replay import rendered_pairs
     from actcache.engine.batches import plan_batches
     from actcache.engine.model import load_model
     from actcache.engine.steered_scores import SteeringRule, propensities
-    from actcache.replay import rendered_pairs
     from actcache.store.store import open_store
 
     torch.set_num_threads(args["threads"])

@@ -134,7 +134,7 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str
 def dry_run(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What the analysis would cost; nothing is written."""
     from actcache.analysis.forecast import forecast_analysis
-    from actcache.estimate import why_not_loaded
+    from actcache.build.forecast import why_not_loaded
 
     kept = store.provenance["model"].get("name")
     name = args.model or str(kept)
@@ -150,7 +150,7 @@ def dry_run(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, An
 
 
 def _load(store: "Store", args: argparse.Namespace) -> Any:
-    from actcache.replay import load_store_model
+    from actcache.build.replay import load_store_model
 
     return load_store_model(
         store,

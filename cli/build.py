@@ -25,8 +25,8 @@ DRY_RUN = (
 )
 
 if TYPE_CHECKING:
-    from actcache.config import BuildConfig
-    from actcache.plan import Plan
+    from actcache.build.config import BuildConfig
+    from actcache.build.plan import Plan
     from actcache.prompts.checks import Summary
 
 
@@ -133,8 +133,8 @@ def run(args: argparse.Namespace) -> None:
         separator=config.separator,
     )
 
-    from actcache.build import run_build  # from here on torch is needed
-    from actcache.plan import plan_build
+    from actcache.build.plan import plan_build
+    from actcache.build.run import run_build  # from here on torch is needed
     from actcache.store.storage.room import committed_bytes, require_room
 
     plan = plan_build(samples, config)
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     _say_conditions(plan.conditions, preset=config.preset)
     _say_leaks(plan)
     if args.dry_run:
-        from actcache.estimate import estimate_build
+        from actcache.build.forecast import estimate_build
 
         estimate = estimate_build(plan)
         facts = forecast(plan, args.output)
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
 
 def config_of(args: argparse.Namespace) -> "BuildConfig":
     """The settings: what was given, then what the preset sets, then the defaults."""
-    from actcache.config import BuildConfig
+    from actcache.build.config import BuildConfig
 
     lists = ("variants", "positions", "sites")
     given: dict[str, Any] = {

@@ -181,12 +181,12 @@ def sweep_kills(folder, *, kills, seed):
 def _tiny_sweep(folder):
     """Runs one sweep of two direction sets in shards of three rows; resumes what it finds."""
     from actcache.analysis import sweep as module
-    from actcache.build import run_build
-    from actcache.config import BuildConfig
+    from actcache.build.config import BuildConfig
+    from actcache.build.plan import plan_build
+    from actcache.build.run import run_build
     from actcache.data.formats import read_samples
     from actcache.engine.model import load_model
     from actcache.engine.steered_scores import SteeringRule
-    from actcache.plan import plan_build
     from tests.tiny import save
 
     answers = (" (A)", " (B), yes")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from actcache.build.config import BuildConfig
 from actcache.cli.main import main, parser
-from actcache.config import BuildConfig
 from tests.tiny import save
 
 WITHOUT = ("--stages", "vectors,layers,sweep")

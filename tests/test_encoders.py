@@ -93,11 +93,11 @@ def test_a_rows_own_system_message_comes_first(tmp_path):
 
 def test_variants_differ_in_text_and_what_all_rows_share_is_left_out(tmp_path):
     torch = pytest.importorskip("torch")
-    from actcache.build import run_build as run
-    from actcache.config import BuildConfig
+    from actcache.build.config import BuildConfig
+    from actcache.build.plan import plan_build
+    from actcache.build.run import run_build as run
     from actcache.data.personas import Persona, expand_variants
     from actcache.data.samples import Sample
-    from actcache.plan import plan_build
     from tests import tiny
 
     torch.manual_seed(0)

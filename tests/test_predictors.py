@@ -25,14 +25,14 @@ from actcache.analysis.vector_predictor import (
     VectorPredictor,
     train_vector_predictor,
 )
-from actcache.build import run_build
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.run import run_build
 from actcache.cli.main import main
-from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError
-from actcache.plan import plan_build
 from tests import tiny
 
 pytestmark = pytest.mark.model

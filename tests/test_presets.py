@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from actcache.analysis.settings import AnalyzeConfig
+from actcache.build.config import BuildConfig
 from actcache.cli.main import main
-from actcache.config import BuildConfig
 from actcache.data.samples import Sample
 from actcache.errors import ActcacheError
 from actcache.presets import (

@@ -9,14 +9,14 @@ import torch
 
 import actcache
 from actcache.analysis.sweep import run_sweep, shared_directions
-from actcache.build import run_build
-from actcache.config import BuildConfig
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.replay import rendered_rows
+from actcache.build.run import run_build
 from actcache.data.formats import read_samples
 from actcache.engine.model import load_model
 from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
-from actcache.plan import plan_build
-from actcache.replay import rendered_rows
 from tests.reference import naive_propensity
 from tests.tiny import save
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from actcache.build.replay import rendered_rows
 from actcache.cli.main import main
 from actcache.engine.capture import capture, capture_alone
 from actcache.engine.model import adopt_model
@@ -17,7 +18,6 @@ from actcache.engine.self_check import check_capture
 from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.prompts.positions import check_template, expand_positions
 from actcache.prompts.render import Rendered
-from actcache.replay import rendered_rows
 from actcache.store.store import open_store
 from tests import reference
 from tests.engine.test_capture import attentions

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actcache.analysis import sweep
-from actcache.build import run_build
-from actcache.config import BuildConfig
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.run import run_build
 from actcache.data.formats import read_samples
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.capture import capture
 from actcache.engine.model import load_model
 from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import ModelError
-from actcache.plan import plan_build
 from tests.tiny import save
 
 costs = st.lists(st.integers(1, 50), min_size=1, max_size=40)
@@ -119,7 +119,7 @@ def test_a_build_short_of_memory_gives_the_same_store(built, tmp_path, monkeypat
             raise torch.OutOfMemoryError
         return capture(model, rows, **settings)
 
-    monkeypatch.setattr("actcache.build.capture", tight)
+    monkeypatch.setattr("actcache.build.run.capture", tight)
     with caplog.at_level(logging.WARNING, "actcache"):
         store = run_build(plan, tmp_path / "s.zarr")
 

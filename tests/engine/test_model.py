@@ -10,16 +10,16 @@ import pytest
 import torch
 
 from actcache.analysis import sweep
-from actcache.build import run_build
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.run import run_build
 from actcache.cli.main import main
-from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
 from actcache.engine.capture import capture
 from actcache.engine.model import adopt_model, load_config, load_model
 from actcache.engine.self_check import check_capture
 from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import ModelError
-from actcache.plan import plan_build
 from actcache.store.store import open_store
 from tests.engine.test_sites import rows_of_three_lengths
 from tests.tiny import make, save
@@ -108,7 +108,7 @@ def test_a_capture_that_is_wrong_stops_the_build_before_it_begins(
         found["resid_post"][:, 2] *= 1.01
         return found
 
-    monkeypatch.setattr("actcache.build.capture", wrong)
+    monkeypatch.setattr("actcache.build.run.capture", wrong)
 
     with pytest.raises(ModelError, match=r"off by 0.01 .* expected at most 0.001"):
         run_build(plan_build(samples, config), tmp_path / "s.zarr")

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 import actcache
-from actcache.build import run_build
-from actcache.config import BuildConfig
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.run import run_build
 from actcache.data.formats import read_samples
 from actcache.engine.batches import plan_batches
 from actcache.engine.capture import capture, capture_alone
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
-from actcache.plan import plan_build
 from tests.processes import kill_after
 from tests.tiny import lettered_rows, save
 
@@ -94,7 +94,7 @@ def test_a_certificate_shows_a_capture_that_is_wrong(samples, config, tmp_path, 
         return found
 
     calls: list[int] = []
-    monkeypatch.setattr("actcache.build.capture", wrong)
+    monkeypatch.setattr("actcache.build.run.capture", wrong)
     store = run_build(plan_build(samples, config), tmp_path / "s.zarr")
 
     errors = store.certificate["largest_relative_error"]
@@ -104,8 +104,9 @@ def test_a_certificate_shows_a_capture_that_is_wrong(samples, config, tmp_path, 
 
 KILLED = """
 import sys
-from actcache import build, plan
-from actcache.config import BuildConfig
+from actcache.build import run as build
+from actcache.build import plan
+from actcache.build.config import BuildConfig
 from actcache.data.formats import read_samples
 build.SHARD_ROWS = 8
 folder, out = sys.argv[1:]
@@ -119,7 +120,7 @@ build.run_build(plan.plan_build(samples, config), out)
 def test_killed_in_the_middle_and_resumed_equals_uninterrupted(
     folder, samples, config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("actcache.build.SHARD_ROWS", 8)
+    monkeypatch.setattr("actcache.build.run.SHARD_ROWS", 8)
     whole = run_build(plan_build(samples, config), tmp_path / "whole.zarr")
     path = tmp_path / "killed.zarr"
     kill_after(24, KILLED, folder, path)
@@ -150,11 +151,11 @@ def interrupted(samples, config, path, monkeypatch):
             raise RuntimeError("the model broke")
         return capture(*args, **settings)
 
-    monkeypatch.setattr("actcache.build.SHARD_ROWS", 8)
-    monkeypatch.setattr("actcache.build.capture", breaks)
+    monkeypatch.setattr("actcache.build.run.SHARD_ROWS", 8)
+    monkeypatch.setattr("actcache.build.run.capture", breaks)
     with pytest.raises(RuntimeError, match="broke"):
         run_build(plan_build(samples, config), path)
-    monkeypatch.setattr("actcache.build.capture", capture)
+    monkeypatch.setattr("actcache.build.run.capture", capture)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache import estimate
+from actcache.build import forecast as estimate
+from actcache.build.forecast import scaled, weights_here, why_not_loaded
 from actcache.cli.main import main
 from actcache.engine.batches import plan_batches
-from actcache.estimate import scaled, weights_here, why_not_loaded
 from tests.tiny import save
 
 
@@ -121,7 +121,7 @@ def test_the_slow_engine_is_estimated_as_such(folder, tmp_path, capsys):
 def test_a_dry_sweep_counts_what_the_loops_would(
     more, layers, n_multipliers, n_sets, folder, tmp_path, capsys
 ):
-    from actcache.replay import rendered_pairs
+    from actcache.build.replay import rendered_pairs
     from actcache.store.store import open_store
 
     store = open_store(folder / "pairs.zarr")

@@ -34,13 +34,13 @@ from actcache.analysis.labels import best_layers
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.layer_training import train_layer_predictors
 from actcache.analysis.sweep import run_sweep, shared_directions
-from actcache.build import run_build
-from actcache.config import BuildConfig
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.run import run_build
 from actcache.data.formats import read_samples
 from actcache.encoders import encode, parse_encoder
 from actcache.engine.model import load_model
 from actcache.engine.steered_scores import SteeringRule
-from actcache.plan import plan_build
 from tests import tiny
 
 pytestmark = pytest.mark.model

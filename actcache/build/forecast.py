@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.build import load_planned, reader
+from actcache.build.plan import Plan
+from actcache.build.run import load_planned, reader
 from actcache.engine.batches import plan_batches
-from actcache.plan import Plan
 
 MOST_BYTES = 16_000_000_000
 """Weights over this size are not loaded for an estimate's sake: 16 GB take about half a minute."""

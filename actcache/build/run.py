@@ -14,15 +14,15 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from actcache.config import BuildConfig
+from actcache.build.config import BuildConfig
+from actcache.build.plan import Plan, columns, provenance
+from actcache.build.provenance import MODE, model_identity
+from actcache.build.reuse import Reusable, find_reusable
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.capture import capture
 from actcache.engine.model import DTYPES, LanguageModel, load_model
 from actcache.engine.self_check import Read, certify, check_capture
-from actcache.plan import Plan, columns, provenance
 from actcache.prompts.positions import ATTENTION
-from actcache.provenance import MODE, model_identity
-from actcache.reuse import Reusable, find_reusable
 from actcache.store.schema import Dtype, RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer

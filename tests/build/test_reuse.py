@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.build import run_build
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.reuse import find_reusable
+from actcache.build.run import run_build
 from actcache.cli.main import main
-from actcache.config import BuildConfig
 from actcache.data.formats import read_samples
 from actcache.engine.capture import capture
 from actcache.engine.model import load_model
 from actcache.errors import FormatError, MismatchError
-from actcache.plan import plan_build
 from actcache.prompts.render import Rendered
-from actcache.reuse import find_reusable
 from actcache.store.copies.copy import subset
 from actcache.store.copies.selection import Selection
 from actcache.store.schema import Ragged, RowArray
@@ -69,7 +69,7 @@ def test_a_build_that_reuses_equals_a_fresh_one_and_runs_the_rest_alone(
         run.append(len(rows))
         return capture(model, rows, **how)
 
-    monkeypatch.setattr("actcache.build.capture", counted)
+    monkeypatch.setattr("actcache.build.run.capture", counted)
     plan = plan_build(samples, settings(folder))
     store = run_build(plan, tmp_path / "s.zarr", reuse=[folder / "old.zarr"])
 
@@ -102,7 +102,7 @@ def test_a_build_of_the_same_rows_is_the_same_to_the_bit(folder, samples, fresh,
 def test_rows_are_found_by_their_tokens_in_whichever_store_and_place(
     folder, samples, fresh, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("actcache.build.SHARD_ROWS", 7)
+    monkeypatch.setattr("actcache.build.run.SHARD_ROWS", 7)
     late = subset(fresh.path, tmp_path / "late.zarr", selection=Selection(rows=np.arange(20, 40)))
     mixed = [samples[i] for i in np.random.default_rng(1).permutation(40)]
     mixed = [replace(sample, behavior="other", id=f"new/{i}") for i, sample in enumerate(mixed)]
@@ -135,8 +135,9 @@ def test_one_token_more_and_a_row_is_run(folder, samples, tmp_path):
 
 KILLED = """
 import sys, os, signal
-from actcache import build, plan
-from actcache.config import BuildConfig
+from actcache.build import run as build
+from actcache.build import plan
+from actcache.build.config import BuildConfig
 from actcache.data.formats import read_samples
 from actcache.store.writer import Writer
 right = Writer.commit
@@ -158,11 +159,11 @@ def test_killed_and_resumed_with_reuse_is_the_same_store(folder, samples, tmp_pa
     path = tmp_path / "killed.zarr"
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), str(path)],
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
-    monkeypatch.setattr("actcache.build.SHARD_ROWS", 7)
+    monkeypatch.setattr("actcache.build.run.SHARD_ROWS", 7)
     plan = plan_build(samples, settings(folder))
     with pytest.raises(MismatchError, match="reused"):
         run_build(plan, path, resume=True)

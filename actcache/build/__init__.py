@@ -1,0 +1,1 @@
+"""The build: data, engine and store meet here."""
