@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from actcache.encoders.api import ask_service
-from actcache.encoders.embeddings import Embeddings, unit_rows
-from actcache.encoders.kept import default_keeper
+from actcache.encoders.base import Embeddings, unit_rows
+from actcache.encoders.cached import cached_states
+from actcache.encoders.embedding_cache import default_keeper
+from actcache.encoders.openai import ask_service
 from actcache.encoders.price import Cost
 from actcache.encoders.sentence import encode_sentences
 from actcache.encoders.spec import EncoderSpec, parse_encoder
-from actcache.encoders.states import cached_states
 from actcache.encoders.texts import distinct, row_names, texts_digest, texts_of
 from actcache.store.store import Store
 

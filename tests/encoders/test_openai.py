@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from actcache.encoders import default_keeper, encode, parse_encoder
-from actcache.encoders.api import ask_service
-from actcache.encoders.kept import Keeper
+from actcache.encoders.embedding_cache import Keeper
+from actcache.encoders.openai import ask_service
 from actcache.encoders.price import estimate_cost
 from actcache.encoders.service import endpoint_of
 from actcache.errors import ActcacheError, FormatError, MismatchError
@@ -27,7 +27,7 @@ from actcache.store.store import open_store
 from tests.embedding_server import WIDTH, EmbeddingServer, vector_of
 from tests.stores import build, example
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 KEY = "sk-test-0123456789abcdefghijklmnopqrstuvwxyz"
 TEXTS = [f"text {i}" for i in range(12)]
 
@@ -151,7 +151,7 @@ def test_the_text_that_a_service_refuses_is_named(tmp_path):
 
 
 def test_batches_are_bounded_in_bytes(tmp_path, monkeypatch):
-    monkeypatch.setattr("actcache.encoders.api.BATCH_BYTES", 20)
+    monkeypatch.setattr("actcache.encoders.openai.BATCH_BYTES", 20)
     texts = ["a" * 8, "b" * 8, "c" * 8, "d" * 50, "e"]
     with EmbeddingServer() as server:
         np.testing.assert_array_equal(
@@ -291,7 +291,7 @@ def test_the_address_may_come_from_the_environment(tmp_path, monkeypatch):
 EMBED = """
 import sys
 from pathlib import Path
-from actcache.encoders.api import ask_service
+from actcache.encoders.openai import ask_service
 texts = [f"text {i}" for i in range(50)]
 found = ask_service(texts, names=texts, model="m", base_url=sys.argv[1], keeper=Path(sys.argv[2]),
                     batch_texts=5)

@@ -3,7 +3,7 @@
 Reads one layer of one position; runs no model.
 """
 
-from actcache.encoders.embeddings import Embeddings, unit_rows
+from actcache.encoders.base import Embeddings, unit_rows
 from actcache.encoders.spec import EncoderSpec
 from actcache.encoders.texts import row_names, texts_digest, texts_of
 from actcache.errors import MismatchError

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.encoders.kept import Keeper, default_keeper
+from actcache.encoders.embedding_cache import Keeper, default_keeper
 from actcache.encoders.price import Cost, estimate_cost
 from actcache.encoders.service import RefusedError, Service, endpoint_of
 from actcache.errors import ActcacheError

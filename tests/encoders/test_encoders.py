@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actcache.encoders import encode, parse_encoder, spec, texts_of
-from actcache.encoders.embeddings import unit_rows
+from actcache.encoders.base import unit_rows
 from actcache.encoders.texts import distinct, texts_digest
 from actcache.errors import ActcacheError, MismatchError, ModelError, NotFiniteError
 from actcache.store.schema import RowArray
