@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from actcache.conventions import NAMES, NONE
 from actcache.errors import ActcacheError, MismatchError
-from actcache.presets import NAMES, NONE
 from actcache.store.store import Store
 
 STAGES = ("vectors", "layers", "sweep", "predictors")

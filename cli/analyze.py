@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from actcache import presets
+from actcache import conventions as presets
 from actcache.cli import console
 from actcache.cli.options import add_device_options, numbers
 

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actcache import presets
+from actcache import conventions as presets
 from actcache.cli import console
 from actcache.cli.options import add_device_options
 

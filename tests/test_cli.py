@@ -348,7 +348,7 @@ def test_the_version_is_that_of_the_package(capsys):
 
 def test_each_field_of_a_build_has_a_flag_with_the_same_default():
     from actcache.cli.build import config_of
-    from actcache.presets import PRESETS
+    from actcache.conventions import PRESETS
 
     given = parser().parse_args(["build", "DATA", "--model", "M", "-o", "S"])
     preset = {field for each in PRESETS.values() for field in each.build}
@@ -368,7 +368,7 @@ def test_each_field_of_a_build_has_a_flag_with_the_same_default():
 def test_each_field_of_an_analysis_has_a_flag_with_the_same_default():
     from actcache.analysis.settings import AnalyzeConfig
     from actcache.cli.analyze import config_of
-    from actcache.presets import PRESETS
+    from actcache.conventions import PRESETS
 
     given = parser().parse_args(["analyze", "S"])
     preset = {"preset", *(field for each in PRESETS.values() for field in each.sweep)}

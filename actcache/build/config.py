@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from actcache.conventions import NAMES, NONE
 from actcache.errors import ActcacheError
-from actcache.presets import NAMES, NONE
 from actcache.prompts.positions import PAIR_POSITIONS, SITES, check_sites, expand_positions
 from actcache.prompts.render import Rendering
 

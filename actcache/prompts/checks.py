@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from actcache.conventions import NONE, needs
 from actcache.data.samples import Sample, letter_of
 from actcache.errors import RenderError
-from actcache.presets import NONE, needs
 from actcache.prompts.render import Rendered, Renderer, longest_that_fit
 
 CONDITIONS: Mapping[str, str] = {

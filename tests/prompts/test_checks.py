@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from actcache.cli.main import main
+from actcache.conventions import NAMES, PRESETS
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
-from actcache.presets import NAMES, PRESETS
 from actcache.prompts.checks import CONDITIONS, broken_conditions, select_rows
 from actcache.prompts.render import Renderer, Rendering
 from tests.tiny import save, tokenizer

@@ -11,9 +11,7 @@ import pytest
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.cli.main import main
-from actcache.data.samples import Sample
-from actcache.errors import ActcacheError
-from actcache.presets import (
+from actcache.conventions import (
     NAMES,
     PRESETS,
     Preset,
@@ -23,6 +21,8 @@ from actcache.presets import (
     needs,
     sweep_settings,
 )
+from actcache.data.samples import Sample
+from actcache.errors import ActcacheError
 from actcache.prompts.checks import CONDITIONS
 from actcache.prompts.render import Renderer, Rendering
 from tests.reference import published_direction, published_propensity
