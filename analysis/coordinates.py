@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from actcache.analysis.components import Components, principal_components
+from actcache.analysis.stats.pca import Components, principal_components
 from actcache.errors import MismatchError, NotFiniteError
 
 

@@ -6,7 +6,7 @@ A direction set is one array `[layer, d_model]`. Refuses to know residuals, file
 import numpy as np
 from jaxtyping import Float, Float32
 
-from actcache.analysis.moments import Moments
+from actcache.analysis.stats.moments import Moments
 from actcache.errors import MismatchError
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from actcache.analysis.fits import crossfit_halves, slopes
-from actcache.analysis.statistics import Estimate, estimate_means
+from actcache.analysis.stats.bootstrap import Estimate, estimate_means
+from actcache.analysis.stats.slopes import crossfit_halves, slopes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
 from actcache.analysis.directions import unit
-from actcache.analysis.moments import class_moments
+from actcache.analysis.stats.moments import class_moments
 from actcache.analysis.vectors import BATCH_ROWS
 from actcache.store.store import Store
 

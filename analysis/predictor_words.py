@@ -10,7 +10,7 @@ from typing import Any
 from actcache.analysis.predicted import SHUFFLED, w2s
 from actcache.analysis.predictor_tables import KINDS
 from actcache.analysis.report import CONTROL
-from actcache.analysis.statistics import Estimate
+from actcache.analysis.stats.bootstrap import Estimate
 from actcache.analysis.ways import FIXED
 
 LEARNED, WITHOUT = "l2s", "l2s_without_letter"

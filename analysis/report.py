@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from actcache.analysis.directions import unit
-from actcache.analysis.fits import fit_quality, slopes
 from actcache.analysis.plots import plot_grid, plot_steerability
 from actcache.analysis.results import plain, write_arrays, write_aside, write_tensors
+from actcache.analysis.stats.slopes import fit_quality, slopes
 from actcache.analysis.steerability import Steerability
 from actcache.analysis.vectors import Directions
 from actcache.build.provenance import IDENTITY, require_same

@@ -18,7 +18,7 @@ from actcache.analysis.layer_choice import (
     layer_choice,
     slope_table,
 )
-from actcache.analysis.statistics import Estimate, estimate_means
+from actcache.analysis.stats.bootstrap import Estimate, estimate_means
 from actcache.errors import MismatchError
 
 LETTER_SAMPLES = 8

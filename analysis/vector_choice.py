@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from actcache.analysis.components import principal_components
 from actcache.analysis.coordinates import (
     Coordinates,
     Rows,
@@ -24,6 +23,7 @@ from actcache.analysis.coordinates import (
     target_coordinates,
 )
 from actcache.analysis.stacked import uniform_weights
+from actcache.analysis.stats.pca import principal_components
 from actcache.analysis.vector_predictor import L2SSettings, Layer, VectorPredictor
 from actcache.analysis.vector_training import Weights, networks_at_once, train_stack
 

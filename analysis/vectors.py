@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
 from actcache.analysis.directions import difference_of_means
-from actcache.analysis.moments import Moments, class_moments
+from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.errors import MismatchError
 from actcache.store.store import Store
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float64, Int64
 
 from actcache.analysis.labels import ranked_layers
 from actcache.analysis.layer_choice import crossfit_slopes
-from actcache.analysis.statistics import Estimate, bootstrap_means, estimates
+from actcache.analysis.stats.bootstrap import Estimate, bootstrap_means, estimates
 
 FIXED = "fixed"
 """The way that all others are compared with."""

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from actcache.analysis.directions import difference_of_means
-from actcache.analysis.halves import float32_of
-from actcache.analysis.moments import class_moments
+from actcache.analysis.stats.float16 import float32_of
+from actcache.analysis.stats.moments import class_moments
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer

@@ -302,6 +302,6 @@ def _mean(values: list[float]) -> float:
 
 
 def _estimate(found: dict[str, float]) -> str:
-    from actcache.analysis.statistics import Estimate
+    from actcache.analysis.stats.bootstrap import Estimate
 
     return str(Estimate(**found))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from actcache.analysis.directions import cosine, difference_of_means, random_directions, unit
-from actcache.analysis.moments import class_moments
+from actcache.analysis.stats.moments import class_moments
 from actcache.errors import MismatchError
 from tests import reference
 

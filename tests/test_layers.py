@@ -17,8 +17,8 @@ from actcache.analysis.layers import (
     mean_cosine,
     project,
 )
-from actcache.analysis.moments import class_moments
-from actcache.analysis.statistics import average_ranks, bootstrap_means, interval
+from actcache.analysis.stats.bootstrap import average_ranks, bootstrap_means, interval
+from actcache.analysis.stats.moments import class_moments
 from actcache.errors import MismatchError, NotFiniteError
 from tests import reference
 
@@ -168,7 +168,7 @@ def test_bootstrap_means_are_means_of_resampled_rows_however_they_are_chunked(mo
     expected = np.array([values[r].mean(0) for r in rows])
 
     np.testing.assert_allclose(bootstrap_means(values, rng(9), draws=40), expected)
-    monkeypatch.setattr("actcache.analysis.statistics._CHUNK", 60)
+    monkeypatch.setattr("actcache.analysis.stats.bootstrap._CHUNK", 60)
     np.testing.assert_allclose(bootstrap_means(values, rng(9), draws=40), expected)
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
-from actcache.analysis import fits
-from actcache.analysis.fits import crossfit_halves, fit_quality, slopes
 from actcache.analysis.layer_choice import slope_table
+from actcache.analysis.stats import slopes as fits
+from actcache.analysis.stats.slopes import crossfit_halves, fit_quality, slopes
 from actcache.analysis.steerability import summarize
 from actcache.errors import MismatchError, NotFiniteError
 from tests import reference

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actcache.analysis import vector_choice, vector_training
-from actcache.analysis.components import principal_components
+from actcache.analysis.stats.pca import principal_components
 from actcache.analysis.vector_predictor import (
     L2SSettings,
     VectorPredictor,

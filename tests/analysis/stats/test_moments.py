@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from actcache.analysis import halves, moments
-from actcache.analysis.halves import float32_of
-from actcache.analysis.moments import Moments, class_moments
+from actcache.analysis.stats import float16 as halves
+from actcache.analysis.stats import moments
+from actcache.analysis.stats.float16 import float32_of
+from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.errors import MismatchError, NotFiniteError
 from tests import reference
 

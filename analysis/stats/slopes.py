@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from actcache.analysis.statistics import average_ranks
+from actcache.analysis.stats.bootstrap import average_ranks
 from actcache.errors import MismatchError, NotFiniteError
 
 

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64, Shaped
 
-from actcache.analysis.halves import float32_of
+from actcache.analysis.stats.float16 import float32_of
 from actcache.errors import MismatchError, NotFiniteError
 
 _TILE_ROWS = 64  # rows summed in float32 before float64 takes over

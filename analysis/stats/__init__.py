@@ -1,0 +1,1 @@
+"""Statistics over rows: moments, bootstrap, slopes, principal components."""
