@@ -5,8 +5,22 @@ from typing import TYPE_CHECKING, Any
 if __name__ != "actcache.analysis":
     raise ImportError("import actcache.analysis: bare `analysis` would load a second copy of it")
 
-from actcache.analysis.attention_mass import TokenChoice, choose_tokens, soft_labels
-from actcache.analysis.directions import cosine, difference_of_means, random_directions, unit
+from actcache.analysis.directions.difference_of_means import (
+    cosine,
+    difference_of_means,
+    random_directions,
+    unit,
+)
+from actcache.analysis.directions.discriminative import (
+    LayerScores,
+    Projections,
+    layer_scores,
+    mean_cosine,
+    project,
+)
+from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
+from actcache.analysis.directions.of_store import Directions, label_directions, pair_directions
+from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
 from actcache.analysis.embeddings import (
     Projection,
     Silhouette,
@@ -16,8 +30,6 @@ from actcache.analysis.embeddings import (
 from actcache.analysis.layer_choice import CrossFit, LayerChoice
 from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
-from actcache.analysis.layers import LayerScores, Projections, layer_scores, mean_cosine, project
-from actcache.analysis.letters import letter_directions, letter_share, without_letter
 from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.stats.bootstrap import Estimate, bootstrap_means
 from actcache.analysis.stats.float16 import float32_of
@@ -30,7 +42,6 @@ from actcache.analysis.vector_predictor import (
     default_context_layers,
     train_vector_predictor,
 )
-from actcache.analysis.vectors import Directions, label_directions, pair_directions
 
 if TYPE_CHECKING:
     from actcache.analysis.layer_training import train_layer_predictors

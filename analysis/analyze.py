@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from actcache.analysis.directions import random_directions
-from actcache.analysis.layers import LayerScores, layer_scores, project
+from actcache.analysis.directions.difference_of_means import random_directions
+from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
+from actcache.analysis.directions.of_store import (
+    BATCH_ROWS,
+    Directions,
+    label_codes,
+    label_directions,
+    pair_directions,
+    two_labels,
+)
 from actcache.analysis.plots import plot_layers
 from actcache.analysis.predictor_tables import predictor_tables
 from actcache.analysis.report import (
@@ -30,14 +38,6 @@ from actcache.analysis.results import plain, write_aside, write_json, write_text
 from actcache.analysis.settings import STAGES, AnalyzeConfig, stages_left_out
 from actcache.analysis.steerability import Steerability, summarize
 from actcache.analysis.tables import markdown
-from actcache.analysis.vectors import (
-    BATCH_ROWS,
-    Directions,
-    label_codes,
-    label_directions,
-    pair_directions,
-    two_labels,
-)
 from actcache.encoders import Cost, parse_encoder
 from actcache.errors import MismatchError
 from actcache.store.copies.selection import require_all_layers

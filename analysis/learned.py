@@ -16,8 +16,8 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
 from actcache.analysis.kept import digest_of, identity_of, kept
-from actcache.analysis.letters import letter_directions, letter_share, without_letter
 from actcache.analysis.predicted import Chosen, Rows
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.analysis.sweep import DirectionSet, run_sweep

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from actcache.analysis.directions.discriminative import LayerScores
 from actcache.analysis.embeddings import Projection
 from actcache.analysis.layer_choice import LayerChoice
-from actcache.analysis.layers import LayerScores
 from actcache.errors import MismatchError
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from actcache.analysis.directions import unit
+from actcache.analysis.directions.difference_of_means import unit
+from actcache.analysis.directions.of_store import Directions
 from actcache.analysis.plots import plot_grid, plot_steerability
 from actcache.analysis.results import plain, write_arrays, write_aside, write_tensors
 from actcache.analysis.stats.slopes import fit_quality, slopes
 from actcache.analysis.steerability import Steerability
-from actcache.analysis.vectors import Directions
 from actcache.build.provenance import IDENTITY, require_same
 from actcache.errors import FormatError
 from actcache.store.store import Store

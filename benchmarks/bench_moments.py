@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actcache.analysis.directions import difference_of_means
+from actcache.analysis.directions.difference_of_means import difference_of_means
 from actcache.analysis.stats.float16 import float32_of
 from actcache.analysis.stats.moments import class_moments
 from actcache.store.schema import RowArray

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from actcache.analysis.layers import layer_scores, project
+from actcache.analysis.directions.discriminative import layer_scores, project
 from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.steerability import summarize
 from actcache.errors import MismatchError

@@ -6,7 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from actcache.analysis.directions import cosine, difference_of_means, random_directions, unit
+from actcache.analysis.directions.difference_of_means import (
+    cosine,
+    difference_of_means,
+    random_directions,
+    unit,
+)
 from actcache.analysis.stats.moments import class_moments
 from actcache.errors import MismatchError
 from tests import reference

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from actcache.analysis import attention_mass
-from actcache.analysis.attention_mass import choose_tokens, soft_labels
+from actcache.analysis.directions import token_choice as attention_mass
+from actcache.analysis.directions.token_choice import choose_tokens, soft_labels
 from actcache.errors import MismatchError
 from tests import reference
 

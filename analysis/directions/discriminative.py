@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int
 
-from actcache.analysis.directions import cosine, unit
+from actcache.analysis.directions.difference_of_means import cosine, unit
 from actcache.analysis.stats.bootstrap import average_ranks, bootstrap_means, interval
 from actcache.analysis.stats.float16 import float32_of
 from actcache.errors import MismatchError, NotFiniteError

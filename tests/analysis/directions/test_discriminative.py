@@ -8,8 +8,8 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from actcache.analysis.directions import difference_of_means
-from actcache.analysis.layers import (
+from actcache.analysis.directions.difference_of_means import difference_of_means
+from actcache.analysis.directions.discriminative import (
     Projections,
     auc,
     fisher_ratio,

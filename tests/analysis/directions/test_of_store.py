@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actcache.analysis.vectors import (
+from actcache.analysis.directions.of_store import (
     label_codes,
     label_directions,
     pair_directions,

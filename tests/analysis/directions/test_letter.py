@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actcache.analysis.letters import letter_directions, letter_share, without_letter
+from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer

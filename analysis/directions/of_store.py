@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from actcache.analysis.directions import difference_of_means
+from actcache.analysis.directions.difference_of_means import difference_of_means
 from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.errors import MismatchError
 from actcache.store.store import Store

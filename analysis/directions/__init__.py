@@ -1,0 +1,1 @@
+"""Directions off the cache, and the layers and tokens they come from."""
