@@ -27,7 +27,6 @@ from actcache.analysis.embeddings import (
     project_to_plane,
     silhouette_by_behavior,
 )
-from actcache.analysis.layer_choice import CrossFit, LayerChoice
 from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
 from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
@@ -35,7 +34,8 @@ from actcache.analysis.stats.bootstrap import Estimate, bootstrap_means
 from actcache.analysis.stats.float16 import float32_of
 from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.analysis.stats.slopes import FitQuality, crossfit_halves, fit_quality, slopes
-from actcache.analysis.steerability import Comparison, Steerability, summarize
+from actcache.analysis.sweep.steerability import Comparison, Steerability, summarize
+from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
 from actcache.analysis.vector_predictor import (
     L2SSettings,
     VectorPredictor,

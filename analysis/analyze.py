@@ -36,7 +36,7 @@ from actcache.analysis.report import (
 )
 from actcache.analysis.results import plain, write_aside, write_json, write_text
 from actcache.analysis.settings import STAGES, AnalyzeConfig, stages_left_out
-from actcache.analysis.steerability import Steerability, summarize
+from actcache.analysis.sweep.steerability import Steerability, summarize
 from actcache.analysis.tables import markdown
 from actcache.encoders import Cost, parse_encoder
 from actcache.errors import MismatchError
@@ -270,7 +270,7 @@ def _swept(
     progress: Progress,
 ) -> Store:
     """The sweep's results: run, gone on with, or as they are."""
-    from actcache.analysis.sweep import run_sweep, shared_directions
+    from actcache.analysis.sweep.run import run_sweep, shared_directions
 
     if model is None:
         raise MismatchError(

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, Float64, Int64
 
 from actcache.analysis.classifiers import Part, train_classifiers
-from actcache.analysis.labels import layer_frequencies, smoothed_labels
 from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
+from actcache.analysis.sweep.layer_ranks import layer_frequencies, smoothed_labels
 
 DRAWS = 200
 """Draws of the samples that correct the chosen point's value."""

@@ -20,7 +20,7 @@ from actcache.analysis.directions.letter import letter_directions, letter_share,
 from actcache.analysis.kept import digest_of, identity_of, kept
 from actcache.analysis.predicted import Chosen, Rows
 from actcache.analysis.settings import AnalyzeConfig
-from actcache.analysis.sweep import DirectionSet, run_sweep
+from actcache.analysis.sweep.run import DirectionSet, run_sweep
 from actcache.analysis.vector_predictor import (
     L2SSettings,
     VectorPredictor,

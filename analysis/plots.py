@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 
 from actcache.analysis.directions.discriminative import LayerScores
 from actcache.analysis.embeddings import Projection
-from actcache.analysis.layer_choice import LayerChoice
+from actcache.analysis.sweep.strategies import LayerChoice
 from actcache.errors import MismatchError
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
-from actcache.analysis.labels import active_layers, best_layers
-from actcache.analysis.layer_choice import SlopeTable
 from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.layer_training import train_layer_predictors
-from actcache.analysis.steerability import fixed_layer
-from actcache.analysis.ways import Way, chosen_way, crossfit_way, simple_ways
+from actcache.analysis.sweep.layer_ranks import active_layers, best_layers
+from actcache.analysis.sweep.steerability import fixed_layer
+from actcache.analysis.sweep.strategies import SlopeTable
+from actcache.analysis.sweep.ways import Way, chosen_way, crossfit_way, simple_ways
 from actcache.errors import MismatchError
 from actcache.store.store import Store
 

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Shaped
 
 from actcache.analysis.embeddings import silhouette_by_behavior
-from actcache.analysis.labels import best_layers
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.predicted import SHUFFLED, Chosen, w2s
 from actcache.analysis.results import plain
-from actcache.analysis.steerability import LETTER_SAMPLES
-from actcache.analysis.ways import FIXED, Way, worths
+from actcache.analysis.sweep.layer_ranks import best_layers
+from actcache.analysis.sweep.steerability import LETTER_SAMPLES
+from actcache.analysis.sweep.ways import FIXED, Way, worths
 from actcache.encoders import Embeddings
 
 BEYOND = "W2S beyond shuffled"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actcache.analysis.predicted import CROSSFIT, SHUFFLED, w2s
+from actcache.analysis.sweep.ways import FIXED
 from actcache.analysis.tables import Table
-from actcache.analysis.ways import FIXED
 
 KINDS = {
     "caa": "CAA",

@@ -11,7 +11,7 @@ from actcache.analysis.predicted import SHUFFLED, w2s
 from actcache.analysis.predictor_tables import KINDS
 from actcache.analysis.report import CONTROL
 from actcache.analysis.stats.bootstrap import Estimate
-from actcache.analysis.ways import FIXED
+from actcache.analysis.sweep.ways import FIXED
 
 LEARNED, WITHOUT = "l2s", "l2s_without_letter"
 

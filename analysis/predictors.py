@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from actcache.analysis.kept import digest_of, identity_of, kept
-from actcache.analysis.layer_choice import SlopeTable, slope_table
 from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.layer_training import n_networks
@@ -30,7 +29,8 @@ from actcache.analysis.predictor_words import words
 from actcache.analysis.report import CONTROL, METHOD
 from actcache.analysis.results import plain
 from actcache.analysis.settings import AnalyzeConfig
-from actcache.analysis.steerability import fixed_layer
+from actcache.analysis.sweep.steerability import fixed_layer
+from actcache.analysis.sweep.strategies import SlopeTable, slope_table
 from actcache.encoders import Cost, Embeddings, encode, parse_encoder
 from actcache.store.store import Store
 

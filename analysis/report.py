@@ -18,7 +18,7 @@ from actcache.analysis.directions.of_store import Directions
 from actcache.analysis.plots import plot_grid, plot_steerability
 from actcache.analysis.results import plain, write_arrays, write_aside, write_tensors
 from actcache.analysis.stats.slopes import fit_quality, slopes
-from actcache.analysis.steerability import Steerability
+from actcache.analysis.sweep.steerability import Steerability
 from actcache.build.provenance import IDENTITY, require_same
 from actcache.errors import FormatError
 from actcache.store.store import Store

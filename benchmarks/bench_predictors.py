@@ -175,9 +175,9 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
     """Seconds of each part of `analyze`, and its peak memory; for a process of its own."""
     import torch
 
-    from actcache.analysis import sweep
     from actcache.analysis.analyze import analyze
     from actcache.analysis.settings import AnalyzeConfig
+    from actcache.analysis.sweep import run as sweep
 
     torch.set_num_threads(given["threads"])
     # The only place where something is put in another's stead, before anything imports it.

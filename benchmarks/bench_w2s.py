@@ -22,10 +22,10 @@ from actcache.analysis.classifiers import (
     train_classifiers,
 )
 from actcache.analysis.folds import grouped_folds
-from actcache.analysis.labels import layer_frequencies, smoothed_labels
 from actcache.analysis.layer_search import choose, fixed_reached, search, shared_rows
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.stats.pca import principal_basis
+from actcache.analysis.sweep.layer_ranks import layer_frequencies, smoothed_labels
 from benchmarks.turns import arguments, in_turns, ratio, report
 
 

@@ -121,7 +121,7 @@ def build(args: dict[str, Any]) -> Parts:
 def sweep(args: dict[str, Any]) -> Parts:
     import torch
 
-    from actcache.analysis.sweep import run_sweep, shared_directions, sweep_costs
+    from actcache.analysis.sweep.run import run_sweep, shared_directions, sweep_costs
     from actcache.build.replay import rendered_pairs
     from actcache.engine.batches import plan_batches
     from actcache.engine.model import load_model

@@ -133,7 +133,7 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str
 
 def dry_run(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """What the analysis would cost; nothing is written."""
-    from actcache.analysis.forecast import forecast_analysis
+    from actcache.analysis.sweep.forecast import forecast_analysis
     from actcache.build.forecast import why_not_loaded
 
     kept = store.provenance["model"].get("name")

@@ -180,7 +180,7 @@ def sweep_kills(folder, *, kills, seed):
 
 def _tiny_sweep(folder):
     """Runs one sweep of two direction sets in shards of three rows; resumes what it finds."""
-    from actcache.analysis import sweep as module
+    from actcache.analysis.sweep import run as module
     from actcache.build.config import BuildConfig
     from actcache.build.plan import plan_build
     from actcache.build.run import run_build

@@ -13,12 +13,12 @@ from sklearn.linear_model import LogisticRegression
 
 from actcache.analysis.classifiers import Shape, batch_orders, initial_weights
 from actcache.analysis.folds import grouped_folds
-from actcache.analysis.labels import active_layers, layer_frequencies, smoothed_labels
 from actcache.analysis.layer_predictor import LayerPredictor
 from actcache.analysis.layer_search import choose, fixed_reached, search, shared_rows
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.layer_training import n_networks, train_layer_predictors
 from actcache.analysis.stats.pca import principal_basis
+from actcache.analysis.sweep.layer_ranks import active_layers, layer_frequencies, smoothed_labels
 from actcache.errors import FormatError, MismatchError, NotFiniteError, StoreNotFoundError
 from tests import reference
 from tests.processes import run_code

@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from actcache.analysis.directions.discriminative import layer_scores, project
 from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
-from actcache.analysis.steerability import summarize
+from actcache.analysis.sweep.steerability import summarize
 from actcache.errors import MismatchError
 
 GRID = np.arange(-1.5, 1.6, 0.5)

@@ -29,11 +29,11 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.analysis.labels import best_layers
 from actcache.analysis.layer_settings import W2SSettings
 from actcache.analysis.layer_training import train_layer_predictors
 from actcache.analysis.stats.slopes import slopes
-from actcache.analysis.sweep import run_sweep, shared_directions
+from actcache.analysis.sweep.layer_ranks import best_layers
+from actcache.analysis.sweep.run import run_sweep, shared_directions
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.analysis import sweep
+from actcache.analysis.sweep import run as sweep
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build

@@ -93,7 +93,7 @@ def test_a_build_and_a_sweep_are_refused_before_the_model_is_loaded(tmp_path, fr
 
     import numpy as np
 
-    from actcache.analysis.sweep import run_sweep, shared_directions
+    from actcache.analysis.sweep.run import run_sweep, shared_directions
     from actcache.cli.main import main
     from actcache.engine.steered_scores import SteeringRule
     from actcache.store.store import open_store

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from actcache.analysis.labels import ranked_layers
-from actcache.analysis.layer_choice import crossfit_slopes
 from actcache.analysis.stats.bootstrap import Estimate, bootstrap_means, estimates
+from actcache.analysis.sweep.layer_ranks import ranked_layers
+from actcache.analysis.sweep.strategies import crossfit_slopes
 
 FIXED = "fixed"
 """The way that all others are compared with."""

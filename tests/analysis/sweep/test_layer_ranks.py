@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from actcache.analysis import labels
-from actcache.analysis.labels import (
+from actcache.analysis.sweep import layer_ranks as labels
+from actcache.analysis.sweep.layer_ranks import (
     active_layers,
     best_layers,
     layer_frequencies,

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
-from actcache.analysis.layer_choice import slope_table
 from actcache.analysis.stats import slopes as fits
 from actcache.analysis.stats.slopes import crossfit_halves, fit_quality, slopes
-from actcache.analysis.steerability import summarize
+from actcache.analysis.sweep.steerability import summarize
+from actcache.analysis.sweep.strategies import slope_table
 from actcache.errors import MismatchError, NotFiniteError
 from tests import reference
 from tests.processes import run_code

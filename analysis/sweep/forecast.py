@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int64
 
 from actcache.analysis.settings import AnalyzeConfig
-from actcache.analysis.sweep import nodes_added, sweep_costs
+from actcache.analysis.sweep.run import nodes_added, sweep_costs
 from actcache.build.forecast import Estimate, scaled
 from actcache.build.replay import rendered_pairs
 from actcache.engine.batches import plan_batches

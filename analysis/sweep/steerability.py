@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
-from actcache.analysis.layer_choice import (
+from actcache.analysis.stats.bootstrap import Estimate, estimate_means
+from actcache.analysis.sweep.strategies import (
     LayerChoice,
     SlopeTable,
     crossfit_scores,
     layer_choice,
     slope_table,
 )
-from actcache.analysis.stats.bootstrap import Estimate, estimate_means
 from actcache.errors import MismatchError
 
 LETTER_SAMPLES = 8

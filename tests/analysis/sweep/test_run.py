@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import actcache
-from actcache.analysis.sweep import run_sweep, shared_directions
+from actcache.analysis.sweep.run import run_sweep, shared_directions
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.replay import rendered_rows
@@ -113,7 +113,7 @@ def test_the_results_open_in_plain_zarr(store, model, sets, tmp_path):
 def test_an_interrupted_sweep_goes_on_and_equals_a_whole_one(
     store, model, sets, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("actcache.analysis.sweep.SHARD_ROWS", 6)
+    monkeypatch.setattr("actcache.analysis.sweep.run.SHARD_ROWS", 6)
     whole = sweep(store, model, tmp_path / "whole.zarr", sets)
     from actcache.engine.steered_scores import propensities
 
@@ -126,7 +126,7 @@ def test_an_interrupted_sweep_goes_on_and_equals_a_whole_one(
         return propensities(*args, **settings)
 
     with monkeypatch.context() as patched:
-        patched.setattr("actcache.analysis.sweep.propensities", breaks)
+        patched.setattr("actcache.analysis.sweep.run.propensities", breaks)
         with pytest.raises(KeyboardInterrupt):
             sweep(store, model, tmp_path / "sweep.zarr", sets)
     assert not (tmp_path / "sweep.zarr").exists()

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from actcache.analysis.ways import Way, chosen_way, crossfit_way, random_way, simple_ways, worths
+from actcache.analysis.sweep.ways import (
+    Way,
+    chosen_way,
+    crossfit_way,
+    random_way,
+    simple_ways,
+    worths,
+)
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""The sweep over layers and multipliers, and the steerability it measures."""
