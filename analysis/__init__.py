@@ -21,30 +21,30 @@ from actcache.analysis.directions.discriminative import (
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
 from actcache.analysis.directions.of_store import Directions, label_directions, pair_directions
 from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
-from actcache.analysis.embeddings import (
+from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
+from actcache.analysis.predict.embedding_space import (
     Projection,
     Silhouette,
     project_to_plane,
     silhouette_by_behavior,
 )
-from actcache.analysis.layer_predictor import LayerPredictor
-from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
-from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
+from actcache.analysis.predict.l2s.vector_predictor import (
+    L2SSettings,
+    VectorPredictor,
+    default_context_layers,
+    train_vector_predictor,
+)
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.stats.bootstrap import Estimate, bootstrap_means
 from actcache.analysis.stats.float16 import float32_of
 from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.analysis.stats.slopes import FitQuality, crossfit_halves, fit_quality, slopes
 from actcache.analysis.sweep.steerability import Comparison, Steerability, summarize
 from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
-from actcache.analysis.vector_predictor import (
-    L2SSettings,
-    VectorPredictor,
-    default_context_layers,
-    train_vector_predictor,
-)
 
 if TYPE_CHECKING:
-    from actcache.analysis.layer_training import train_layer_predictors
+    from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
 
 __all__ = [
     "ChosenSetting",
@@ -99,7 +99,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "train_layer_predictors":  # imported on first use: needs torch
-        from actcache.analysis import layer_training
+        from actcache.analysis.predict.w2s import train_layers as layer_training
 
         return layer_training.train_layer_predictors
     raise AttributeError(f"module 'actcache.analysis' has no attribute '{name}'")

@@ -141,7 +141,7 @@ def analyze(
 
 def _require_predictable(store: Store, config: AnalyzeConfig) -> None:
     """Refuse before the sweep what predictors would refuse after it."""
-    from actcache.analysis.predicted import predictor_rows
+    from actcache.analysis.predict.selections import predictor_rows
 
     for text in config.encoders:
         parse_encoder(text)
@@ -161,9 +161,9 @@ def _predictors(
     device: str,
 ) -> dict[str, Any]:
     """Layer and vector predictors, and their tables; or why they were left out."""
-    from actcache.analysis.predicted import predictor_rows
-    from actcache.analysis.predictors import run_predictors
-    from actcache.analysis.stacked import training_device
+    from actcache.analysis.predict.adamw_stack import training_device
+    from actcache.analysis.predict.selections import predictor_rows
+    from actcache.analysis.predict.stage import run_predictors
 
     try:
         behaviors = predictor_rows(store, vectors=config.vectors)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from actcache.analysis.directions.discriminative import LayerScores
-from actcache.analysis.embeddings import Projection
+from actcache.analysis.predict.embedding_space import Projection
 from actcache.analysis.sweep.strategies import LayerChoice
 from actcache.errors import MismatchError
 

@@ -7,7 +7,7 @@ results folder. Refuses to compute.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from actcache.analysis.predicted import CROSSFIT, SHUFFLED, w2s
+from actcache.analysis.predict.selections import CROSSFIT, SHUFFLED, w2s
 from actcache.analysis.sweep.ways import FIXED
 from actcache.analysis.tables import Table
 

@@ -7,7 +7,7 @@ traded prompts, and above that of random vectors. Refuses to compute; reads `pre
 from collections.abc import Mapping
 from typing import Any
 
-from actcache.analysis.predicted import SHUFFLED, w2s
+from actcache.analysis.predict.selections import SHUFFLED, w2s
 from actcache.analysis.predictor_tables import KINDS
 from actcache.analysis.report import CONTROL
 from actcache.analysis.stats.bootstrap import Estimate

@@ -15,7 +15,7 @@ VECTORS = ("caa", "l2s")
 """Whose directions a predictor chooses the layer for: a behavior's own, or learned for each row."""
 
 LOSSES = ("paper", "code")
-"""Of the networks of L2S; see `actcache.analysis.vector_predictor`."""
+"""Of the networks of L2S; see `actcache.analysis.predict.l2s.vector_predictor`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from actcache.analysis.coordinates import Rows, context_coordinates, target_coordinates
-from actcache.analysis.vector_predictor import (
+from actcache.analysis.predict.l2s.coordinates import Rows, context_coordinates, target_coordinates
+from actcache.analysis.predict.l2s.tanh_stack import Trained, Weights, networks_at_once, train_stack
+from actcache.analysis.predict.l2s.vector_predictor import (
     L2SSettings,
     default_context_layers,
     train_vector_predictor,
 )
-from actcache.analysis.vector_training import Trained, Weights, networks_at_once, train_stack
 from actcache.store.store import Store, open_store
 from benchmarks.turns import arguments, in_turns, ratio, report
 

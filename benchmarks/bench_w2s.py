@@ -14,16 +14,16 @@ from itertools import product
 import numpy as np
 import torch
 
-from actcache.analysis.classifiers import (
+from actcache.analysis.predict.w2s.cross_validate import choose, fixed_reached, search, shared_rows
+from actcache.analysis.predict.w2s.folds import grouped_folds
+from actcache.analysis.predict.w2s.mlp_stack import (
     Part,
     Shape,
     batch_orders,
     initial_weights,
     train_classifiers,
 )
-from actcache.analysis.folds import grouped_folds
-from actcache.analysis.layer_search import choose, fixed_reached, search, shared_rows
-from actcache.analysis.layer_settings import W2SSettings
+from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.stats.pca import principal_basis
 from actcache.analysis.sweep.layer_ranks import layer_frequencies, smoothed_labels
 from benchmarks.turns import arguments, in_turns, ratio, report

@@ -29,8 +29,8 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.analysis.layer_settings import W2SSettings
-from actcache.analysis.layer_training import train_layer_predictors
+from actcache.analysis.predict.w2s.settings import W2SSettings
+from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
 from actcache.analysis.stats.slopes import slopes
 from actcache.analysis.sweep.layer_ranks import best_layers
 from actcache.analysis.sweep.run import run_sweep, shared_directions

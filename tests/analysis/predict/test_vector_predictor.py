@@ -9,15 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actcache.analysis import vector_choice, vector_training
-from actcache.analysis.stats.pca import principal_components
-from actcache.analysis.vector_predictor import (
+from actcache.analysis.predict.l2s import tanh_stack as vector_training
+from actcache.analysis.predict.l2s import train_vectors as vector_choice
+from actcache.analysis.predict.l2s.tanh_stack import Weights, fill_slopes, outputs, train_stack
+from actcache.analysis.predict.l2s.vector_predictor import (
     L2SSettings,
     VectorPredictor,
     default_context_layers,
     train_vector_predictor,
 )
-from actcache.analysis.vector_training import Weights, fill_slopes, outputs, train_stack
+from actcache.analysis.stats.pca import principal_components
 from actcache.errors import (
     ActcacheError,
     FormatError,
@@ -370,7 +371,7 @@ def test_saved_networks_are_applied_without_torch(made, tmp_path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import numpy as np\n"
-        "from actcache.analysis.vector_predictor import VectorPredictor\n"
+        "from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor\n"
         f"contexts = np.load({str(tmp_path / 'c.npy')!r})\n"
         f"found = VectorPredictor.load({str(tmp_path / 'n.safetensors')!r})\n"
         "print(found.directions(contexts.__getitem__).shape)"

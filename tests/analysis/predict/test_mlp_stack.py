@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.analysis import classifiers
-from actcache.analysis.classifiers import (
+from actcache.analysis.predict.w2s import mlp_stack as classifiers
+from actcache.analysis.predict.w2s.mlp_stack import (
     Part,
     Shape,
     batch_orders,

@@ -11,12 +11,12 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
-from actcache.analysis.classifiers import Shape, batch_orders, initial_weights
-from actcache.analysis.folds import grouped_folds
-from actcache.analysis.layer_predictor import LayerPredictor
-from actcache.analysis.layer_search import choose, fixed_reached, search, shared_rows
-from actcache.analysis.layer_settings import W2SSettings
-from actcache.analysis.layer_training import n_networks, train_layer_predictors
+from actcache.analysis.predict.w2s.cross_validate import choose, fixed_reached, search, shared_rows
+from actcache.analysis.predict.w2s.folds import grouped_folds
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+from actcache.analysis.predict.w2s.mlp_stack import Shape, batch_orders, initial_weights
+from actcache.analysis.predict.w2s.settings import W2SSettings
+from actcache.analysis.predict.w2s.train_layers import n_networks, train_layer_predictors
 from actcache.analysis.stats.pca import principal_basis
 from actcache.analysis.sweep.layer_ranks import active_layers, layer_frequencies, smoothed_labels
 from actcache.errors import FormatError, MismatchError, NotFiniteError, StoreNotFoundError
@@ -529,5 +529,5 @@ def test_settings_that_cannot_be_used_are_refused(name, value):
 
 
 def test_predictors_are_loaded_without_torch():
-    code = "import sys; import actcache.analysis.layer_predictor; print('torch' in sys.modules)"
+    code = "import sys; import actcache.analysis.predict.w2s.layer_predictor; print('torch' in sys.modules)"
     assert run_code(code).stdout == "False\n"

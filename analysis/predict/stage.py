@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from actcache.analysis.kept import digest_of, identity_of, kept
-from actcache.analysis.layer_predictor import LayerPredictor
-from actcache.analysis.layer_settings import W2SSettings
-from actcache.analysis.layer_training import n_networks
-from actcache.analysis.predicted import (
+from actcache.analysis.predict.artifacts import draw_embeddings, write_choices
+from actcache.analysis.predict.reuse import digest_of, identity_of, kept
+from actcache.analysis.predict.scores import encoder_figures, figures, training_figures
+from actcache.analysis.predict.selections import (
     SHUFFLED,
     Chosen,
     Rows,
@@ -23,8 +22,9 @@ from actcache.analysis.predicted import (
     train_predictors,
     w2s,
 )
-from actcache.analysis.predictor_figures import encoder_figures, figures, training_figures
-from actcache.analysis.predictor_files import draw_embeddings, write_choices
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+from actcache.analysis.predict.w2s.settings import W2SSettings
+from actcache.analysis.predict.w2s.train_layers import n_networks
 from actcache.analysis.predictor_words import words
 from actcache.analysis.report import CONTROL, METHOD
 from actcache.analysis.results import plain
@@ -36,7 +36,7 @@ from actcache.store.store import Store
 
 if TYPE_CHECKING:
     from actcache.analysis.analyze import Progress
-    from actcache.analysis.learned import Learned
+    from actcache.analysis.predict.learned_vectors import Learned
     from actcache.engine.model import LanguageModel
     from actcache.engine.steered_scores import SteeringRule
 
@@ -121,7 +121,7 @@ def run_predictors(
             )
     learned = None
     if "l2s" in config.vectors:
-        from actcache.analysis.learned import learn_vectors
+        from actcache.analysis.predict.learned_vectors import learn_vectors
 
         learned = learn_vectors(
             out / FOLDER,

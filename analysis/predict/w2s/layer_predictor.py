@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
-from actcache.analysis.predictor_file import (
+from actcache.analysis.predict.predictor_file import (
     Expected,
     check_arrays,
     read_predictor,
     with_tuples,
     write_predictor,
 )
+from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.errors import MismatchError, NotFiniteError
 
 KIND = "layer predictor"

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import silhouette_samples
 
-from actcache.analysis import embeddings
-from actcache.analysis.embeddings import project_to_plane, silhouette_by_behavior
+from actcache.analysis.predict import embedding_space as embeddings
+from actcache.analysis.predict.embedding_space import project_to_plane, silhouette_by_behavior
 from actcache.errors import ActcacheError, MismatchError
 from tests import reference
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int64
 
-from actcache.analysis.classifiers import Part, train_classifiers
-from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
+from actcache.analysis.predict.w2s.mlp_stack import Part, train_classifiers
+from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.sweep.layer_ranks import layer_frequencies, smoothed_labels
 
 DRAWS = 200

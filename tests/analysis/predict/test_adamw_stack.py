@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from actcache.analysis.stacked import StackedAdamW, uniform_weights
+from actcache.analysis.predict.adamw_stack import StackedAdamW, uniform_weights
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])

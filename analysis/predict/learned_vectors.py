@@ -17,16 +17,16 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
-from actcache.analysis.kept import digest_of, identity_of, kept
-from actcache.analysis.predicted import Chosen, Rows
-from actcache.analysis.settings import AnalyzeConfig
-from actcache.analysis.sweep.run import DirectionSet, run_sweep
-from actcache.analysis.vector_predictor import (
+from actcache.analysis.predict.l2s.vector_predictor import (
     L2SSettings,
     VectorPredictor,
     default_context_layers,
     train_vector_predictor,
 )
+from actcache.analysis.predict.reuse import digest_of, identity_of, kept
+from actcache.analysis.predict.selections import Chosen, Rows
+from actcache.analysis.settings import AnalyzeConfig
+from actcache.analysis.sweep.run import DirectionSet, run_sweep
 from actcache.build.provenance import require_same
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule

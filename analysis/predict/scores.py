@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from actcache.analysis.embeddings import silhouette_by_behavior
-from actcache.analysis.layer_settings import W2SSettings
-from actcache.analysis.predicted import SHUFFLED, Chosen, w2s
+from actcache.analysis.predict.embedding_space import silhouette_by_behavior
+from actcache.analysis.predict.selections import SHUFFLED, Chosen, w2s
+from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.results import plain
 from actcache.analysis.sweep.layer_ranks import best_layers
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES

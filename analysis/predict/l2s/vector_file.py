@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from actcache.analysis import predictor_file
-from actcache.analysis.vector_predictor import L2SSettings, VectorPredictor
+from actcache.analysis.predict import predictor_file
+from actcache.analysis.predict.l2s.vector_predictor import L2SSettings, VectorPredictor
 
 KIND = "vector predictor"
 """What a file says it is."""

@@ -162,7 +162,7 @@ class VectorPredictor:
 
     def save(self, path: str | Path) -> None:
         """Write all of it to one safetensors file, aside and then renamed."""
-        from actcache.analysis.vector_file import write_predictor
+        from actcache.analysis.predict.l2s.vector_file import write_predictor
 
         write_predictor(self, Path(path))
 
@@ -174,7 +174,7 @@ class VectorPredictor:
             StoreNotFoundError: there is no such file.
             FormatError: it is damaged, or something else.
         """
-        from actcache.analysis.vector_file import read_predictor
+        from actcache.analysis.predict.l2s.vector_file import read_predictor
 
         return read_predictor(Path(path))
 
@@ -232,8 +232,8 @@ def train_vector_predictor(
             samples that are all equal.
         NotFiniteError: a residual is infinite or not a number.
     """
-    from actcache.analysis.coordinates import Rows
-    from actcache.analysis.vector_choice import choose_networks
+    from actcache.analysis.predict.l2s.coordinates import Rows
+    from actcache.analysis.predict.l2s.train_vectors import choose_networks
 
     for name, rows in (("train", train), ("validation", validation)):
         if not rows.any():

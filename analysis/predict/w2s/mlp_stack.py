@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from actcache.analysis.stacked import StackedAdamW, linear_views, uniform_weights
+from actcache.analysis.predict.adamw_stack import StackedAdamW, linear_views, uniform_weights
 
 Weights = list[tuple[Tensor, Tensor]]
 """Matrix `[…, out, in]` and bias `[…, out]` of each layer, as `torch.nn.Linear` has them."""

@@ -11,11 +11,11 @@ from itertools import product
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from actcache.analysis.classifiers import Trained, train_classifiers
-from actcache.analysis.folds import grouped_folds
-from actcache.analysis.layer_predictor import LayerPredictor, check_embeddings
-from actcache.analysis.layer_search import choose, fixed_reached, search, shared_rows
-from actcache.analysis.layer_settings import ChosenSetting, W2SSettings
+from actcache.analysis.predict.w2s.cross_validate import choose, fixed_reached, search, shared_rows
+from actcache.analysis.predict.w2s.folds import grouped_folds
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, check_embeddings
+from actcache.analysis.predict.w2s.mlp_stack import Trained, train_classifiers
+from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.stats.pca import principal_basis
 from actcache.analysis.sweep.layer_ranks import active_layers, layer_frequencies, smoothed_labels
 from actcache.errors import MismatchError, NotFiniteError

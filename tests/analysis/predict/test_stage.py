@@ -11,20 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.analysis import learned, predicted, predictors
 from actcache.analysis.analyze import analyze
-from actcache.analysis.layer_predictor import LayerPredictor
-from actcache.analysis.layer_settings import W2SSettings
-from actcache.analysis.predicted import train_predictors
-from actcache.analysis.predictor_tables import predictor_tables, short_table
-from actcache.analysis.predictor_words import shortcut_in_words, words
-from actcache.analysis.settings import AnalyzeConfig
-from actcache.analysis.stacked import training_device
-from actcache.analysis.vector_predictor import (
+from actcache.analysis.predict import learned_vectors as learned
+from actcache.analysis.predict import selections as predicted
+from actcache.analysis.predict import stage as predictors
+from actcache.analysis.predict.adamw_stack import training_device
+from actcache.analysis.predict.l2s.vector_predictor import (
     L2SSettings,
     VectorPredictor,
     train_vector_predictor,
 )
+from actcache.analysis.predict.selections import train_predictors
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+from actcache.analysis.predict.w2s.settings import W2SSettings
+from actcache.analysis.predictor_tables import predictor_tables, short_table
+from actcache.analysis.predictor_words import shortcut_in_words, words
+from actcache.analysis.settings import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build

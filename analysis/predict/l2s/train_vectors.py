@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from actcache.analysis.coordinates import (
+from actcache.analysis.predict.adamw_stack import uniform_weights
+from actcache.analysis.predict.l2s.coordinates import (
     Coordinates,
     Rows,
     context_coordinates,
@@ -22,10 +23,9 @@ from actcache.analysis.coordinates import (
     read_layer,
     target_coordinates,
 )
-from actcache.analysis.stacked import uniform_weights
+from actcache.analysis.predict.l2s.tanh_stack import Weights, networks_at_once, train_stack
+from actcache.analysis.predict.l2s.vector_predictor import L2SSettings, Layer, VectorPredictor
 from actcache.analysis.stats.pca import principal_components
-from actcache.analysis.vector_predictor import L2SSettings, Layer, VectorPredictor
-from actcache.analysis.vector_training import Weights, networks_at_once, train_stack
 
 
 @dataclass(frozen=True, kw_only=True)

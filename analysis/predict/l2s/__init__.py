@@ -1,0 +1,1 @@
+"""L2S: predict from a prompt the vector to steer with."""

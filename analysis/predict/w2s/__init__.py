@@ -1,0 +1,1 @@
+"""W2S: predict from a prompt which layer to steer at."""
