@@ -21,7 +21,6 @@ from actcache.analysis.directions.discriminative import (
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
 from actcache.analysis.directions.of_store import Directions, label_directions, pair_directions
 from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
-from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.predict.embedding_space import (
     Projection,
     Silhouette,
@@ -36,6 +35,7 @@ from actcache.analysis.predict.l2s.vector_predictor import (
 )
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
+from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.stats.bootstrap import Estimate, bootstrap_means
 from actcache.analysis.stats.float16 import float32_of
 from actcache.analysis.stats.moments import Moments, class_moments

@@ -23,9 +23,7 @@ from actcache.analysis.directions.of_store import (
     pair_directions,
     two_labels,
 )
-from actcache.analysis.plots import plot_layers
-from actcache.analysis.predictor_tables import predictor_tables
-from actcache.analysis.report import (
+from actcache.analysis.report.files import (
     CONTROL,
     METHOD,
     draw,
@@ -34,10 +32,12 @@ from actcache.analysis.report import (
     write_steerability,
     write_vectors,
 )
+from actcache.analysis.report.plots import plot_layers
+from actcache.analysis.report.predictor_tables import predictor_tables
+from actcache.analysis.report.tables import markdown
 from actcache.analysis.results import plain, write_aside, write_json, write_text
 from actcache.analysis.settings import STAGES, AnalyzeConfig, stages_left_out
 from actcache.analysis.sweep.steerability import Steerability, summarize
-from actcache.analysis.tables import markdown
 from actcache.encoders import Cost, parse_encoder
 from actcache.errors import MismatchError
 from actcache.store.copies.selection import require_all_layers

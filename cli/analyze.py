@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
 def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Run the stages as the command line says."""
     from actcache.analysis.analyze import analyze
-    from actcache.analysis.report import remove_results
+    from actcache.analysis.report.files import remove_results
 
     config = config_of(args, preset=store.config.get("preset", presets.NONE))
     if args.overwrite:
@@ -258,7 +258,7 @@ def _show_sweep(sweep: dict[str, Any]) -> None:
 
 
 def _show_predictors(found: dict[str, Any]) -> None:
-    from actcache.analysis.predictor_tables import short_table
+    from actcache.analysis.report.predictor_tables import short_table
 
     out = console.out()
     if "left_out" in found:

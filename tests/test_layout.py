@@ -71,7 +71,7 @@ def test_stores_and_analyses_do_without_torch():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
         "import actcache, actcache.store.store, actcache.analysis, actcache.cli.main\n"
-        "import actcache.analysis.stats.moments, actcache.analysis.sweep.steerability, actcache.analysis.plots\n"
+        "import actcache.analysis.stats.moments, actcache.analysis.sweep.steerability, actcache.analysis.report.plots\n"
         "print('ok')"
     )
     assert run_code(code).stdout == "ok\n"

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from actcache.analysis.plots import plot_embeddings
 from actcache.analysis.predict.embedding_space import project_to_plane
 from actcache.analysis.predict.selections import Chosen
+from actcache.analysis.report.plots import plot_embeddings
 from actcache.analysis.results import write_arrays, write_aside
 from actcache.encoders import Embeddings
 from actcache.store.store import Store

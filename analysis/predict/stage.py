@@ -25,8 +25,8 @@ from actcache.analysis.predict.selections import (
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.predict.w2s.train_layers import n_networks
-from actcache.analysis.predictor_words import words
-from actcache.analysis.report import CONTROL, METHOD
+from actcache.analysis.report.files import CONTROL, METHOD
+from actcache.analysis.report.verdicts import words
 from actcache.analysis.results import plain
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.analysis.sweep.steerability import fixed_layer

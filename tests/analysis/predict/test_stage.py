@@ -24,8 +24,8 @@ from actcache.analysis.predict.l2s.vector_predictor import (
 from actcache.analysis.predict.selections import train_predictors
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.predictor_tables import predictor_tables, short_table
-from actcache.analysis.predictor_words import shortcut_in_words, words
+from actcache.analysis.report.predictor_tables import predictor_tables, short_table
+from actcache.analysis.report.verdicts import shortcut_in_words, words
 from actcache.analysis.settings import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from actcache.analysis.predict.selections import CROSSFIT, SHUFFLED, w2s
+from actcache.analysis.report.tables import Table
 from actcache.analysis.sweep.ways import FIXED
-from actcache.analysis.tables import Table
 
 KINDS = {
     "caa": "CAA",

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.image import imread
 
 from actcache.analysis.directions.discriminative import layer_scores, project
-from actcache.analysis.plots import plot_grid, plot_layers, plot_steerability
+from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.sweep.steerability import summarize
 from actcache.errors import MismatchError
 
@@ -137,7 +137,7 @@ except MismatchError as error:
 else:
     raise AssertionError
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
 
 
 def test_drawing_leaves_the_settings_alone(found, tmp_path):
@@ -155,5 +155,5 @@ assert "matplotlib.figure" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules, "pyplot"
 assert "torch" not in sys.modules, "torch"
 """
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[3]
     subprocess.run([sys.executable, "-c", code, "/dev/null"], check=True, cwd=root)

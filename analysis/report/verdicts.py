@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from actcache.analysis.predict.selections import SHUFFLED, w2s
-from actcache.analysis.predictor_tables import KINDS
-from actcache.analysis.report import CONTROL
+from actcache.analysis.report.files import CONTROL
+from actcache.analysis.report.predictor_tables import KINDS
 from actcache.analysis.stats.bootstrap import Estimate
 from actcache.analysis.sweep.ways import FIXED
 
