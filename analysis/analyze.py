@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
+from actcache.analysis.config import STAGES, AnalyzeConfig, stages_left_out
 from actcache.analysis.directions.difference_of_means import random_directions
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
 from actcache.analysis.directions.of_store import (
@@ -36,7 +37,6 @@ from actcache.analysis.report.plots import plot_layers
 from actcache.analysis.report.predictor_tables import predictor_tables
 from actcache.analysis.report.tables import markdown
 from actcache.analysis.results import plain, write_aside, write_json, write_text
-from actcache.analysis.settings import STAGES, AnalyzeConfig, stages_left_out
 from actcache.analysis.sweep.steerability import Steerability, summarize
 from actcache.encoders import Cost, parse_encoder
 from actcache.errors import MismatchError

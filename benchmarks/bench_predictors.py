@@ -176,7 +176,7 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
     import torch
 
     from actcache.analysis.analyze import analyze
-    from actcache.analysis.settings import AnalyzeConfig
+    from actcache.analysis.config import AnalyzeConfig
     from actcache.analysis.sweep import run as sweep
 
     torch.set_num_threads(given["threads"])

@@ -16,7 +16,7 @@ from actcache.cli import console
 from actcache.cli.options import add_device_options, numbers
 
 if TYPE_CHECKING:
-    from actcache.analysis.settings import AnalyzeConfig
+    from actcache.analysis.config import AnalyzeConfig
     from actcache.store.store import Store
 
 
@@ -168,7 +168,7 @@ def config_of(args: argparse.Namespace, *, preset: str) -> "AnalyzeConfig":
         args: the command line.
         preset: the store's, where the command line has none.
     """
-    from actcache.analysis.settings import AnalyzeConfig, parse_multipliers
+    from actcache.analysis.config import AnalyzeConfig, parse_multipliers
 
     given = {
         "first_steered": args.first_steered,

@@ -366,7 +366,7 @@ def test_each_field_of_a_build_has_a_flag_with_the_same_default():
 
 
 def test_each_field_of_an_analysis_has_a_flag_with_the_same_default():
-    from actcache.analysis.settings import AnalyzeConfig
+    from actcache.analysis.config import AnalyzeConfig
     from actcache.cli.analyze import config_of
     from actcache.conventions import PRESETS
 

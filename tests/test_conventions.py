@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actcache.analysis.settings import AnalyzeConfig
+from actcache.analysis.config import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.cli.main import main
 from actcache.conventions import (

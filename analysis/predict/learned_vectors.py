@@ -16,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
+from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
 from actcache.analysis.predict.l2s.vector_predictor import (
     L2SSettings,
@@ -25,7 +26,6 @@ from actcache.analysis.predict.l2s.vector_predictor import (
 )
 from actcache.analysis.predict.reuse import digest_of, identity_of, kept
 from actcache.analysis.predict.selections import Chosen, Rows
-from actcache.analysis.settings import AnalyzeConfig
 from actcache.analysis.sweep.run import DirectionSet, run_sweep
 from actcache.build.provenance import require_same
 from actcache.engine.model import LanguageModel

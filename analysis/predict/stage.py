@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.predict.artifacts import draw_embeddings, write_choices
 from actcache.analysis.predict.reuse import digest_of, identity_of, kept
 from actcache.analysis.predict.scores import encoder_figures, figures, training_figures
@@ -28,7 +29,6 @@ from actcache.analysis.predict.w2s.train_layers import n_networks
 from actcache.analysis.report.files import CONTROL, METHOD
 from actcache.analysis.report.verdicts import words
 from actcache.analysis.results import plain
-from actcache.analysis.settings import AnalyzeConfig
 from actcache.analysis.sweep.steerability import fixed_layer
 from actcache.analysis.sweep.strategies import SlopeTable, slope_table
 from actcache.encoders import Cost, Embeddings, encode, parse_encoder

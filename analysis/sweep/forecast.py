@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Int64
 
-from actcache.analysis.settings import AnalyzeConfig
+from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.sweep.run import nodes_added, sweep_costs
 from actcache.build.forecast import Estimate, scaled
 from actcache.build.replay import rendered_pairs

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from actcache.analysis.analyze import analyze
+from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.predict import learned_vectors as learned
 from actcache.analysis.predict import selections as predicted
 from actcache.analysis.predict import stage as predictors
@@ -26,7 +27,6 @@ from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
 from actcache.analysis.report.verdicts import shortcut_in_words, words
-from actcache.analysis.settings import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build

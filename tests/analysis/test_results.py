@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from actcache.analysis.config import parse_multipliers
 from actcache.analysis.results import write_arrays, write_aside, write_json, write_tensors
-from actcache.analysis.settings import parse_multipliers
 from actcache.errors import ActcacheError
 
 
