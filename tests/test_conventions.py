@@ -25,8 +25,8 @@ from actcache.data.samples import Sample
 from actcache.errors import ActcacheError
 from actcache.prompts.checks import CONDITIONS
 from actcache.prompts.render import Renderer, Rendering
-from tests.reference import published_direction, published_propensity
-from tests.tiny import TEMPLATE, save, tokenizer
+from tests.reference.definitions import published_direction, published_propensity
+from tests.support.tiny import TEMPLATE, save, tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 TALK = (  # tinytalk's own template, and a place for the system message

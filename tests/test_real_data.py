@@ -12,7 +12,7 @@ from actcache.engine.capture import capture
 from actcache.engine.model import adopt_model, load_model, load_tokenizer
 from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.prompts.render import Renderer, Rendering
-from tests.reference import naive_propensity
+from tests.reference.definitions import naive_propensity
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 pytestmark = [

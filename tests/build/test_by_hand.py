@@ -41,7 +41,7 @@ from actcache.data.formats import read_samples
 from actcache.encoders import encode, parse_encoder
 from actcache.engine.model import load_model
 from actcache.engine.steered_scores import SteeringRule
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.model
 

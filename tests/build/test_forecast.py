@@ -13,7 +13,7 @@ from actcache.build import forecast as estimate
 from actcache.build.forecast import scaled, weights_here, why_not_loaded
 from actcache.cli.main import main
 from actcache.engine.batches import plan_batches
-from tests.tiny import save
+from tests.support.tiny import save
 
 
 @pytest.fixture(scope="module")

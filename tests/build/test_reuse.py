@@ -26,8 +26,8 @@ from actcache.store.copies.copy import subset
 from actcache.store.copies.selection import Selection
 from actcache.store.schema import Ragged, RowArray
 from actcache.store.store import open_store, verify
-from tests.stores import build, example
-from tests.tiny import lettered_rows, save
+from tests.support.stores import build, example
+from tests.support.tiny import lettered_rows, save
 
 pytestmark = pytest.mark.model
 

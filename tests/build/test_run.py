@@ -16,8 +16,8 @@ from actcache.engine.batches import plan_batches
 from actcache.engine.capture import capture, capture_alone
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
-from tests.processes import kill_after
-from tests.tiny import lettered_rows, save
+from tests.support.processes import kill_after
+from tests.support.tiny import lettered_rows, save
 
 pytestmark = pytest.mark.model
 

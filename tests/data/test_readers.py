@@ -7,7 +7,7 @@ import pytest
 from actcache.data.formats import read_samples
 from actcache.data.readers import raw_rows
 from actcache.errors import RowError
-from tests.processes import run_code
+from tests.support.processes import run_code
 
 datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from actcache.data import samples as module
 from actcache.data.samples import SPLITS, VARIANTS, Sample, letter_of, samples_digest
-from tests import reference
-from tests.processes import run_code
+from tests.reference import definitions as reference
+from tests.support.processes import run_code
 
 ROOT = Path(__file__).parents[2]
 PAIR = Sample(

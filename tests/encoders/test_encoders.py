@@ -21,8 +21,8 @@ from actcache.encoders.texts import distinct, texts_digest
 from actcache.errors import ActcacheError, MismatchError, ModelError, NotFiniteError
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from tests.processes import ROOT, run_code
-from tests.stores import build, example
+from tests.support.processes import ROOT, run_code
+from tests.support.stores import build, example
 
 
 def packaged_encoder():
@@ -98,7 +98,7 @@ def test_variants_differ_in_text_and_what_all_rows_share_is_left_out(tmp_path):
     from actcache.build.run import run_build as run
     from actcache.data.personas import Persona, expand_variants
     from actcache.data.samples import Sample
-    from tests import tiny
+    from tests.support import tiny
 
     torch.manual_seed(0)
     row = Sample(

@@ -24,8 +24,8 @@ from actcache.encoders.price import estimate_cost
 from actcache.encoders.service import endpoint_of
 from actcache.errors import ActcacheError, FormatError, MismatchError
 from actcache.store.store import open_store
-from tests.embedding_server import WIDTH, EmbeddingServer, vector_of
-from tests.stores import build, example
+from tests.support.embedding_server import WIDTH, EmbeddingServer, vector_of
+from tests.support.stores import build, example
 
 ROOT = Path(__file__).parents[2]
 KEY = "sk-test-0123456789abcdefghijklmnopqrstuvwxyz"

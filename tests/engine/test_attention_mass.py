@@ -19,9 +19,9 @@ from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.prompts.positions import check_template, expand_positions
 from actcache.prompts.render import Rendered
 from actcache.store.store import open_store
-from tests import reference
 from tests.engine.test_capture import attentions
-from tests.tiny import CONFIGS, VOCAB, make, save
+from tests.reference import definitions as reference
+from tests.support.tiny import CONFIGS, VOCAB, make, save
 
 K3 = ("last_-1", "last_-2", "last_-3")
 FAMILIES = [(family, attention) for family in CONFIGS for attention in attentions(family)]

@@ -20,7 +20,7 @@ from actcache.engine.capture import capture
 from actcache.engine.model import load_model
 from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import ModelError
-from tests.tiny import save
+from tests.support.tiny import save
 
 costs = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 

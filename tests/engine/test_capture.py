@@ -7,7 +7,7 @@ import torch
 from actcache.engine.capture import capture, capture_alone
 from actcache.engine.model import adopt_model
 from actcache.prompts.render import Rendered
-from tests.tiny import CONFIGS, VOCAB, make
+from tests.support.tiny import CONFIGS, VOCAB, make
 
 pytestmark = pytest.mark.model
 POSITIONS = ("prompt", "fork", "positive", "negative")

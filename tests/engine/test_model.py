@@ -22,7 +22,7 @@ from actcache.engine.steered_scores import SteeringRule, propensities
 from actcache.errors import ModelError
 from actcache.store.store import open_store
 from tests.engine.test_sites import rows_of_three_lengths
-from tests.tiny import make, save
+from tests.support.tiny import make, save
 
 pytestmark = pytest.mark.model
 

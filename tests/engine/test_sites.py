@@ -13,7 +13,7 @@ from actcache.engine.self_check import check_sites
 from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.prompts.positions import check_template, expand_positions, of_samples
 from actcache.prompts.render import Rendered
-from tests.tiny import VOCAB, make
+from tests.support.tiny import VOCAB, make
 
 pytestmark = pytest.mark.model
 SITES = ("resid_post", "embed", "resid_mid", "attn_out", "mlp_out", "heads")

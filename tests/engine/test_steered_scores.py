@@ -9,8 +9,8 @@ import torch
 from actcache.engine.model import adopt_model
 from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
 from tests.engine.test_capture import attentions, ragged_rows
-from tests.reference import naive_propensity
-from tests.tiny import CONFIGS, make
+from tests.reference.definitions import naive_propensity
+from tests.support.tiny import CONFIGS, make
 
 pytestmark = pytest.mark.model
 MULTIPLIERS = [-1.5, 0.0, 1.0]

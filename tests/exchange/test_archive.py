@@ -14,7 +14,7 @@ from actcache.exchange.archive import is_archive, read_archive
 from actcache.exchange.export import export
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from tests.stores import build, example, file_bytes, scratch, shaped, shapes
+from tests.support.stores import build, example, file_bytes, scratch, shaped, shapes
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from actcache.errors import ActcacheError, FormatError, MismatchError, StoreExis
 from actcache.exchange.export import export
 from actcache.exchange.read_hdf5 import import_hdf5
 from actcache.store.store import open_store, verify
-from tests.stores import as_json, build, example, file_bytes, scratch, shaped, shapes
+from tests.support.stores import as_json, build, example, file_bytes, scratch, shaped, shapes
 
 
 @pytest.fixture

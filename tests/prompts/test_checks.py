@@ -11,7 +11,7 @@ from actcache.data.samples import Sample
 from actcache.errors import RenderError
 from actcache.prompts.checks import CONDITIONS, broken_conditions, select_rows
 from actcache.prompts.render import Renderer, Rendering
-from tests.tiny import save, tokenizer
+from tests.support.tiny import save, tokenizer
 
 GOOD = Sample(
     id="b/0", behavior="b", prompt="Hi?", positive="(A)", negative="(B)", label=None, letter="A"

@@ -7,7 +7,7 @@ import pytest
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
 from actcache.prompts.render import Renderer, Rendering, longest_that_fit
-from tests.tiny import tokenizer
+from tests.support.tiny import tokenizer
 
 PAIR = Sample(
     id="b/0", behavior="b", prompt="Hi?", positive=" (A)", negative="(B)", label=None, letter="A"

@@ -14,7 +14,7 @@ from actcache.data.samples import Sample
 from actcache.errors import RenderError, RowError
 from actcache.prompts.render import Renderer, Rendering
 from actcache.prompts.spans import span_in_tokens
-from tests.tiny import TEMPLATE, tokenizer
+from tests.support.tiny import TEMPLATE, tokenizer
 
 PROMPT = "Fear spiders. Say so."
 ROW = {"prompt": PROMPT, "positive": " (A)", "negative": " (B)"}

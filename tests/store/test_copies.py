@@ -19,8 +19,8 @@ from actcache.store.copies.copy import subset
 from actcache.store.copies.merge import merge
 from actcache.store.copies.selection import Selection, require_all_layers, select_rows
 from actcache.store.store import open_store, verify
-from tests.processes import kill_after
-from tests.stores import build, example, file_bytes, scratch, shaped, shapes
+from tests.support.processes import kill_after
+from tests.support.stores import build, example, file_bytes, scratch, shaped, shapes
 
 CERTIFICATE = {"rows": ["row-1"], "largest_relative_error": [0.1, 0.2, 0.3], "sites": {"a": 0.3}}
 

@@ -10,7 +10,7 @@ from actcache.errors import ActcacheError
 from actcache.store.schema import RowArray
 from actcache.store.storage.room import committed_bytes, require_room
 from actcache.store.writer import Writer
-from tests.stores import commit_next, example, fill
+from tests.support.stores import commit_next, example, fill
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_a_build_and_a_sweep_are_refused_before_the_model_is_loaded(tmp_path, fr
     from actcache.cli.main import main
     from actcache.engine.steered_scores import SteeringRule
     from actcache.store.store import open_store
-    from tests.tiny import save
+    from tests.support.tiny import save
 
     rows = [{"prompt": f"{i}?", "positive": " (A)", "negative": " (B)"} for i in range(4)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

@@ -191,7 +191,7 @@ def test_an_integer_of_more_than_32_bits_is_no_token():
 def test_no_mutation_of_a_document_or_record_gets_past_the_reader_or_crashes_it():
     # In a process of its own, as users run it: checking every call against its types is slow.
     out = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz_store", "--mutations", "2000", "--seed", "1"],
+        [sys.executable, "-m", "tests.crash.fuzz_store", "--mutations", "2000", "--seed", "1"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

@@ -23,9 +23,9 @@ from actcache.store.schema import RowArray
 from actcache.store.storage.shard_maps import OPEN_MAPS
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
-from tests import reference
-from tests.processes import ROOT, run_code
-from tests.stores import (
+from tests.reference import definitions as reference
+from tests.support.processes import ROOT, run_code
+from tests.support.stores import (
     GOLDEN_CERTIFICATE,
     as_json,
     build,

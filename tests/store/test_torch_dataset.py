@@ -13,7 +13,7 @@ from actcache.errors import MismatchError
 from actcache.store.store import open_store
 from actcache.store.torch_dataset import NO_CLASS, ResidualDataset
 from actcache.store.writer import Writer
-from tests.stores import build, commit_next, example
+from tests.support.stores import build, commit_next, example
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from actcache.errors import FormatError
 from actcache.store.store import open_store
 from actcache.store.verify import verify
-from tests.stores import build, example, file_bytes
+from tests.support.stores import build, example, file_bytes
 
 
 @pytest.fixture

@@ -29,9 +29,19 @@ from actcache.store.storage.atomic import (
 )
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
-from tests import kill_test, reference
-from tests.processes import ROOT, run_code
-from tests.stores import build, commit_next, example, file_bytes, fill, scratch, shaped, shapes
+from tests.crash import kill_test
+from tests.reference import definitions as reference
+from tests.support.processes import ROOT, run_code
+from tests.support.stores import (
+    build,
+    commit_next,
+    example,
+    file_bytes,
+    fill,
+    scratch,
+    shaped,
+    shapes,
+)
 
 
 @pytest.fixture
@@ -138,7 +148,7 @@ def test_a_second_writer_is_refused_at_once(path):
         code = """
             import sys
             from actcache.store.writer import Writer
-            from tests.stores import example
+            from tests.support.stores import example
             Writer.resume(sys.argv[1], **example()[0])
         """
         assert "another process" in run_code(code, path, check=False).stderr
@@ -351,7 +361,7 @@ def test_a_full_disk_is_one_clear_line_and_the_store_goes_on_afterwards(path):
         import resource, sys
         from actcache.errors import ActcacheError
         from actcache.store.writer import Writer
-        from tests.stores import commit_next, example
+        from tests.support.stores import commit_next, example
         settings, values = example(n=600, shard_rows=300)
         with Writer.create(sys.argv[1], **settings) as writer:
             commit_next(writer, values)
@@ -455,7 +465,7 @@ def test_killed_at_random_instants_every_committed_row_is_right(tmp_path):
 def test_killed_before_every_sync_and_rename_in_turn_it_goes_on():
     # In a process of its own, which forks safely: it has no threads.
     out = subprocess.run(
-        [sys.executable, "-m", "tests.kill_test", "--steps"],
+        [sys.executable, "-m", "tests.crash.kill_test", "--steps"],
         cwd=ROOT,
         capture_output=True,
         text=True,

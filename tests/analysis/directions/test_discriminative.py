@@ -20,7 +20,7 @@ from actcache.analysis.directions.discriminative import (
 from actcache.analysis.stats.bootstrap import average_ranks, bootstrap_means, interval
 from actcache.analysis.stats.moments import class_moments
 from actcache.errors import MismatchError, NotFiniteError
-from tests import reference
+from tests.reference import definitions as reference
 
 coarse = st.integers(-3, 3).map(float) | st.floats(-9, 9, width=16)
 

@@ -20,8 +20,8 @@ from actcache.analysis.predict.w2s.train_layers import n_networks, train_layer_p
 from actcache.analysis.stats.pca import principal_basis
 from actcache.analysis.sweep.layer_ranks import active_layers, layer_frequencies, smoothed_labels
 from actcache.errors import FormatError, MismatchError, NotFiniteError, StoreNotFoundError
-from tests import reference
-from tests.processes import run_code
+from tests.reference import definitions as reference
+from tests.support.processes import run_code
 
 SMALL = W2SSettings(
     rates=(0.003, 0.01), widths=(16,), depths=(1,), decays=(0.1,), epochs=(10, 30), top=(1, 2),

@@ -35,7 +35,7 @@ from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.model
 

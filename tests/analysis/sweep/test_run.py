@@ -17,8 +17,8 @@ from actcache.data.formats import read_samples
 from actcache.engine.model import load_model
 from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
-from tests.reference import naive_propensity
-from tests.tiny import save
+from tests.reference.definitions import naive_propensity
+from tests.support.tiny import save
 
 pytestmark = pytest.mark.model
 MULTIPLIERS = (-1.0, 0.0, 0.5, 1.0)

@@ -15,8 +15,8 @@ from actcache.analysis.stats.slopes import crossfit_halves, fit_quality, slopes
 from actcache.analysis.sweep.steerability import summarize
 from actcache.analysis.sweep.strategies import slope_table
 from actcache.errors import MismatchError, NotFiniteError
-from tests import reference
-from tests.processes import run_code
+from tests.reference import definitions as reference
+from tests.support.processes import run_code
 
 GRID = np.arange(-1.5, 1.6, 0.5)
 coarse = st.integers(-3, 3).map(float) | st.floats(-9, 9, width=16)

@@ -9,7 +9,7 @@ import pytest
 
 from actcache.build.config import BuildConfig
 from actcache.cli.main import main, parser
-from tests.tiny import save
+from tests.support.tiny import save
 
 WITHOUT = ("--stages", "vectors,layers,sweep")
 """Without predictors: test_predictors has networks small enough to train."""
@@ -386,7 +386,7 @@ def test_each_field_of_an_analysis_has_a_flag_with_the_same_default():
 
 
 def test_the_checkout_holds_no_machines_paths():
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for folder in ("actcache", "analysis", "cli", "benchmarks"):
         for path in (root / folder).rglob("*.py"):
             assert "/home/" not in path.read_text(encoding="utf-8"), path

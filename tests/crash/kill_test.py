@@ -1,8 +1,8 @@
 """Kills builds of a store, and sweeps, and looks at what they left.
 
-    python -m tests.kill_test --kills 200           SIGKILL at random instants of builds
-    python -m tests.kill_test --sweep --kills 50    the same of sweeps of a tiny model
-    python -m tests.kill_test --steps               death before each sync, rename, unlink in turn
+    python -m tests.crash.kill_test --kills 200           SIGKILL at random instants of builds
+    python -m tests.crash.kill_test --sweep --kills 50    the same of sweeps of a tiny model
+    python -m tests.crash.kill_test --steps               death before each sync, rename, unlink in turn
 
 After each kill every row that is claimed is compared with the truth, and the build or sweep is
 resumed. A finished store must equal an uninterrupted one byte for byte.
@@ -27,9 +27,9 @@ from actcache.errors import IncompleteStoreError, StoreNotFoundError
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
-from tests.stores import build, commit_next, example, file_bytes, scratch
+from tests.support.stores import build, commit_next, example, file_bytes, scratch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CERTIFICATE = {"worst": 0.25}
 
 
@@ -120,7 +120,7 @@ def random_kills(folder, *, kills, seed):
     path = folder / "killed" / "a.zarr"
     path.parent.mkdir()
     report = Report()
-    code = "import sys; from pathlib import Path; from tests.kill_test import go_on, plan\n"
+    code = "import sys; from pathlib import Path; from tests.crash.kill_test import go_on, plan\n"
     code += "planned = plan(); print(flush=True); go_on(planned, Path(sys.argv[1]))"
     start = time.monotonic()
     go_on((settings, values), path)
@@ -187,7 +187,7 @@ def _tiny_sweep(folder):
     from actcache.data.formats import read_samples
     from actcache.engine.model import load_model
     from actcache.engine.steered_scores import SteeringRule
-    from tests.tiny import save
+    from tests.support.tiny import save
 
     answers = (" (A)", " (B), yes")
     rows = [

@@ -7,7 +7,7 @@ import textwrap
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 SLOW_COMMITS = """
 import time

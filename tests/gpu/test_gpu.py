@@ -13,7 +13,7 @@ from actcache.engine.model import adopt_model, load_model
 from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
 from actcache.prompts.render import Rendered
 from tests.engine.test_attention_mass import K3, marked_rows
-from tests.tiny import VOCAB, make, save
+from tests.support.tiny import VOCAB, make, save
 
 DEVICE = "cuda"
 N_DEVICES = torch.cuda.device_count()

@@ -1,6 +1,6 @@
 """Stores by a hostile author: documents and records mutated at random, their checksums made to fit.
 
-    python -m tests.fuzz_store --mutations 10000
+    python -m tests.crash.fuzz_store --mutations 10000
 
 The reader must refuse, or read; never crash, hang or allocate what no file backs.
 """
@@ -20,7 +20,7 @@ from typing import Any
 from actcache.errors import ActcacheError
 from actcache.store.log import FileSum, encode_record
 from actcache.store.store import open_store, verify
-from tests.stores import build, example, scratch
+from tests.support.stores import build, example, scratch
 
 JUNK: list[Any] = [None, True, False, 0, -1, 1, 2, 3, 1.0, 1e308, 2**31, 2**47, 2**63, 10**30]
 JUNK += [

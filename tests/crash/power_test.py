@@ -1,8 +1,8 @@
 """Cuts the power of a disk that a store is being built on, and looks at what is left.
 
-    python -m tests.power_test --cuts 100                          nothing may be wrong, nothing lost
-    python -m tests.power_test --cuts 20 --without-sync            must go red: rows are lost
-    python -m tests.power_test --cuts 20 --without-sync shards     must go red: shards are zeros
+    python -m tests.crash.power_test --cuts 100                          nothing may be wrong, nothing lost
+    python -m tests.crash.power_test --cuts 20 --without-sync            must go red: rows are lost
+    python -m tests.crash.power_test --cuts 20 --without-sync shards     must go red: shards are zeros
 
 The disk is an ext4 in a file, mounted by a loop device; the cut is ext4's own shutdown, which drops
 whatever the journal and the page cache still hold. Then the file system is checked, mounted again,
@@ -29,8 +29,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.kill_test import CERTIFICATE, ROOT, plan, wrong_rows
-from tests.stores import build, commit_next, file_bytes, scratch
+from tests.crash.kill_test import CERTIFICATE, ROOT, plan, wrong_rows
+from tests.support.stores import build, commit_next, file_bytes, scratch
 
 EXT4_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
 NO_LOG_FLUSH = struct.pack("I", 2)
@@ -174,7 +174,7 @@ def look(path):
 
 
 def _python(call, **options):
-    code = f"from pathlib import Path; from tests.power_test import go_on, look; {call}"
+    code = f"from pathlib import Path; from tests.crash.power_test import go_on, look; {call}"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, **options
     )

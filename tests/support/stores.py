@@ -1,4 +1,4 @@
-"""Small stores to test with, and the golden one: `python -m tests.stores tests/golden/format_1.zarr`."""
+"""Small stores to test with, and the golden one: `python -m tests.support.stores tests/golden/format_1.zarr`."""
 
 import json
 import sys

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.power_test import NOT_HERE
+from tests.crash.power_test import NOT_HERE
 
 pytestmark = pytest.mark.slow
 
 
 def run(module, *flags):
     return subprocess.run(
-        [sys.executable, "-m", f"tests.{module}", *flags],
-        cwd=Path(__file__).parents[1],
+        [sys.executable, "-m", f"tests.crash.{module}", *flags],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,
