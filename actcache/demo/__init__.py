@@ -1,7 +1,7 @@
 """A tiny chat model and six behaviors, shipped with the package, so that everything runs offline.
 
-The model is a test bed: it was trained from scratch, by `actcache.demo.train`, so that it can be
-steered. It is no evidence about language models. `actcache.demo.evaluate` shows how well it does.
+The model is a test bed: it was trained from scratch so that it can be steered, and is no evidence
+about language models. `benchmarks/demo_model` trains it and measures it.
 """
 
 from pathlib import Path

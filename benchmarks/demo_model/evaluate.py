@@ -1,4 +1,4 @@
-"""Show how well the demo model does what the demo needs: `python -m actcache.demo.evaluate`.
+"""Show how well the demo model does what the demo needs: `python -m benchmarks.demo_model.evaluate`.
 
 Written with plain transformers and torch on purpose, whole forward passes with a hook and nothing
 cached, so that it can also serve as a check on the rest of the package. Every figure but the
@@ -270,13 +270,13 @@ TITLES = {
 def main() -> None:
     """Print the table, or all figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, help="what actcache.demo.train wrote")
+    parser.add_argument("--folder", type=Path, help="what benchmarks.demo_model.train wrote")
     parser.add_argument("--n-random", type=int, default=10, help="random directions a behavior")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     args = parser.parse_args()
     result = evaluate(args.folder, n_random=args.n_random)
     if args.json:
-        print(json.dumps(result))  # noqa: T201
+        print(json.dumps(result))
         return
     console = Console(width=100)
     for names, title in TITLES.items():

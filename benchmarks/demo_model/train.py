@@ -1,4 +1,4 @@
-"""Train the demo model from a fixed seed: `python -m actcache.demo.train -o DIR`.
+"""Train the demo model from a fixed seed: `python -m benchmarks.demo_model.train -o DIR`.
 
 Writes `DIR/model`, `DIR/rows` and `DIR/personas.json`, which is what this folder ships. It needs
 no network, and some five minutes of one free core. On one machine, two runs gave the same bytes.
@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from actcache.demo import data
-from actcache.demo.dialogues import Batch, Dialogues, build_tokenizer
+from benchmarks.demo_model import data
+from benchmarks.demo_model.dialogues import Batch, Dialogues, build_tokenizer
 
 N_CLASSES = 2 * len(data.BEHAVIORS)
 CYCLE = (("single", 64), ("follow-up", 48), ("single", 64), ("twice", 32))
@@ -176,7 +176,7 @@ def train(*, seed: int, steps: int) -> tuple[Any, PreTrainedTokenizerFast]:
         if (step + 1) % 100 == 0:
             means = ", ".join(f"{name} {sum(x) / len(x):.2f}" for name, x in log.items())
             seconds = time.perf_counter() - start
-            print(  # noqa: T201
+            print(
                 f"step {step + 1}, {seconds:.0f} s, loss {loss.item():.3f}, right: {means}",
                 flush=True,
             )

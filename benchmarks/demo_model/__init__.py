@@ -1,0 +1,1 @@
+"""How the built-in demo model was trained and evaluated."""
