@@ -4,6 +4,8 @@ The command line prints them as one line without a traceback; anything else that
 bug and shows where.
 """
 
+from typing import NoReturn
+
 
 class ActcacheError(Exception):
     """Base of every error that the user can mend."""
@@ -37,9 +39,27 @@ class FormatError(ActcacheError, ValueError):
     """The files are not a store that this version reads, or they are damaged."""
 
 
+class DamageError(FormatError):
+    """A file is not as this format, or the store's own log, has it."""
+
+    def __init__(self, where: str, found: str, expected: str):
+        super().__init__(
+            f"'{where}' holds {found}, expected {expected}. The store is damaged, or none of "
+            "actcache: see actcache verify."
+        )
+        self.where = where
+        self.found = found
+        self.expected = expected
+
+
 class MismatchError(ActcacheError, ValueError):
     """Two things that must agree do not: names the field and both values."""
 
 
 class NotFiniteError(ActcacheError, ValueError):
     """A residual is not finite, or overflows the dtype that it is stored in."""
+
+
+def refuse(where: str, found: str, expected: str) -> NoReturn:
+    """Raise the error of a file that holds one thing where another was expected."""
+    raise DamageError(where, found, expected)

@@ -4,8 +4,7 @@ Stages run in order and each reads what the ones before it gave. `sweep` alone n
 only then is torch imported. See README for what lies in the folder.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from actcache.analysis.config import STAGES, AnalyzeConfig, stages_left_out
+from actcache.analysis.config import STAGES, AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import random_directions
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
 from actcache.analysis.directions.of_store import (
@@ -38,8 +37,9 @@ from actcache.analysis.report.predictor_tables import predictor_tables
 from actcache.analysis.report.tables import markdown
 from actcache.analysis.results import plain, write_aside, write_json, write_text
 from actcache.analysis.sweep.steerability import Steerability, summarize
-from actcache.encoders import Cost, parse_encoder
+from actcache.encoders import parse_encoder
 from actcache.errors import MismatchError
+from actcache.progress import SILENT, Progress
 from actcache.store.copies.selection import require_all_layers
 from actcache.store.storage.atomic import make_folder, telling
 from actcache.store.store import Store
@@ -49,18 +49,13 @@ if TYPE_CHECKING:  # torch comes in with these
     from actcache.engine.steered_scores import SteeringRule
 
 
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Opens a bar of a title and a total; what it yields moves the bar on."""
-
-
 def analyze(
     store: Store,
     out: str | Path,
     *,
     config: AnalyzeConfig,
     model: "Callable[[], LanguageModel] | None" = None,
-    progress: Progress,
-    show_cost: Callable[[Cost], None] = lambda _cost: None,
+    progress: Progress = SILENT,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Run the stages and write the results folder.
@@ -71,8 +66,7 @@ def analyze(
             that was interrupted is gone on with.
         config: the settings.
         model: gives the model that the store was built with; called only if a sweep must run.
-        progress: shows long loops.
-        show_cost: told what an encoder of prompts will cost, before anything is paid; may raise.
+        progress: shows long loops, and what an encoder of prompts will cost before it is paid.
         device: where predictors are trained: a torch device, or `auto` (cuda, else cpu). No setting
             of the analysis: it changes nothing beyond rounding.
 
@@ -133,10 +127,42 @@ def analyze(
             summary["sweep"] = _sweep(out, store, found, train, config, rule, swept)
         if "predictors" in config.stages:
             summary["predictors"] = _predictors(
-                out, store, swept, config, rule, load, progress, show_cost, device
+                out, store, swept, config, rule, load, progress, device
             )
     write_json(out / "summary.json", summary)
     return summary
+
+
+def stages_left_out(store: Store, stages: Sequence[str]) -> list[str]:
+    """Which stages cannot run on a store's rows: asked before any of them takes time.
+
+    Args:
+        store: pairs or labelled prompts.
+        stages: of `STAGES`.
+
+    Returns:
+        A sentence, where `sweep` or `predictors` were asked for by name and rows have labels; else
+        nothing: all stages means all that there are.
+
+    Raises:
+        MismatchError: none of them can run, or a split that one reads has no rows.
+    """
+    paired = not any(store["label"].tolist())
+    unfit = ("layers",) if paired else ("sweep", "predictors")
+    have, need = ("pairs", "labels") if paired else ("labels", "pairs")
+    left = [stage for stage in stages if stage in unfit]
+    said = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
+    if len(left) == len(stages):
+        fit = ",".join(stage for stage in STAGES if stage not in unfit)
+        raise MismatchError(f"no stage can run on {said}. Pass --stages {fit}.")
+    if not paired:
+        return [said] if left and tuple(stages) != STAGES else []
+    if "sweep" in stages and "test" not in store["split"].tolist():
+        raise MismatchError(
+            f"'{store.path}' has no rows of the split 'test', which the stage sweep reads. Build "
+            "from more rows, give rows a split, or pass --stages vectors."
+        )
+    return []
 
 
 def _require_predictable(store: Store, config: AnalyzeConfig) -> None:
@@ -157,7 +183,6 @@ def _predictors(
     rule: "SteeringRule",
     model: "Callable[[], LanguageModel] | None",
     progress: Progress,
-    show_cost: Callable[[Cost], None],
     device: str,
 ) -> dict[str, Any]:
     """Layer and vector predictors, and their tables; or why they were left out."""
@@ -181,7 +206,6 @@ def _predictors(
         rule=rule,
         model=model,
         progress=progress,
-        show_cost=show_cost,
         device=training_device(device),
     )
     tables = markdown(predictor_tables(found))
@@ -285,7 +309,7 @@ def _swept(
     for i in range(config.controls):
         name = CONTROL if i == 0 else f"{CONTROL}_{i}"
         sets[name] = shared_directions(np.stack([each[i] for each in random]), of)
-    with progress("sweep", store.n) as on_rows:
+    with progress.steps("sweep", store.n) as on_rows:
         return run_sweep(
             store,
             out / "sweep.zarr",

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actcache.conventions import NAMES, NONE
-from actcache.errors import ActcacheError, MismatchError
-from actcache.store.store import Store
+from actcache.errors import ActcacheError
 
 STAGES = ("vectors", "layers", "sweep", "predictors")
 """In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers;
@@ -139,35 +138,3 @@ def parse_multipliers(text: str) -> tuple[float, ...]:
             "numbers. For example -1.5:1.5:0.5."
         )
     return tuple(round(start + i * step, 12) for i in range(n_steps + 1))
-
-
-def stages_left_out(store: Store, stages: Sequence[str]) -> list[str]:
-    """Which stages cannot run on a store's rows: asked before any of them takes time.
-
-    Args:
-        store: pairs or labelled prompts.
-        stages: of `STAGES`.
-
-    Returns:
-        A sentence, where `sweep` or `predictors` were asked for by name and rows have labels; else
-        nothing: all stages means all that there are.
-
-    Raises:
-        MismatchError: none of them can run, or a split that one reads has no rows.
-    """
-    paired = not any(store["label"].tolist())
-    unfit = ("layers",) if paired else ("sweep", "predictors")
-    have, need = ("pairs", "labels") if paired else ("labels", "pairs")
-    left = [stage for stage in stages if stage in unfit]
-    said = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
-    if len(left) == len(stages):
-        fit = ",".join(stage for stage in STAGES if stage not in unfit)
-        raise MismatchError(f"no stage can run on {said}. Pass --stages {fit}.")
-    if not paired:
-        return [said] if left and tuple(stages) != STAGES else []
-    if "sweep" in stages and "test" not in store["split"].tolist():
-        raise MismatchError(
-            f"'{store.path}' has no rows of the split 'test', which the stage sweep reads. Build "
-            "from more rows, give rows a split, or pass --stages vectors."
-        )
-    return []

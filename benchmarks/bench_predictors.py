@@ -178,17 +178,19 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
     from actcache.analysis.analyze import analyze
     from actcache.analysis.config import AnalyzeConfig
     from actcache.analysis.sweep import run as sweep
+    from actcache.progress import Silent
 
     torch.set_num_threads(given["threads"])
     # The only place where something is put in another's stead, before anything imports it.
     sweep.run_sweep = pretended_sweep
     seconds: dict[str, float] = {}
 
-    @contextmanager
-    def timed(title: str, _total: int) -> Iterator[Callable[[int], None]]:
-        start = time.perf_counter()
-        yield lambda _n: None
-        seconds[title] = time.perf_counter() - start
+    class Timed(Silent):
+        @contextmanager
+        def steps(self, title: str, _total: int | None) -> Iterator[Callable[[int], None]]:
+            start = time.perf_counter()
+            yield lambda _n: None
+            seconds[title] = time.perf_counter() - start
 
     start, busy = time.perf_counter(), time.process_time()
     summary = analyze(
@@ -196,7 +198,7 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
         given["out"],
         config=AnalyzeConfig(stages=("vectors", "sweep", "predictors")),
         model=lambda: None,  # type: ignore[arg-type, return-value]
-        progress=timed,
+        progress=Timed(),
         device=given["device"],
     )
     whole = time.perf_counter() - start

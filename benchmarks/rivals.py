@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from actcache.build.certify import certify
 from actcache.build.plan import Plan
 from actcache.build.run import run_build
 from actcache.engine.batches import plan_batches
 from actcache.engine.capture import capture, tokens_run
 from actcache.engine.model import LanguageModel, load_model, load_tokenizer
-from actcache.engine.self_check import certify, check_capture
+from actcache.engine.self_check import check_capture
 from actcache.prompts.render import Rendered
 from benchmarks.models import plain_forwards
 

@@ -120,14 +120,13 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str
     def load() -> Any:
         return _load(store, args)
 
-    def bar(title: str, total: int) -> Any:
-        return console.progress(title, total=total, quiet=args.json)
-
-    def cost(found: Any) -> None:
-        console.err().print(str(found), highlight=False, markup=False, soft_wrap=True)
-
     return analyze(
-        store, out, config=config, model=load, progress=bar, show_cost=cost, device=args.device
+        store,
+        out,
+        config=config,
+        model=load,
+        progress=console.Bars(quiet=args.json),
+        device=args.device,
     )
 
 

@@ -135,7 +135,8 @@ def run(args: argparse.Namespace) -> None:
 
     from actcache.build.plan import plan_build
     from actcache.build.run import run_build  # from here on torch is needed
-    from actcache.store.storage.room import committed_bytes, require_room
+    from actcache.store.partial import committed_bytes
+    from actcache.store.storage.room import require_room
 
     plan = plan_build(samples, config)
     _say_left_out(plan.left_out)

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -64,6 +64,21 @@ def progress(
     ) as bars:
         task = bars.add_task(title, total=total)
         yield lambda n: bars.advance(task, n)
+
+
+class Bars:
+    """Progress on the terminal: a bar for each long loop, a line for each cost."""
+
+    def __init__(self, *, quiet: bool = False):
+        self._quiet = quiet
+
+    def steps(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """Open a bar."""
+        return progress(title, total=total, quiet=self._quiet)
+
+    def cost(self, estimate: object) -> None:
+        """Say what a service will charge."""
+        err().print(str(estimate), highlight=False, markup=False, soft_wrap=True)
 
 
 def size(n_bytes: float) -> str:

@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
+    from actcache.build.certify import certify
     from actcache.build.replay import load_store_model, rendered_rows
-    from actcache.engine.self_check import bound_of, certify
+    from actcache.engine.self_check import bound_of
 
     if store.kind != "residuals":
         raise MismatchError(

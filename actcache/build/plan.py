@@ -13,6 +13,7 @@ import numpy as np
 from actcache.build.config import BuildConfig
 from actcache.build.provenance import MODE, model_identity, versions
 from actcache.data.samples import TEXT_COLUMNS, Sample, samples_digest
+from actcache.data.spans import SPAN
 from actcache.data.splits import Leaks, assign_splits, count_leaks
 from actcache.engine.capture import tokens_run
 from actcache.engine.model import (
@@ -25,7 +26,7 @@ from actcache.engine.model import (
 from actcache.prompts.checks import Summary, select_rows
 from actcache.prompts.positions import ATTENTION, check_template, expand_positions, of_samples
 from actcache.prompts.render import Rendered, Renderer
-from actcache.prompts.spans import SPAN, require_spans
+from actcache.prompts.spans import require_spans
 from actcache.store.schema import Ragged
 
 

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
-from actcache.build.provenance import IDENTITY, model_identity, require_same
+from actcache.build.provenance import model_identity
+from actcache.data.spans import SPAN
 from actcache.engine.model import LanguageModel, load_model
 from actcache.errors import MismatchError
+from actcache.identity import IDENTITY, require_same
 from actcache.prompts.render import Rendered
-from actcache.prompts.spans import SPAN
 from actcache.store.store import Store
 
 PARTS = ("prompt", "shared", "positive", "negative")

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.build.provenance import IDENTITY, first_difference
+from actcache.data.spans import SPAN
 from actcache.errors import MismatchError
+from actcache.identity import IDENTITY, first_difference
 from actcache.prompts.render import Rendered
-from actcache.prompts.spans import SPAN
 from actcache.store.copies.copy import open_source
 from actcache.store.copies.fill import array_of, stored_values
 from actcache.store.schema import RowArray

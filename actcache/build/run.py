@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from actcache.build.certify import certify
 from actcache.build.config import BuildConfig
 from actcache.build.plan import Plan, columns, provenance
 from actcache.build.provenance import MODE, model_identity
@@ -21,7 +22,7 @@ from actcache.build.reuse import Reusable, find_reusable
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.capture import capture
 from actcache.engine.model import DTYPES, LanguageModel, load_model
-from actcache.engine.self_check import Read, certify, check_capture
+from actcache.engine.self_check import Read, check_capture
 from actcache.prompts.positions import ATTENTION
 from actcache.store.schema import Dtype, RowArray
 from actcache.store.store import Store, open_store

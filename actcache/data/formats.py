@@ -12,8 +12,8 @@ from typing import Any
 
 from actcache.data.readers import RawRow, kind_of, raw_rows
 from actcache.data.samples import SPLITS, VARIANTS, Sample, letter_of
+from actcache.data.spans import marked_span
 from actcache.errors import RowError
-from actcache.prompts.spans import marked_span
 
 _OPTIONAL = ("id", "behavior", "split", "system", "variant")
 _MATCHING, _OTHER = "answer_matching_behavior", "answer_not_matching_behavior"

@@ -1,4 +1,4 @@
-"""Does the capture equal a plain forward pass on this model, row by row? Before a build, and after.
+"""Does the capture equal a plain forward pass on this model, row by row? Asked before a build.
 
 A family that the engine would get wrong stops here, with one line, and not after an hour. Also
 whether what is read within a block is what its name says: attention's and MLP's outputs must add
@@ -19,13 +19,9 @@ from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
 from actcache.prompts.positions import ATTENTION, of_samples
 from actcache.prompts.render import Rendered
-from actcache.store.store import Store
 
 Read = Callable[..., Mapping[str, Tensor]]
 """`capture`, or what stands in for it."""
-
-CERTIFICATE_ROWS = 8
-"""How many rows are run again, alone and unpadded, when a build ends."""
 
 FULL_PRECISION_BOUND = 1e-3
 """Largest relative error of a residual in float32 or float64; measured ones are below 1e-5."""
@@ -73,7 +69,7 @@ def check_capture(
                 continue
             for i, row in enumerate(few):
                 true = capture_alone(model, row, position=position, answer=answer, site=site)
-                error = float(_error(site, found[site][i, :, j], true).max())
+                error = float(relative_error(site, found[site][i, :, j], true).max())
                 # A residual that overflows is the writer's to report, by row and layer.
                 if torch.isfinite(true).all() and not error <= bound:
                     raise ModelError(
@@ -84,57 +80,6 @@ def check_capture(
                     )
                 worst = max(worst, error) if error == error else worst
     return {"largest_relative_error": worst, "bound": bound}
-
-
-def certify(
-    store: Store,
-    model: LanguageModel,
-    rows: Sequence[Rendered],
-    *,
-    positions: Sequence[str],
-    sites: Sequence[str],
-    answer: str,
-    seed: int,
-    n_rows: int = CERTIFICATE_ROWS,
-) -> dict[str, Any]:
-    """Run a few random rows again, alone and unpadded, and compare with what is on disk.
-
-    Args:
-        store: what was built; it may be partial.
-        model: the model.
-        rows: all rows of the build.
-        positions: what was read.
-        sites: where.
-        answer: which token of a completion is its answer token.
-        seed: of the choice of rows.
-        n_rows: how many.
-
-    Returns:
-        `rows` (their ids), `positions`, `largest_relative_error` of each layer that was kept, and
-        of each site in `sites`: the largest difference of any value over the largest absolute value
-        of what was read there.
-    """
-    rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.permutation(len(rows))[:n_rows])
-    layers = store.layers if set(sites) != {"embed"} else np.arange(model.n_layers)
-    by_layer, by_site = np.zeros(layers.size), dict.fromkeys(sites, 0.0)
-    for i in chosen:
-        for site in sites:
-            for position in positions:
-                kept = torch.from_numpy(np.array(store.resid(position, site=site)[int(i)]))
-                true = capture_alone(model, rows[i], position=position, answer=answer, site=site)
-                if site != "embed":
-                    true = true[torch.from_numpy(layers).to(true.device)]
-                errors = _error(site, kept, true).numpy()
-                by_site[site] = max(by_site[site], float(errors.max()))
-                if site != "embed":
-                    by_layer = np.maximum(by_layer, errors)
-    return {
-        "rows": [str(store["id"][i]) for i in chosen],
-        "positions": list(positions),
-        "largest_relative_error": by_layer.tolist(),
-        "sites": by_site,
-    }
 
 
 def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> None:
@@ -180,7 +125,9 @@ def _adds_up(model: LanguageModel, start: Tensor, added: Tensor, end: Tensor) ->
     return bool((off <= room).all()) or not bool(torch.isfinite(end).all())
 
 
-def _error(site: str, found: Float[Tensor, "layer d"], true: Float[Tensor, "layer d"]) -> Tensor:
+def relative_error(
+    site: str, found: Float[Tensor, "layer d"], true: Float[Tensor, "layer d"]
+) -> Tensor:
     """Largest difference of any value over the largest absolute value, `[layer]`.
 
     Of attention masses the difference itself: they are shares of a whole that is 1.

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from actcache.errors import refuse
 from actcache.exchange.aside import written_aside
 from actcache.store.columns import read_column
 from actcache.store.contents import ColumnValues, plan_creation
 from actcache.store.copies.fill import Contents, array_of, columns_of, fill_store, stored_values
-from actcache.store.damage import refuse
 from actcache.store.documents import (
     GROUP,
     Document,

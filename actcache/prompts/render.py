@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from actcache.data.samples import Sample
+from actcache.data.spans import Span
 from actcache.errors import RenderError
-from actcache.prompts.spans import Span, span_in_text, span_in_tokens
+from actcache.prompts.spans import span_in_text, span_in_tokens
 from actcache.prompts.token_tree import Tree
 
 SPACES = ("one", "add", "none", "strip")

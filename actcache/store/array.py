@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int64, Shaped
 
 from actcache.errors import MismatchError
 from actcache.store.schema import RowArray
-from actcache.store.storage.shard_maps import Maps
+from actcache.store.shard_maps import Maps
 
 Rows = int | np.integer | slice | Sequence[int] | np.ndarray
 """Rows that are asked for: one, a slice, a bool mask, or numbers in any order."""

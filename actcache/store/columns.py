@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from actcache.store.damage import refuse
+from actcache.errors import refuse
 from actcache.store.encoding import decode_numbers, decode_strings
 from actcache.store.layout import Layout, column_path
 from actcache.store.log import FileSum

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from actcache.build.provenance import require_same
 from actcache.errors import FormatError, MismatchError
+from actcache.identity import require_same
 from actcache.store.columns import read_checked_column, read_column
 from actcache.store.documents import (
     GROUP,

@@ -11,8 +11,7 @@ from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
-from actcache.errors import FormatError, MismatchError
-from actcache.store.damage import refuse
+from actcache.errors import FormatError, MismatchError, refuse
 from actcache.store.schema import DOCUMENT_LIMIT, FORMAT, Column, Dtype, Root, RowArray
 
 Document = dict[str, Any]

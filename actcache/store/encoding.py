@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 import google_crc32c
 import numpy as np
 
-from actcache.errors import MismatchError, NotFiniteError
-from actcache.store.damage import refuse
+from actcache.errors import MismatchError, NotFiniteError, refuse
 from actcache.store.schema import Column, RowArray
 
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F80_0000}

@@ -8,8 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from actcache.errors import FormatError, IncompleteStoreError, StoreNotFoundError
-from actcache.store.damage import DamageError, refuse
+from actcache.errors import (
+    DamageError,
+    FormatError,
+    IncompleteStoreError,
+    StoreNotFoundError,
+    refuse,
+)
 from actcache.store.documents import (
     GROUP,
     Document,

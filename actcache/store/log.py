@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt32
 
-from actcache.errors import MismatchError
-from actcache.store.damage import refuse
+from actcache.errors import MismatchError, refuse
 from actcache.store.documents import decode
 from actcache.store.encoding import block_bytes
 from actcache.store.schema import DOCUMENT_LIMIT, Root, RowArray

@@ -13,7 +13,8 @@ from pathlib import Path
 from actcache.errors import ActcacheError, FormatError, StoreExistsError
 from actcache.store.contents import Creation
 from actcache.store.documents import encode, root_document
-from actcache.store.layout import Layout, read_layout, record_path, shard_path
+from actcache.store.encoding import shard_bytes
+from actcache.store.layout import Layout, partial_folder, read_layout, record_path, shard_path
 from actcache.store.schema import COMMITS
 from actcache.store.storage.atomic import ASIDE, sync_folder, write_durably
 
@@ -157,3 +158,19 @@ def remove(path: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+
+
+def committed_bytes(path: str | Path) -> int:
+    """Bytes of the shards that an interrupted build or sweep of `path` has on disk already.
+
+    None of what is damaged counts; whoever goes on with it is told.
+    """
+    folder = partial_folder(Path(path))
+    if not record_path(folder, 0).exists():
+        return 0
+    try:
+        layout = read_layout(folder)
+    except FormatError:
+        return 0
+    each = sum(shard_bytes(array, layout.root.shard_rows) for array in layout.arrays.values())
+    return each * len(layout.checksums)

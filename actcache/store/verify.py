@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from actcache.errors import DamageError
 from actcache.store.columns import read_checked_column
-from actcache.store.damage import DamageError
 from actcache.store.encoding import block_bytes, shard_index
 from actcache.store.layout import PARTIAL, Layout, find_store, read_layout, record_path, shard_path
+from actcache.store.shard_maps import Maps
 from actcache.store.storage.files import open_file
-from actcache.store.storage.shard_maps import Maps
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from actcache.store.encoding import shard_bytes, shard_parts
 from actcache.store.layout import Layout, partial_folder, read_layout, record_path, shard_path
 from actcache.store.log import FileSum, encode_record, seal, shard
 from actcache.store.partial import (
+    committed_bytes,
     fill,
     lock_folder,
     overwrite_mark,
@@ -36,7 +37,7 @@ from actcache.store.storage.atomic import (
     write_durably,
     write_large_files,
 )
-from actcache.store.storage.room import committed_bytes, require_room
+from actcache.store.storage.room import require_room
 
 
 class Writer:

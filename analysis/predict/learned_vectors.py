@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -27,14 +27,12 @@ from actcache.analysis.predict.l2s.vector_predictor import (
 from actcache.analysis.predict.reuse import digest_of, identity_of, kept
 from actcache.analysis.predict.selections import Chosen, Rows
 from actcache.analysis.sweep.run import DirectionSet, run_sweep
-from actcache.build.provenance import require_same
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
+from actcache.identity import require_same
+from actcache.progress import Progress
 from actcache.store.store import Store, open_store
-
-if TYPE_CHECKING:
-    from actcache.analysis.analyze import Progress
 
 LEARNED = "l2s"
 """The set of the networks' vectors."""
@@ -108,7 +106,7 @@ def learn_vectors(
     config: AnalyzeConfig,
     rule: SteeringRule,
     model: Callable[[], LanguageModel],
-    progress: "Progress",
+    progress: Progress,
     device: str = "cpu",
 ) -> Learned:
     """Train each behavior's networks on its train samples, and sweep all rows with their vectors.
@@ -161,7 +159,7 @@ def learn_vectors(
         )
     networks = {}
     each = len(layers) * len(contexts) * len(settings.rates) * len(settings.components)
-    with progress("networks of L2S", each * len(behaviors)) as on_network:
+    with progress.steps("networks of L2S", each * len(behaviors)) as on_network:
 
         def load(place: Path) -> VectorPredictor:
             on_network(each)
@@ -188,7 +186,7 @@ def learn_vectors(
         WITHOUT_LETTER: lambda at: vectors.less_letter(at, letter),
     }
     sets = {name: DirectionSet(rows_of[name], digest) for name, digest in digests.items()}
-    with progress("sweep of learned vectors", store.n) as on_rows:
+    with progress.steps("sweep of learned vectors", store.n) as on_rows:
         swept = run_sweep(
             store,
             path,

@@ -31,11 +31,11 @@ from actcache.analysis.report.verdicts import words
 from actcache.analysis.results import plain
 from actcache.analysis.sweep.steerability import fixed_layer
 from actcache.analysis.sweep.strategies import SlopeTable, slope_table
-from actcache.encoders import Cost, Embeddings, encode, parse_encoder
+from actcache.encoders import Embeddings, encode, parse_encoder
+from actcache.progress import Progress
 from actcache.store.store import Store
 
 if TYPE_CHECKING:
-    from actcache.analysis.analyze import Progress
     from actcache.analysis.predict.learned_vectors import Learned
     from actcache.engine.model import LanguageModel
     from actcache.engine.steered_scores import SteeringRule
@@ -79,8 +79,7 @@ def run_predictors(
     config: AnalyzeConfig,
     rule: "SteeringRule",
     model: "Callable[[], LanguageModel]",
-    progress: "Progress",
-    show_cost: Callable[[Cost], None],
+    progress: Progress,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Train, choose, compare; leave `predictors/`, `predictors.npz` and `embeddings.png`.
@@ -93,8 +92,7 @@ def run_predictors(
         config: the settings.
         rule: the sweep's conventions.
         model: gives the store's model; called only if learned vectors are still to be swept.
-        progress: shows long loops.
-        show_cost: told what a paid encoder will cost, before it is asked.
+        progress: shows long loops, and what a paid encoder will cost before it is asked.
         device: where networks are trained. What is kept is taken up whichever it was trained on.
 
     Returns:
@@ -108,14 +106,14 @@ def run_predictors(
     encoders = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
     embedded = []
     for spec in encoders:
-        with progress(f"encoder {spec.text}", store.n) as on_rows:
+        with progress.steps(f"encoder {spec.text}", store.n) as on_rows:
             embedded.append(
                 encode(
                     spec,
                     store,
                     keeper=None if config.embeddings is None else Path(config.embeddings),
                     base_url=config.base_url,
-                    confirm=show_cost,
+                    confirm=progress.cost,
                     on_rows=on_rows,
                 )
             )
@@ -146,7 +144,9 @@ def run_predictors(
     n_trained = sum(kinds[name].predicted for name, _ in jobs) * len(behaviors)
     control = n_networks(_control(settings))
     choices: list[dict[str, Chosen]] = []
-    with progress("layer predictors", n_trained * (n_networks(settings) + control)) as on_network:
+    with progress.steps(
+        "layer predictors", n_trained * (n_networks(settings) + control)
+    ) as on_network:
         for name, found in jobs:
             choices.append(
                 {

@@ -19,8 +19,8 @@ from actcache.analysis.report.plots import plot_grid, plot_steerability
 from actcache.analysis.results import plain, write_arrays, write_aside, write_tensors
 from actcache.analysis.stats.slopes import fit_quality, slopes
 from actcache.analysis.sweep.steerability import Steerability
-from actcache.build.provenance import IDENTITY, require_same
 from actcache.errors import FormatError
+from actcache.identity import IDENTITY, require_same
 from actcache.store.store import Store
 
 METHOD = "difference_of_means"

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from actcache.build.provenance import IDENTITY, require_same, versions
+from actcache.build.provenance import versions
 from actcache.build.replay import rendered_pairs, require_store_model
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
 from actcache.errors import MismatchError, ModelError
+from actcache.identity import IDENTITY, require_same
 from actcache.prompts.render import Rendered
 from actcache.store.copies.selection import require_all_layers
+from actcache.store.partial import committed_bytes
 from actcache.store.schema import RowArray
-from actcache.store.storage.room import committed_bytes, require_room
+from actcache.store.storage.room import require_room
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache.errors import FormatError, MismatchError
-from actcache.store.damage import DamageError
+from actcache.errors import DamageError, FormatError, MismatchError
 from actcache.store.documents import (
     column_document,
     decode,

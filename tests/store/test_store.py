@@ -20,7 +20,7 @@ from actcache.errors import (
 )
 from actcache.store.array import CONVERTED_BYTES
 from actcache.store.schema import RowArray
-from actcache.store.storage.shard_maps import OPEN_MAPS
+from actcache.store.shard_maps import OPEN_MAPS
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
 from tests.reference import definitions as reference
@@ -410,7 +410,7 @@ def test_many_shards_do_not_use_up_the_file_descriptors():
     )
     code = """
         import resource, sys
-        from actcache.store.storage.shard_maps import OPEN_MAPS
+        from actcache.store.shard_maps import OPEN_MAPS
         from actcache.store.store import open_store
         resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_MAPS + 40, OPEN_MAPS + 40))
         array = open_store(sys.argv[1]).array("a/b")

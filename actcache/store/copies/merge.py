@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from actcache.build.provenance import IDENTITY, first_difference
 from actcache.data.samples import Sample
 from actcache.data.splits import n_leaked
 from actcache.errors import MismatchError
+from actcache.identity import IDENTITY, first_difference
 from actcache.store.contents import ColumnValues
 from actcache.store.copies.copy import (
     Source,

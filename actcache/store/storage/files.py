@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from actcache.store.damage import refuse
+from actcache.errors import refuse
 
 _NAMES = ("O_RDONLY", "O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
 _FLAGS = sum(getattr(os, name, 0) for name in _NAMES)  # no system has them all

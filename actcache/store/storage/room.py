@@ -7,9 +7,7 @@ not see: a full disk is still told when it comes, and what was committed is kept
 import shutil
 from pathlib import Path
 
-from actcache.errors import ActcacheError, FormatError
-from actcache.store.encoding import shard_bytes
-from actcache.store.layout import partial_folder, read_layout, record_path
+from actcache.errors import ActcacheError
 
 
 def require_room(path: str | Path, n_bytes: int) -> None:
@@ -32,22 +30,6 @@ def require_room(path: str | Path, n_bytes: int) -> None:
             f"{_in_words(n_bytes)}, which are still to be written to '{path}'. Make room there, "
             "or choose another place with -o."
         )
-
-
-def committed_bytes(path: str | Path) -> int:
-    """Bytes of the shards that an interrupted build or sweep of `path` has on disk already.
-
-    None of what is damaged counts; whoever goes on with it is told.
-    """
-    folder = partial_folder(Path(path))
-    if not record_path(folder, 0).exists():
-        return 0
-    try:
-        layout = read_layout(folder)
-    except FormatError:
-        return 0
-    each = sum(shard_bytes(array, layout.root.shard_rows) for array in layout.arrays.values())
-    return each * len(layout.checksums)
 
 
 def _in_words(n_bytes: int) -> str:

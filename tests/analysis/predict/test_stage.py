@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -42,11 +41,6 @@ pytestmark = pytest.mark.model
 CONFIG = AnalyzeConfig(
     multipliers=(-1.0, -0.5, 0.5, 1.0), draws=50, seeds=2, top=(1, 2), context_layers=(0, 3)
 )
-
-
-@contextmanager
-def silent(_title, _total):
-    yield lambda _n: None
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,7 +87,7 @@ def model(store):
 @pytest.fixture(scope="module")
 def done(store, model, small, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    summary = analyze(store, out, config=CONFIG, model=lambda: model, progress=silent)
+    summary = analyze(store, out, config=CONFIG, model=lambda: model)
     return out, summary["predictors"]
 
 
@@ -166,7 +160,7 @@ def test_a_second_run_trains_nothing_and_needs_no_model(store, done, monkeypatch
 
     monkeypatch.setattr(predictors, "train_predictors", never)
     monkeypatch.setattr(learned, "train_vector_predictor", never)
-    again = analyze(store, out, config=CONFIG, model=never, progress=silent)
+    again = analyze(store, out, config=CONFIG, model=never)
     assert again["predictors"] == found
 
 
@@ -187,9 +181,7 @@ def test_the_device_reaches_all_that_is_trained_and_is_no_setting(
 
     monkeypatch.setattr(predictors, "train_predictors", seen("layers", train_predictors))
     monkeypatch.setattr(learned, "train_vector_predictor", seen("vectors", train_vector_predictor))
-    summary = analyze(
-        store, tmp_path, config=CONFIG, model=lambda: model, progress=silent, device="meta"
-    )
+    summary = analyze(store, tmp_path, config=CONFIG, model=lambda: model, device="meta")
     assert asked == {("layers", "meta"), ("vectors", "meta")}
     before = json.loads((out / "summary.json").read_text())
     assert summary["config"] == before["config"]
@@ -214,7 +206,7 @@ def test_learned_vectors_of_other_settings_are_never_mixed(store, model, done):
     out, _ = done
     other = replace(CONFIG, context_layers=(1,))
     with pytest.raises(MismatchError, match=r"sets\.l2s"):
-        analyze(store, out, config=other, model=lambda: model, progress=silent)
+        analyze(store, out, config=other, model=lambda: model)
 
 
 def test_rows_that_are_too_few_leave_predictors_out_unless_they_were_asked_for(
@@ -230,9 +222,7 @@ def test_rows_that_are_too_few_leave_predictors_out_unless_they_were_asked_for(
 
     def run(**changes):
         settings = replace(CONFIG, **changes)
-        return analyze(
-            small, tmp_path / "out", config=settings, model=lambda: model, progress=silent
-        )
+        return analyze(small, tmp_path / "out", config=settings, model=lambda: model)
 
     assert re.search(
         "'d' has no base rows of the split 'validation'", run()["predictors"]["left_out"]

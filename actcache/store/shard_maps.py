@@ -10,7 +10,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from actcache.store.damage import refuse
+from actcache.errors import refuse
 from actcache.store.encoding import shard_bytes
 from actcache.store.layout import Layout, shard_path
 from actcache.store.schema import RowArray

@@ -1,0 +1,288 @@
+"""The map of the project as a table: which folder may import which, and where torch may come in.
+
+The check reads every folder, into subfolders, functions and `TYPE_CHECKING`. CONTRIBUTING says why
+the table is as it is.
+"""
+
+import ast
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.support.processes import ROOT
+
+
+class Rule(NamedTuple):
+    """What one folder (or top-level module) may import of ours; its own folder always."""
+
+    allowed: tuple[str, ...]
+    """Names of rooms; a room covers its subfolders."""
+
+    heavy: tuple[str, ...] = ()
+    """Modules of the room that may import torch, transformers, zarr or h5py at import time."""
+
+
+GROUND = ("errors", "conventions", "identity", "progress", "lazy")
+STORE = ("store", *GROUND)
+PREDICT_SHARED = ("analysis.predict.adamw_stack", "analysis.predict.predictor_file")
+EVERYTHING = ("*",)
+
+RULES = {
+    "errors": Rule(()),
+    "lazy": Rule(()),
+    "conventions": Rule(("errors",)),
+    "identity": Rule(("errors",)),
+    "progress": Rule(("errors",)),
+    "data": Rule(GROUND),
+    "prompts": Rule(("data", *GROUND)),
+    "store": Rule(("store.storage", *GROUND), heavy=("torch_dataset",)),
+    "store.storage": Rule(GROUND),
+    "store.copies": Rule(("data", *STORE)),
+    "engine": Rule(("prompts", *GROUND), heavy=EVERYTHING),
+    "build": Rule(
+        ("data", "prompts", "engine", *STORE), heavy=("run", "certify", "replay", "forecast")
+    ),
+    "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
+    "exchange": Rule(("data", *STORE), heavy=("hdf5", "read_hdf5", "safe_hdf5", "archive")),
+    "demo": Rule(GROUND),
+    "": Rule(("data", "prompts", "engine", "build", "encoders", "exchange", "demo", "cli", *STORE)),
+    "analysis.stats": Rule(GROUND),
+    "analysis.directions": Rule(("analysis.stats", *STORE)),
+    "analysis.sweep": Rule(
+        (
+            *("analysis.directions", "analysis.stats", "analysis.config"),
+            *("build", "engine", "prompts", *STORE),
+        ),
+        heavy=("run", "forecast"),
+    ),
+    "analysis.predict": Rule(
+        (
+            *("analysis.predict.w2s", "analysis.predict.l2s"),
+            *("analysis.sweep", "analysis.directions", "analysis.stats", "analysis.results"),
+            *("analysis.config", "analysis.names", "encoders", "build", "engine", *STORE),
+        ),
+        heavy=("stage", "learned_vectors", "adamw_stack"),
+    ),
+    "analysis.predict.w2s": Rule(
+        (*PREDICT_SHARED, "analysis.sweep", "analysis.stats", *GROUND),
+        heavy=("train_layers", "mlp_stack", "cross_validate"),
+    ),
+    "analysis.predict.l2s": Rule(
+        (*PREDICT_SHARED, "analysis.stats", *GROUND), heavy=("train_vectors", "tanh_stack")
+    ),
+    "analysis.names": Rule(()),
+    "analysis.config": Rule(("analysis.names", *GROUND)),
+    "analysis.results": Rule(("analysis.summary", "analysis.names", *STORE)),
+    "analysis.summary": Rule(
+        (
+            *("analysis.predict", "analysis.sweep", "analysis.directions", "analysis.stats"),
+            *("analysis.config", "analysis.names", *GROUND),
+        )
+    ),
+    "analysis.report": Rule(("analysis.summary", "analysis.names", "analysis.stats", *GROUND)),
+    "analysis": Rule(("analysis", "build", "encoders", "engine", *STORE)),
+    "cli": Rule(EVERYTHING),
+}
+"""By the dotted name after `actcache.`; the empty name is `actcache` itself. The longest name that
+a module's begins with is its room."""
+
+HEAVY = ("torch", "transformers", "transformer_lens", "zarr", "h5py", "matplotlib", "sklearn")
+LARGEST_FOLDER, LONGEST_FILE = 14, 380
+
+
+class Import(NamedTuple):
+    """One import statement of one module."""
+
+    module: str
+    line: int
+    target: str
+    at_import: bool
+    """Whether it runs when the module is imported."""
+
+
+def sources(root: Path) -> dict[str, Path]:
+    """Every module of the package by dotted name, without the leading `actcache.`."""
+    found = {}
+    for folder, name in (("actcache", ""), ("analysis", "analysis"), ("cli", "cli")):
+        for path in sorted((root / folder).rglob("*.py")):
+            parts = path.relative_to(root / folder).with_suffix("").parts
+            if folder == "actcache" and parts[0] in ("analysis", "cli"):
+                continue  # the links
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            found[".".join([*([name] if name else []), *parts])] = path
+    return found
+
+
+def imports(module: str, path: Path, modules: dict[str, Path]) -> Iterator[Import]:
+    """Imports of one module: those of ours by the module that they load, others by top level."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    later = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            names = [
+                full
+                if (full := f"{base}.{alias.name}").removeprefix("actcache.") in modules
+                else base
+                for alias in node.names
+            ]
+        else:
+            continue
+        for name in dict.fromkeys(names):
+            if name == "actcache" or name.startswith("actcache."):
+                target = name.removeprefix("actcache").removeprefix(".")
+                yield Import(module, node.lineno, "actcache." + target, id(node) not in later)
+            else:
+                yield Import(module, node.lineno, name, id(node) not in later)
+
+
+def room_of(module: str) -> str:
+    """The name of the rule that holds for a module."""
+    fitting = [
+        room for room in RULES if module == room or module.startswith(f"{room}.") or not room
+    ]
+    return max(fitting, key=len)
+
+
+def covers(room: str, module: str) -> bool:
+    return room == "*" or module == room or module.startswith(f"{room}.")
+
+
+def violations(root: Path) -> list[str]:
+    """A line for each import that the table forbids: folder, what is imported, file and line."""
+    modules = sources(root)
+    found = []
+    for module, path in modules.items():
+        room = room_of(module)
+        rule = RULES[room]
+        for each in imports(module, path, modules):
+            where = f"{path.relative_to(root)}:{each.line}"
+            if each.target.startswith("actcache"):
+                target = each.target.removeprefix("actcache").removeprefix(".")
+                mine = target == room or (room and room_of(target) == room)
+                if not target and room:
+                    found.append(f"{room or 'actcache'} may not import actcache itself ({where})")
+                elif target and not mine and not any(covers(a, target) for a in rule.allowed):
+                    found.append(f"{room or 'actcache'} may not import {each.target} ({where})")
+            elif each.at_import and each.target.split(".")[0] in HEAVY:
+                name = module.removeprefix(room).removeprefix(".")
+                if rule.heavy != EVERYTHING and name not in rule.heavy:
+                    what = each.target.split(".")[0]
+                    found.append(f"{room or 'actcache'} may not import {what} at import ({where})")
+    return found
+
+
+def circles(root: Path) -> list[str]:
+    """Groups of modules that import one another, wherever the import stands."""
+    modules = sources(root)
+    graph: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        targets = (i.target for i in imports(module, path, modules) if i.target != "actcache")
+        ours = {t.removeprefix("actcache.") for t in targets if t.startswith("actcache.")}
+        graph[module] = (ours & modules.keys()) - {module}
+    waiting = set(graph)
+    while True:  # take away what imports nothing that is left; circles stay
+        free = {m for m in waiting if not graph[m] & waiting}
+        if not free:
+            break
+        waiting -= free
+    while True:  # and what nothing left imports
+        free = {m for m in waiting if not any(m in graph[other] for other in waiting)}
+        if not free:
+            return sorted(waiting)
+        waiting -= free
+
+
+def copy_of_the_sources(folder: Path) -> Path:
+    for name in ("actcache", "analysis", "cli"):
+        for path in (ROOT / name).rglob("*.py"):
+            if "analysis" in path.relative_to(ROOT).parts[1:2] or "cli" in path.parts[-3:-1]:
+                pass
+            target = folder / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    return folder
+
+
+NOT_YET = ("analysis.report", "analysis.predict may not import actcache.analysis.report")
+"""What the typed summary will mend; then this goes."""
+
+
+def test_every_import_is_one_that_the_table_allows():
+    assert [line for line in violations(ROOT) if not line.startswith(NOT_YET)] == []
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    assert [m for m in circles(ROOT) if not m.startswith("analysis.predict.l2s")] == []
+
+
+PLANTED = [
+    ("actcache/errors.py", "import actcache.conventions", "errors", "actcache.conventions"),
+    ("actcache/conventions.py", "import numpy, torch", "conventions", "torch"),
+    ("actcache/data/samples.py", "from actcache.prompts import render", "data", "actcache.prompts"),
+    ("actcache/prompts/checks.py", "import actcache.engine.model", "prompts", "actcache.engine"),
+    ("actcache/store/schema.py", "import zarr", "store", "zarr"),
+    ("actcache/store/storage/files.py", "import h5py", "store.storage", "h5py"),
+    ("actcache/store/copies/merge.py", "import actcache.build.run", "store.copies", "actcache.build"),
+    ("actcache/engine/model.py", "from actcache.store import store", "engine", "actcache.store"),
+    ("actcache/build/plan.py", "import actcache.analysis", "build", "actcache.analysis"),
+    ("actcache/encoders/spec.py", "def f():\n    import actcache.cli", "encoders", "actcache.cli"),
+    ("actcache/exchange/npz.py", "import actcache.engine.model", "exchange", "actcache.engine"),
+    ("analysis/stats/moments.py", "import actcache.analysis.sweep", "analysis.stats", "actcache.analysis.sweep"),
+    ("analysis/sweep/steerability.py", "import torch", "analysis.sweep", "torch"),
+    ("analysis/predict/w2s/folds.py", "import actcache.analysis.report.tables", "analysis.predict.w2s", "actcache.analysis.report"),
+    ("analysis/report/tables.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from actcache.store import Store", "analysis.report", "actcache.store"),
+    ("analysis/report/plots.py", "import actcache.cli.main", "analysis.report", "actcache.cli"),
+    ("analysis/config.py", "import actcache.store", "analysis.config", "actcache.store"),
+    ("actcache/build/new/deep/module.py", "import actcache.cli.main", "build", "actcache.cli"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "code", "room", "target"), PLANTED, ids=lambda value: None)
+def test_a_planted_import_is_named_with_folder_and_line(tmp_path, file, code, room, target):
+    root = copy_of_the_sources(tmp_path)
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    path.write_text("\n".join([*lines, code]) + "\n", encoding="utf-8")
+    line = len(lines) + code.count("\n") + 1
+
+    [message] = set(violations(root)) - set(violations(ROOT))
+
+    assert message.startswith(f"{room} may not import {target}")
+    assert f"({file}:{line})" in message
+
+
+@pytest.mark.parametrize(
+    "code", ["import {0}", "def f():\n    import {0}", "if TYPE_CHECKING:\n    import {0}"]
+)
+def test_a_planted_circle_is_found(tmp_path, code):
+    root = copy_of_the_sources(tmp_path)
+    first, second = root / "actcache/data/one.py", root / "actcache/data/two.py"
+    first.write_text(code.format("actcache.data.two"), encoding="utf-8")
+    second.write_text("from actcache.data import one", encoding="utf-8")
+
+    assert {"data.one", "data.two"} <= set(circles(root))
+
+
+def test_no_folder_is_a_corridor_and_no_file_is_long():
+    modules = sources(ROOT)
+    folders: dict[Path, int] = {}
+    for path in modules.values():
+        if path.name != "__init__.py":
+            folders[path.parent] = folders.get(path.parent, 0) + 1
+    long = [p for p in modules.values() if len(p.read_text("utf-8").splitlines()) > LONGEST_FILE]
+
+    assert {str(f): n for f, n in folders.items() if n > LARGEST_FOLDER} == {}
+    assert long == []
