@@ -36,10 +36,10 @@ from actcache.analysis.predict.l2s.vector_predictor import (
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
-from actcache.analysis.stats.bootstrap import Estimate, bootstrap_means
-from actcache.analysis.stats.float16 import float32_of
+from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
+from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import Moments, class_moments
-from actcache.analysis.stats.slopes import FitQuality, crossfit_halves, fit_quality, slopes
+from actcache.analysis.stats.slopes import FitQuality, fit_quality, slopes, split_grid
 from actcache.analysis.sweep.steerability import Comparison, Steerability, summarize
 from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
 
@@ -51,8 +51,8 @@ __all__ = [
     "Comparison",
     "CrossFit",
     "Directions",
-    "Estimate",
     "FitQuality",
+    "Interval",
     "L2SSettings",
     "LayerChoice",
     "LayerPredictor",
@@ -69,11 +69,9 @@ __all__ = [
     "choose_tokens",
     "class_moments",
     "cosine",
-    "crossfit_halves",
     "default_context_layers",
     "difference_of_means",
     "fit_quality",
-    "float32_of",
     "label_directions",
     "layer_scores",
     "letter_directions",
@@ -89,7 +87,9 @@ __all__ = [
     "silhouette_by_behavior",
     "slopes",
     "soft_labels",
+    "split_grid",
     "summarize",
+    "to_float32",
     "train_layer_predictors",
     "train_vector_predictor",
     "unit",

@@ -41,7 +41,7 @@ from actcache.encoders import parse_encoder
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress
 from actcache.store.copies.selection import require_all_layers
-from actcache.store.storage.atomic import make_folder, telling
+from actcache.store.storage.atomic import make_folder, os_errors_explained
 from actcache.store.store import Store
 
 if TYPE_CHECKING:  # torch comes in with these
@@ -88,7 +88,7 @@ def analyze(
     if paired and "predictors" in config.stages:
         _require_predictable(store, config)
     require_same_store(out, store)
-    with telling(f"'{out}' cannot be written"):
+    with os_errors_explained(f"'{out}' cannot be written"):
         make_folder(out.absolute())
     summary: dict[str, Any] = {
         "store": {

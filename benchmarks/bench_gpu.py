@@ -22,9 +22,9 @@ from actcache.engine.batching import Budget, run_batches
 from actcache.engine.capture import capture, tokens_run
 from actcache.engine.forward import residual_of
 from actcache.engine.model import LanguageModel
-from actcache.engine.steered_scores import SteeringRule, propensities
+from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.prompts.render import Rendered
-from actcache.prompts.token_tree import Tree, plant
+from actcache.prompts.token_tree import Tree, pack_trees
 from benchmarks.models import plain_forwards, random_llama, random_rows
 from benchmarks.turns import arguments, in_turns, ratio, report
 
@@ -79,7 +79,7 @@ def naive(
     for side, completions in enumerate(sides):
         sequences = [(*row.chain, *each) for row, each in zip(rows, completions, strict=True)]
         for batch in plan_batches([len(sequence) for sequence in sequences], budget=budget):
-            tree = plant([Tree(sequences[i]) for i in batch], pad=0)
+            tree = pack_trees([Tree(sequences[i]) for i in batch], pad=0)
             forks = tree.starts + np.array([len(rows[i].chain) - 1 for i in batch])
             steered = torch.from_numpy(np.arange(tree.ids.shape[1]) >= forks[:, None])
             with torch.inference_mode(), _pushed(model.anatomy.blocks[layer], push, steered):
@@ -171,7 +171,7 @@ def sweep_figures(
     budget = Budget(args.batch_tokens)
 
     def run(batch: np.ndarray) -> None:
-        fast[batch] = propensities(
+        fast[batch] = score_grid(
             model,
             [rows[i] for i in batch],
             directions=directions[None],

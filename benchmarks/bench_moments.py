@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from actcache.analysis.directions.difference_of_means import difference_of_means
-from actcache.analysis.stats.float16 import float32_of
+from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import class_moments
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
@@ -55,7 +55,7 @@ def measured(
         for _, x in resid.batches():
             for layer in x.swapaxes(0, 1):
                 if layer.dtype == np.float16:
-                    float32_of(layer)
+                    to_float32(layer)
                 else:
                     np.array(layer)
 

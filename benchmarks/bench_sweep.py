@@ -13,7 +13,7 @@ import torch
 
 from actcache.engine.batches import plan_batches
 from actcache.engine.model import LanguageModel, load_model
-from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
+from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
 from actcache.prompts.render import Rendered
 from benchmarks.bench_build import LARGE, TINY
 from benchmarks.models import plain_forwards, random_llama, random_rows
@@ -36,7 +36,7 @@ def sweep(
     costs = [row.length + n_layers * (len(MULTIPLIERS) - 1) * nodes for row in rows]
     found = np.empty((len(rows), n_layers, len(MULTIPLIERS)), np.float32)
     for batch in plan_batches(costs, budget=budget):
-        found[batch] = propensities(
+        found[batch] = score_grid(
             model,
             [rows[i] for i in batch],
             directions=directions[None],
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def naive() -> None:
         errors.clear()
         for i, layer, m in cells:
-            true = cell_alone(model, rows[i], directions[layer], MULTIPLIERS[m], layer, rule)
+            true = reference_cell(model, rows[i], directions[layer], MULTIPLIERS[m], layer, rule)
             errors.append(abs(true - float(kept["fast"][i, layer, m])))
 
     def forward() -> None:

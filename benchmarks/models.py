@@ -60,12 +60,12 @@ def plain_forwards(
 ) -> None:
     """What a user would write: length-sorted, left-padded batches through the plain model."""
     from actcache.engine.batches import plan_batches
-    from actcache.prompts.token_tree import Tree, plant
+    from actcache.prompts.token_tree import Tree, pack_trees
 
     run = model.hf if logits else model.anatomy.decoder
     with torch.inference_mode():
         for batch in plan_batches([len(sequence) for sequence in sequences], budget=budget):
-            tree = plant([Tree(sequences[i]) for i in batch], pad=0)
+            tree = pack_trees([Tree(sequences[i]) for i in batch], pad=0)
             run(
                 input_ids=torch.from_numpy(tree.ids).to(model.device),
                 attention_mask=torch.from_numpy(tree.valid).to(model.device, torch.int64),

@@ -125,7 +125,7 @@ def sweep(args: dict[str, Any]) -> Parts:
     from actcache.build.replay import rendered_pairs
     from actcache.engine.batches import plan_batches
     from actcache.engine.model import load_model
-    from actcache.engine.steered_scores import SteeringRule, propensities
+    from actcache.engine.steered_scores import SteeringRule, score_grid
     from actcache.store.store import open_store
 
     torch.set_num_threads(args["threads"])
@@ -140,7 +140,7 @@ def sweep(args: dict[str, Any]) -> Parts:
         rows = rendered_pairs(store)[: args["floor_rows"]]
         costs = sweep_costs(rows, rule, n_cells=len(layers) * (len(multipliers) - 1))
         batch = plan_batches(costs, budget=args["batch_tokens"])[0]
-        propensities(
+        score_grid(
             model,
             [rows[i] for i in batch],
             directions=torch.from_numpy(values),

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from actcache.build.certify import certify
-from actcache.build.plan import Plan
+from actcache.build.plan import BuildPlan
 from actcache.build.run import run_build
 from actcache.engine.batches import plan_batches
 from actcache.engine.capture import capture, tokens_run
@@ -40,7 +40,7 @@ class Job:
     model: LanguageModel
     """The same, loaded, in float32."""
 
-    plan: Plan
+    plan: BuildPlan
     """The rows, and the positions that ours reads."""
 
     texts: Sequence[Sequence[str]]

@@ -301,6 +301,6 @@ def _mean(values: list[float]) -> float:
 
 
 def _estimate(found: dict[str, float]) -> str:
-    from actcache.analysis.stats.bootstrap import Estimate
+    from actcache.analysis.stats.bootstrap import Interval
 
-    return str(Estimate(**found))
+    return str(Interval(**found))

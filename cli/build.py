@@ -26,8 +26,8 @@ DRY_RUN = (
 
 if TYPE_CHECKING:
     from actcache.build.config import BuildConfig
-    from actcache.build.plan import Plan
-    from actcache.prompts.checks import Summary
+    from actcache.build.plan import BuildPlan
+    from actcache.prompts.checks import CheckSummary
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -230,7 +230,7 @@ def _say_left_out(left_out: Any) -> None:
         _say(f"left out, of no use: {len(bad)} rows: {_some(names)}")
 
 
-def _say_conditions(found: "Summary", *, preset: str) -> None:
+def _say_conditions(found: "CheckSummary", *, preset: str) -> None:
     for each in found.findings:
         _say(f"note: of {found.n} rows {each}")
     if preset != presets.NONE and found.n:
@@ -238,7 +238,7 @@ def _say_conditions(found: "Summary", *, preset: str) -> None:
         _say(f"preset {preset}: every row that is kept holds {', '.join(wanted)}")
 
 
-def _say_leaks(plan: "Plan") -> None:
+def _say_leaks(plan: "BuildPlan") -> None:
     for behavior, found in plan.leaks.items():
         if found.kept:
             _say(

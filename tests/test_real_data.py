@@ -10,7 +10,7 @@ import torch
 from actcache.data.formats import read_samples
 from actcache.engine.capture import capture
 from actcache.engine.model import adopt_model, load_model, load_tokenizer
-from actcache.engine.steered_scores import SteeringRule, propensities
+from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.prompts.render import Renderer, Rendering
 from tests.reference.definitions import naive_propensity
 
@@ -41,7 +41,7 @@ def test_the_sweep_equals_the_naive_loop_on_real_rows(model_name):
         SteeringRule(first_steered="completion", score="logprob"),
         SteeringRule(first_steered="prompt", score="logit"),
     ):
-        fast = propensities(
+        fast = score_grid(
             model, rows, directions=directions, multipliers=[-1.5, 1.0], rule=rule, layers=layers
         )
         for i, row in enumerate(rows):
@@ -104,7 +104,7 @@ def test_mood_steers_tinytalk_at_layer_6():
     read = capture(model, rows, positions=("positive", "negative"), answer="first")["resid_post"]
     directions = (read[:, :, 0] - read[:, :, 1]).mean(0)[None]
 
-    moved = propensities(
+    moved = score_grid(
         model,
         rows,
         directions=directions,

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actcache.engine.capture import capture_alone
+from actcache.engine.capture import reference_capture
 from actcache.engine.model import LanguageModel
 from actcache.engine.self_check import relative_error
 from actcache.prompts.render import Rendered
@@ -52,7 +52,9 @@ def certify(
         for site in sites:
             for position in positions:
                 kept = torch.from_numpy(np.array(store.resid(position, site=site)[int(i)]))
-                true = capture_alone(model, rows[i], position=position, answer=answer, site=site)
+                true = reference_capture(
+                    model, rows[i], position=position, answer=answer, site=site
+                )
                 if site != "embed":
                     true = true[torch.from_numpy(layers).to(true.device)]
                 errors = relative_error(site, kept, true).numpy()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.build.plan import Plan
+from actcache.build.plan import BuildPlan
 from actcache.build.run import load_planned, reader
 from actcache.engine.batches import plan_batches
 
@@ -29,7 +29,7 @@ FEW_ROWS = 4
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TimeEstimate:
     """How long a run will take, or why that is not known."""
 
     seconds: float | None
@@ -39,7 +39,7 @@ class Estimate:
     """What it was scaled from, or what was missing, in one line."""
 
 
-def estimate_build(plan: Plan) -> Estimate:
+def estimate_build(plan: BuildPlan) -> TimeEstimate:
     """Load the plan's model if its weights are here and small enough, and time one batch.
 
     Raises:
@@ -48,7 +48,7 @@ def estimate_build(plan: Plan) -> Estimate:
     config = plan.config
     refusal = why_not_loaded(config.model, revision=config.revision)
     if refusal is not None:
-        return Estimate(None, refusal)
+        return TimeEstimate(None, refusal)
     start = time.perf_counter()
     model = load_planned(config)
     read = reader(config)
@@ -121,7 +121,7 @@ def scaled(
     run: Callable[[Int64[np.ndarray, " _"]], None],
     place: str,
     loading: float,
-) -> Estimate:
+) -> TimeEstimate:
     """Time rows of the batch in the middle, and scale to all batches.
 
     Args:
@@ -142,7 +142,7 @@ def scaled(
     each = np.asarray(work, np.float64)
     whole = sum(len(batch) * each[batch].max() for batch in batches)
     seconds = took / (len(rows) * each[rows].max()) * whole
-    return Estimate(
+    return TimeEstimate(
         float(f"{seconds:.3g}"),
         f"{len(rows)} rows of up to {max(costs[row] for row in rows)} tokens took {took:.3g} s on "
         f"{place}; scaled by tokens × layers, padding included. Loading ({loading:.2g} s here), "

@@ -23,7 +23,7 @@ from actcache.engine.model import (
     load_tokenizer,
     tokenizer_digest,
 )
-from actcache.prompts.checks import Summary, select_rows
+from actcache.prompts.checks import CheckSummary, select_rows
 from actcache.prompts.positions import ATTENTION, check_template, expand_positions, of_samples
 from actcache.prompts.render import Rendered, Renderer
 from actcache.prompts.spans import require_spans
@@ -31,7 +31,7 @@ from actcache.store.schema import Ragged
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """A build that has been checked down to the last row, and not begun."""
 
     config: BuildConfig
@@ -45,7 +45,7 @@ class Plan:
     """The other rows: id and reason, and of those longer than the model's context their tokens and
     its length."""
 
-    conditions: Summary
+    conditions: CheckSummary
     """What the check of all rows found."""
 
     positions: Sequence[str]
@@ -79,7 +79,7 @@ class Plan:
         ]
 
 
-def plan_build(samples: Sequence[Sample], config: BuildConfig) -> Plan:
+def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
     """Render and check every sample, set apart what cannot be used, and assign splits.
 
     Args:
@@ -114,7 +114,7 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> Plan:
     check_template(chosen.rendered, positions)
     if ATTENTION in config.sites:
         require_spans([row.span for row in chosen.rendered], [sample.id for sample in kept])
-    return Plan(
+    return BuildPlan(
         config,
         [replace(sample, split=split) for sample, split in zip(kept, splits, strict=True)],
         chosen.rendered,
@@ -129,7 +129,7 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> Plan:
     )
 
 
-def columns(plan: Plan) -> dict[str, Any]:
+def columns(plan: BuildPlan) -> dict[str, Any]:
     """What the store keeps of the samples, readable without model, tokenizer or data."""
     samples, rendered = plan.samples, plan.rendered
     text = {name: [str(getattr(sample, name) or "") for sample in samples] for name in TEXT_COLUMNS}
@@ -144,7 +144,7 @@ def columns(plan: Plan) -> dict[str, Any]:
     return {**text, **tokens, **counts, **marked}
 
 
-def provenance(plan: Plan, model: LanguageModel) -> dict[str, Any]:
+def provenance(plan: BuildPlan, model: LanguageModel) -> dict[str, Any]:
     """Where the store's numbers come from."""
     return {
         "model": {

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from actcache.build.certify import certify
 from actcache.build.config import BuildConfig
-from actcache.build.plan import Plan, columns, provenance
+from actcache.build.plan import BuildPlan, columns, provenance
 from actcache.build.provenance import MODE, model_identity
 from actcache.build.reuse import Reusable, find_reusable
 from actcache.engine.batching import Budget, run_batches
@@ -33,7 +33,7 @@ SHARD_ROWS: int | None = None
 
 
 def run_build(
-    plan: Plan,
+    plan: BuildPlan,
     path: str | Path,
     *,
     resume: bool = False,
@@ -164,7 +164,7 @@ def load_planned(config: BuildConfig) -> LanguageModel:
 
 
 def _shards(
-    plan: Plan,
+    plan: BuildPlan,
     model: LanguageModel,
     read: Read,
     arrays: Sequence[RowArray],
@@ -189,7 +189,7 @@ def _shards(
 def _fill(
     blocks: Mapping[str, np.ndarray],
     start: int,
-    plan: Plan,
+    plan: BuildPlan,
     model: LanguageModel,
     read: Read,
     arrays: Sequence[RowArray],

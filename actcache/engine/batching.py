@@ -60,14 +60,14 @@ def run_batches(
         if _fits(run, batch):
             waiting = waiting[1:]
             continue
-        dearest = max(costs[row] for row in batch)
+        longest = max(costs[row] for row in batch)
         if len(batch) == 1:
             raise ModelError(
-                f"the device is out of memory with a single row of {dearest} tokens in a pass, "
+                f"the device is out of memory with a single row of {longest} tokens in a pass, "
                 "expected room for one. Use a smaller --dtype, shorter prompts, fewer --layers, or "
                 "several GPUs with --device-map auto."
             )
-        budget.shrink(dearest * len(batch))
+        budget.shrink(longest * len(batch))
         left = np.concatenate(waiting)
         waiting = [
             left[some] for some in plan_batches([costs[i] for i in left], budget=budget.tokens)

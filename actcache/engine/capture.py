@@ -1,6 +1,6 @@
 """What the model computes at the decisive tokens of rendered samples: batched, or one row alone.
 
-`capture` is the fast way. `capture_alone` is what it must equal: the whole sequence through the
+`capture` is the fast way. `reference_capture` is what it must equal: the whole sequence through the
 plain model, batch size 1, no padding, no tree.
 """
 
@@ -19,7 +19,7 @@ from actcache.engine.sites import HOOKS, find_taps
 from actcache.prompts.positions import ATTENTION, MEAN, check_sites, from_the_end
 from actcache.prompts.render import Rendered
 from actcache.prompts.spans import require_spans
-from actcache.prompts.token_tree import TreeBatch, plant
+from actcache.prompts.token_tree import TreeBatch, pack_trees
 
 
 def capture(
@@ -55,7 +55,7 @@ def capture(
                  _run(row.negative, "negative", positions, answer))
         for row in rows
     ]  # fmt: skip
-    tree = plant(trees, pad=0)
+    tree = pack_trees(trees, pad=0)
     single = [position for position in positions if position != MEAN]
     columns = np.empty((len(rows), len(single)), np.int64)
     for i, row in enumerate(rows):
@@ -89,7 +89,7 @@ def capture(
     return {site: found[site][:, :, order] if moved else found[site] for site in sites}
 
 
-def capture_alone(
+def reference_capture(
     model: LanguageModel,
     row: Rendered,
     *,

@@ -1,10 +1,10 @@
-"""The two forward passes: `run_trees`, one pass over token trees, and `Join`, rows that join it.
+"""The two forward passes: `run_trees` over token trees, and `JoinedCells`, rows that join it.
 
 `run_trees` is an ordinary forward of the model's decoder (no logits) with hooks that copy single
-tokens. `Join` walks the blocks once with rows that were changed after some layer: each row is one
-more query of its sample, sees the sample's unchanged prefix through the keys and values that
-`run_trees` left, and is run through the blocks above its layer alone. That is exact, since in a
-causal model nothing before the first changed token depends on the change.
+tokens. `JoinedCells` walks the blocks once with rows that were changed after some layer: each row
+is one more query of its sample, sees the sample's unchanged prefix through the keys and values
+that `run_trees` left, and is run through the blocks above its layer alone. That is exact, since in
+a causal model nothing before the first changed token depends on the change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from transformers import Cache, DynamicCache
 from actcache.engine.anatomy import Anatomy
 from actcache.engine.attention_mass import in_order, watched
 from actcache.engine.masks import (
-    OwnMask,
+    BufferedMask,
     TreeMasks,
     as_given,
     moved_alibi,
@@ -39,7 +39,7 @@ _SHARED = {"use_cache", "output_attentions", "output_hidden_states", "layer_idx"
 
 
 @dataclass(frozen=True)
-class TreePass:
+class ForwardResult:
     """What one pass over trees left behind, on the model's device."""
 
     residuals: Float[Tensor, "b layer read d"]
@@ -63,19 +63,19 @@ def run_trees(
     tree: TreeBatch,
     *,
     read: Int64[Tensor, "b read"],
-    own: Sequence[OwnMask | None],
+    own: Sequence[BufferedMask | None],
     mean_over: Bool[Tensor, "b t"] | None = None,
     span: Bool[Tensor, "b t"] | None = None,
     taps: Mapping[str, Sequence[Tap]] = MappingProxyType({}),
     keep_cache: bool = False,
-) -> TreePass:
+) -> ForwardResult:
     """Run a batch of token trees once and copy the residual of a few tokens at every layer.
 
     Args:
         anatomy: the model's parts.
         tree: the batch, `b` trees of width `t`.
         read: columns to read, `[b, read]`.
-        own: masks that the blocks keep to themselves, as `own_masks` found them.
+        own: masks that the blocks keep to themselves, as `buffered_masks` found them.
         mean_over: tokens whose mean is one more read, the last.
         span: tokens that are marked: then the attention that they get is one of the sites.
         taps: further sites, by name, with their place in each block.
@@ -140,7 +140,7 @@ def run_trees(
     sites = {site: torch.stack(each, 1) for site, each in others.items()}
     if span is not None:
         sites[ATTENTION] = in_order(anatomy, found)
-    return TreePass(torch.stack(taken, 1), first[0], sites, masks, cache)
+    return ForwardResult(torch.stack(taken, 1), first[0], sites, masks, cache)
 
 
 def _mean(value: Float[Tensor, "b t d"], over: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
@@ -173,7 +173,7 @@ class _PrefixCache(Cache):
         )
 
 
-class Join:
+class JoinedCells:
     """Rows that join a pass over trees, each after a layer of its own.
 
     A row is one token of a tree in one changed version of the sequence, a *cell*. Cells do not see
@@ -190,13 +190,13 @@ class Join:
     def __init__(
         self,
         anatomy: Anatomy,
-        done: TreePass,
+        done: ForwardResult,
         *,
         columns: Int64[Tensor, "b node"],
         valid: Bool[Tensor, "b node"],
         prefix: Bool[Tensor, "b t"],
         n_cells: int,
-        own: Sequence[OwnMask | None],
+        own: Sequence[BufferedMask | None],
     ):
         if done.cache is None:
             raise ValueError("the pass kept no keys and values; run it with keep_cache=True")

@@ -53,7 +53,7 @@ def rewritten_calls(blocks: Sequence[nn.Module], rewrite: Rewrite) -> Iterator[N
 
 
 @dataclass(frozen=True)
-class OwnMask:
+class BufferedMask:
     """A causal (perhaps windowed) mask that an attention module keeps in a buffer of its own."""
 
     module: nn.Module
@@ -63,27 +63,27 @@ class OwnMask:
     """`[positions, positions]`, bool."""
 
 
-def own_masks(blocks: Sequence[nn.Module]) -> list[OwnMask | None]:
+def buffered_masks(blocks: Sequence[nn.Module]) -> list[BufferedMask | None]:
     """The masks that blocks keep to themselves (GPT-Neo), one entry a block, None where none.
 
     Blocks with equal masks share one tensor, so that what follows from it is computed once.
     """
     known: list[Tensor] = []
 
-    def find(block: nn.Module) -> OwnMask | None:
+    def find(block: nn.Module) -> BufferedMask | None:
         for module in block.modules():
             bias = getattr(module, "bias", None)
             if isinstance(bias, Tensor) and bias.dtype == torch.bool and bias.ndim == 4:
                 same = [mask for mask in known if torch.equal(mask, bias[0, 0])]
                 known.extend([] if same else [bias[0, 0]])
-                return OwnMask(module, (same or known[-1:])[0])
+                return BufferedMask(module, (same or known[-1:])[0])
         return None
 
     return [find(block) for block in blocks]
 
 
 @contextmanager
-def open_masks(masks: Sequence[OwnMask | None]) -> Iterator[None]:
+def open_masks(masks: Sequence[BufferedMask | None]) -> Iterator[None]:
     """Lift the blocks' own masks while tree masks, which contain them, are passed instead.
 
     A buffer mask goes by column and ends at the context's length; a tree has more columns than
@@ -107,7 +107,7 @@ class TreeMasks:
     Keeps, for each layer, which token may see which; rows that join later ask for it.
     """
 
-    def __init__(self, tree: TreeBatch, own: Sequence[OwnMask | None], device: torch.device):
+    def __init__(self, tree: TreeBatch, own: Sequence[BufferedMask | None], device: torch.device):
         self._plain = tree.is_plain and not any(own)
         self.twin = torch.from_numpy(tree.twin).to(device)
         self._ancestor = torch.from_numpy(tree.ancestor).to(device)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from actcache.engine.anatomy import Anatomy, known_parts, refuse_family, take_apart
-from actcache.engine.masks import OwnMask, own_masks
+from actcache.engine.masks import BufferedMask, buffered_masks
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
 from actcache.prompts.positions import ATTENTION
@@ -37,7 +37,7 @@ class LanguageModel:
     anatomy: Anatomy
     """Its blocks, final norm and unembedding."""
 
-    own: Sequence[OwnMask | None]
+    own: Sequence[BufferedMask | None]
     """Masks that its blocks keep to themselves."""
 
     @property
@@ -155,7 +155,7 @@ def adopt_model(hf: Any, *, name: str | None = None) -> LanguageModel:
         name if name is not None else str(hf.config.name_or_path or type(hf).__name__),
         hf,
         anatomy,
-        own_masks(anatomy.blocks),
+        buffered_masks(anatomy.blocks),
     )
 
 

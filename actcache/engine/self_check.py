@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actcache.engine.capture import capture_alone
+from actcache.engine.capture import reference_capture
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
@@ -68,7 +68,7 @@ def check_capture(
             if position not in of_samples([position], paired=paired):
                 continue
             for i, row in enumerate(few):
-                true = capture_alone(model, row, position=position, answer=answer, site=site)
+                true = reference_capture(model, row, position=position, answer=answer, site=site)
                 error = float(relative_error(site, found[site][i, :, j], true).max())
                 # A residual that overflows is the writer's to report, by row and layer.
                 if torch.isfinite(true).all() and not error <= bound:
@@ -95,7 +95,7 @@ def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> No
         return
 
     def at(site: str) -> Tensor:
-        return capture_alone(model, row, position="prompt", answer="first", site=site)
+        return reference_capture(model, row, position="prompt", answer="first", site=site)
 
     post = at("resid_post")
     before = torch.cat([at("embed"), post[:-1]])

@@ -4,8 +4,8 @@ Adding a vector after block ℓ to the tokens from some position on changes noth
 position, and nothing below ℓ. So one pass over the trees (`run_trees`) leaves all that the cells
 (direction set, layer, multiplier) share: the prefix's keys and values, and each steered token's
 residual after each block. A cell then starts at its own layer from `residual + λ · direction`, and
-all cells walk the blocks above together (`Join`), each block's weights read once. At the last
-layer no block is run at all. See `methods` of the README for what is equal to what.
+all cells walk the blocks above together (`JoinedCells`), each block's weights read once. At the
+last layer no block is run at all. See `methods` of the README for what is equal to what.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from actcache.engine.forward import Join, residual_of, run_trees
+from actcache.engine.forward import JoinedCells, residual_of, run_trees
 from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError
 from actcache.prompts.render import Rendered
-from actcache.prompts.token_tree import plant
+from actcache.prompts.token_tree import pack_trees
 
 FIRST_STEERED = ("fork", "prompt", "completion")
 """First token that is steered, with all after it: the last token that both completions share; the
@@ -76,7 +76,7 @@ class _Nodes:
     counts: np.ndarray  # [b, 2, term] bool: false where there is no such term
 
 
-def propensities(
+def score_grid(
     model: LanguageModel,
     rows: Sequence[Rendered],
     *,
@@ -103,7 +103,7 @@ def propensities(
         `probability` a share), in the model's arithmetic; float32, or float64 of such a model.
     """
     device = model.device
-    tree = plant(
+    tree = pack_trees(
         [row.tree(_read(row.positive, rule), _read(row.negative, rule)) for row in rows], pad=0
     )
     nodes = _nodes(rows, tree.starts, tree.branch_starts, rule)
@@ -118,7 +118,7 @@ def propensities(
         directions = directions[:, None].expand(-1, len(rows), -1, -1)
     steered = torch.from_numpy(nodes.steered).to(device)[:, None, :, None]
     prefix = np.arange(tree.ids.shape[1])[None] < nodes.columns[:, :1]
-    join = Join(
+    join = JoinedCells(
         model.anatomy,
         done,
         columns=columns,
@@ -247,7 +247,7 @@ def _log_normalizer(
     return torch.cat(parts).view(read.shape[:-1])
 
 
-def cell_alone(
+def reference_cell(
     model: LanguageModel,
     row: Rendered,
     direction: Float[Tensor, " d"],
@@ -257,7 +257,7 @@ def cell_alone(
 ) -> float:
     """One cell by its definition: two full forward passes with a hook, batch size 1, no cache.
 
-    What `propensities` must equal; a sweep compares a few cells with it before it starts.
+    What `score_grid` must equal; a sweep compares a few cells with it before it starts.
     """
     first = _first_steered(row, rule)
     push = multiplier * direction.to(model.device)

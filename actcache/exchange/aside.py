@@ -7,7 +7,7 @@ from pathlib import Path
 
 from actcache.errors import StoreExistsError
 from actcache.store.partial import remove
-from actcache.store.storage.atomic import ASIDE, make_folder, sync_folder, telling
+from actcache.store.storage.atomic import ASIDE, make_folder, os_errors_explained, sync_folder
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def written_aside(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             + ("." if path.is_dir() else ", or replace it with --overwrite.")
         )
     aside = path.with_name(f".{path.name}{ASIDE}")
-    with telling(f"'{path}' cannot be written"):
+    with os_errors_explained(f"'{path}' cannot be written"):
         make_folder(path.absolute().parent)
         remove(aside)
         try:

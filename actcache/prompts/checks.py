@@ -52,7 +52,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Summary:
+class CheckSummary:
     """What the check of all rows found."""
 
     n: int
@@ -71,7 +71,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Selection:
+class CheckedRows:
     """Which rows a build keeps, and why it leaves out the others."""
 
     kept: tuple[int, ...]
@@ -83,7 +83,7 @@ class Selection:
     left_out: tuple[dict[str, Any], ...]
     """Of each other row its `id` and the `reason`; of too long ones `tokens` and `context` too."""
 
-    conditions: Summary
+    conditions: CheckSummary
     """Of all pairs that could be rendered and fit, those left out for a condition among them."""
 
 
@@ -122,7 +122,7 @@ def select_rows(
     context: int | None,
     preset: str = NONE,
     skip_bad: bool = False,
-) -> Selection:
+) -> CheckedRows:
     """Render and check every row; set apart what is too long and, if asked to, what is bad.
 
     Bad is a row that does not part cleanly into tokens, or that breaks a condition which the preset
@@ -179,11 +179,11 @@ def select_rows(
     if not kept:
         raise RenderError(_nothing_left(left_out, context))
     n_pairs = sum(samples[i].positive is not None for i in broken)
-    return Selection(
+    return CheckedRows(
         kept,
         tuple(rendered[i] for i in kept),
         left_out,
-        Summary(n_pairs, tuple(_findings(samples, broken))),
+        CheckSummary(n_pairs, tuple(_findings(samples, broken))),
     )
 
 

@@ -63,7 +63,7 @@ class TreeBatch:
         return bool((self.twin == np.arange(self.ids.shape[1])).all())
 
 
-def plant(trees: Sequence[Tree], *, pad: int) -> TreeBatch:
+def pack_trees(trees: Sequence[Tree], *, pad: int) -> TreeBatch:
     """Lay out `trees` as one left-padded batch.
 
     Args:

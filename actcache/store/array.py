@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int64, Shaped
 
 from actcache.errors import MismatchError
 from actcache.store.schema import RowArray
-from actcache.store.shard_maps import Maps
+from actcache.store.shard_maps import ShardMaps
 
 Rows = int | np.integer | slice | Sequence[int] | np.ndarray
 """Rows that are asked for: one, a slice, a bool mask, or numbers in any order."""
@@ -38,7 +38,7 @@ class Residuals:
 
     def __init__(
         self,
-        maps: Maps,
+        maps: ShardMaps,
         array: RowArray,
         *,
         n: int,

@@ -20,7 +20,7 @@ OPEN_MAPS = 128
 """Maps of a store that stay open; each costs a file descriptor."""
 
 
-class Maps:
+class ShardMaps:
     """The maps of one store's shards."""
 
     def __init__(self, layout: Layout, *, check: bool):

@@ -15,7 +15,7 @@ from actcache.store.array import CONVERTED_BYTES, Residuals
 from actcache.store.columns import read_checked_column
 from actcache.store.layout import Layout, find_store, read_layout
 from actcache.store.schema import Ragged
-from actcache.store.shard_maps import Maps
+from actcache.store.shard_maps import ShardMaps
 from actcache.store.verify import Problem, verify
 
 __all__ = ["Columns", "Problem", "Residuals", "Store", "open_store", "verify"]
@@ -98,7 +98,7 @@ class Store:
 
     def __init__(self, layout: Layout, *, check: bool = False):
         self._layout = layout
-        self._maps = Maps(layout, check=check)
+        self._maps = ShardMaps(layout, check=check)
         self.columns = Columns(layout)
         """Columns by name; ragged ones through `ragged`."""
         arrays = layout.arrays.values()

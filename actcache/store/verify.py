@@ -12,7 +12,7 @@ from actcache.errors import DamageError
 from actcache.store.columns import read_checked_column
 from actcache.store.encoding import block_bytes, shard_index
 from actcache.store.layout import PARTIAL, Layout, find_store, read_layout, record_path, shard_path
-from actcache.store.shard_maps import Maps
+from actcache.store.shard_maps import ShardMaps
 from actcache.store.storage.files import open_file
 
 
@@ -77,7 +77,7 @@ def verify(
 def _bad_shards(
     layout: Layout, on_bytes: Callable[[int], None], skip: set[str]
 ) -> Iterator[Problem]:
-    maps = Maps(layout, check=False)
+    maps = ShardMaps(layout, check=False)
     rows = layout.root.shard_rows
     for array in layout.arrays.values():
         index = shard_index(array, rows)

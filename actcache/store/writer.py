@@ -33,7 +33,7 @@ from actcache.store.schema import Kind, RowArray
 from actcache.store.storage.atomic import (
     LargeFile,
     make_folder,
-    telling,
+    os_errors_explained,
     write_durably,
     write_large_files,
 )
@@ -109,7 +109,7 @@ class Writer:
                 "--resume, or begin anew with --overwrite."
             )
         require_room(path, plan.n_bytes - committed_bytes(path))  # what is replaced makes room
-        with telling(f"'{folder}' cannot be created"):
+        with os_errors_explained(f"'{folder}' cannot be created"):
             make_folder(folder)
             lock = lock_folder(folder)
             try:
@@ -152,7 +152,7 @@ class Writer:
                 provenance=provenance, overwrite=overwrite, shard_rows=shard_rows,
                 shard_reason=shard_reason,
             )  # fmt: skip
-        with telling(f"'{folder}' cannot be continued"):
+        with os_errors_explained(f"'{folder}' cannot be continued"):
             lock = lock_folder(folder)
             try:
                 plan = plan_creation(
@@ -215,7 +215,9 @@ class Writer:
                     f"'{array.name}' was to be committed as {block.dtype} {list(block.shape)}, "
                     f"expected {array.stored} {list(shape)}. Pass rows {rows.start} to {rows.stop}."
                 )
-        with telling(f"'{layout.folder}' cannot be written", kept=f"{self.committed} of {self.n}"):
+        with os_errors_explained(
+            f"'{layout.folder}' cannot be written", kept=f"{self.committed} of {self.n}"
+        ):
             checksums: dict[str, list[str]] = {array.name: [] for array in arrays}
             write_large_files(
                 LargeFile(
@@ -262,7 +264,7 @@ class Writer:
         document = encode(
             root_document(replace(layout.root, complete=True, certificate=certificate))
         )
-        with telling(f"'{folder}' cannot be finished", kept=f"{self.n} of {self.n}"):
+        with os_errors_explained(f"'{folder}' cannot be finished", kept=f"{self.n} of {self.n}"):
             self._append(self._shard + 1, seal(FileSum.of(document)))
             write_durably(folder / "zarr.json", [document])
             put_in_place(folder, self._path)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 
 from actcache.analysis.directions.difference_of_means import cosine, unit
 from actcache.analysis.stats.bootstrap import average_ranks, bootstrap_means, interval
-from actcache.analysis.stats.float16 import float32_of
+from actcache.analysis.stats.float16 import to_float32
 from actcache.errors import MismatchError, NotFiniteError
 
 
@@ -73,7 +73,7 @@ def project(
                 f"a batch has [layers, d_model] {batch.shape[1:]}, the directions {own.shape}. "
                 f"Both must come from one model: see actcache info."
             )
-        resid = float32_of(batch) if batch.dtype == np.float16 else np.asarray(batch, np.float32)
+        resid = to_float32(batch) if batch.dtype == np.float16 else np.asarray(batch, np.float32)
         projected.append(np.matmul(resid.transpose(1, 0, 2), pair))  # [layer, b, 2]
         norms.append(np.sqrt(np.einsum("bld,bld->bl", resid, resid)))
     if not projected:

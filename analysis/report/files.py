@@ -184,7 +184,7 @@ def numbers(found: Steerability, layers: Sequence[int]) -> dict[str, Any]:
     """What the tables show of one behavior; layers by their own number, not by their place."""
 
     def named(choice: dict[str, Any]) -> dict[str, Any]:
-        for key in ("fixed_layer", "hindsight_layer"):
+        for key in ("fixed_layer", "best_on_test_layer"):
             choice[key] = layers[choice[key]]
         return choice
 

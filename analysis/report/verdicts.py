@@ -10,7 +10,7 @@ from typing import Any
 from actcache.analysis.predict.selections import SHUFFLED, w2s
 from actcache.analysis.report.files import CONTROL
 from actcache.analysis.report.predictor_tables import KINDS
-from actcache.analysis.stats.bootstrap import Estimate
+from actcache.analysis.stats.bootstrap import Interval
 from actcache.analysis.sweep.ways import FIXED
 
 LEARNED, WITHOUT = "l2s", "l2s_without_letter"
@@ -101,4 +101,4 @@ def _gain_of_random(figures: Mapping[str, Any]) -> Mapping[str, float] | None:
 
 
 def _estimate(found: Mapping[str, float]) -> str:
-    return str(Estimate(**found))
+    return str(Interval(**found))

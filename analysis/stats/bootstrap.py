@@ -14,7 +14,7 @@ _CHUNK = 2**21  # counts drawn at a time: bounds memory to some 50 MB, whatever 
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A mean over samples and its bootstrap interval."""
 
     value: float
@@ -73,13 +73,13 @@ def interval(
     return np.stack([low, high], axis=-1)
 
 
-def estimate_means(
+def mean_intervals(
     values: Float[np.ndarray, "n column"],
     rng: np.random.Generator,
     *,
     draws: int = 1000,
     level: float = 0.95,
-) -> list[Estimate]:
+) -> list[Interval]:
     """Mean of each column with its bootstrap interval; see `bootstrap_means` and `interval`."""
     drawn = bootstrap_means(values, rng, draws=draws)
     return estimates(np.asarray(values, np.float64).mean(0), drawn, level=level)
@@ -90,10 +90,10 @@ def estimates(
     drawn: Float64[np.ndarray, "draws column"],
     *,
     level: float = 0.95,
-) -> list[Estimate]:
+) -> list[Interval]:
     """Each column's mean with the interval of its draws."""
     bounds = interval(drawn, level=level)
-    return [Estimate(float(m), float(b[0]), float(b[1])) for m, b in zip(mean, bounds, strict=True)]
+    return [Interval(float(m), float(b[0]), float(b[1])) for m, b in zip(mean, bounds, strict=True)]
 
 
 def average_ranks(values: Float[np.ndarray, " n *column"]) -> Float64[np.ndarray, " n *column"]:

@@ -12,7 +12,7 @@ from actcache.errors import NotFiniteError
 _BLOCK = 2**16  # elements at a time: they stay in a core's cache from the first step to the last
 
 
-def float32_of(
+def to_float32(
     values: Float16[np.ndarray, "*shape"], *, out: Float32[np.ndarray, "*shape"] | None = None
 ) -> Float32[np.ndarray, "*shape"]:
     """Convert finite float16 values to float32, bit for bit as `astype` does.

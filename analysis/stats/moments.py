@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float, Float64, Int, Int64, Shaped
 
-from actcache.analysis.stats.float16 import float32_of
+from actcache.analysis.stats.float16 import to_float32
 from actcache.errors import MismatchError, NotFiniteError
 
 _TILE_ROWS = 64  # rows summed in float32 before float64 takes over
@@ -169,7 +169,7 @@ def _add_rows(
                     source, at = resid[:, layer], part
                 source.take(at, axis=0, out=tile, mode="clip")  # other modes write twice
             if tile.dtype == np.float16:
-                tile = float32_of(tile, out=flat)
+                tile = to_float32(tile, out=flat)
             _subtract(tile, pivots, out=flat)
             total += np.add.reduce(flat, axis=0)
             np.square(flat, out=flat)

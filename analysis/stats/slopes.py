@@ -69,7 +69,7 @@ def fit_quality(
     )
 
 
-def crossfit_halves(
+def split_grid(
     multipliers: Float[np.ndarray, " m"],
 ) -> tuple[Bool[np.ndarray, " m"], Bool[np.ndarray, " m"]] | str:
     """Split a symmetric grid into two symmetric ones that share no multiplier.

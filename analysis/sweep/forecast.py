@@ -15,11 +15,11 @@ from jaxtyping import Int64
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.sweep.run import nodes_added, sweep_costs
-from actcache.build.forecast import Estimate, scaled
+from actcache.build.forecast import TimeEstimate, scaled
 from actcache.build.replay import rendered_pairs
 from actcache.engine.batches import plan_batches
 from actcache.engine.model import LanguageModel
-from actcache.engine.steered_scores import SteeringRule, propensities
+from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.errors import IncompleteStoreError, MismatchError, StoreNotFoundError
 from actcache.store.store import Store, open_store
 
@@ -118,9 +118,9 @@ def forecast_sweep(
     ]
     cells = store.n * n_sets * len(layers) * len(multipliers)
     if isinstance(model, str):
-        estimate = Estimate(None, model)
+        estimate = TimeEstimate(None, model)
     elif not rows:
-        estimate = Estimate(0.0, "every row is done")
+        estimate = TimeEstimate(0.0, "every row is done")
     else:
         start = time.perf_counter()
         loaded = model()
@@ -130,7 +130,7 @@ def forecast_sweep(
         directions = torch.randn(shape, generator=generator)
 
         def run(chosen: Int64[np.ndarray, " _"]) -> None:
-            propensities(
+            score_grid(
                 loaded,
                 [rows[row] for row in chosen],
                 directions=directions,

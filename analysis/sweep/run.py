@@ -20,7 +20,7 @@ from actcache.build.provenance import versions
 from actcache.build.replay import rendered_pairs, require_store_model
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
-from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
+from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
 from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
 from actcache.prompts.render import Rendered
@@ -202,7 +202,7 @@ def _fill(
     """Sweep the rows `batch` of the shard that begins at `start`, into `found`."""
     at = batch + start
     directions = np.stack([each.rows(at) for each in sets.values()])
-    out = propensities(
+    out = score_grid(
         model,
         [rows[i] for i in at],
         directions=torch.from_numpy(directions),
@@ -246,10 +246,10 @@ def _self_check(
     values = next(iter(sets.values())).rows(np.zeros(1, np.int64))
     few = [*rows[:4], row]
     zero = torch.zeros((1, *values.shape[1:]))
-    still = propensities(
+    still = score_grid(
         model, few, directions=zero, multipliers=[0.0, 1.0], rule=rule, layers=layers
     )
-    fast = propensities(
+    fast = score_grid(
         model,
         few,
         directions=torch.from_numpy(values),
@@ -259,7 +259,7 @@ def _self_check(
     )
     chosen = sorted({0, len(layers) // 2, len(layers) - 1})
     slow = [
-        cell_alone(model, row, torch.from_numpy(values[0, layers[i]]), width, layers[i], rule)
+        reference_cell(model, row, torch.from_numpy(values[0, layers[i]]), width, layers[i], rule)
         for i in chosen
     ]
     naive_error = float(np.abs(fast[-1, 0, chosen, 0] - np.array(slow)).max())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
-from actcache.analysis.stats.bootstrap import Estimate, estimate_means
+from actcache.analysis.stats.bootstrap import Interval, mean_intervals
 from actcache.analysis.sweep.strategies import (
     LayerChoice,
     SlopeTable,
@@ -29,10 +29,10 @@ LETTER_SAMPLES = 8
 class Comparison:
     """The cross-fitted gain beside that of random directions."""
 
-    control_gain: Estimate
+    control_gain: Interval
     """Cross-fitted gain of the control, mean over its direction sets."""
 
-    difference: Estimate
+    difference: Interval
     """Gain less control's gain, paired by sample."""
 
 
@@ -141,7 +141,7 @@ def summarize(
     if len(gains) > 1:
         random = np.mean(gains[1:], axis=0)  # [test]
         columns = np.column_stack([random, gains[0] - random])
-        control_gain, difference = estimate_means(columns, rng, draws=draws, level=level)
+        control_gain, difference = mean_intervals(columns, rng, draws=draws, level=level)
         comparison = Comparison(control_gain=control_gain, difference=difference)
     number = choice.fixed_layer if layers is None else layers[choice.fixed_layer]
     exceeds, verdict = _verdict(choice, controls, comparison, layer=number, reason=table.reason)

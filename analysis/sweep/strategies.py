@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from actcache.analysis.stats.bootstrap import Estimate, estimate_means
-from actcache.analysis.stats.slopes import crossfit_halves, slopes
+from actcache.analysis.stats.bootstrap import Interval, mean_intervals
+from actcache.analysis.stats.slopes import slopes, split_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class SlopeTable:
 def slope_table(
     propensity: Float[np.ndarray, "n layer m"], multipliers: Float[np.ndarray, " m"]
 ) -> SlopeTable:
-    """Fit all cells, on the whole grid and on its `crossfit_halves`; errors of `slopes`."""
+    """Fit all cells, on the whole grid and on its `split_grid`; errors of `slopes`."""
     slope = slopes(propensity, multipliers)
-    halves = crossfit_halves(multipliers)
+    halves = split_grid(multipliers)
     if isinstance(halves, str):
         return SlopeTable(slope=slope, halves=None, reason=halves)
     both = np.stack([slopes(propensity[..., half], multipliers[half]) for half in halves])
@@ -65,13 +65,13 @@ def crossfit_scores(
 class CrossFit:
     """The oracle where choosing and scoring use different multipliers."""
 
-    oracle: Estimate
+    oracle: Interval
     """Slope at the layer that the other half of the multipliers chose, mean of both ways round."""
 
-    fixed: Estimate
+    fixed: Interval
     """Slope at the fixed layer, scored by the same halves."""
 
-    gain: Estimate
+    gain: Interval
     """`oracle` less `fixed`, paired by sample; unbiased where the halves' noise is independent."""
 
     deviation: float
@@ -101,28 +101,28 @@ class LayerChoice:
     fixed_layer: int
     """Layer with the largest mean slope over the train samples."""
 
-    fixed: Estimate
+    fixed: Interval
     """Mean slope at the fixed layer."""
 
     fixed_share: float
     """Share of samples steerable at the fixed layer."""
 
-    hindsight_layer: int
+    best_on_test_layer: int
     """Layer with the largest mean slope over these very samples."""
 
-    hindsight: float
+    best_on_test: float
     """Mean slope there: the most that any single layer gives."""
 
-    random_layer: Estimate
+    random_layer: Interval
     """Mean slope at a layer drawn at random for each sample."""
 
-    oracle: Estimate
+    oracle: Interval
     """Mean of each sample's largest slope; biased upwards by the noise of the slopes."""
 
     oracle_share: float
     """Share of samples steerable at some layer."""
 
-    oracle_gain: Estimate
+    oracle_gain: Interval
     """`oracle` less `fixed`, paired by sample; as biased."""
 
     oracle_deviation: float
@@ -151,7 +151,7 @@ def layer_choice(
     columns = [*slope.T, slope.mean(1), oracle, oracle - slope[:, fixed_layer]]
     if table.halves is not None:
         columns += [*crossfit_scores(table.halves[:, rows], fixed_layer=fixed_layer).T]
-    estimates = estimate_means(np.column_stack(columns), rng, draws=draws, level=level)
+    estimates = mean_intervals(np.column_stack(columns), rng, draws=draws, level=level)
     by_layer, (random, best, gain, *halves) = (
         estimates[: slope.shape[1]],
         estimates[slope.shape[1] :],
@@ -171,8 +171,8 @@ def layer_choice(
         fixed_layer=fixed_layer,
         fixed=by_layer[fixed_layer],
         fixed_share=float((slope[:, fixed_layer] > 0).mean()),
-        hindsight_layer=int(mean.argmax()),
-        hindsight=float(mean.max()),
+        best_on_test_layer=int(mean.argmax()),
+        best_on_test=float(mean.max()),
         random_layer=random,
         oracle=best,
         oracle_share=float((oracle > 0).mean()),

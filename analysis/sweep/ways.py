@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from actcache.analysis.stats.bootstrap import Estimate, bootstrap_means, estimates
+from actcache.analysis.stats.bootstrap import Interval, bootstrap_means, estimates
 from actcache.analysis.sweep.layer_ranks import ranked_layers
 from actcache.analysis.sweep.strategies import crossfit_slopes
 
@@ -41,13 +41,13 @@ class Way:
 class Worth:
     """A way's figures; intervals resample the test samples, the standard errors are over seeds."""
 
-    slope: Estimate
+    slope: Interval
     """Mean slope: steerability."""
 
     share: float
     """Share of samples with a slope above 0."""
 
-    gain: Estimate
+    gain: Interval
     """Mean slope less that of the fixed layer (or of what the way names), paired by sample."""
 
     n_seeds: int

@@ -13,7 +13,7 @@ from actcache.build.plan import plan_build
 from actcache.build.run import run_build
 from actcache.data.formats import read_samples
 from actcache.engine.batches import plan_batches
-from actcache.engine.capture import capture, capture_alone
+from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError, NotFiniteError, RenderError, StoreExistsError
 from tests.support.processes import kill_after
@@ -53,7 +53,7 @@ def test_keeps_each_row_as_it_is_alone(samples, config, tmp_path):
     assert store.complete
     for row in (0, 17, 59):
         for position in plan.positions:
-            alone = capture_alone(model, plan.rendered[row], position=position, answer="first")
+            alone = reference_capture(model, plan.rendered[row], position=position, answer="first")
             np.testing.assert_allclose(
                 store.resid(position)[row], alone.numpy(), rtol=1e-5, atol=1e-5
             )
@@ -236,7 +236,7 @@ def test_bfloat16_is_kept_bit_for_bit(samples, config, tmp_path):
 
     kept = store.resid("fork")
     assert kept.dtype == "bfloat16"
-    alone = capture_alone(model, plan.rendered[2], position="fork", answer="first")
+    alone = reference_capture(model, plan.rendered[2], position="fork", answer="first")
     # Rounded to 8 bits at every step, in another order: equal to a few units of the last place.
     np.testing.assert_allclose(kept[2], alone.float().numpy(), rtol=0.1, atol=0.1)
     bits = kept.bits[2].astype(np.uint32) << 16
@@ -263,6 +263,6 @@ def test_batches_hold_every_row_once_within_the_budget():
 
     assert sorted(np.concatenate(batches).tolist()) == list(range(7))
     for batch in batches:
-        dearest = max(costs[i] for i in batch)
-        assert len(batch) == 1 or dearest * len(batch) <= 12
+        longest = max(costs[i] for i in batch)
+        assert len(batch) == 1 or longest * len(batch) <= 12
     assert costs[batches[0][0]] == 30

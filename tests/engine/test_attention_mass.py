@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from actcache.build.replay import rendered_rows
 from actcache.cli.main import main
-from actcache.engine.capture import capture, capture_alone
+from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import adopt_model
 from actcache.engine.reference import BridgeCapture
 from actcache.engine.self_check import check_capture
@@ -76,7 +76,7 @@ def test_masses_of_forks_and_answers_equal_those_of_the_row_alone(family, attent
 
     for i, row in enumerate(rows):
         for j, position in enumerate(positions):
-            true = capture_alone(model, row, position=position, answer="last", site="attention")
+            true = reference_capture(model, row, position=position, answer="last", site="attention")
             torch.testing.assert_close(found["attention"][i, :, j], true, rtol=0, atol=1e-5)
     assert model.hf.config._attn_implementation == attention  # eager for the row alone only
 
@@ -150,7 +150,7 @@ def test_no_head_gets_a_square_of_all_tokens():
     with _Shapes() as ours:
         capture(model, [row] * 2, positions=K3, answer="first", sites=["attention"])
     with _Shapes() as eager:
-        capture_alone(model, row, position="prompt", answer="first", site="attention")
+        reference_capture(model, row, position="prompt", answer="first", site="attention")
 
     assert (2, 4, 3, 21) in ours.seen  # 3 queries of 21 tokens
     assert not [shape for shape in ours.seen if len(shape) == 4 and shape[1:] == (4, 21, 21)]
@@ -165,7 +165,9 @@ def test_a_model_is_left_as_it_was():
     for family, attention in (("llama", "sdpa"), ("llama", "eager"), ("gpt_neo", "eager")):
         model = adopt_model(make(family, attention=attention), name=family)
         capture(model, marked_rows(), positions=K3, answer="first", sites=["attention"])
-        capture_alone(model, marked_rows()[0], position="prompt", answer="first", site="attention")
+        reference_capture(
+            model, marked_rows()[0], position="prompt", answer="first", site="attention"
+        )
         assert not any(module._forward_hooks for module in model.hf.modules())
 
     assert (dict(ALL_ATTENTION_FUNCTIONS), ALL_ATTENTION_FUNCTIONS.get("eager")) == before

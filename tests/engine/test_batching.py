@@ -18,7 +18,7 @@ from actcache.data.formats import read_samples
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.capture import capture
 from actcache.engine.model import load_model
-from actcache.engine.steered_scores import SteeringRule, propensities
+from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.errors import ModelError
 from tests.support.tiny import save
 
@@ -147,9 +147,9 @@ def test_a_sweep_short_of_memory_gives_the_same_propensities(built, tmp_path, mo
         sizes.append(len(rows))
         if len(rows) > 5:
             raise torch.OutOfMemoryError
-        return propensities(model, rows, **rest)
+        return score_grid(model, rows, **rest)
 
-    monkeypatch.setattr(sweep, "propensities", tight)
+    monkeypatch.setattr(sweep, "score_grid", tight)
     with caplog.at_level(logging.WARNING, "actcache"):
         found = sweep.run_sweep(store, tmp_path / "tight.zarr", **settings)
 

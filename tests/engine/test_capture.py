@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.engine.capture import capture, capture_alone
+from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import adopt_model
 from actcache.prompts.render import Rendered
 from tests.support.tiny import CONFIGS, VOCAB, make
@@ -56,7 +56,7 @@ def test_equals_each_row_alone_through_plain_hugging_face(family, attention, ans
             with torch.no_grad():
                 states = hf(torch.tensor([tokens]), output_hidden_states=True).hidden_states
             truth = torch.stack(states[:-1], 1)[0, :, -1]  # the last of them is after the norm
-            alone = capture_alone(model, row, position=position, answer=answer)
+            alone = reference_capture(model, row, position=position, answer=answer)
             # fp32 rounding: residuals here are of size 1 to 20.
             torch.testing.assert_close(embed[i, j], truth[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(residuals[i, :-1, j], truth[1:], rtol=1e-5, atol=1e-5)

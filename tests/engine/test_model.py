@@ -18,7 +18,7 @@ from actcache.data.formats import read_samples
 from actcache.engine.capture import capture
 from actcache.engine.model import adopt_model, load_config, load_model
 from actcache.engine.self_check import check_capture
-from actcache.engine.steered_scores import SteeringRule, propensities
+from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.errors import ModelError
 from actcache.store.store import open_store
 from tests.engine.test_sites import rows_of_three_lengths
@@ -117,9 +117,9 @@ def test_a_capture_that_is_wrong_stops_the_build_before_it_begins(
 
 def test_a_sweep_that_is_wrong_stops_before_it_begins(store, config, tmp_path, monkeypatch):
     def wrong(*args, **settings):
-        return propensities(*args, **settings) * 1.01
+        return score_grid(*args, **settings) * 1.01
 
-    monkeypatch.setattr(sweep, "propensities", wrong)
+    monkeypatch.setattr(sweep, "score_grid", wrong)
     values = np.random.default_rng(0).normal(size=(1, 4, 32)).astype(np.float32)
 
     with pytest.raises(ModelError, match=r"a steered cell is off by .* from two full passes"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.engine.capture import capture, capture_alone
+from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import adopt_model
 from actcache.engine.reference import BridgeCapture
 from actcache.engine.self_check import check_sites
@@ -113,7 +113,7 @@ def test_each_site_equals_a_hook_on_hugging_face_with_the_row_alone(family):
         for i, row in enumerate(rows):
             for j, position in enumerate(POSITIONS):
                 true = plain(hf, model.anatomy.blocks, family, row, position, site)
-                alone = capture_alone(model, row, position=position, answer="last", site=site)
+                alone = reference_capture(model, row, position=position, answer="last", site=site)
                 # fp32 rounding; values are of size 0.1 to 20.
                 torch.testing.assert_close(found[site][i, :, j], true, rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(alone, true, rtol=1e-5, atol=1e-6)

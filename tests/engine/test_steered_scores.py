@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from actcache.engine.model import adopt_model
-from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
+from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
 from tests.engine.test_capture import attentions, ragged_rows
 from tests.reference.definitions import naive_propensity
 from tests.support.tiny import CONFIGS, make
@@ -64,7 +64,7 @@ def test_equals_a_full_pass_for_every_cell(family, attention, rule):
     rows = ragged_rows()
     directions = torch.randn(2, 4, 32, generator=torch.Generator().manual_seed(1))
 
-    fast = propensities(
+    fast = score_grid(
         model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
     )
 
@@ -84,7 +84,7 @@ def test_equals_it_to_what_the_family_computes_in_float64(family, room):
     rows, rule = ragged_rows(), SteeringRule(first_steered="prompt", score="logprob")
     directions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1)).double()
 
-    fast = propensities(
+    fast = score_grid(
         model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
     )
 
@@ -97,7 +97,7 @@ def test_takes_a_direction_of_its_own_for_each_sample():
     rows, rule = ragged_rows(), SteeringRule()
     directions = torch.randn(1, len(rows), 4, 32, generator=torch.Generator().manual_seed(2))
 
-    fast = propensities(
+    fast = score_grid(
         model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
     )
 
@@ -116,8 +116,8 @@ def test_some_layers_alone_are_those_of_all():
         "rule": SteeringRule(),
     }
 
-    every = propensities(model, rows, layers=range(4), **settings)
-    some = propensities(model, rows, layers=[1, 3], **settings)
+    every = score_grid(model, rows, layers=range(4), **settings)
+    some = score_grid(model, rows, layers=[1, 3], **settings)
 
     np.testing.assert_allclose(some, every[:, :, [1, 3]], rtol=1e-5, atol=1e-5)
 
@@ -132,8 +132,8 @@ def test_how_rows_are_batched_changes_nothing():
         "layers": range(4),
     }
 
-    together = propensities(model, rows, **settings)
-    apart = np.concatenate([propensities(model, [row], **settings) for row in rows])
+    together = score_grid(model, rows, **settings)
+    apart = np.concatenate([score_grid(model, [row], **settings) for row in rows])
 
     np.testing.assert_allclose(together, apart, rtol=1e-5, atol=1e-5)
 
@@ -148,7 +148,7 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_the_naive_loop():
 
     truth = naive_grid(adopt_model(exact, name="exact"), rows, directions[0], rule)
     naive = naive_grid(model, rows, directions[0], rule)
-    fast = propensities(
+    fast = score_grid(
         model, rows, directions=directions, multipliers=MULTIPLIERS, rule=rule, layers=range(4)
     )[:, 0]
 
@@ -174,5 +174,5 @@ def test_the_check_before_a_sweep_is_the_definition_too():
                 score=rule.score,
             )
             np.testing.assert_allclose(
-                cell_alone(model, row, direction, 1.5, 2, rule), naive, rtol=1e-5, atol=1e-4
+                reference_cell(model, row, direction, 1.5, 2, rule), naive, rtol=1e-5, atol=1e-4
             )

@@ -10,7 +10,7 @@ import torch
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.capture import capture
 from actcache.engine.model import adopt_model, load_model
-from actcache.engine.steered_scores import SteeringRule, cell_alone, propensities
+from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
 from actcache.prompts.render import Rendered
 from tests.engine.test_attention_mass import K3, marked_rows
 from tests.support.tiny import VOCAB, make, save
@@ -63,7 +63,7 @@ def test_a_sweep_equals_that_of_the_cpu(family, score):
         "layers": range(4),
     }
     here, there = (
-        propensities(adopt_model(make(family).to(place), name=family), marked_rows(), **settings)
+        score_grid(adopt_model(make(family).to(place), name=family), marked_rows(), **settings)
         for place in ("cpu", DEVICE)
     )
 
@@ -85,13 +85,13 @@ def test_in_bfloat16_a_sweep_is_no_further_from_float32_than_the_naive_loop():
         exact = make(family)
         exact.load_state_dict(half.float().state_dict())  # the same weights, rounded
         model = adopt_model(half.to(DEVICE, torch.bfloat16), name="half")
-        true = propensities(
+        true = score_grid(
             adopt_model(exact, name="exact"), rows, directions=directions(), **settings
         )
-        fast = propensities(model, rows, directions=directions(), **settings)
+        fast = score_grid(model, rows, directions=directions(), **settings)
         naive = np.empty_like(fast)
         for i, layer, m in np.ndindex(len(rows), 4, len(MULTIPLIERS)):
-            naive[i, 0, layer, m] = cell_alone(
+            naive[i, 0, layer, m] = reference_cell(
                 model, rows[i], directions()[0, layer], MULTIPLIERS[m], layer, rule
             )
         off["fast"].append(fast - true)
@@ -158,5 +158,5 @@ def test_a_model_on_two_devices_gives_the_numbers_of_one(tmp_path):
 
     for site in SITES:
         torch.testing.assert_close(found[site].cpu(), true[site], rtol=1e-4, atol=1e-4)
-    moved, stayed = (propensities(model, marked_rows(), **sweep) for model in (split, whole))
+    moved, stayed = (score_grid(model, marked_rows(), **sweep) for model in (split, whole))
     np.testing.assert_allclose(moved, stayed, rtol=1e-4, atol=1e-4)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache.prompts.token_tree import Tree, plant
+from actcache.prompts.token_tree import Tree, pack_trees
 
 TOKENS = st.lists(st.integers(1, 9), max_size=4)
 # Plain tuples: building a Tree inside a strategy would let beartype draw from `random` there.
@@ -16,7 +16,7 @@ FORESTS = st.lists(
 @given(FORESTS)
 def test_each_token_sees_its_own_sequence_and_nothing_else(forest):
     trees = [Tree(*parts) for parts in forest]
-    batch = plant(trees, pad=0)
+    batch = pack_trees(trees, pad=0)
 
     for i, tree in enumerate(trees):
         for branch, tokens in enumerate(tree.branches):
@@ -34,7 +34,7 @@ def test_each_token_sees_its_own_sequence_and_nothing_else(forest):
 @given(FORESTS)
 def test_a_twin_lies_on_one_plain_sequence_at_the_same_position(forest):
     trees = [Tree(*parts) for parts in forest]
-    batch = plant(trees, pad=0)
+    batch = pack_trees(trees, pad=0)
 
     for i, tree in enumerate(trees):
         longest = len(tree.chain) + max(len(branch) for branch in tree.branches)
@@ -44,6 +44,6 @@ def test_a_twin_lies_on_one_plain_sequence_at_the_same_position(forest):
 
 
 def test_a_batch_without_second_branches_is_plain():
-    assert plant([Tree([1, 2, 3]), Tree([4])], pad=0).is_plain
-    assert plant([Tree([1], ([2], []))], pad=0).is_plain
-    assert not plant([Tree([1], ([2], [3]))], pad=0).is_plain
+    assert pack_trees([Tree([1, 2, 3]), Tree([4])], pad=0).is_plain
+    assert pack_trees([Tree([1], ([2], []))], pad=0).is_plain
+    assert not pack_trees([Tree([1], ([2], [3]))], pad=0).is_plain

@@ -104,7 +104,7 @@ def _write_large(large: LargeFile, syncer: ThreadPoolExecutor, syncs: list[Futur
 
 
 @contextmanager
-def telling(what: str, *, kept: str = "") -> Iterator[None]:
+def os_errors_explained(what: str, *, kept: str = "") -> Iterator[None]:
     """Say in one line what the system refused."""
     try:
         yield

@@ -115,7 +115,7 @@ def test_an_interrupted_sweep_goes_on_and_equals_a_whole_one(
 ):
     monkeypatch.setattr("actcache.analysis.sweep.run.SHARD_ROWS", 6)
     whole = sweep(store, model, tmp_path / "whole.zarr", sets)
-    from actcache.engine.steered_scores import propensities
+    from actcache.engine.steered_scores import score_grid
 
     calls = []
 
@@ -123,10 +123,10 @@ def test_an_interrupted_sweep_goes_on_and_equals_a_whole_one(
         calls.append(1)
         if len(calls) > 7:
             raise KeyboardInterrupt
-        return propensities(*args, **settings)
+        return score_grid(*args, **settings)
 
     with monkeypatch.context() as patched:
-        patched.setattr("actcache.analysis.sweep.run.propensities", breaks)
+        patched.setattr("actcache.analysis.sweep.run.score_grid", breaks)
         with pytest.raises(KeyboardInterrupt):
             sweep(store, model, tmp_path / "sweep.zarr", sets)
     assert not (tmp_path / "sweep.zarr").exists()

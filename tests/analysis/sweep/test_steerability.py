@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
 from actcache.analysis.stats import slopes as fits
-from actcache.analysis.stats.slopes import crossfit_halves, fit_quality, slopes
+from actcache.analysis.stats.slopes import fit_quality, slopes, split_grid
 from actcache.analysis.sweep.steerability import summarize
 from actcache.analysis.sweep.strategies import slope_table
 from actcache.errors import MismatchError, NotFiniteError
@@ -91,7 +91,7 @@ def test_slopes_turn_with_the_sign_of_the_direction_and_of_the_roles():
     ],
 )
 def test_halves_are_symmetric_and_share_nothing(grid, halves):
-    found = crossfit_halves(grid)
+    found = split_grid(grid)
     assert not isinstance(found, str)
     for mask, expected in zip(found, halves, strict=True):
         np.testing.assert_allclose(np.sort(grid[mask]), np.sort(expected), atol=1e-12)
@@ -106,7 +106,7 @@ def test_halves_are_symmetric_and_share_nothing(grid, halves):
     ],
 )
 def test_a_grid_without_halves_says_why_and_the_rest_is_still_read(grid, reason):
-    assert reason in crossfit_halves(grid)
+    assert reason in split_grid(grid)
     propensity = rng().normal(size=(20, 3, 3))
     found = summarize(propensity, grid, rng=rng(), control=propensity[None], **split(20))
 
@@ -178,7 +178,7 @@ def test_intervals_are_those_of_resampled_samples():
 def test_all_ties_go_to_the_first_layer():
     propensity = np.tile(GRID, (6, 3, 1))
     found = summarize(propensity, GRID, rng=rng(), **split(6))
-    assert (found.choice.fixed_layer, found.choice.hindsight_layer) == (0, 0)
+    assert (found.choice.fixed_layer, found.choice.best_on_test_layer) == (0, 0)
     np.testing.assert_array_equal(found.oracle_layer, 0)
     np.testing.assert_array_equal(found.crossfit_layer, 0)
 
@@ -188,8 +188,8 @@ def test_the_fixed_layer_is_chosen_on_train_even_where_test_disagrees():
     masks = split(10)
     slope[masks["train"], 0], slope[masks["test"], 1] = 2, 3
     found = summarize(sweep(slope, noise=0), GRID, rng=rng(), **masks).choice
-    assert (found.fixed_layer, found.hindsight_layer) == (0, 1)
-    np.testing.assert_allclose([found.fixed.value, found.hindsight], [1, 3])
+    assert (found.fixed_layer, found.best_on_test_layer) == (0, 1)
+    np.testing.assert_allclose([found.fixed.value, found.best_on_test], [1, 3])
 
 
 def test_a_planted_best_layer_per_sample_is_recovered_and_the_verdict_says_so():
