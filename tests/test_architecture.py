@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     """Modules of the room that may import torch, transformers, zarr or h5py at import time."""
 
 
-GROUND = ("errors", "conventions", "identity", "progress", "lazy")
+GROUND = ("errors", "conventions", "identity", "progress", "lazy", "notebook")
 STORE = ("store", *GROUND)
 PREDICT_SHARED = ("analysis.predict.adamw_stack", "analysis.predict.predictor_file")
 EVERYTHING = ("*",)
@@ -35,6 +35,7 @@ RULES = {
     "lazy": Rule(()),
     "conventions": Rule(("errors",)),
     "identity": Rule(("errors",)),
+    "notebook": Rule(()),
     "progress": Rule(("errors",)),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
