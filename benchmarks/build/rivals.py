@@ -2,24 +2,24 @@
 
 Build, two jobs: `pairs` (the answer token of both completions) and `prompts` (the last token of
 each prompt), all layers, float32. Each rival gets the same texts in batches of `--batch`, in the
-order of the data, as its users call it, or with `--sorted` by length, which none does itself.
-Ours runs the same tokens, in memory and as a whole build into a store on disk. `benchmarks.rivals`
-says what each does beside. Before anything is timed all results are compared with ours.
+order of the data, as its users call it, or with `--sorted` by length, which none does by itself.
+Ours runs the same tokens, in memory and as a whole build into a store on disk. `benchmarks.build.rival_tools`
+lists what else each one does. All results are compared with ours before anything is timed.
 
 Sweep: steering-bench's loop with steering-vectors (batch size 1, both completions, each layer and
 multiplier) is timed on a sample of cells and scaled up; its propensities are compared with ours.
 
 `make bench-rivals` installs the rivals into an environment of its own and runs this. nnsight and
 lmprobe install cleanly (dependency group `benchmarks`); steering-vectors asks for transformers < 5
-and is installed without its dependencies, which are there, since 0.12.2 works with 5.23. What is
-not installed is left out and named.
+and is installed without its dependencies, which are already installed, since 0.12.2 works with
+5.23. What is not installed is left out and named.
 """
 
 import argparse
 import gc
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,45 +33,54 @@ from actcache.build.plan import plan_build
 from actcache.data.formats import read_samples
 from actcache.engine.model import load_model, load_tokenizer
 from actcache.engine.steered_scores import SteeringRule
-from benchmarks.bench_sweep import MULTIPLIERS, sweep
-from benchmarks.models import saved_gpt2, saved_rows
-from benchmarks.profiles import profile
-from benchmarks.rivals import DOES, PACKAGES, Job, constant_part, make, missing, steered_alone
-from benchmarks.turns import arguments, in_turns, ratio, report
+from benchmarks.build.rival_tools import (
+    DOES,
+    MAKERS,
+    PACKAGES,
+    Job,
+    Run,
+    constant_part,
+    missing,
+    steered_alone,
+)
+from benchmarks.engine.sweep import MULTIPLIERS, sweep
+from benchmarks.support.models import saved_gpt2, saved_rows
+from benchmarks.support.profiles import profile
+from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 OURS = ("actcache, in memory", "actcache, store on disk")
 POST_NORM = "transformers"
-"""Its last layer is after the final norm, so it is compared on the layers below."""
+"""Its last layer is after the final norm, so only the layers below are compared."""
 
 BOUND = 1e-4
-"""Largest relative error of a way that is right; measured ones are about 1e-6 in float32."""
+"""Largest relative error of a correct tool; measured errors are about 1e-6 in float32."""
 
 VOCAB = 8192
-"""Words of the random model: fewer than GPT-2's 50257, which favours whoever computes logits."""
+"""Words of the random model; fewer than GPT-2's 50257, in favour of tools that compute logits."""
 
 
 def read_jobs(args: argparse.Namespace, folder: Path) -> dict[str, Job]:
-    """The jobs by name, on a random GPT-2 or on the model and rows that were given.
+    """Make the jobs by name, on a random GPT-2 or on the given model and rows.
 
-    Rows whose texts the tokenizer does not turn into the same tokens again are left out, since the
-    rivals take text.
+    The rivals take text: rows whose decoded text does not tokenize to the same ids are left out.
     """
-    where, data, template = args.model, args.data, "auto"
-    if where is None:
+    model_folder, data, template = args.model, args.data, "auto"
+    if model_folder is None:
         shape = {"layers": 3, "d_model": 64, "heads": 4} if args.quick else dict(args.shape)
-        where = saved_gpt2(folder / "model", vocab=256 if args.quick else VOCAB, **shape)
+        model_folder = saved_gpt2(folder / "model", vocab=256 if args.quick else VOCAB, **shape)
         tokens, vocab = (16, 256) if args.quick else (args.tokens, VOCAB)
         data = [saved_rows(folder / "rows.jsonl", args.n, tokens=tokens, vocab=vocab)]
         template = "none"
-    model, tokenizer = load_model(where, dtype="float32", device="cpu"), load_tokenizer(where)
+    model = load_model(model_folder, dtype="float32", device="cpu")
+    tokenizer = load_tokenizer(model_folder)
     config = BuildConfig(
-        model=where,
+        model=model_folder,
         dtype="float32",
         device="cpu",
         template=template,
         batch_tokens=args.batch_tokens,
     )
-    # One more than are wanted, a file, for those that are left out.
+    # Twice as many of each file as are needed, to make up for those that are left out.
     samples = read_samples(data, limit=2 * args.n)
     jobs = {}
     for name, positions in (("pairs", ("positive", "negative")), ("prompts", ("prompt",))):
@@ -91,72 +100,77 @@ def read_jobs(args: argparse.Namespace, folder: Path) -> dict[str, Job]:
             )
         ]
         if len(same) < min(args.n, plan.n):
-            Console(stderr=True).print(f"{name}: {plan.n - len(same)} rows are no text; left out")
-        kept = same[: args.n]
+            Console(stderr=True).print(
+                f"{name}: {plan.n - len(same)} rows do not survive decoding to text and are left out"
+            )
+        chosen = same[: args.n]
         if args.sorted:
-            kept = sorted(kept, key=lambda i: -len(tokens_of[0][i]))
+            chosen = sorted(chosen, key=lambda i: -len(tokens_of[0][i]))
         plan = replace(
             plan,
-            samples=[plan.samples[i] for i in kept],
-            rendered=[plan.rendered[i] for i in kept],
+            samples=[plan.samples[i] for i in chosen],
+            rendered=[plan.rendered[i] for i in chosen],
         )
         jobs[name] = Job(
-            where,
+            model_folder,
             model,
             plan,
-            [[texts[i] for i in kept] for texts in texts_of],
-            [[ids[i] for i in kept] for ids in tokens_of],
+            [[texts[i] for i in chosen] for texts in texts_of],
+            [[ids[i] for i in chosen] for ids in tokens_of],
             args.batch,
             args.batch_tokens,
         )
     return jobs
 
 
-def largest_relative_error(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """By layer: largest difference of a value over the largest value of that row's residual.
+def largest_relative_error(residuals: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return `[layer]`: largest difference over the largest value of that row's residual.
 
-    Args:
-        found: `[side, n, layer, d]`.
-        true: the same.
+    Both arrays are `[side, n, layer, d]`.
     """
-    scale = np.abs(true).max(-1)  # [side, n, layer]
-    errors: np.ndarray = np.abs(found - true).max(-1) / scale
+    scale = np.abs(reference).max(-1)  # [side, n, layer]
+    errors: np.ndarray = np.abs(residuals - reference).max(-1) / scale
     return np.asarray(errors.max((0, 1)))
 
 
 def build_figures(
-    name: str, job: Job, *, args: argparse.Namespace, ways: Sequence[str], folder: Path
+    name: str,
+    job: Job,
+    *,
+    args: argparse.Namespace,
+    makers: Mapping[str, Callable[[Job], Run]],
+    folder: Path,
 ) -> dict[str, Any]:
-    ways = [way for way in ways if name == "pairs" or way != "steering-vectors"]
-    runs: dict[str, Callable[[], Any]] = {way: make(way, job) for way in ways}
-    true = runs[OURS[0]]()
+    tools = [tool for tool in makers if name == "pairs" or tool != "steering-vectors"]
+    runs: dict[str, Callable[[], Any]] = {tool: makers[tool](job) for tool in tools}
+    reference = runs[OURS[0]]()
     figures: dict[str, Any] = {}
-    for way, run in runs.items():
-        if way in (OURS[0], "plain forwards"):
+    for tool, run in runs.items():
+        if tool in (OURS[0], "plain forwards"):
             continue
-        errors = largest_relative_error(run(), true)
-        if way == POST_NORM:
-            figures[f"{name}: largest relative error, {way}, last layer"] = float(errors[-1])
+        errors = largest_relative_error(run(), reference)
+        if tool == POST_NORM:
+            figures[f"{name}: largest relative error, {tool}, last layer"] = float(errors[-1])
             errors = errors[:-1]
-        figures[f"{name}: largest relative error, {way}"] = float(errors.max())
+        figures[f"{name}: largest relative error, {tool}"] = float(errors.max())
         if not errors.max() <= BOUND:
-            raise SystemExit(f"{way} differs from ours by {errors}, expected at most {BOUND:g}.")
+            raise SystemExit(f"{tool} differs from ours by {errors}, expected at most {BOUND:g}.")
     once = f"{OURS[1]}: self-check and certificate"
     runs = {**runs, once: constant_part(job, folder / f"{name}.zarr")}
     gc.collect()
-    gc.freeze()  # lmprobe collects after each batch: what others imported is not its to search
+    gc.freeze()  # lmprobe collects garbage after each batch; exclude what the others imported
     took = in_turns(runs, repeats=args.repeats)
     gc.unfreeze()
-    for way in ways:
-        if way not in OURS:
+    for tool in tools:
+        if tool not in OURS:
             for ours in OURS:
-                figures[f"{name}: {way} / {ours}"] = ratio(took, way, ours)
+                figures[f"{name}: {tool} / {ours}"] = ratio(took, tool, ours)
     figures[f"{name}: {OURS[1]} / in memory"] = ratio(took, OURS[1], OURS[0])
     figures[f"{name}: of that the same for any number of rows, share"] = ratio(took, once, OURS[1])
     figures[f"{name}: rows a second, in memory"] = job.plan.n / min(took[OURS[0]])
     if args.profile:
-        for way in OURS:
-            figures |= profile(runs[way], args.profile, name=f"{name}: {way}")
+        for tool in OURS:
+            figures |= profile(runs[tool], args.profile, name=f"{name}: {tool}")
     return figures
 
 
@@ -165,35 +179,42 @@ def sweep_figures(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     rule = SteeringRule(score="logprob")
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(model.n_layers, model.d_model, generator=generator)
-    every = list(itertools.product(range(len(rows)), range(model.n_layers), range(7)))
+    all_cells = list(itertools.product(range(len(rows)), range(model.n_layers), range(7)))
     rng = np.random.default_rng(0)
-    cells = [every[i] for i in rng.choice(len(every), min(args.cells, len(every)), replace=False)]
-    kept: dict[str, np.ndarray] = {}
+    cells = [
+        all_cells[i]
+        for i in rng.choice(len(all_cells), min(args.cells, len(all_cells)), replace=False)
+    ]
+    propensities: dict[str, np.ndarray] = {}
 
     def ours() -> None:
-        kept["fast"] = sweep(model, rows, directions, rule, args.batch_tokens)
+        propensities["fast"] = sweep(model, rows, directions, rule, args.batch_tokens)
 
     def loop() -> None:
-        kept["slow"] = np.array(
+        propensities["slow"] = np.array(
             [steered_alone(model, rows[i], directions[x], MULTIPLIERS[m], x) for i, x, m in cells]
         )
 
     took = in_turns({"ours": ours, "loop": loop}, repeats=args.repeats)
-    fast = np.array([kept["fast"][cell] for cell in cells])
-    scale = len(every) / len(cells)
+    fast = np.array([propensities["fast"][cell] for cell in cells])
+    scale = len(all_cells) / len(cells)
     return {
-        f"sweep: steering-vectors loop / ours (timed on {len(cells)} of {len(every)} cells)": scale
+        f"sweep: steering-vectors loop / ours (timed on {len(cells)} of {len(all_cells)} cells)": scale
         * ratio(took, "loop", "ours"),
         "sweep: largest absolute difference of propensity": float(
-            np.abs(kept["slow"] - fast).max()
+            np.abs(propensities["slow"] - fast).max()
         ),
-        "sweep: largest effect": float(np.abs(kept["fast"] - kept["fast"][..., 3:4]).max()),
+        "sweep: largest effect": float(
+            np.abs(propensities["fast"] - propensities["fast"][..., 3:4]).max()
+        ),
         "sweep: the loop would take, s": scale * min(took["loop"]),
         "sweep: ours takes, s": min(took["ours"]),
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None, *, makers: Mapping[str, Callable[[Job], Run]] = MAKERS
+) -> None:
     parser = arguments(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
@@ -207,27 +228,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--sorted", action="store_true", help="give the rivals the rows sorted by length")
     add("--cells", type=int, default=24, help="cells that the steering loop is timed on")
     add("--questions", default="pairs,prompts,sweep", help="default %(default)s")
-    add("--profile", metavar="DIR", help="also write a trace of ours, and say where time goes")
+    add("--profile", metavar="DIR", help="also write a trace of ours, and show where time goes")
     add("--quick", action="store_true", help="a tiny model and few rows: does it run at all?")
     args = parser.parse_args(argv)
     args.shape = {"layers": 12, "d_model": 768, "heads": 12}
     if args.quick:
         args.n, args.repeats, args.cells = min(args.n, 12), 1, 8
     torch.set_num_threads(args.threads)
-    absent = [way for way in PACKAGES if missing(way)]
-    for way in absent:
-        Console(stderr=True).print(f"{way} is not installed, so it is left out: make bench-rivals")
-    ways = [way for way in DOES if way not in absent]
-    asked = args.questions.split(",")
+    absent = [tool for tool in PACKAGES if missing(tool)]
+    for tool in absent:
+        Console(stderr=True).print(f"{tool} is not installed, so it is left out: make bench-rivals")
+    installed = {tool: makers[tool] for tool in DOES if tool not in absent}
+    questions = args.questions.split(",")
     with tempfile.TemporaryDirectory() as folder:
         jobs = read_jobs(args, Path(folder))
         figures: dict[str, Any] = {}
         for name in ("pairs", "prompts"):
-            if name in asked:
+            if name in questions:
                 figures |= build_figures(
-                    name, jobs[name], args=args, ways=ways, folder=Path(folder)
+                    name, jobs[name], args=args, makers=installed, folder=Path(folder)
                 )
-        if "sweep" in asked and "steering-vectors" not in absent:
+        if "sweep" in questions and "steering-vectors" not in absent:
             figures |= sweep_figures(jobs["pairs"], args)
     job = jobs["pairs"]
     about = {
@@ -237,9 +258,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "d_model": job.model.d_model,
         "tokens of a pair, mean": float(np.mean([len(ids) for ids in job.tokens[0]])),
         "batch of the rivals": args.batch,
-        "order": "sorted by length" if args.sorted else "as the data has it",
+        "order": "sorted by length" if args.sorted else "as in the data",
         "repeats": args.repeats,
-        "does": {way: DOES[way] for way in ways},
+        "does": {tool: DOES[tool] for tool in installed},
         "not installed": absent,
     }
     report("rivals", figures, about=about)

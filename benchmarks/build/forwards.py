@@ -16,9 +16,9 @@ from actcache.engine.batches import plan_batches
 from actcache.engine.capture import capture, tokens_run
 from actcache.engine.model import LanguageModel, load_model
 from actcache.prompts.render import Rendered
-from benchmarks.models import plain_forwards, random_llama, random_rows
-from benchmarks.profiles import profile
-from benchmarks.turns import arguments, in_turns, ratio, report
+from benchmarks.support.models import plain_forwards, random_llama, random_rows
+from benchmarks.support.profiles import profile
+from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 POSITIONS = ("prompt", "fork", "positive", "negative")
 LARGE: dict[str, Any] = {"layers": 12, "d_model": 512, "heads": 8, "mlp": 1408}

@@ -1,46 +1,46 @@
 """Do memory and cost a row depend on how many rows there are?
 
-Build, sweep and moments (directions) at several n, each in a process of its own on a model whose
-weights are small, so that growth shows. The floor is the same process that has loaded the model and
-run one batch (`benchmarks.one_stage`). What may grow is what must: the rows' texts and tokens,
-measured apart, and up to n = 512 (or fewer, where rows are wide) the shard that is filled.
-Resident memory counts mapped files of the store too, which the kernel drops when it needs room;
-anonymous memory does not. The slope is a least-squares fit over the n of at least a shard.
+Build, sweep and moments (directions) at several n, each in its own process, on a model with small
+weights so that growth shows. The floor is the same process after loading the model and running one
+batch (`benchmarks.support.one_stage`). Two things must grow: the rows' texts and tokens, measured
+separately, and the shard being filled, up to n = 512 (or fewer, where rows are wide). Resident
+memory includes mapped files of the store, which the kernel drops when it needs room; anonymous
+memory does not. The slope is a least-squares fit over the n of at least one shard.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.models import saved_gpt2, saved_rows
-from benchmarks.one_stage import STAGES
-from benchmarks.turns import arguments, report
+from benchmarks.support.models import saved_gpt2, saved_rows
+from benchmarks.support.one_stage import STAGES
+from benchmarks.support.turns import arguments, report
 
 
 def measured(
     stage: str, ns: Sequence[int], settings: Mapping[str, Any], folder: Path
 ) -> list[dict[str, float]]:
-    """What `one_stage` says of each n. Stores are left in `folder` for the stages that read them."""
-    found = []
+    """Run `one_stage` at each n. Stores stay in `folder` for the stages that read them."""
+    measurements = []
     for n in ns:
         store = folder / f"{n}.zarr"
         args = {**settings, "stage": stage, "n": n, "store": str(store)}
-        command = [sys.executable, "-m", "benchmarks.one_stage", json.dumps(args)]
+        command = [sys.executable, "-m", "benchmarks.support.one_stage", json.dumps(args)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    return found
+        measurements.append(json.loads(done.stdout.splitlines()[-1]))
+    return measurements
 
 
 def slope(ns: Sequence[int], values: Sequence[float], *, least: float = 0) -> float:
-    """Least-squares slope of `values` over `ns`, a thousand rows, over the `ns` from `least` on.
+    """Fit the slope of `values` per thousand rows, over the `ns` of at least `least`.
 
-    Where fewer than two are that large, over all of them.
+    All `ns` count where fewer than two are that large.
     """
     x, y = np.asarray(ns, np.float64), np.asarray(values, np.float64)
     large = x >= least
@@ -50,28 +50,32 @@ def slope(ns: Sequence[int], values: Sequence[float], *, least: float = 0) -> fl
 
 
 def figures_of(
-    stage: str, ns: Sequence[int], found: Sequence[Mapping[str, float]]
+    stage: str, ns: Sequence[int], measurements: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """The figures of one stage, megabytes and seconds."""
+    """Return the figures of one stage, in megabytes and seconds."""
     figures: dict[str, Any] = {}
     for kind, title in (("", "resident"), (" anonymous", "anonymous")):
-        over = [each[f"peak{kind}"] - each[f"floor{kind}"] for each in found]
-        figures[f"{stage}: floor, {title} MB"] = found[0][f"floor{kind}"]
-        for n, each in zip(ns, over, strict=True):
-            figures[f"{stage}: {title} MB over the floor at n = {n}"] = each
-        least = max(each["shard rows"] for each in found)
+        over = [m[f"peak{kind}"] - m[f"floor{kind}"] for m in measurements]
+        figures[f"{stage}: floor, {title} MB"] = measurements[0][f"floor{kind}"]
+        for n, megabytes in zip(ns, over, strict=True):
+            figures[f"{stage}: {title} MB over the floor at n = {n}"] = megabytes
+        least = max(m["shard rows"] for m in measurements)
         figures[f"{stage}: {title} MB a thousand rows"] = slope(ns, over, least=least)
-    rows = [each["rows"] for each in found]
+    rows = [m["rows"] for m in measurements]
     figures[f"{stage}: of these, texts and tokens, MB a thousand rows"] = slope(ns, rows)
-    figures[f"{stage}: shard rows"] = int(found[-1]["shard rows"])
-    speed = [n / each["seconds"] for n, each in zip(ns, found, strict=True)]
-    for n, each in zip(ns, speed, strict=True):
-        figures[f"{stage}: rows a second at n = {n}"] = each
+    figures[f"{stage}: shard rows"] = int(measurements[-1]["shard rows"])
+    speed = [n / m["seconds"] for n, m in zip(ns, measurements, strict=True)]
+    for n, rows_a_second in zip(ns, speed, strict=True):
+        figures[f"{stage}: rows a second at n = {n}"] = rows_a_second
     figures[f"{stage}: seconds a row at n = {ns[-1]} / at n = {ns[0]}"] = speed[0] / speed[-1]
     return figures
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    measure: Callable[..., list[dict[str, float]]] = measured,
+) -> None:
     parser = arguments(__doc__)
     add = parser.add_argument
     add("--ns", default="250,1000,4000", help="rows (default %(default)s)")
@@ -103,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures: dict[str, Any] = {}
         for stage in STAGES:
             if stage == "build" or stage in args.stages.split(","):
-                figures |= figures_of(stage, ns, measured(stage, ns, settings, Path(folder)))
+                figures |= figures_of(stage, ns, measure(stage, ns, settings, Path(folder)))
     about = {"model": Path(model).name if args.model else "random GPT-2", "tokens": args.tokens}
     report("memory", figures, about={**about, "batch tokens": args.batch_tokens})
 

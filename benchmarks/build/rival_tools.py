@@ -1,9 +1,9 @@
-"""Other people's ways to the last token's residuals of all layers, each as its users would write it.
+"""The last token's residuals of all layers by other tools, each called as its users would.
 
-Every way gives `[side, n, layer, d]` of the same texts, so that equal results can be shown; what
-each does beside that is said in `DOES`. None of them is bent: a call is what its README shows, with
-batches of the same size, gradients off, the model loaded before the clock starts. Those that are
-not installed are named by `missing`; see `bench_rivals` for how to install them.
+Every tool returns `[side, n, layer, d]` of the same texts, so that the results can be compared;
+`DOES` lists what else each one does. Each call is the one in the tool's README, with batches of
+the same size, gradients off, and the model loaded before the clock starts. `missing` tells which
+ones are not installed; `benchmarks.build.rivals` says how to install them.
 """
 
 import importlib
@@ -27,24 +27,24 @@ from actcache.engine.capture import capture, tokens_run
 from actcache.engine.model import LanguageModel, load_model, load_tokenizer
 from actcache.engine.self_check import check_capture
 from actcache.prompts.render import Rendered
-from benchmarks.models import plain_forwards
+from benchmarks.support.models import plain_forwards
 
 
 @dataclass(frozen=True)
 class Job:
-    """One question that every way answers: the last token's residuals of `sides` texts a row."""
+    """What every tool is asked for: the last token's residuals of one or two texts a row."""
 
     folder: str
     """The model."""
 
     model: LanguageModel
-    """The same, loaded, in float32."""
+    """The same model, loaded in float32."""
 
     plan: BuildPlan
-    """The rows, and the positions that ours reads."""
+    """The rows, and the positions that actcache reads."""
 
     texts: Sequence[Sequence[str]]
-    """Texts of each side that the tokenizer turns into `tokens` again."""
+    """Texts of each side, which the tokenizer turns into `tokens`."""
 
     tokens: Sequence[Sequence[tuple[int, ...]]]
     """Their tokens."""
@@ -53,10 +53,10 @@ class Job:
     """Texts in a batch of the rivals."""
 
     batch_tokens: int
-    """Tokens in a batch of ours, padding included."""
+    """Tokens in a batch of actcache, padding included."""
 
 
-Way = Callable[[], np.ndarray]
+Run = Callable[[], np.ndarray]
 """Does the whole job and returns `[side, n, layer, d]`."""
 
 DOES = {
@@ -69,42 +69,42 @@ DOES = {
     "nnsight": "one trace a batch, left-padded, last token saved, stopped before the logits",
     "lmprobe": "UnifiedCache.warmup, one file a prompt without sync or checksum; load_pooled_batch",
 }
-"""What each way does; all run in float32 with the model loaded before."""
+"""What each tool does; all run in float32 on a model loaded before."""
 
 PACKAGES = {"steering-vectors": "steering_vectors", "nnsight": "nnsight", "lmprobe": "lmprobe"}
 """The module of each rival that has to be installed."""
 
 
-def missing(way: str) -> bool:
-    """Whether the package of a way is not installed."""
-    package = PACKAGES.get(way)
+def missing(tool: str) -> bool:
+    """Tell whether a tool has to be installed and is not."""
+    package = PACKAGES.get(tool)
     return package is not None and importlib.util.find_spec(package) is None
 
 
-def make(way: str, job: Job) -> Way:
-    """Set a way up, outside the clock."""
-    return _MAKERS[way](job)
+def make(tool: str, job: Job) -> Run:
+    """Set a tool up; this is not timed."""
+    return MAKERS[tool](job)
 
 
-def _ours(job: Job) -> Way:
+def _ours(job: Job) -> Run:
     plan = job.plan
     costs = [tokens_run(row, positions=plan.positions, answer="first") for row in plan.rendered]
 
     def run() -> np.ndarray:
         shape = (len(costs), job.model.n_layers, len(plan.positions), job.model.d_model)
-        found = np.empty(shape, np.float32)
+        residuals = np.empty(shape, np.float32)
         for batch in plan_batches(costs, budget=job.batch_tokens):
             rows = [plan.rendered[i] for i in batch]
             read = capture(
                 job.model, rows, positions=plan.positions, answer="first", sites=("resid_post",)
             )
-            found[batch] = read["resid_post"].cpu().numpy()
-        return found.transpose(2, 0, 1, 3)
+            residuals[batch] = read["resid_post"].cpu().numpy()
+        return residuals.transpose(2, 0, 1, 3)
 
     return run
 
 
-def _ours_on_disk(job: Job) -> Way:
+def _ours_on_disk(job: Job) -> Run:
     job.model.digest  # noqa: B018  # computed once a model, as in a build of many rows
 
     def run() -> np.ndarray:
@@ -116,7 +116,7 @@ def _ours_on_disk(job: Job) -> Way:
 
 
 def constant_part(job: Job, path: Path) -> Callable[[], object]:
-    """What a build does once, however many rows there are: the self-check and the certificate."""
+    """Return what a build does once, for any number of rows: self-check and certificate."""
     store = run_build(job.plan, path, model=job.model)
     plan = job.plan
     settings: dict[str, Any] = {"positions": plan.positions, "sites": plan.config.sites}
@@ -129,7 +129,7 @@ def constant_part(job: Job, path: Path) -> Callable[[], object]:
     return run
 
 
-def _floor(job: Job) -> Way:
+def _floor(job: Job) -> Run:
     def run() -> np.ndarray:
         for side in job.tokens:
             plain_forwards(job.model, side, budget=job.batch_tokens, logits=True)
@@ -138,30 +138,32 @@ def _floor(job: Job) -> Way:
     return run
 
 
-def _transformers(job: Job) -> Way:
+def _transformers(job: Job) -> Run:
     tokenizer = _tokenizer(job, "right")
 
-    def one(texts: Sequence[str]) -> np.ndarray:
+    def run_batch(texts: Sequence[str]) -> np.ndarray:
         given = tokenizer(list(texts), return_tensors="pt", padding=True)
         with torch.inference_mode():
             hidden = job.model.hf(**given, output_hidden_states=True).hidden_states[1:]
         last, rows = given["attention_mask"].sum(1) - 1, torch.arange(len(texts))
-        return torch.stack([each[rows, last] for each in hidden], 1).numpy()
+        return torch.stack([layer[rows, last] for layer in hidden], 1).numpy()
 
-    return _batched(job, one)
+    return _batched(job, run_batch)
 
 
-def _bridge(job: Job) -> Way:
+def _bridge(job: Job) -> Run:
     from transformer_lens.model_bridge import TransformerBridge
 
-    own = load_model(job.folder, dtype="float32", device="cpu").hf  # a bridge rewrites its model
+    hf_model = load_model(
+        job.folder, dtype="float32", device="cpu"
+    ).hf  # a bridge rewrites its model
     tokenizer = _tokenizer(job, "left")
     bridge: Any = TransformerBridge.boot_transformers(
-        job.folder, hf_model=own, tokenizer=tokenizer, device="cpu"
+        job.folder, hf_model=hf_model, tokenizer=tokenizer, device="cpu"
     )
     names = [f"blocks.{layer}.hook_out" for layer in range(job.model.n_layers)]
 
-    def one(texts: Sequence[str]) -> np.ndarray:
+    def run_batch(texts: Sequence[str]) -> np.ndarray:
         given = tokenizer(list(texts), return_tensors="pt", padding=True)
         with torch.inference_mode():
             _, cache = bridge.run_with_cache(
@@ -169,45 +171,50 @@ def _bridge(job: Job) -> Way:
             )
         return torch.stack([cache[name][:, -1] for name in names], 1).numpy()
 
-    return _batched(job, one)
+    return _batched(job, run_batch)
 
 
-def _steering_vectors(job: Job) -> Way:
+def _steering_vectors(job: Job) -> Run:
     # The package exports a function of the same name as this module.
     package = importlib.import_module("steering_vectors.train_steering_vector")
     tokenizer = _tokenizer(job, "right")
 
     def run() -> np.ndarray:
         pairs = list(zip(job.texts[0], job.texts[-1], strict=True))
-        found = package.extract_activations(job.model.hf, tokenizer, pairs, batch_size=job.batch)
-        sides = [torch.stack([torch.cat(by[x]) for x in sorted(by)], 1) for by in found]
+        by_side = package.extract_activations(job.model.hf, tokenizer, pairs, batch_size=job.batch)
+        sides = [
+            torch.stack([torch.cat(by_layer[layer]) for layer in sorted(by_layer)], 1)
+            for by_layer in by_side
+        ]
         return torch.stack(sides).numpy()
 
     return run
 
 
-def _nnsight(job: Job) -> Way:
+def _nnsight(job: Job) -> Run:
     package = importlib.import_module("nnsight")
-    own = load_model(job.folder, dtype="float32", device="cpu")  # it wraps its model
-    path = next(name for name, each in own.hf.named_modules() if each is own.anatomy.blocks[0])
+    model = load_model(job.folder, dtype="float32", device="cpu")  # nnsight wraps its model
+    path = next(
+        name for name, module in model.hf.named_modules() if module is model.anatomy.blocks[0]
+    )
     tokenizer = _tokenizer(job, "left")
-    wrapped = package.TransformersModel(own.hf, task="text-generation", tokenizer=tokenizer)
+    wrapped = package.TransformersModel(model.hf, task="text-generation", tokenizer=tokenizer)
     blocks: Any = reduce(getattr, path.split(".")[:-1], wrapped)
 
-    def one(texts: Sequence[str]) -> np.ndarray:
+    def run_batch(texts: Sequence[str]) -> np.ndarray:
         with torch.inference_mode(), wrapped.trace(list(texts)) as tracer:
             outputs = [block.output for block in blocks]
-            last = [(each[0] if isinstance(each, tuple) else each)[:, -1] for each in outputs]
+            last = [(out[0] if isinstance(out, tuple) else out)[:, -1] for out in outputs]
             stacked: Any = torch.stack(last, 1)
-            found = stacked.save()
+            saved = stacked.save()
             tracer.stop()
-        taken: torch.Tensor = found
-        return taken.numpy()
+        residuals: torch.Tensor = saved
+        return residuals.numpy()
 
-    return _batched(job, one)
+    return _batched(job, run_batch)
 
 
-def _lmprobe(job: Job) -> Way:
+def _lmprobe(job: Job) -> Run:
     package = importlib.import_module("lmprobe")
     cache = importlib.import_module("lmprobe.cache")
     backends = importlib.import_module("lmprobe.cache_backends")
@@ -229,13 +236,13 @@ def _lmprobe(job: Job) -> Way:
             cache.set_cache_backend(backends.LocalCacheBackend(Path(folder)))
             os.environ["LMPROBE_CACHE_DIR"] = folder
             unified.warmup(texts)
-            found = cache.load_pooled_batch(job.folder, texts, layers, "last_token")
-        return np.asarray(found).reshape(len(job.texts), -1, len(layers), job.model.d_model)
+            residuals = cache.load_pooled_batch(job.folder, texts, layers, "last_token")
+        return np.asarray(residuals).reshape(len(job.texts), -1, len(layers), job.model.d_model)
 
     return run
 
 
-_MAKERS: dict[str, Callable[[Job], Way]] = {
+MAKERS: dict[str, Callable[[Job], Run]] = {
     "actcache, in memory": _ours,
     "actcache, store on disk": _ours_on_disk,
     "plain forwards": _floor,
@@ -250,10 +257,10 @@ _MAKERS: dict[str, Callable[[Job], Way]] = {
 def steered_alone(
     model: LanguageModel, row: Rendered, direction: torch.Tensor, multiplier: float, layer: int
 ) -> float:
-    """One cell of steering-bench's loop: a `SteeringVector` applied, a forward of each completion.
+    """Run one cell of steering-bench's loop: a `SteeringVector`, one forward per completion.
 
-    Steers the fork and all after it. Score: log-probability of the tokens from the letter on. Token
-    ids are given, which saves the loop its tokenizer.
+    Steers the fork and all tokens after it. The score is the log-probability of the tokens from
+    the letter on. Token ids are given, which saves the loop the tokenizer.
     """
     vector = importlib.import_module("steering_vectors").SteeringVector({layer: direction})
     fork = len(row.chain) - 1
@@ -265,8 +272,8 @@ def steered_alone(
             vector.apply(model.hf, multiplier=multiplier, min_token_index=fork),
         ):
             logits = model.hf(input_ids=ids).logits[0, fork:-1]
-        each = torch.log_softmax(logits.double(), -1)
-        scores.append(each[torch.arange(len(completion)), torch.tensor(completion)].sum())
+        log_probs = torch.log_softmax(logits.double(), -1)
+        scores.append(log_probs[torch.arange(len(completion)), torch.tensor(completion)].sum())
     return float(scores[0] - scores[1])
 
 
@@ -278,14 +285,17 @@ def _tokenizer(job: Job, side: str) -> Any:
     return tokenizer
 
 
-def _batched(job: Job, one: Callable[[Sequence[str]], np.ndarray]) -> Way:
-    """Batches of each side in the order of the rows."""
+def _batched(job: Job, run_batch: Callable[[Sequence[str]], np.ndarray]) -> Run:
+    """Run each side in batches, in the order of the rows."""
 
     def run() -> np.ndarray:
         return np.stack(
             [
                 np.concatenate(
-                    [one(side[at : at + job.batch]) for at in range(0, len(side), job.batch)]
+                    [
+                        run_batch(side[start : start + job.batch])
+                        for start in range(0, len(side), job.batch)
+                    ]
                 )
                 for side in job.texts
             ]

@@ -26,7 +26,7 @@ from actcache.analysis.predict.w2s.mlp_stack import (
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.stats.pca import principal_basis
 from actcache.analysis.sweep.layer_ranks import layer_frequencies, smoothed_labels
-from benchmarks.turns import arguments, in_turns, ratio, report
+from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from actcache.analysis.predict.l2s.vector_predictor import (
     train_vector_predictor,
 )
 from actcache.store.store import Store, open_store
-from benchmarks.turns import arguments, in_turns, ratio, report
+from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 PLAIN_RATES = (5e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 """Rates of the usual script: 5e-5 and 1e-4 are those of the paper's code."""

@@ -17,7 +17,7 @@ from actcache.analysis.stats.moments import class_moments
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
-from benchmarks.turns import arguments, in_turns, ratio, report
+from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Is the store as fast as the disk, and faster than other formats? What does it cost a build?
 
 Writing is measured against a raw file, reading against `np.memmap`; then both against zarr-python,
-h5py, safetensors and a file a prompt (`benchmarks.formats`); with `--model` the store's share of a
+h5py, safetensors and a file a prompt (`benchmarks.store.formats`); with `--model` the store's share of a
 build.
 
 The floors hold the same bytes: one file written front to back and synced once; one sample-major
@@ -27,8 +27,8 @@ import numpy as np
 from actcache.store.schema import RowArray, shard_rows
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
-from benchmarks.formats import FORMATS, Format, Reader, synced
-from benchmarks.turns import arguments, in_turns, ratio, report
+from benchmarks.store.formats import FORMATS, Format, Reader, synced
+from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 POSITIONS = ("prompt", "positive")
 

@@ -25,8 +25,8 @@ from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.prompts.render import Rendered
 from actcache.prompts.token_tree import Tree, pack_trees
-from benchmarks.models import plain_forwards, random_llama, random_rows
-from benchmarks.turns import arguments, in_turns, ratio, report
+from benchmarks.support.models import plain_forwards, random_llama, random_rows
+from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 POSITIONS = ("prompt", "fork", "positive", "negative")
@@ -235,7 +235,7 @@ def build_figures(
 ) -> dict[str, Any]:
     """All layers at four tokens, on the host's side; ours against reading it from full forwards.
 
-    Files are left out: `bench_store` and `bench_build --model` time them.
+    Files are left out: `benchmarks.store.speed` and `benchmarks.build.forwards --model` time them.
     """
     costs = [tokens_run(row, positions=POSITIONS, answer="first") for row in rows]
     both = [row.chain + row.positive for row in rows], [row.chain + row.negative for row in rows]

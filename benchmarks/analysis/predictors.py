@@ -24,8 +24,8 @@ import numpy as np
 from actcache.store.schema import RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
-from benchmarks.one_stage import peak_resident
-from benchmarks.turns import arguments, report
+from benchmarks.support.one_stage import peak_resident
+from benchmarks.support.turns import arguments, report
 
 LATENTS = 64
 """Numbers that a prompt's residuals are made of, besides noise."""
@@ -219,7 +219,7 @@ def alone(given: Mapping[str, Any]) -> dict[str, Any]:
     threads = str(given["threads"])
     pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_predictors", "--stage", json.dumps(given)],
+        [sys.executable, "-m", "benchmarks.analysis.predictors", "--stage", json.dumps(given)],
         env=os.environ | pools,
         stdout=subprocess.PIPE,
         text=True,

@@ -15,10 +15,10 @@ from actcache.engine.batches import plan_batches
 from actcache.engine.model import LanguageModel, load_model
 from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
 from actcache.prompts.render import Rendered
-from benchmarks.bench_build import LARGE, TINY
-from benchmarks.models import plain_forwards, random_llama, random_rows
-from benchmarks.profiles import profile
-from benchmarks.turns import arguments, in_turns, ratio, report
+from benchmarks.build.forwards import LARGE, TINY
+from benchmarks.support.models import plain_forwards, random_llama, random_rows
+from benchmarks.support.profiles import profile
+from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 

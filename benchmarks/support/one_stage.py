@@ -1,8 +1,8 @@
-"""One stage in a process of its own, for `bench_memory`: prints the memory and the time it took.
+"""Run one stage in its own process, for `benchmarks.memory`; print its memory and time.
 
-The floor comes first: the same process having loaded what the stage needs and run one batch. Then
-the stage. Memory is the process's peak, resident (which counts mapped files too) and, where /proc
-says so, anonymous (what cannot be dropped and read again).
+The floor is measured first: the same process after loading what the stage needs and running one
+batch. Then comes the stage. Memory is the process's peak: resident (mapped files included) and,
+where /proc has it, anonymous (which the kernel cannot drop and read again).
 """
 
 import json
@@ -10,7 +10,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ import numpy as np
 MEGABYTE = 1e6
 STATUS = Path("/proc/self/status")
 SAMPLE_EVERY = 0.005
-"""Seconds between two looks at anonymous memory, of which the kernel keeps no peak."""
+"""Seconds between two samples of anonymous memory, whose peak the kernel does not keep."""
 
 BATCH_ROWS = 256
-"""Rows of the batch of the floor of `moments`."""
+"""Rows of the one batch that is the floor of `moments`."""
 
 
 Parts = tuple[Callable[[], None], Callable[[], int], Callable[[], int]]
-"""The floor; the rows' texts and tokens in bytes; the stage, which gives rows of a shard."""
+"""Runs the floor; returns the bytes of texts and tokens; runs the stage and returns shard rows."""
 
 
 class Watch:
@@ -44,7 +44,7 @@ class Watch:
 
 
 def megabytes(field: str) -> float:
-    """What the kernel says of this process: `RssAnon`, `VmHWM`, …; 0 where it says nothing."""
+    """Read one line of /proc/self/status (`RssAnon`, `VmHWM`, …); 0 where there is no /proc."""
     if not STATUS.exists():
         return 0.0
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
@@ -52,7 +52,7 @@ def megabytes(field: str) -> float:
 
 
 def peak_resident() -> float:
-    """Largest resident megabytes of this process so far."""
+    """Return the largest resident megabytes of this process so far."""
     # Linux hands ru_maxrss on to a child that runs another program, so it may be the parent's.
     if STATUS.exists():
         return megabytes("VmHWM")
@@ -61,7 +61,7 @@ def peak_resident() -> float:
 
 
 def deep_bytes(value: Any, seen: set[int] | None = None) -> int:
-    """Bytes of a Python object and all that it holds, each object once."""
+    """Count the bytes of a Python object and all that it holds, each object once."""
     seen = set() if seen is None else seen
     if id(value) in seen:
         return 0
@@ -73,14 +73,14 @@ def deep_bytes(value: Any, seen: set[int] | None = None) -> int:
         inner = list(value)
     elif hasattr(value, "__dict__"):
         inner = [vars(value)]
-    return sys.getsizeof(value) + sum(deep_bytes(each, seen) for each in inner)
+    return sys.getsizeof(value) + sum(deep_bytes(item, seen) for item in inner)
 
 
 def build(args: dict[str, Any]) -> Parts:
     import torch
 
     from actcache.build.config import BuildConfig
-    from actcache.build.plan import plan_build
+    from actcache.build.plan import BuildPlan, plan_build
     from actcache.build.run import run_build
     from actcache.data.formats import read_samples
     from actcache.engine.batches import plan_batches
@@ -104,15 +104,15 @@ def build(args: dict[str, Any]) -> Parts:
         rows = [plan.rendered[i] for i in batch]
         capture(model, rows, positions=plan.positions, answer="first", sites=config.sites)
 
-    kept: dict[str, Any] = {}
+    plan: BuildPlan
 
     def rows() -> int:
+        nonlocal plan
         plan = plan_build(read_samples(args["data"], limit=args["n"]), config)
-        kept["plan"] = plan
         return deep_bytes([*plan.samples, *plan.rendered])
 
     def stage() -> int:
-        store = run_build(kept["plan"], args["store"], model=model)
+        store = run_build(plan, args["store"], model=model)
         return store.shard_rows
 
     return floor, rows, stage
@@ -167,9 +167,7 @@ def sweep(args: dict[str, Any]) -> Parts:
     return floor, rows, stage
 
 
-def moments(
-    args: dict[str, Any],
-) -> Parts:
+def moments(args: dict[str, Any]) -> Parts:
     from actcache.analysis.directions.of_store import pair_directions
     from actcache.store.store import open_store
 
@@ -186,20 +184,20 @@ def moments(
 
 
 STAGES = {"build": build, "sweep": sweep, "moments": moments}
-"""What sets each of them up, in a process that has loaded nothing yet."""
+"""Sets each stage up, in a process that has loaded nothing yet."""
 
 
-def main() -> None:
-    args = json.loads(sys.argv[1])
+def main(argv: Sequence[str] | None = None) -> None:
+    args = json.loads((sys.argv[1:] if argv is None else argv)[0])
     watch = Watch()
     floor, rows, stage = STAGES[args["stage"]](args)
     floor()
-    found = {"floor": peak_resident(), "floor anonymous": watch.peak}
-    found["rows"] = rows() / MEGABYTE
+    figures = {"floor": peak_resident(), "floor anonymous": watch.peak}
+    figures["rows"] = rows() / MEGABYTE
     start = time.perf_counter()
-    found["shard rows"] = stage()
-    found["seconds"] = time.perf_counter() - start
-    print(json.dumps({**found, "peak": peak_resident(), "peak anonymous": watch.peak}))
+    figures["shard rows"] = stage()
+    figures["seconds"] = time.perf_counter() - start
+    print(json.dumps({**figures, "peak": peak_resident(), "peak anonymous": watch.peak}))
 
 
 if __name__ == "__main__":
