@@ -6,8 +6,12 @@ if __name__ != "actcache.analysis":
     raise ImportError("import actcache.analysis: bare `analysis` would load a second copy of it")
 
 from actcache.analysis.directions.difference_of_means import (
+    Directions,
     cosine,
     difference_of_means,
+    directions_of_moments,
+    label_directions,
+    pair_directions,
     random_directions,
     unit,
 )
@@ -19,7 +23,6 @@ from actcache.analysis.directions.discriminative import (
     project,
 )
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
-from actcache.analysis.directions.of_store import Directions, label_directions, pair_directions
 from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
 from actcache.analysis.predict.embedding_space import (
     Projection,
@@ -71,6 +74,7 @@ __all__ = [
     "cosine",
     "default_context_layers",
     "difference_of_means",
+    "directions_of_moments",
     "fit_quality",
     "label_directions",
     "layer_scores",

@@ -13,16 +13,16 @@ import numpy as np
 from jaxtyping import Bool
 
 from actcache.analysis.config import STAGES, AnalyzeConfig
-from actcache.analysis.directions.difference_of_means import random_directions
-from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
-from actcache.analysis.directions.of_store import (
+from actcache.analysis.directions.difference_of_means import (
     BATCH_ROWS,
     Directions,
     label_codes,
     label_directions,
     pair_directions,
+    random_directions,
     two_labels,
 )
+from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
 from actcache.analysis.report.files import (
     CONTROL,
     METHOD,

@@ -170,7 +170,7 @@ def sweep(args: dict[str, Any]) -> Parts:
 def moments(
     args: dict[str, Any],
 ) -> Parts:
-    from actcache.analysis.directions.of_store import pair_directions
+    from actcache.analysis.directions.difference_of_means import pair_directions
     from actcache.store.store import open_store
 
     store = open_store(args["store"])
