@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actcache.analysis.directions.difference_of_means import difference_of_means
+from actcache.analysis.directions.difference_of_means import directions_of_moments
 from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import class_moments
 from actcache.store.schema import RowArray
@@ -63,7 +63,7 @@ def measured(
         def work() -> object:
             batches = ((x, alternating[rows] % n_classes) for rows, x in resid.batches())
             found = class_moments(batches, n_classes, threads=with_threads)
-            return difference_of_means(found, positive=1, negative=0) if n_classes == 2 else found
+            return directions_of_moments(found, positive=1, negative=0) if n_classes == 2 else found
 
         return work
 

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
+from actcache.progress import SILENT, Progress
 from actcache.store.schema import RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
@@ -121,14 +123,15 @@ def make_store(path: Path, *, n: int, layers: int, d: int) -> Store:
 
 def pretended_sweep(
     store: Store,
-    path: str | Path,
-    *,
     sets: Mapping[str, Any],
+    *,
     multipliers: Sequence[float],
+    out: str | Path,
     layers: Sequence[int] | None = None,
-    on_rows: Callable[[int], None] = lambda _n: None,
+    progress: Progress = SILENT,
+    title: str = "sweep",
     **_model_and_rule: object,
-) -> Store:
+) -> Sweep:
     """What `run_sweep` would leave, were propensity a line in the multiplier and noise."""
     swept = list(range(store.n_layers) if layers is None else layers)
     truth = planted(store.n, store.n_layers)
@@ -151,24 +154,26 @@ def pretended_sweep(
         arrays.append(array)
         values[array.name] = grid.astype(np.float32)
     names = ("id", "behavior", "letter", "split")
-    with Writer.create(
-        path,
-        kind="sweep",
-        n=store.n,
-        arrays=arrays,
-        columns={
-            **{name: store[name].tolist() for name in names},
-            "layer": np.array(swept, np.int64),
-            "multiplier": np.array(multipliers, np.float64),
-        },
-        config={"sets": {name: each.digest for name, each in sets.items()}},
-        provenance={"synthetic": True},
-        shard_rows=store.n,
-    ) as writer:
+    with (
+        progress.steps(title, store.n),
+        Writer.create(
+            out,
+            kind="sweep",
+            n=store.n,
+            arrays=arrays,
+            columns={
+                **{name: store[name].tolist() for name in names},
+                "layer": np.array(swept, np.int64),
+                "multiplier": np.array(multipliers, np.float64),
+            },
+            config={"sets": {name: each.digest for name, each in sets.items()}},
+            provenance={"synthetic": True},
+            shard_rows=store.n,
+        ) as writer,
+    ):
         writer.commit(values)
         writer.finish({"naive_error": 0.0, "noise_floor": 0.0})
-    on_rows(store.n)
-    return open_store(path)
+    return open_sweep(out)
 
 
 def stage(given: Mapping[str, Any]) -> dict[str, Any]:

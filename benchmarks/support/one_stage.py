@@ -121,7 +121,7 @@ def build(args: dict[str, Any]) -> Parts:
 def sweep(args: dict[str, Any]) -> Parts:
     import torch
 
-    from actcache.analysis.sweep.run import run_sweep, shared_directions, sweep_costs
+    from actcache.analysis.sweep.run import run_sweep, sweep_costs
     from actcache.build.replay import rendered_pairs
     from actcache.engine.batches import plan_batches
     from actcache.engine.model import load_model
@@ -155,20 +155,22 @@ def sweep(args: dict[str, Any]) -> Parts:
     def stage() -> int:
         done = run_sweep(
             store,
-            Path(args["store"]).with_suffix(".sweep"),
-            model=lambda: model,
-            sets={"random": shared_directions(values, np.zeros(store.n, np.int64))},
+            {"random": values[0]},
             multipliers=multipliers,
-            rule=rule,
+            out=Path(args["store"]).with_suffix(".sweep"),
+            model=model,
+            score=rule.score,
             batch_tokens=args["batch_tokens"],
         )
-        return done.shard_rows
+        return done.store.shard_rows
 
     return floor, rows, stage
 
 
-def moments(args: dict[str, Any]) -> Parts:
-    from actcache.analysis.directions.of_store import pair_directions
+def moments(
+    args: dict[str, Any],
+) -> Parts:
+    from actcache.analysis.directions.difference_of_means import pair_directions
     from actcache.store.store import open_store
 
     store = open_store(args["store"])
