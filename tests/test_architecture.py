@@ -238,7 +238,7 @@ PLANTED = [
     ("actcache/store/copies/merge.py", "import actcache.build.run", "store.copies", "actcache.build"),
     ("actcache/engine/model.py", "from actcache.store import store", "engine", "actcache.store"),
     ("actcache/build/plan.py", "import actcache.analysis", "build", "actcache.analysis"),
-    ("actcache/encoders/spec.py", "def f():\n    import actcache.cli", "encoders", "actcache.cli"),
+    ("actcache/encoders/cached.py", "def f():\n    import actcache.cli", "encoders", "actcache.cli"),
     ("actcache/exchange/npz.py", "import actcache.engine.model", "exchange", "actcache.engine"),
     ("analysis/stats/moments.py", "import actcache.analysis.sweep", "analysis.stats", "actcache.analysis.sweep"),
     ("analysis/sweep/steerability.py", "import torch", "analysis.sweep", "torch"),

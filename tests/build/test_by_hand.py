@@ -37,7 +37,7 @@ from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
 from actcache.data.formats import read_samples
-from actcache.encoders import encode, parse_encoder
+from actcache.encoders import encode
 from tests.support import tiny
 
 pytestmark = pytest.mark.model
@@ -129,7 +129,7 @@ def test_the_labels_are_layer_0_for_neutral_and_layer_1_for_remote_prompts(slope
 def test_the_predictor_sends_every_test_prompt_to_the_layer_that_is_best_for_it(
     store, slope, neutral
 ):
-    embeddings = encode(parse_encoder("cache:0"), store).values
+    embeddings = encode(store, "cache:0").values
     train, test = (store["split"] == side for side in ("train", "test"))
     found = train_layer_predictors(
         embeddings,

@@ -1,7 +1,5 @@
-"""Encoders that need no service: names, texts, the cache's states, models that run here."""
+"""Encoders of text that run here: pooling, limits, and weights that are those of the folder."""
 
-import ast
-import doctest
 import importlib.util
 import json
 import os
@@ -12,17 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from actcache.encoders import encode, parse_encoder, spec, texts_of
+from actcache.encoders import encode
 from actcache.encoders.base import unit_rows
-from actcache.encoders.texts import distinct, texts_digest
-from actcache.errors import ActcacheError, MismatchError, ModelError, NotFiniteError
-from actcache.store.schema import RowArray
-from actcache.store.store import open_store
-from tests.support.processes import ROOT, run_code
-from tests.support.stores import build, example
+from actcache.errors import ModelError
+from tests.encoders.examples import Recorder, store_of
+from tests.support.processes import ROOT
 
 
 def packaged_encoder():
@@ -32,164 +25,6 @@ def packaged_encoder():
 
 
 REAL = packaged_encoder()
-
-
-# --- names ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("cache", {"kind": "cache", "position": "prompt", "layer": None}),
-        ("cache:0", {"kind": "cache", "position": "prompt", "layer": 0}),
-        ("cache:prompt:12", {"kind": "cache", "position": "prompt", "layer": 12}),
-        ("cache:mean", {"kind": "cache", "position": "mean", "layer": None}),
-        ("cache:mean:0", {"kind": "cache", "position": "mean", "layer": 0}),
-        ("hf:bert-base-uncased", {"kind": "hf", "model": "bert-base-uncased", "pooling": None}),
-        ("hf:a/b:cls", {"kind": "hf", "model": "a/b", "pooling": "cls"}),
-        (r"hf:C:\models\x:mean", {"kind": "hf", "model": r"C:\models\x", "pooling": "mean"}),
-        ("openai:m", {"kind": "openai", "model": "m", "dimensions": None}),
-        ("openai:m:256", {"kind": "openai", "model": "m", "dimensions": 256}),
-        ("openai:nomic:v1.5", {"kind": "openai", "model": "nomic:v1.5", "dimensions": None}),
-    ],
-)
-def test_a_name_is_taken_apart(text, parts):
-    found = parse_encoder(text)
-    assert {name: getattr(found, name) for name in parts} == parts
-    assert found.text == text
-
-
-@pytest.mark.parametrize(
-    "text", ["", "bert", "cache:", "cache:x", "cache:-1", "cache:fork:1", "hf:", "openai:", "CACHE"]
-)
-def test_an_unknown_name_is_answered_with_what_is_possible(text):
-    with pytest.raises(ActcacheError, match=r"cache:mean:LAYER, hf:.* or openai:.* Pass one of"):
-        parse_encoder(text)
-
-
-def test_the_example_of_a_name_runs():
-    assert doctest.testmod(spec).failed == 0
-
-
-# --- texts ----------------------------------------------------------------------------------------
-
-
-def store_of(folder, *, arrays=None, columns=None, values=None):
-    settings, drawn = example(arrays=arrays)
-    settings["columns"].update(columns or {})
-    return open_store(build(folder / "a.zarr", settings, {**drawn, **(values or {})}))
-
-
-def test_the_text_is_the_prompt(tmp_path):
-    store = store_of(tmp_path)
-    assert texts_of(store) == store.prompts.tolist()
-
-
-def test_a_rows_own_system_message_comes_first(tmp_path):
-    store = store_of(tmp_path, columns={"system": ["Be good." * (i % 2) for i in range(11)]})
-    for i, text in enumerate(texts_of(store)):
-        assert text == (f"Be good.\n\n{store.prompts[i]}" if i % 2 else store.prompts[i])
-
-
-def test_variants_differ_in_text_and_what_all_rows_share_is_left_out(tmp_path):
-    torch = pytest.importorskip("torch")
-    from actcache.build.config import BuildConfig
-    from actcache.build.plan import plan_build
-    from actcache.build.run import run_build as run
-    from actcache.data.personas import Persona, expand_variants
-    from actcache.data.samples import Sample
-    from tests.support import tiny
-
-    torch.manual_seed(0)
-    row = Sample(
-        id="a", behavior="b", prompt="Why?", positive="A", negative="B", label=None, letter="A"
-    )
-    samples = expand_variants(
-        [row],
-        ["base", "sys_pos", "user_pos"],
-        personas={"b": Persona("You are b.", "You are not.")},
-    )
-    config = BuildConfig(
-        model=tiny.save(tmp_path / "model"), system="Answer.", positions=["prompt"]
-    )
-    store = run(plan_build(samples, config), tmp_path / "a.zarr")
-    assert texts_of(store) == ["Why?", "You are b.\n\nWhy?", "You are b.\n\nWhy?"]
-
-
-@given(st.lists(st.sampled_from("abc")))
-def test_distinct_texts_give_back_all(texts):
-    once, places = distinct(texts)
-    assert [once[place] for place in places] == texts
-    assert len(set(once)) == len(once)
-
-
-@given(st.lists(st.text("ab:1")), st.lists(st.text("ab:1")))
-def test_the_digest_tells_lists_of_texts_apart(left, right):
-    assert (texts_digest(left) == texts_digest(right)) == (left == right)
-
-
-# --- states of the cache --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["cache:2", "cache:mean:2"])
-def test_cached_states_are_the_layer_at_length_one(name, dtype, tmp_path):
-    arrays = [RowArray(f"resid_post/{p}", 3, 4, dtype) for p in ("prompt", "mean")]
-    store = store_of(tmp_path, arrays=arrays)
-    found = encode(parse_encoder(name), store)
-    rows = store.resid("mean" if "mean" in name else "prompt").layer(2).astype(np.float64)
-    expected = np.array([row / np.sqrt((row**2).sum()) for row in rows])
-    np.testing.assert_allclose(found.values, expected, rtol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(found.values, axis=1), 1, rtol=1e-6)
-    assert found.name == name
-    assert (found.n_new, found.n_kept, found.tokens) == (0, 11, 0)
-    assert (found.settings["layer"], found.settings["dimension"]) == (2, 4)
-    assert found.settings["weights_sha256"] == "ab" * 32
-    json.dumps(found.settings)
-
-
-def test_the_middle_layer_is_the_default(tmp_path):
-    store = store_of(tmp_path)
-    found = encode(parse_encoder("cache"), store)
-    assert (found.name, found.settings["layer"]) == ("cache:1", 1)
-
-
-def test_large_and_small_states_lose_nothing():
-    rows = np.array([[6e4, 6e4], [1e-7, 0]], np.float16)
-    np.testing.assert_allclose(
-        unit_rows(rows, names=["a", "b"], what="it"), [[0.5**0.5] * 2, [1, 0]], rtol=1e-6
-    )
-    huge = np.array([[1e30, 1e30], [1e-30, 0]], np.float32)
-    np.testing.assert_allclose(
-        unit_rows(huge, names=["a", "b"], what="it"), [[0.5**0.5] * 2, [1, 0]], rtol=1e-6
-    )
-
-
-def test_a_layer_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(MismatchError, match=r"asks for layer 3, .* layers 0 to 2. Pass one"):
-        encode(parse_encoder("cache:3"), store_of(tmp_path))
-
-
-def test_a_position_that_was_not_read_is_answered_with_the_flag(tmp_path):
-    with pytest.raises(MismatchError, match="with --positions prompt,fork,mean"):
-        encode(parse_encoder("cache:mean:0"), store_of(tmp_path))
-
-
-def test_a_state_of_zeros_names_the_sample(tmp_path):
-    zeros = np.ones((11, 3, 4), np.float16)
-    zeros[7, 1] = 0
-    store = store_of(tmp_path, values={"resid_post/prompt": zeros})
-    with pytest.raises(MismatchError, match=r"after layer 1 of sample 'row-7' is all zeros"):
-        encode(parse_encoder("cache:1"), store)
-
-
-def test_a_vector_that_is_not_finite_names_the_sample():
-    rows = np.array([[1, 2], [np.nan, 1]], np.float32)
-    with pytest.raises(NotFiniteError, match="of sample 'b' is not finite"):
-        unit_rows(rows, names=["a", "b"], what="it")
-
-
-# --- models that run here -------------------------------------------------------------------------
 
 
 TEXTS = ["the cat", "a", "the cat sat on the mat " * 3, "", "cat mat sat", "on a mat " * 40]
@@ -279,7 +114,7 @@ def alone(folder, text, pooling, limit=64):
 @pytest.mark.model
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
-def test_each_text_is_as_if_it_were_alone(pooling, batch_tokens, bert):
+def test_batches_do_not_change_a_vector(pooling, batch_tokens, bert):
     found = run(bert, pooling=pooling, batch_tokens=batch_tokens)
     for vector, text in zip(found.vectors, TEXTS, strict=True):
         np.testing.assert_allclose(vector, alone(bert, text, pooling), atol=1e-5)
@@ -309,7 +144,7 @@ def test_limits_come_from_tokenizer_positions_and_sentence_transformers(tmp_path
 @pytest.mark.model
 @pytest.mark.parametrize("new_style", [False, True])
 @pytest.mark.parametrize(("told", "pooling"), [("cls_token", "cls"), ("mean_tokens", "mean")])
-def test_pooling_is_what_the_folder_says(told, pooling, new_style, tmp_path):
+def test_pooling_is_what_the_folder_declares(told, pooling, new_style, tmp_path):
     folder = save_bert(tmp_path / "a")
     sentence_files(
         folder, pooling="cls" if new_style and pooling == "cls" else told, new_style=new_style
@@ -344,7 +179,7 @@ def test_a_folder_that_needs_more_is_refused_with_a_way_out(settings, tmp_path):
 
 
 @pytest.mark.model
-def test_strange_files_of_a_folder_are_told_in_one_line(tmp_path):
+def test_malformed_files_of_a_folder_are_one_line(tmp_path):
     folder = save_bert(tmp_path / "a")
     for content in ('["x"]', "{", "7", '[{"type": "Pooling"}]'):
         (folder / "modules.json").write_text(content)
@@ -381,7 +216,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(bert, tmp_path):
 
 
 @pytest.mark.model
-def test_no_model_at_all_is_told_in_one_line(tmp_path):
+def test_a_missing_model_is_one_line(tmp_path):
     with pytest.raises(ModelError) as raised:
         run(tmp_path / "nowhere")
     assert "\n" not in str(raised.value)
@@ -425,15 +260,15 @@ def test_offline_the_hubs_cache_is_used_and_pooling_is_never_guessed(known_absen
 
 
 @pytest.mark.model
-def test_rows_of_a_store_are_encoded_once_each_text(bert, tmp_path):
+def test_distinct_texts_of_a_store_are_encoded_once(bert, tmp_path):
     prompts = [("the cat", "a mat", "a mat on a mat")[i % 3] for i in range(11)]
     store = store_of(tmp_path, columns={"prompt": prompts})
-    seen: list[int] = []
-    found = encode(parse_encoder(f"hf:{bert}:mean"), store, on_rows=seen.append)
+    progress = Recorder()
+    found = encode(store, f"hf:{bert}:mean", progress=progress)
     for i, row in enumerate(found.values):
         expected = alone(bert, prompts[i], "mean")
         np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-5)
-    assert (found.n_new, found.n_kept, found.n_truncated, sum(seen)) == (3, 0, 0, 11)
+    assert (found.n_new, found.n_cached, found.n_truncated, sum(progress.rows)) == (3, 0, 0, 11)
     assert found.tokens == 4 + 4 + 7
     json.dumps(found.settings)
 
@@ -448,23 +283,3 @@ def test_a_real_sentence_encoder_knows_what_sentences_mean():
     assert (found.settings["pooling"], found.settings["max_tokens"]) == ("mean", 256)
     for vector, text in zip(found.vectors, texts, strict=True):
         np.testing.assert_allclose(vector, alone(REAL, text, "mean"), atol=1e-5)
-
-
-# --- shape ----------------------------------------------------------------------------------------
-
-
-def test_importing_encoders_imports_neither_torch_nor_openai():
-    code = (
-        "import sys; import actcache.encoders\n"
-        "print([m for m in ('torch', 'openai', 'transformers', 'sklearn') if m in sys.modules])"
-    )
-    assert run_code(code).stdout == "[]\n"
-
-
-def test_encoders_import_neither_analyses_nor_command_line():
-    for path in (ROOT / "actcache" / "encoders").glob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        assert ast.get_docstring(tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                assert not (node.module or "").startswith(("actcache.analysis", "actcache.cli"))
