@@ -10,8 +10,8 @@ import zarr
 from hypothesis import given, settings
 
 from actcache.errors import ActcacheError, FormatError, MismatchError
+from actcache.exchange import export
 from actcache.exchange.archive import is_archive, read_archive
-from actcache.exchange.export import export
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from tests.support.stores import build, example, file_bytes, scratch, shaped, shapes
