@@ -40,7 +40,7 @@ def import_hdf5(
 ) -> Store:
     """Turn an HDF5 file into a store; memory holds one shard."""
     with PlainFile(path) as file:
-        contents = _exported(file) if MARK in file.h5.attrs else _foreign(file)
+        contents = _exported(file) if file.has_attribute(MARK) else _foreign(file)
 
         def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
             values = file.numbers(array.name, rows)

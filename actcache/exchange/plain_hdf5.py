@@ -8,6 +8,7 @@ was crafted to attack it is beyond this module.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import EllipsisType
 from typing import Any, NoReturn
@@ -40,11 +41,8 @@ class PlainFile:
             )
         self.n_bytes = self.path.stat().st_size
         self._largest_chunk = largest_chunk
-        self._links: dict[str, Any] = {}
         with self._damage_refused("the file"):
             self.h5: Any = h5py.File(self.path, "r")
-            # It enters groups through hard links only, so that the last link of a name is left.
-            self.h5.visititems_links(self._links.__setitem__)
 
     def __enter__(self) -> "PlainFile":
         return self
@@ -59,8 +57,16 @@ class PlainFile:
             "arrays, or leave it out."
         )
 
+    @cached_property
+    def _links(self) -> dict[str, Any]:
+        """Every link by its path; HDF5 enters groups through hard links only."""
+        names: list[str] = []
+        with self._damage_refused("the file"):
+            self.h5.visit_links(names.append)
+            return {name: self.h5.get(name, getlink=True) for name in names}
+
     def names(self) -> list[str]:
-        """Names of what the file and its groups hold, one level deep, groups left out."""
+        """Names of what the file and its groups hold, one level deep, without the groups."""
         import h5py
 
         with self._damage_refused("the file"):
@@ -113,6 +119,11 @@ class PlainFile:
             if n_bytes > self.n_bytes:
                 self.refuse(name, f"{n_bytes} bytes of text", f"at most the file's {self.n_bytes}")
         return texts
+
+    def has_attribute(self, name: str) -> bool:
+        """Whether the file has an attribute of that name, of any type."""
+        with self._damage_refused(f"attribute {name}"):
+            return name in self.h5.attrs
 
     def attribute(self, name: str, *, of: str | None = None) -> str | None:
         """A text attribute of the file, or of a dataset; None if there is none."""

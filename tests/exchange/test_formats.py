@@ -13,6 +13,7 @@ from actcache.errors import ActcacheError, FormatError, MismatchError, StoreExis
 from actcache.exchange import FORMATS, VALUES, export, import_store
 from actcache.store.array import Residuals
 from actcache.store.store import open_store, verify
+from tests.support.processes import run_code
 from tests.support.recorder import Recorder
 from tests.support.stores import as_json
 
@@ -114,3 +115,11 @@ def test_an_open_store_is_exported_as_by_its_path(store, tmp_path):
     assert (progress.bars, sum(progress.rows)) == ([("export", 33)], 33)
     found = import_store(tmp_path / "b.h5", tmp_path / "t.zarr", progress=progress)
     assert found.digest == open_store(store).digest
+
+
+def test_importing_the_room_imports_no_format_library():
+    code = (
+        "import sys; import actcache.exchange\n"
+        "print([m for m in ('torch', 'h5py', 'zarr', 'safetensors') if m in sys.modules])"
+    )
+    assert run_code(code).stdout == "[]\n"
