@@ -47,7 +47,7 @@ RULES = {
         ("data", "prompts", "engine", *STORE), heavy=("run", "certify", "replay", "forecast")
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
-    "exchange": Rule(("data", *STORE), heavy=("hdf5", "read_hdf5", "safe_hdf5", "archive")),
+    "exchange": Rule(("data", *STORE)),
     "demo": Rule(GROUND),
     "": Rule(("data", "prompts", "engine", "build", "encoders", "exchange", "demo", "cli", *STORE)),
     "analysis.stats": Rule(GROUND),
