@@ -1,25 +1,27 @@
 """Turn an HDF5 file, or an archive, into a store.
 
-What export wrote comes back as the store it was, and is refused if it was changed since. Any other
-HDF5 file with datasets such as resid_post/prompt [n, layer, d_model] of float32 or float16 (in
-MATLAB's order: d_model, layer, n), and columns of n texts or numbers beside them (id, behavior,
-label, split, prompt), becomes a store that says nothing of its model: the stages vectors and layers
-run on it, the sweep does not.
+A file that export wrote becomes the store that it was, and is refused if it was changed since. Any
+other HDF5 file with datasets such as resid_post/prompt [n, layer, d_model] of float32 or float16
+(in MATLAB's order: d_model, layer, n), and columns of n texts or numbers beside them (id, behavior,
+label, split, prompt), becomes a store of an unknown model: the stages vectors and layers can be run
+on it, the sweep cannot.
 """
 
 import argparse
 
 from actcache.cli import console
+from actcache.cli.options import add_json, add_new_store
+
+EXAMPLE = "actcache import rows.h5 -o rows.zarr"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    add = command.add_argument
-    add("source", metavar="FILE", help="an HDF5 file, or an archive that export wrote")
-    add("-o", "--output", required=True, metavar="STORE", help="the store to write, STORE.zarr")
-    add("--resume", action="store_true", help="go on with an interrupted one")
-    add("--overwrite", action="store_true", help="replace a store that lies at STORE")
-    add("--json", action="store_true", help="print one JSON document")
+    command.add_argument(
+        "source", metavar="FILE", help="an HDF5 file, or an archive that export wrote"
+    )
+    add_new_store(command, "STORE")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from actcache.exchange.read_hdf5 import import_hdf5
 
     bring_in = read_archive if is_archive(args.source) else import_hdf5
-    with console.progress("import", total=None, quiet=args.json) as on_rows:
+    with console.Bars(quiet=args.json).steps("import", None) as on_rows:
         store = bring_in(
             args.source,
             args.output,
@@ -37,4 +39,4 @@ def run(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             on_rows=on_rows,
         )
-    (console.print_json if args.json else console.print_facts)(describe(store))
+    console.print_result(describe(store), as_json=args.json)
