@@ -7,7 +7,7 @@ flag's default, and `setting` adds what `--help` shows.
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from actcache.errors import ActcacheError
 
@@ -70,9 +70,8 @@ def setting(
 
 def settings_of(config: type) -> Iterator[Setting]:
     """List the settings of a dataclass in the order of its fields."""
-    types = get_type_hints(config)
     for declared in fields(config):
-        kind, many, literal = _taken_apart(types[declared.name])
+        kind, many, literal = _taken_apart(declared.type)
         words = get_args(literal)
         yield Setting(
             name=declared.name,

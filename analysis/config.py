@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import no_type_check
 
 from actcache.conventions import (
     NO_PRESET,
@@ -21,6 +22,7 @@ SWEEP, PREDICTORS = "sweep", "predictors"
 """Headings in `actcache analyze --help`."""
 
 
+@no_type_check  # users' words: `check_words` refuses them, also under a type checker
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeConfig:
     """The settings of one analysis; `actcache analyze` has a flag for each, with the same default.

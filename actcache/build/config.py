@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, no_type_check
 
 from actcache.conventions import (
     NO_PRESET,
@@ -26,6 +26,7 @@ MODEL, PROMPTS, KEPT, RUN = "model", "prompts", "what is kept", "how it runs"
 """Headings in `actcache build --help`."""
 
 
+@no_type_check  # users' words: `check_words` refuses them, also under a type checker
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """The settings of one build; `actcache build` has a flag for each, with the same default.

@@ -43,7 +43,7 @@ def test_rows_over_the_context_are_named_on_stderr(folder, tmp_path, capsys):
     [
         (["--positions", "middle"], "expected prompt, fork, positive, negative"),
         (["--positions", "prompt,prompt"], "each once"),
-        (["--sites", "resid_sauce"], "expected resid_post, embed"),
+        (["--sites", "resid_sauce"], "expected some of resid_post, embed"),
         (["--variants", "base,upside_down"], "sys_pos"),
         (["--variants", "sys_pos"], "persona"),
         (["--batch-tokens", "0"], "Try 2048"),
