@@ -57,7 +57,7 @@ ATTENTION: Final = "attention"
 head puts on the marked span of the prompt; from 0 to 1."""
 
 Answer = Literal["first", "last"]
-ANSWERS: tuple[Answer, ...] = get_args(Answer)
+"""The answer token of a completion."""
 
 # --- the model -----------------------------------------------------------------------------------
 

@@ -69,35 +69,30 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Run the stages as the command line says."""
+    """Run the stages with the settings of the command line."""
     from actcache.analysis.analyze import analyze
     from actcache.analysis.report.files import remove_results
 
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
     if args.overwrite:
         remove_results(out)
-
-    def load() -> Any:
-        return _load(store, args)
-
     return analyze(
         store,
         out,
         config=config,
-        model=load,
+        model=lambda: _load(store, args),
         progress=console.Bars(quiet=args.json),
         device=args.device,
     )
 
 
 def dry_run(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """What the analysis would cost; nothing is written."""
+    """Estimate what the analysis costs; nothing is written."""
     from actcache.analysis.sweep.forecast import forecast_analysis
     from actcache.build.forecast import why_not_loaded
 
-    kept = store.provenance["model"].get("name")
-    name = args.model or str(kept)
-    # With --overwrite no row is done, whatever lies there.
+    name = args.model or str(store.provenance["model"].get("name"))
+    # With --overwrite nothing is reused.
     path = None if args.overwrite else out / "sweep.zarr"
     return forecast_analysis(
         store,

@@ -4,48 +4,34 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichProgress
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from actcache.progress import Progress
+
+if TYPE_CHECKING:  # imported where it is used: `actcache --help` starts without it
+    from rich.console import Console
+    from rich.progress import Task
 
 _WIDE = 130  # columns of a table in a file or pipe, where no terminal sets a width
 
 
-def out() -> Console:
+def out() -> "Console":
     """Open stdout; at each call, so that a redirected stdout is honoured."""
+    from rich.console import Console
+
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE)
 
 
-def err() -> Console:
+def err() -> "Console":
     """Open stderr, for progress and messages."""
+    from rich.console import Console
+
     return Console(stderr=True)
 
 
 def say(text: str) -> None:
     """Print one line on stderr, as it is."""
     err().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-class _Rate(ProgressColumn):
-    """Rows a second since the start of this run."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} rows/s" if speed else "")
 
 
 class Bars(Progress):
@@ -57,14 +43,22 @@ class Bars(Progress):
     @contextmanager
     def steps(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
         """Show a bar with rate and time left, where stderr is a terminal."""
+        from rich import progress
+        from rich.text import Text
+
+        class Rate(progress.ProgressColumn):
+            def render(self, task: "Task") -> Text:
+                speed = task.finished_speed or task.speed
+                return Text(f"{speed:,.0f} rows/s" if speed else "")
+
         console = err()
-        with RichProgress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
+        with progress.Progress(
+            progress.SpinnerColumn(),
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            Rate(),
+            progress.TimeRemainingColumn(),
             console=console,
             disable=self._quiet or not console.is_terminal,
         ) as bars:
@@ -91,6 +85,9 @@ def print_result(facts: dict[str, Any], *, as_json: bool) -> None:
 
 def print_facts(facts: dict[str, Any]) -> None:
     """Print a table of two columns; numbers of bytes in a unit that reads well."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

@@ -1,10 +1,10 @@
 """Each preset, from rows to propensities, against the code that it is named after, line by line."""
 
-import importlib
+import ast
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -30,6 +30,7 @@ from actcache.errors import ActcacheError
 from actcache.prompts.checks import CONDITIONS
 from actcache.prompts.render import Renderer, Rendering
 from tests.reference.definitions import published_direction, published_propensity
+from tests.support.processes import ROOT
 from tests.support.tiny import TEMPLATE, save, tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -293,19 +294,15 @@ def test_each_word_that_help_explains_has_a_meaning(words):
     assert all(MEANINGS[words].values())
 
 
-@pytest.mark.parametrize(
-    ("module", "named"),
-    [
-        ("data.personas", ["VARIANTS"]),
-        ("data.formats", ["SPLITS", "VARIANTS"]),
-        ("prompts.render", ["BOS", "SPACES"]),
-        ("prompts.positions", ["PAIR_POSITIONS"]),
-        ("engine.steered_scores", ["FIRST_STEERED", "SCORES"]),
-        ("analysis.analyze", ["STAGES"]),
-    ],
-)
-def test_modules_take_their_words_from_here(module, named):
-    loaded = importlib.import_module(f"actcache.{module}")
-
-    for name in named:
-        assert getattr(loaded, name) is getattr(conventions, name)
+def test_no_other_module_spells_the_words_of_a_setting():
+    sets = {frozenset(get_args(x)) for x in vars(conventions).values() if get_origin(x) is Literal}
+    spelled = []
+    for folder in ("actcache", "analysis", "cli"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Tuple | ast.List | ast.Set):
+                    words = frozenset(x.value for x in node.elts if isinstance(x, ast.Constant))
+                    if words in sets and path.name != "conventions.py":
+                        spelled.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert len(sets) > 10
+    assert spelled == []
