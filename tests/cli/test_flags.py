@@ -100,3 +100,12 @@ def test_each_setting_has_help_and_a_default_among_its_words(config):
             assert set(spec.default) <= set(spec.words), spec.name
         elif spec.words:
             assert spec.default in spec.words, spec.name
+
+
+def test_settings_that_stand_twice_have_one_default():
+    from actcache.analysis.predict.l2s.vector_predictor import L2SSettings
+    from actcache.analysis.predict.w2s.settings import W2SSettings
+
+    analysis, layers, vectors = AnalyzeConfig(), W2SSettings(), L2SSettings()
+    assert (analysis.top, analysis.seeds, analysis.seed) == (layers.top, layers.seeds, layers.seed)
+    assert (analysis.loss, analysis.seed) == (vectors.loss, vectors.seed)
