@@ -10,6 +10,9 @@ once it is complete. import turns hdf5 and archives into the same store again.
 import argparse
 
 from actcache.cli import console
+from actcache.cli.options import add_json, add_output, add_overwrite, names
+
+EXAMPLE = "actcache export results --to gguf --directions tidy -o tidy.gguf"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -22,7 +25,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         choices=("hdf5", "npz", "safetensors", "gguf", "archive"),
         help="the format",
     )
-    add("-o", "--output", required=True, metavar="FILE", help="the file to write")
+    add_output(command, "FILE", "the file to write")
     add(
         "--as",
         dest="values",
@@ -37,8 +40,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="of results: behaviors, or names of directions, for example "
         "narcissism/difference_of_means",
     )
-    add("--overwrite", action="store_true", help="replace a file that exists at FILE")
-    add("--json", action="store_true", help="print one JSON document")
+    add_overwrite(command, "replace the file at FILE, if there is one")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -50,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         args.output,
         to=args.to,
         values=args.values,
-        directions=args.directions.split(",") if args.directions else None,
+        directions=names(args.directions or None),
         overwrite=args.overwrite,
         progress=console.Bars(quiet=args.json),
     )

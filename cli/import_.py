@@ -10,16 +10,18 @@ the sweep does not.
 import argparse
 
 from actcache.cli import console
+from actcache.cli.options import add_json, add_new_store
+
+EXAMPLE = "actcache import rows.h5 -o rows.zarr"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    add = command.add_argument
-    add("source", metavar="FILE", help="an HDF5 file, or an archive that export wrote")
-    add("-o", "--output", required=True, metavar="STORE", help="the store to write, STORE.zarr")
-    add("--resume", action="store_true", help="continue an interrupted import")
-    add("--overwrite", action="store_true", help="replace a store that exists at STORE")
-    add("--json", action="store_true", help="print one JSON document")
+    command.add_argument(
+        "source", metavar="FILE", help="an HDF5 file, or an archive that export wrote"
+    )
+    add_new_store(command, "STORE")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,4 +36,4 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         progress=console.Bars(quiet=args.json),
     )
-    (console.print_json if args.json else console.print_facts)(describe(store))
+    console.print_result(describe(store), as_json=args.json)

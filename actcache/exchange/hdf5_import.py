@@ -13,7 +13,8 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Shaped
 
-from actcache.data.samples import SPLITS, TEXT_COLUMNS, Sample, rows_digest
+from actcache.conventions import SPLITS
+from actcache.data.samples import TEXT_COLUMNS, Sample, rows_digest
 from actcache.data.splits import assign_splits
 from actcache.errors import MismatchError
 from actcache.exchange.hdf5 import MARK
