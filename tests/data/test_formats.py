@@ -257,8 +257,8 @@ BAD = {
     "unknown ending": bad(
         "mood.txt",
         lines(GOOD),
-        "'mood.txt' ends in '.txt', expected .jsonl, .json or .csv. Convert the file, or give it the "
-        "ending of what it holds.",
+        "'mood.txt' ends in '.txt', expected .jsonl, .json or .csv. Convert the file, or rename "
+        "it after what it holds.",
     ),
     "empty file": bad(
         "mood.jsonl",
@@ -289,13 +289,13 @@ BAD = {
         "mood.json",
         b'[\n{"prompt": nul}]',
         "'mood.json' line 2, column 12: not JSON (Expecting value). Correct the line, or name a file "
-        "of one object a line .jsonl.",
+        "with one object per line .jsonl.",
     ),
     "JSON lines called .json": bad(
         "mood.json",
         lines(GOOD, GOOD),
-        "'mood.json' line 2, column 1: not JSON (Extra data). Correct the line, or name a file of one "
-        "object a line .jsonl.",
+        "'mood.json' line 2, column 1: not JSON (Extra data). Correct the line, or name a file with one "
+        "object per line .jsonl.",
     ),
     "cut off": bad(
         "mood.jsonl",
@@ -305,7 +305,7 @@ BAD = {
     "key twice": bad(
         "mood.jsonl",
         b'{"id": "x", "prompt": "a", "prompt": "b"}',
-        "'mood.jsonl' line 1: not usable JSON (the key 'prompt' stands twice). Correct it.",
+        "'mood.jsonl' line 1: not usable JSON (the key 'prompt' appears twice). Correct it.",
     ),
     "a number of too many digits": bad(
         "mood.jsonl",
@@ -318,13 +318,13 @@ BAD = {
         "mood.json",
         json.dumps({"rows": [GOOD]}).encode(),
         "'mood.json' holds an object, expected a list of objects. Put the rows in [ ], or name a file "
-        "of one object a line .jsonl.",
+        "with one object per line .jsonl.",
     ),
     "a text for a list": bad(
         "mood.json",
         b'"prompt"',
-        "'mood.json' holds text, expected a list of objects. Put the rows in [ ], or name a file of "
-        "one object a line .jsonl.",
+        "'mood.json' holds text, expected a list of objects. Put the rows in [ ], or name a file with "
+        "one object per line .jsonl.",
     ),
     "a list for a row": bad(
         "mood.jsonl",
@@ -394,19 +394,19 @@ BAD = {
     "mixed formats": bad(
         "mood.jsonl",
         lines(GOOD, GOOD, MWE),
-        "'mood.jsonl' line 3: has the format MWE, but 'mood.jsonl' line 1 pair; a file has one. Make "
-        "two files of it.",
+        "'mood.jsonl' line 3: has the format MWE, but 'mood.jsonl' line 1 has pair; a file has one "
+        "format. Split it into two files.",
     ),
     "pairs and labels in a file": bad(
         "mood.jsonl",
         lines(LABEL, GOOD),
-        "'mood.jsonl' line 2: has the format pair, but 'mood.jsonl' line 1 label; a file has one. "
-        "Make two files of it.",
+        "'mood.jsonl' line 2: has the format pair, but 'mood.jsonl' line 1 has label; a file has one "
+        "format. Split it into two files.",
     ),
     "pair and label in a row": bad(
         "mood.jsonl",
         lines(GOOD | {"label": "glad"}),
-        "'mood.jsonl' line 1: has 'label' beside two completions, expected one or the other. Drop "
+        "'mood.jsonl' line 1: has a 'label' as well as two completions, expected one or the other. Drop "
         "'label', or 'positive' and 'negative'.",
     ),
     "number for text": bad(
@@ -514,7 +514,7 @@ BAD = {
     "duplicate id": bad(
         "mood.jsonl",
         lines(GOOD | {"id": "a"}, GOOD, GOOD | {"id": "a"}),
-        "'mood.jsonl' line 3: the id 'a' is that of 'mood.jsonl' line 1, expected its own. Change "
+        "'mood.jsonl' line 3: the id 'a' is already used by 'mood.jsonl' line 1, expected a unique one. Change "
         '"id", or pass each file once, under its own name.',
     ),
     "one label": bad(
@@ -526,13 +526,13 @@ BAD = {
         "mood.jsonl",
         lines(GOOD | {"behavior": "../mood"}),
         "'mood.jsonl' line 1: 'behavior' is '../mood', expected a name without / and \\ (files and "
-        "arrays are called by it). Rename it.",
+        "arrays are named after it). Rename it.",
     ),
     "a label that is a path": bad(
         "mood.jsonl",
         lines(LABEL | {"label": ".."}),
         "'mood.jsonl' line 1: 'label' is '..', expected a name without / and \\ (files and arrays are "
-        "called by it). Rename it.",
+        "named after it). Rename it.",
     ),
     "header with a name twice": bad(
         "mood.csv",
@@ -619,7 +619,7 @@ def test_an_empty_path_is_named():
 def test_a_folder_that_is_no_data_set_is_named():
     Path("folder").mkdir()
     assert message("folder") == (
-        "'folder' is a folder, but no data set (it has no state.json or dataset_dict.json). Pass the "
+        "'folder' is a folder, but not a data set (it has no state.json or dataset_dict.json). Pass the "
         "files in it, or a folder made by save_to_disk."
     )
 
@@ -656,8 +656,8 @@ def test_pairs_and_labels_in_two_files_are_named_with_both_places():
     Path("a.jsonl").write_bytes(lines(GOOD, GOOD))
     Path("b.json").write_text(json.dumps([LABEL, OTHER_LABEL]))
     assert message("a.jsonl", "b.json") == (
-        "'b.json' row 0 (from 0) has a label, 'a.jsonl' line 1 two completions; a store holds one "
-        "kind. Build them as two stores."
+        "'b.json' row 0 (from 0) has a label, 'a.jsonl' line 1 has two completions; a store holds one "
+        "kind. Build two stores."
     )
 
 
@@ -666,14 +666,14 @@ def test_one_name_for_two_files_is_named_with_both_places():
         Path(folder).mkdir()
         Path(folder, "mood.jsonl").write_bytes(lines(GOOD))
     assert message("one/mood.jsonl", "two/mood.jsonl") == (
-        "'two/mood.jsonl' line 1: the id 'mood/0' is that of 'one/mood.jsonl' line 1, expected its "
-        'own. Change "id", or pass each file once, under its own name.'
+        "'two/mood.jsonl' line 1: the id 'mood/0' is already used by 'one/mood.jsonl' line 1, expected a "
+        'unique one. Change "id", or pass each file once, under its own name.'
     )
 
 
 def test_a_file_given_twice_is_named():
     Path("mood.jsonl").write_bytes(lines(GOOD))
-    assert "the id 'mood/0' is that of" in message("mood.jsonl", "mood.jsonl")
+    assert "the id 'mood/0' is already used by" in message("mood.jsonl", "mood.jsonl")
 
 
 def test_an_empty_file_among_others_is_named():

@@ -184,7 +184,7 @@ def test_a_behavior_without_persona_is_named_with_the_way_to_give_one():
     with pytest.raises(RowError) as caught:
         expand("sys_neg", rows=[replace(ROW, behavior="taste")])
     assert str(caught.value) == (
-        "no persona for the behavior 'taste', which the variant sys_neg needs (there are mood). "
+        "no persona for the behavior 'taste', which the variant sys_neg needs (known: mood). "
         "Pass --personas FILE with its sentences, or drop the variant."
     )
 
@@ -207,7 +207,7 @@ def test_a_row_that_has_the_id_of_a_variant_is_named():
         ("{", "is not JSON"),
         ("[]", "is not an object"),
         ('{"mood": "glad"}', "'mood' has no object"),
-        ('{"mood": {}}', "'mood' has no key"),
+        ('{"mood": {}}', "'mood' has no keys"),
         ('{"mood": {"positive": "a"}}', "'mood' has positive,"),
         (
             '{"mood": {"positive": "a", "negative": "b", "neutral": "c"}}',
@@ -221,7 +221,7 @@ def test_a_row_that_has_the_id_of_a_variant_is_named():
 def test_a_file_of_personas_of_another_shape_is_named(tmp_path, content, found):
     path = tmp_path / "mine.json"
     path.write_text(content)
-    with pytest.raises(RowError, match="Write it so") as caught:
+    with pytest.raises(RowError, match="Write it like this") as caught:
         load_personas(path)
     assert found in str(caught.value)
     assert str(caught.value).startswith(f"'{path}'")
@@ -232,7 +232,7 @@ def test_two_personas_under_one_name_are_named(tmp_path):
     path = tmp_path / "mine.json"
     entry = {"positive": "a", "negative": "b", "short_name": "m"}
     path.write_text(json.dumps({"mood": entry, "mould": entry}))
-    with pytest.raises(RowError, match="gives 'm' two personas, expected one"):
+    with pytest.raises(RowError, match="has two personas for 'm', expected one"):
         load_personas(path)
 
 

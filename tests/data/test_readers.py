@@ -114,7 +114,7 @@ def test_a_hub_that_is_out_of_reach_gives_one_line(path, name, split):
     # tests/conftest.py sets HF_HUB_OFFLINE
     found = message(path)
     assert found.startswith(
-        f"no file at '{name}', and the Hub gives no data set of that name with a split '{split}' ("
+        f"no file at '{name}', and no data set of that name on the Hub with a split '{split}' ("
     )
     assert found.endswith("). Check path, name and network, or pass a local file.")
 

@@ -14,7 +14,7 @@ from actcache.data import splits as module
 from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants
 from actcache.data.samples import SPLITS, Sample
-from actcache.data.splits import _draw, assign_splits, count_leaks, leaks, n_leaked, plain_splits
+from actcache.data.splits import _draw, assign_splits, count_leaks, n_leaked, plain_splits
 from actcache.errors import RowError
 from tests.reference import definitions as reference
 
@@ -229,7 +229,7 @@ def test_a_behavior_of_which_only_some_rows_bring_a_split_is_named():
         assign_splits([row(0), row(1, split="test"), *rows(5, behavior="taste")])
     assert str(caught.value) == (
         "behavior 'mood': row 'mood/1' (mood.jsonl:2) has a split, row 'mood/0' (mood.jsonl:1) "
-        'none, expected all or none. Give every row a "split", or no row.'
+        'has none, expected all rows or none to have one. Give every row a "split", or no row.'
     )
 
 
@@ -267,7 +267,8 @@ def test_one_sample_has_one():
 @given(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=60), st.integers(0, 3))
 def test_leaks_of_a_plain_shuffle_equal_their_definition(prompts, seed):
     samples = [row(i, prompt=prompt) for i, prompt in enumerate(prompts)]
-    assert leaks(samples, seed=seed) == reference.steering_bench_leaks(prompts, seed)
+    splits = plain_splits(samples, seed=seed)
+    assert n_leaked(samples, splits) == reference.steering_bench_leaks(prompts, seed)
 
 
 def test_a_group_of_one_letter_goes_by_the_room_for_that_letter():
@@ -320,7 +321,7 @@ def test_plain_slices_follow_fractions_and_seed():
 )
 def test_real_behaviors_leak_under_a_plain_shuffle_and_not_under_ours(name, n):
     samples = read_samples([DATA / "mwe" / "steering-bench" / f"{name}.json"])
-    assert leaks(samples) == n
+    assert n_leaked(samples, plain_splits(samples)) == n
     splits = assign_splits(samples)
     assert n_leaked(samples, splits, exact=False) == 0
     assert counts(samples, splits) == {
@@ -343,11 +344,11 @@ def test_leaks_are_counted_by_behavior_for_these_splits_and_for_a_plain_shuffle(
     samples = [*twice, *own, *clean]
     splits = assign_splits(samples)
 
-    found = count_leaks(samples, splits, seed=0)
+    leaks = count_leaks(samples, splits, seed=0)
 
-    assert list(found) == ["twice", "own"]
-    assert (found["twice"].kept, found["own"].kept, found["own"].n_test) == (0, 1, 2)
+    assert list(leaks) == ["twice", "own"]
+    assert (leaks["twice"].n_leaked, leaks["own"].n_leaked, leaks["own"].n_test) == (0, 1, 2)
     shuffled = plain_splits(twice)
     train = {s.prompt for s, split in zip(twice, shuffled, strict=True) if split == "train"}
     leaked = [s for s, x in zip(twice, shuffled, strict=True) if x == "test" and s.prompt in train]
-    assert found["twice"].plain == len(leaked) > 0
+    assert leaks["twice"].n_leaked_plain == len(leaked) > 0
