@@ -2,12 +2,10 @@
 
 from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants, load_personas
-from actcache.data.samples import SPLITS, VARIANTS, Sample
+from actcache.data.samples import Sample
 from actcache.data.splits import assign_splits, count_leaks, n_leaked, plain_splits
 
 __all__ = [
-    "SPLITS",
-    "VARIANTS",
     "Persona",
     "Sample",
     "assign_splits",

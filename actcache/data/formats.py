@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from actcache.data.readers import RawRow, json_type, raw_rows
+from actcache.data.readers import RawRow, expand_globs, json_type, raw_rows
 from actcache.data.samples import SPLITS, VARIANTS, Sample, letter_of
 from actcache.data.spans import marked_span
 from actcache.errors import RowError
@@ -82,8 +82,8 @@ def read_samples(
     given; labels are stripped.
 
     Args:
-        paths: `.jsonl`, `.json` or `.csv` files, folders made by `datasets.save_to_disk`, Hub ids
-            (these two with an optional `:split`).
+        paths: `.jsonl`, `.json` or `.csv` files, or globs of them such as "rows/*.jsonl"; folders
+            made by `datasets.save_to_disk`, Hub ids (these two with an optional `:split`).
         limit: read only the first so many rows of each source.
 
     Returns:
@@ -108,7 +108,7 @@ def read_samples(
     samples: list[Sample] = []
     places: dict[str, str] = {}
     kinds: dict[bool, str] = {}  # whether a sample has a label -> the first place of that kind
-    for path in [paths] if isinstance(paths, str | Path) else paths:
+    for path in expand_globs([paths] if isinstance(paths, str | Path) else paths):
         n_before = len(samples)
         for sample, place in _source_samples(path, limit):
             if sample.id in places:
@@ -151,7 +151,7 @@ def _sample(row: RawRow, row_format: _Format, *, behavior: str, number: int) -> 
         )
     texts = row if row_format.name != "steering-bench" else _flattened(row)
     fields: dict[str, Any] = dict.fromkeys(("positive", "negative", "label"))
-    for name, key in (row_format.keys | _OPTIONAL_KEYS).items():
+    for name, key in {**row_format.keys, **_OPTIONAL_KEYS}.items():
         fields[name] = _value(texts, key, _FIELDS[name])
     fields["behavior"] = fields["behavior"] or _named(row, "behavior", behavior)
     fields["id"] = fields["id"] or f"{fields['behavior']}/{number}"

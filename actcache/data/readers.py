@@ -9,7 +9,7 @@ import importlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,25 @@ class RawRow:
 
     source: str
     """The same in short: file name and number."""
+
+
+def expand_globs(paths: Sequence[str | Path]) -> list[str | Path]:
+    """Replace each glob by the files that match it, sorted; `**` also matches folders.
+
+    Raises:
+        RowError: no file matches.
+    """
+    expanded: list[str | Path] = []
+    for path in paths:
+        if not set("*?[") & set(str(path)) or Path(path).exists():
+            expanded.append(path)
+            continue
+        root = Path(path).anchor
+        matches = sorted(Path(root).glob(str(Path(path).relative_to(root))))
+        if not matches:
+            raise RowError(f"no file matches '{path}'. {_READ}")
+        expanded += matches
+    return expanded
 
 
 def raw_rows(path: str | Path) -> tuple[str, Iterator[RawRow]]:

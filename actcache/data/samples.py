@@ -13,11 +13,11 @@ TEXT_COLUMNS = (
 """The text columns of a store, one value per sample; empty where a sample has none."""
 
 VARIANTS = ("base", "sys_pos", "sys_neg", "user_pos", "user_neg")
-"""How a prompt may be framed (Tan et al. 2024): as it is, or with a positive or negative persona
-sentence as the system message or before the prompt."""
+"""How a prompt may be framed (Tan et al. 2024): as it is, or with a persona sentence of either
+sense as the system message or before the prompt."""
 
 SPLITS = ("train", "validation", "test")
-"""In the order in which fractions are given."""
+"""The sides that a sample can be on."""
 
 _ONE_WORD = re.compile(r"\W*(\w+)\W*")
 

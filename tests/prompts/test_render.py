@@ -117,7 +117,7 @@ def test_refuses_a_template_that_is_no_file():
 def test_refuses_a_system_message_that_has_no_place():
     assert "--template FILE" in refusal(rendering=Rendering(template="none", system="Be kind."))
     row = replace(PAIR, system="Be kind.")
-    assert "'b/0' brings a system message" in refusal(row, Rendering(template="none"))
+    assert "'b/0' has a system message" in refusal(row, Rendering(template="none"))
 
 
 def test_refuses_a_template_that_drops_the_system_message():
