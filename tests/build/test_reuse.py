@@ -1,4 +1,4 @@
-"""Rows taken from another store: the same as run, fewer passes, and never of another model."""
+"""Rows reused from other stores: equal to rows that are run, and never of another model."""
 
 import json
 import os
@@ -75,10 +75,10 @@ def test_a_build_that_reuses_rows_equals_a_fresh_one_and_runs_only_the_others(
     assert sum(n_run) == 2 + 15  # the check before the build runs two
     old = open_store(folder / "old.zarr")
     for name in fresh.arrays:
-        found, right = store.array(name)[:], fresh.array(name)[:]
-        np.testing.assert_array_equal(found[:25], old.array(name)[:])
+        values, right = store.array(name)[:], fresh.array(name)[:]
+        np.testing.assert_array_equal(values[:25], old.array(name)[:])
         # Which rows share a pass decides the last bits: float32 rounding, sums of some hundred.
-        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(values, right, rtol=1e-5, atol=1e-5)
     for name in fresh.columns:
         np.testing.assert_array_equal(store[name], fresh[name])
     assert store.provenance["reused"] == {
@@ -112,7 +112,7 @@ def test_rows_are_found_by_their_tokens_in_any_store_and_at_any_row(
     )
 
     assert store.provenance["reused"]["rows"] == 40
-    assert [each["rows"] for each in store.provenance["reused"]["of"]] == [25, 15]
+    assert [source["rows"] for source in store.provenance["reused"]["of"]] == [25, 15]
     place = {prompt: i for i, prompt in enumerate(fresh["prompt"].tolist())}
     order = [place[prompt] for prompt in store["prompt"].tolist()]
     for name in fresh.arrays:

@@ -29,7 +29,7 @@ def test_a_cell_of_a_table_marks_by_text(tmp_path):
     assert read(tmp_path, "spiders", suffix=".csv").span == (5, 12)
 
 
-def test_an_empty_span_marks_nothing_and_a_missing_one_says_nothing(tmp_path):
+def test_an_empty_span_marks_nothing_and_a_missing_one_is_none(tmp_path):
     assert read(tmp_path, [0, 0]).span == (0, 0)
     assert read(tmp_path, None).span is None
 
@@ -56,7 +56,7 @@ def test_other_formats_mark_the_prompt_too(tmp_path):
         ([-1, 4], "Count from 0"),
     ],
 )
-def test_what_marks_nothing_in_the_prompt_is_refused_with_its_place(tmp_path, span, message):
+def test_a_span_that_is_not_in_the_prompt_is_refused_with_its_place(tmp_path, span, message):
     with pytest.raises(RowError, match=rf"fear.jsonl' line 1: 'span' is .*{message}"):
         read(tmp_path, span)
 

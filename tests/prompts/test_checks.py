@@ -58,7 +58,7 @@ def test_settings_break_conditions_too(settings, expected):
     assert broken(**settings) == expected
 
 
-def test_a_second_space_and_a_second_bos_are_found_where_the_code_makes_them():
+def test_a_second_space_and_a_second_bos_are_noticed():
     both = tokenizer(bos=True, template="{{ bos_token }}{{ messages[0]['content'] }}")
 
     assert broken(" (A)", " (B)", space="add") == {"one_space"}
@@ -73,7 +73,7 @@ def test_a_plain_prompt_that_ends_in_a_space_has_the_one_space():
     assert broken_conditions(row, renderer(row), renderer) == ()
 
 
-def test_a_letter_that_the_tokenizer_merges_with_its_bracket_is_no_letter():
+def test_a_letter_merged_with_its_bracket_is_not_a_letter():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -136,7 +136,7 @@ def test_skip_bad_leaves_bad_rows_out_with_their_reasons():
     assert reasons["dots"] == CONDITIONS["one_after"]
     assert reasons["long"] == "longer than the model's context"
     assert "no token tells them apart" in reasons["same"]
-    assert [(found.condition, found.n) for found in checked.conditions.findings] == [
+    assert [(finding.condition, finding.n) for finding in checked.conditions.findings] == [
         ("one_after", 1)
     ]
 
@@ -170,7 +170,7 @@ def test_a_condition_that_a_preset_does_not_need_does_not_stop_it():
     renderer = Renderer(tokenizer(), Rendering(space="add"))
 
     checked = check_rows(spaced, renderer, context=128, preset="steering-bench")
-    assert [found.condition for found in checked.conditions.findings] == ["one_space"]
+    assert [finding.condition for finding in checked.conditions.findings] == ["one_space"]
     with pytest.raises(RenderError, match="one_space"):
         check_rows(spaced, renderer, context=128, preset="repepo")
 

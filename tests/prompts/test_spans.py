@@ -24,7 +24,7 @@ def sample(**changes):
     return replace(plain, **changes)
 
 
-def test_a_span_is_part_of_what_a_sample_says():
+def test_a_span_is_part_of_the_digest():
     assert sample(span=(5, 12)).digest != sample().digest != sample(span=(0, 0)).digest
     assert sample().digest == "671a91b97cfa0df0"  # that of stores from before there were spans
 
@@ -57,7 +57,7 @@ def test_white_space_that_is_trimmed_off_moves_the_span(space, trim, span):
         assert words(row, tok) == "  Fear it.  "[slice(*span)]
 
 
-def test_words_of_the_template_are_not_taken_for_the_span():
+def test_words_of_the_template_are_not_mistaken_for_the_span():
     tok = tokenizer(template=TEMPLATE)
     row = Renderer(tok, Rendering(system="U: A"))(sample(prompt="A U", span=(0, 1)))
 
@@ -72,12 +72,12 @@ def test_variants_move_the_span_with_the_prompt():
     tok = tokenizer()
     render = Renderer(tok, Rendering())
 
-    found = expand_variants([base], names, personas=personas)
+    variants = expand_variants([base], names, personas=personas)
 
-    for each in found:
-        assert each.span is not None
-        assert each.prompt[slice(*each.span)] == "spiders"
-        assert words(render(each), tok) == "spiders"
+    for variant in variants:
+        assert variant.span is not None
+        assert variant.prompt[slice(*variant.span)] == "spiders"
+        assert words(render(variant), tok) == "spiders"
     (bare,) = expand_variants([sample(behavior=behavior)], ["user_pos"], personas=personas)
     assert bare.span is None
 
@@ -129,15 +129,15 @@ def test_every_token_that_overlaps_counts_fast_or_slow(text, data):
     coded = tok(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, lies = coded["input_ids"], coded["offset_mapping"]
 
-    found = [
+    spans = [
         span_in_tokens(each, ids, (start, end), text=text, name="b/0") for each in (tok, Slow(tok))
     ]
 
     true = [i for i, (a, b) in enumerate(lies) if set(range(a, b)) & set(range(start, end))]
-    assert found[0] == (true[0], true[-1] + 1)
+    assert spans[0] == (true[0], true[-1] + 1)
     # Beginnings may be cut into tokens in another way; then a few more count, and none is missed.
-    assert found[1][0] <= true[0]
-    assert found[1][1] > true[-1]
+    assert spans[1][0] <= true[0]
+    assert spans[1][1] > true[-1]
 
 
 def test_tokens_of_another_text_are_refused():
