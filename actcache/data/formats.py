@@ -135,12 +135,30 @@ def _source_samples(path: str | Path, limit: int | None) -> Iterator[tuple[Sampl
     behavior, rows = raw_rows(path)
     first: tuple[_Format, str] | None = None
     for number, row in enumerate(islice(rows, limit)):
-        row_format = next((f for f in _FORMATS if all(k in row.values for k in f.outer_keys)), None)
-        if first is None:
-            first = _require_known(row_format, row), row.place
-        elif row_format is not first[0]:
-            raise _format_error(row, row_format, *first)
-        yield _sample(row, first[0], behavior=behavior, number=number), row.place
+        row_format = _format_of(row, first)
+        first = first or (row_format, row.place)
+        yield _sample(row, row_format, behavior=behavior, number=number), row.place
+
+
+def _format_of(row: RawRow, first: tuple[_Format, str] | None) -> _Format:
+    """Tell a row's format by its keys; the source's first row decides for all."""
+    row_format = next((f for f in _FORMATS if all(k in row.values for k in f.outer_keys)), None)
+    if row_format is None and first is not None:
+        missing = next(key for key in first[0].outer_keys if key not in row.values)
+        raise RowError(f"{row.place}: '{missing}' {_problem(None, _Field())}")
+    if row_format is None:
+        keys = ", ".join(row.values) or "none"
+        known = "; ".join(f"{f.name}: {', '.join(f.outer_keys)}" for f in _FORMATS)
+        raise RowError(
+            f"{row.place}: the keys are {keys}, expected those of a format ({known}). Rename the "
+            "keys."
+        )
+    if first is not None and row_format is not first[0]:
+        raise RowError(
+            f"{row.place}: has the format {row_format.name}, but {first[1]} has {first[0].name}; a "
+            "file has one format. Split it into two files."
+        )
+    return row_format
 
 
 def _sample(row: RawRow, row_format: _Format, *, behavior: str, number: int) -> Sample:
@@ -149,11 +167,15 @@ def _sample(row: RawRow, row_format: _Format, *, behavior: str, number: int) -> 
             f"{row.place}: has a 'label' as well as two completions, expected one or the other. "
             "Drop 'label', or 'positive' and 'negative'."
         )
-    texts = row if row_format.name != "steering-bench" else _flattened(row)
+    flat = _flattened(row) if row_format.name == "steering-bench" else row
+    keys = {**row_format.keys, **_OPTIONAL_KEYS}
     fields: dict[str, Any] = dict.fromkeys(("positive", "negative", "label"))
-    for name, key in {**row_format.keys, **_OPTIONAL_KEYS}.items():
-        fields[name] = _value(texts, key, _FIELDS[name])
-    fields["behavior"] = fields["behavior"] or _named(row, "behavior", behavior)
+    fields |= {name: _value(flat, key, _FIELDS[name]) for name, key in keys.items()}
+    if fields["behavior"] is None:
+        stem = RawRow({"behavior": behavior}, row.place, row.source)
+        fields["behavior"] = _value(stem, "behavior", _FIELDS["behavior"])
+    if fields["label"] is not None:
+        fields["label"] = fields["label"].strip()
     fields["id"] = fields["id"] or f"{fields['behavior']}/{number}"
     fields["variant"] = fields["variant"] or "base"
     fields["split"] = fields["split"] or ""
@@ -193,75 +215,41 @@ def _flattened(row: RawRow) -> RawRow:
 
 
 def _value(row: RawRow, key: str, field: _Field) -> str | None:
-    """The text under a key; None where it is missing and may be."""
+    """Read the text under a key; None if it is missing and may be."""
     value: Any = row.values.get(key)
-    if value is None:
-        if field.required:
-            raise _missing(row, key)
+    if value is None and not field.required:
         return None
-    if field.number and type(value) is int:  # True is an int too, and no id
+    if field.number and type(value) is int:  # True is an int too, but not an id
         value = str(value)
+    if problem := _problem(value, field):
+        raise RowError(f"{row.place}: '{key}' {problem}")
+    return str(value)
+
+
+def _problem(value: object, field: _Field) -> str | None:
+    """Say what is wrong with a value, what was expected, and the remedy."""
+    if value is None:
+        return "is missing, expected text. Add it, or drop the row."
     if not isinstance(value, str):
-        raise RowError(
-            f"{row.place}: '{key}' is {json_type(value)}, expected text. Write it as text."
-        )
+        return f"is {json_type(value)}, expected text. Write it as text."
     if not value.strip():
         content = "only white space" if value else "empty"
         what = "row" if field.required else "key"
-        raise RowError(
-            f"{row.place}: '{key}' is {content}, expected text. Write some, or drop the {what}."
-        )
+        return f"is {content}, expected text. Write some, or drop the {what}."
     if "\0" in value:
-        raise RowError(
-            f"{row.place}: '{key}' has a NUL at character {value.index(chr(0))}, expected text. "
-            "Remove it."
-        )
+        return f"has a NUL at character {value.index(chr(0))}, expected text. Remove it."
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise RowError(
-            f"{row.place}: '{key}' has half a surrogate pair, which UTF-8 cannot hold. Remove it."
-        )
+        return "has half a surrogate pair, which UTF-8 cannot hold. Remove it."
     if field.words and value not in field.words:
-        raise RowError(
-            f"{row.place}: '{key}' is {_quoted(value)}, expected one of {', '.join(field.words)}. "
-            "Write one of them, or drop the key."
+        words = ", ".join(field.words)
+        return f"is {_quoted(value)}, expected one of {words}. Write one of them, or drop the key."
+    name = value.strip()
+    if field.is_name and (name in (".", "..") or set("/\\") & set(name)):
+        return (
+            f"is {_quoted(name)}, expected a name without / and \\ (files and arrays are named "
+            "after it). Rename it."
         )
-    if key == "label":
-        value = value.strip()
-    return _named(row, key, value) if field.is_name else value
-
-
-def _named(row: RawRow, key: str, value: str) -> str:
-    if any(character in value for character in "/\\") or value in (".", ".."):
-        raise RowError(
-            f"{row.place}: '{key}' is {_quoted(value)}, expected a name without / and \\ "
-            "(files and arrays are named after it). Rename it."
-        )
-    return value
-
-
-def _require_known(row_format: _Format | None, row: RawRow) -> _Format:
-    if row_format is not None:
-        return row_format
-    keys = ", ".join(row.values) or "none"
-    known = "; ".join(f"{f.name}: {', '.join(f.outer_keys)}" for f in _FORMATS)
-    raise RowError(
-        f"{row.place}: the keys are {keys}, expected those of a format ({known}). Rename the keys."
-    )
-
-
-def _format_error(
-    row: RawRow, row_format: _Format | None, expected: _Format, first: str
-) -> RowError:
-    if row_format is not None:
-        return RowError(
-            f"{row.place}: has the format {row_format.name}, but {first} has {expected.name}; a "
-            "file has one format. Split it into two files."
-        )
-    return _missing(row, next(key for key in expected.outer_keys if key not in row.values))
-
-
-def _missing(row: RawRow, key: str) -> RowError:
-    return RowError(f"{row.place}: '{key}' is missing, expected text. Add it, or drop the row.")
+    return None
 
 
 def _check_labels(samples: list[Sample], limit: int | None) -> None:

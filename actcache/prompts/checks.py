@@ -11,7 +11,7 @@ from typing import Any
 from actcache.conventions import NONE, needs
 from actcache.data.samples import Sample, letter_of
 from actcache.errors import RenderError
-from actcache.prompts.render import Rendered, Renderer, longest_that_fit
+from actcache.prompts.render import Rendered, Renderer
 
 CONDITIONS: Mapping[str, str] = {
     "letter": "the first token that differs is not the answer's letter alone",
@@ -141,15 +141,17 @@ def check_rows(
     if refused and not skip_bad:
         raise RenderError(_refusal([samples[i].id for i in refused], refused, len(samples)))
 
-    rows = list(rendered)
-    fit, too_long = ([rows[k] for k in part]
-                     for part in longest_that_fit(list(rendered.values()), context))  # fmt: skip
+    too_long = too_long_rows(rendered, context)
     reasons: dict[int, dict[str, Any]] = {i: {"reason": text} for i, text in refused.items()}
-    for i in too_long:
+    for i in sorted(too_long):
         reason = "longer than the model's context"
         reasons[i] = {"reason": reason, "tokens": rendered[i].length, "context": context}
 
-    broken = {i: broken_conditions(samples[i], rendered[i], renderer) for i in fit}
+    broken = {
+        i: broken_conditions(samples[i], row, renderer)
+        for i, row in rendered.items()
+        if i not in too_long
+    }
     needed = needs(preset)
     bad = {i: [name for name in names if name in needed] for i, names in broken.items()}
     bad = {i: names for i, names in bad.items() if names}
@@ -177,6 +179,13 @@ def check_rows(
         left_out,
         CheckSummary(n_pairs, tuple(_findings(samples, broken))),
     )
+
+
+def too_long_rows(rendered: Mapping[int, Rendered], context: int | None) -> set[int]:
+    """Find the rows that do not fit; none is truncated: that would be another prompt."""
+    if context is None:
+        return set()
+    return {i for i, row in rendered.items() if row.length > context}
 
 
 def first_ids(ids: Sequence[str], n: int) -> str:

@@ -5,7 +5,6 @@ completions must differ in a token before the shorter one ends. Each row is chec
 before a model is loaded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -234,19 +233,6 @@ class Renderer:
         else:
             n_bos = int(self.rendering.bos)
         return [bos] * n_bos + ids[n_in_text:]
-
-
-def longest_that_fit(
-    rendered: Sequence[Rendered], context: int | None
-) -> tuple[list[int], list[int]]:
-    """Sort row numbers into those that fit into the context and those that do not.
-
-    Rows are never truncated: a truncated prompt is another prompt.
-    """
-    lengths = [row.length for row in rendered]
-    limit = context if context is not None else max(lengths, default=0)
-    fit = [i for i, length in enumerate(lengths) if length <= limit]
-    return fit, [i for i, length in enumerate(lengths) if length > limit]
 
 
 def _shared_start(left: list[int], right: list[int]) -> tuple[int, ...]:

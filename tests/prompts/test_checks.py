@@ -9,7 +9,7 @@ from actcache.cli.main import main
 from actcache.conventions import NAMES, PRESETS
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
-from actcache.prompts.checks import CONDITIONS, broken_conditions, check_rows
+from actcache.prompts.checks import CONDITIONS, broken_conditions, check_rows, too_long_rows
 from actcache.prompts.render import Renderer, Rendering
 from tests.support.tiny import save, tokenizer
 
@@ -145,6 +145,14 @@ def test_rows_that_share_tokens_are_left_out_without_a_preset_too():
     checked = check_rows(rows(), Renderer(tokenizer(), Rendering()), context=128, skip_bad=True)
 
     assert [row["id"] for row in checked.left_out] == ["long", "same"]
+
+
+def test_rows_over_the_context_are_separated_and_never_truncated():
+    renderer = Renderer(tokenizer(), Rendering())
+    rendered = {i: renderer(replace(GOOD, prompt="x" * n)) for i, n in enumerate((1, 30, 2))}
+
+    assert too_long_rows(rendered, 20) == {1}
+    assert too_long_rows(rendered, None) == set()
 
 
 def refusal(samples, **settings):

@@ -6,7 +6,7 @@ import pytest
 
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
-from actcache.prompts.render import Renderer, Rendering, longest_that_fit
+from actcache.prompts.render import Renderer, Rendering
 from tests.support.tiny import tokenizer
 
 PAIR = Sample(
@@ -155,11 +155,3 @@ def test_refuses_a_boundary_that_the_tokenizer_merges():
 def test_refuses_unknown_settings(field):
     with pytest.raises(RenderError, match="Pass one of them"):
         Rendering(**{field: "some"})
-
-
-def test_rows_over_the_context_are_separated_and_never_truncated():
-    renderer = Renderer(tokenizer(), Rendering())
-    rows = [renderer(replace(PAIR, prompt="x" * n)) for n in (1, 30, 2)]
-
-    assert longest_that_fit(rows, 20) == ([0, 2], [1])
-    assert longest_that_fit(rows, None) == ([0, 1, 2], [])
