@@ -6,6 +6,7 @@ A bad row stops here with one line that names file, line, key and remedy, before
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,16 @@ class _Format:
     keys: Mapping[str, str]
     """The row's key of each field of `Sample`; `outer.inner` where the row holds objects."""
 
-    @property
+    @cached_property
     def outer_keys(self) -> tuple[str, ...]:
         """The keys by which the format is known."""
         return tuple(dict.fromkeys(key.partition(".")[0] for key in self.keys.values()))
+
+    @cached_property
+    def fields(self) -> list[tuple[str, str, _Field]]:
+        """Name and key of each field that a row may hold, and what it may hold there."""
+        keys = {**self.keys, **_OPTIONAL_KEYS}
+        return [(name, key, _FIELDS[name]) for name, key in keys.items()]
 
 
 _PAIR = ("prompt", "positive", "negative")
@@ -145,7 +152,7 @@ def _format_of(row: RawRow, first: tuple[_Format, str] | None) -> _Format:
     row_format = next((f for f in _FORMATS if all(k in row.values for k in f.outer_keys)), None)
     if row_format is None and first is not None:
         missing = next(key for key in first[0].outer_keys if key not in row.values)
-        raise RowError(f"{row.place}: '{missing}' {_problem(None, _Field())}")
+        raise RowError(f"{row.place}: '{missing}' {_problem(None, _FIELDS['prompt'])}")
     if row_format is None:
         keys = ", ".join(row.values) or "none"
         known = "; ".join(f"{f.name}: {', '.join(f.outer_keys)}" for f in _FORMATS)
@@ -168,12 +175,13 @@ def _sample(row: RawRow, row_format: _Format, *, behavior: str, number: int) -> 
             "Drop 'label', or 'positive' and 'negative'."
         )
     flat = _flattened(row) if row_format.name == "steering-bench" else row
-    keys = {**row_format.keys, **_OPTIONAL_KEYS}
-    fields: dict[str, Any] = dict.fromkeys(("positive", "negative", "label"))
-    fields |= {name: _value(flat, key, _FIELDS[name]) for name, key in keys.items()}
+    fields: dict[str, Any] = {"positive": None, "negative": None, "label": None}
+    for name, key, field in row_format.fields:
+        fields[name] = _value(flat, key, field)
     if fields["behavior"] is None:
-        stem = RawRow({"behavior": behavior}, row.place, row.source)
-        fields["behavior"] = _value(stem, "behavior", _FIELDS["behavior"])
+        if problem := _problem(behavior, _FIELDS["behavior"]):
+            raise RowError(f"{row.place}: 'behavior' {problem}")
+        fields["behavior"] = behavior
     if fields["label"] is not None:
         fields["label"] = fields["label"].strip()
     fields["id"] = fields["id"] or f"{fields['behavior']}/{number}"
@@ -194,7 +202,7 @@ def _sample(row: RawRow, row_format: _Format, *, behavior: str, number: int) -> 
 
 
 def _flattened(row: RawRow) -> RawRow:
-    """The row with the keys of its two objects as `outer.inner`, as steering-bench has them."""
+    """Spell the keys of the two objects of a steering-bench row as `outer.inner`."""
     values = dict(row.values)
     for side in ("positive", "negative"):
         inner = values.pop(side)
@@ -203,9 +211,11 @@ def _flattened(row: RawRow) -> RawRow:
                 f"{row.place}: '{side}' is {json_type(inner)}, expected an object with 'prompt' "
                 "and 'response'. Write one, or add a 'prompt' to the row."
             )
-        values |= {f"{side}.{key}": value for key, value in inner.items()}
+        values.update({f"{side}.{key}": value for key, value in inner.items()})
     flat = RawRow(values, row.place, row.source)
-    prompts = [_value(flat, f"{side}.prompt", _Field()) for side in ("positive", "negative")]
+    prompts = [
+        _value(flat, f"{side}.prompt", _FIELDS["prompt"]) for side in ("positive", "negative")
+    ]
     if prompts[0] != prompts[1]:
         raise RowError(
             f"{row.place}: 'positive.prompt' is {_quoted(str(prompts[0]))}, 'negative.prompt' "
