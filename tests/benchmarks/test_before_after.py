@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.before_after import Checkout, check_imports, main, ratio_table
+from benchmarks.before_after import Checkout, check_imports, ratio_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,13 +37,3 @@ def test_a_checkout_runs_its_own_code(tmp_path):
 def test_work_that_fails_stops_the_comparison(tmp_path):
     with pytest.raises(SystemExit, match=r"old: -c raise ValueError\(3\) failed"):
         Checkout("old", ROOT, tmp_path).run("-c", "raise ValueError(3)")
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_a_checkout_is_compared_with_itself(capsys):
-    main([str(ROOT), "--quick", "--rounds", "1"])
-
-    printed = capsys.readouterr().out
-    for work in ("store: write", "store: stream all layers", "actcache --help", "analyze: sweep"):
-        assert f"| {work}" in printed
