@@ -1,8 +1,8 @@
 """What do means, scatter and directions of all layers cost over reading the store alone?
 
-The floors read the same batches of the same store, from the page cache: one looks at every byte
-(`touch`), one makes float32 of it (`convert`), which whoever computes anything has to. Both as one
-thread does it, which is how a loop in NumPy reads. Labels alternate, or all rows are one class.
+The floors read the same batches of the same store from the page cache: `touch` reads every byte,
+`convert` makes float32 of it, which any computation has to. Both run on one thread, as a loop in
+NumPy does. Labels alternate, or all rows are one class.
 """
 
 import tempfile
@@ -62,8 +62,8 @@ def measured(
     def moments(n_classes: int, with_threads: int) -> Callable[[], object]:
         def work() -> object:
             batches = ((x, alternating[rows] % n_classes) for rows, x in resid.batches())
-            found = class_moments(batches, n_classes, threads=with_threads)
-            return directions_of_moments(found, positive=1, negative=0) if n_classes == 2 else found
+            sums = class_moments(batches, n_classes, threads=with_threads)
+            return directions_of_moments(sums, positive=1, negative=0) if n_classes == 2 else sums
 
         return work
 
