@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
@@ -102,13 +103,15 @@ def make_store(path: Path, *, n: int, layers: int, d: int) -> Store:
     }
     with Writer.create(
         path,
-        kind="residuals",
-        n=n,
-        arrays=arrays,
-        columns=columns,
-        config={"synthetic": True},
-        provenance={"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
-        shard_rows=n,
+        StoreContents(
+            kind="residuals",
+            n=n,
+            arrays=arrays,
+            columns=columns,
+            config={"synthetic": True},
+            provenance={"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
+            shard_rows=n,
+        ),
     ) as writer:
         blocks = {each.name: np.empty((n, layers, d), np.float16) for each in arrays}
         for layer in range(layers):
@@ -153,17 +156,19 @@ def pretended_sweep(
     names = ("id", "behavior", "letter", "split")
     with Writer.create(
         path,
-        kind="sweep",
-        n=store.n,
-        arrays=arrays,
-        columns={
-            **{name: store[name].tolist() for name in names},
-            "layer": np.array(swept, np.int64),
-            "multiplier": np.array(multipliers, np.float64),
-        },
-        config={"sets": {name: each.digest for name, each in sets.items()}},
-        provenance={"synthetic": True},
-        shard_rows=store.n,
+        StoreContents(
+            kind="sweep",
+            n=store.n,
+            arrays=arrays,
+            columns={
+                **{name: store[name].tolist() for name in names},
+                "layer": np.array(swept, np.int64),
+                "multiplier": np.array(multipliers, np.float64),
+            },
+            config={"sets": {name: each.digest for name, each in sets.items()}},
+            provenance={"synthetic": True},
+            shard_rows=store.n,
+        ),
     ) as writer:
         writer.commit(values)
         writer.finish({"naive_error": 0.0, "noise_floor": 0.0})

@@ -24,6 +24,7 @@ from actcache.engine.capture import capture
 from actcache.engine.model import DTYPES, LanguageModel, load_model
 from actcache.engine.self_check import Read, check_capture
 from actcache.prompts.positions import ATTENTION
+from actcache.store.contents import StoreContents
 from actcache.store.schema import Dtype, RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
@@ -104,13 +105,15 @@ def run_build(
     with (
         start(
             path,
-            kind="residuals",
-            n=plan.n,
-            arrays=arrays,
-            columns=columns(plan),
-            config=config.recorded(),
-            provenance=recorded,
-            shard_rows=SHARD_ROWS,
+            StoreContents(
+                kind="residuals",
+                n=plan.n,
+                arrays=arrays,
+                columns=columns(plan),
+                config=config.recorded(),
+                provenance=recorded,
+                shard_rows=SHARD_ROWS,
+            ),
             overwrite=overwrite and not resume,
         ) as writer,
         ThreadPoolExecutor(1) as committer,

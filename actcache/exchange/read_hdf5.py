@@ -18,8 +18,8 @@ from actcache.errors import MismatchError
 from actcache.exchange.hdf5 import MARK
 from actcache.exchange.items import parse_json
 from actcache.exchange.safe_hdf5 import SafeFile, is_text
-from actcache.store.contents import ColumnValues
-from actcache.store.copies.fill import Contents, fill_store
+from actcache.store.contents import ColumnValues, StoreContents
+from actcache.store.copies.fill import fill_store
 from actcache.store.schema import Dtype, Kind, Ragged, RowArray
 from actcache.store.store import Store
 
@@ -52,7 +52,12 @@ def import_hdf5(
         StoreExistsError: something lies at `out`.
     """
     with SafeFile(path) as file:
-        contents = _exported(file) if file.has_attribute(MARK) else _foreign(file)
+        certificate: Any = None
+        digest: str | None = None
+        if file.has_attribute(MARK):
+            contents, certificate, digest = _exported(file)
+        else:
+            contents = _foreign(file)
 
         def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
             values = file.numbers(array.name, rows)
@@ -64,12 +69,19 @@ def import_hdf5(
             return (bits >> 16).astype(np.uint16)
 
         return fill_store(
-            out, contents, read=read, resume=resume, overwrite=overwrite, on_rows=on_rows
+            out,
+            contents,
+            read=read,
+            certificate=certificate,
+            digest=digest,
+            resume=resume,
+            overwrite=overwrite,
+            on_rows=on_rows,
         )
 
 
-def _exported(file: SafeFile) -> Contents:
-    """What a file of ours holds."""
+def _exported(file: SafeFile) -> tuple[StoreContents, Any, str | None]:
+    """What a file of ours holds, its certificate, and the digest of its store."""
     if file.text("kind") == "results":
         raise MismatchError(
             f"'{file.path}' holds results, expected a store. Read it with h5py, or import what "
@@ -98,18 +110,17 @@ def _exported(file: SafeFile) -> Contents:
         file.refuse(
             "shards", f"of {rows} rows of {largest} bytes", f"{LARGEST_SHARD} bytes at most"
         )
-    return Contents(
+    contents = StoreContents(
         kind=cast("Kind", kind),
         n=n,
         arrays=found,
         columns=_columns(file, [str(name) for name in columns]),
         config=said["config"],
         provenance=said["provenance"],
-        certificate=said["certificate"],
         shard_rows=rows,
         shard_reason=reason,
-        digest=digest,
     )
+    return contents, said["certificate"], digest
 
 
 def _row_array(file: SafeFile, name: str, about: Mapping[str, Any]) -> RowArray:
@@ -150,7 +161,7 @@ def _columns(file: SafeFile, names: list[str]) -> dict[str, ColumnValues]:
     return {name: found[name] for name in dict.fromkeys(names) if name in found}
 
 
-def _foreign(file: SafeFile) -> Contents:
+def _foreign(file: SafeFile) -> StoreContents:
     """What a file holds that says nothing of itself."""
     arrays: dict[str, RowArray] = {}
     columns: dict[str, ColumnValues] = {}
@@ -193,7 +204,7 @@ def _foreign(file: SafeFile) -> Contents:
         "weights_sha256": None,
     }
     made = {"file": file.path.name, "bytes": file.n_bytes, "not_read": sorted(others)}
-    return Contents(
+    return StoreContents(
         kind="residuals",
         n=n,
         arrays=list(arrays.values()),

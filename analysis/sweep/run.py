@@ -24,6 +24,7 @@ from actcache.engine.steered_scores import SteeringRule, reference_cell, score_g
 from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
 from actcache.prompts.render import Rendered
+from actcache.store.contents import StoreContents
 from actcache.store.copies.selection import require_all_layers
 from actcache.store.partial import committed_bytes
 from actcache.store.schema import RowArray
@@ -165,7 +166,7 @@ def run_sweep(
         "shard_rows": SHARD_ROWS,
     }
     resume = path.with_name(path.name + ".partial").exists()
-    with (Writer.resume if resume else Writer.create)(path, **settings) as writer:
+    with (Writer.resume if resume else Writer.create)(path, StoreContents(**settings)) as writer:
         on_rows(writer.committed)
         check = _self_check(loaded, rows, sets, rule, layers, multipliers)
         budget = Budget(batch_tokens)

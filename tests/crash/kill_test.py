@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from actcache.errors import IncompleteStoreError, StoreNotFoundError
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
@@ -67,7 +68,7 @@ def plan(*, small=False):
 def go_on(planned, path, *, overwrite=False):
     """Begin or resume the build, and finish it."""
     settings, values = planned
-    with Writer.resume(path, **settings, overwrite=overwrite) as writer:
+    with Writer.resume(path, StoreContents(**settings), overwrite=overwrite) as writer:
         while writer.committed < writer.n:
             commit_next(writer, values)
         writer.finish(CERTIFICATE)

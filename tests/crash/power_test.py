@@ -149,13 +149,14 @@ def _syncs_but(what):
 
 def go_on(path, *, without_sync):
     """Begin or resume the build, and finish it; say after each commit how many rows are safe."""
+    from actcache.store.contents import StoreContents
     from actcache.store.writer import Writer
 
     os.fsync, os.fdatasync = _syncs_but(without_sync)
     settings, values = plan()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    with Writer.resume(path, **settings) as writer:
+    with Writer.resume(path, StoreContents(**settings)) as writer:
         while writer.committed < writer.n:
             commit_next(writer, values)
             sys.stdout.write(f"{writer.committed}\n")

@@ -12,6 +12,7 @@ from actcache.analysis.directions.of_store import (
     two_labels,
 )
 from actcache.errors import MismatchError
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
@@ -38,7 +39,7 @@ def made(tmp_path):
         "provenance": {},
         "shard_rows": 7,
     }
-    with Writer.create(tmp_path / "s.zarr", **settings) as writer:
+    with Writer.create(tmp_path / "s.zarr", StoreContents(**settings)) as writer:
         while writer.committed < n:
             rows = writer.next_rows
             writer.commit({f"resid_post/{p}": values[rows] for p, values in resid.items()})
