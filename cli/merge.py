@@ -1,8 +1,8 @@
 """Write the rows of several stores as one store, one after the other.
 
-The stores must be of one model, tokenizer, template, settings of rendering, positions, sites and
-dtype, and no id may be in two of them. Splits stay as they are; a prompt that comes to be in train
-and in test is counted and told.
+The stores must agree in model, tokenizer, template, rendering, positions, sites and dtype, and no
+id may be in two of them. Splits stay as they are; prompts that are then both in train and in test
+are counted and reported.
 """
 
 import argparse
@@ -15,8 +15,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("stores", nargs="+", metavar="STORE", help="two or more stores that build wrote")
     add("-o", "--output", required=True, metavar="NEW", help="the store to write, NEW.zarr")
-    add("--resume", action="store_true", help="go on with an interrupted one")
-    add("--overwrite", action="store_true", help="replace a store that lies at NEW")
+    add("--resume", action="store_true", help="continue an interrupted one")
+    add("--overwrite", action="store_true", help="replace the store at NEW")
     add("--json", action="store_true", help="print one JSON document")
 
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     if merged.n_leaked:
         console.err().print(
             f"actcache: warning: {merged.n_leaked} test rows have a prompt that is in train of "
-            "another store; splits were kept. Take them out with actcache subset, or build all "
+            "another store; splits were kept. Remove them with actcache subset, or build all "
             "rows at once.",
             highlight=False,
             markup=False,

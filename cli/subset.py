@@ -1,8 +1,8 @@
-"""Write some of a store as a store of its own: rows by what is known of them, layers, positions.
+"""Write a part of a store as a new store: rows by behavior, variant, split, …; layers; positions.
 
-A row must fit every condition that is given. Residuals are copied as they are kept, each block
-against its checksum; layers keep their numbers, rows their splits, and the new store says what it
-was made from. One of some layers serves for reading and exporting; analyze wants all of them.
+A row must meet every condition that is given. Residuals are copied as they are stored, each block
+checked; layers keep their numbers, rows their splits, and the new store records what it was made
+from. A store of only some layers can be read and exported; analyze needs all of them.
 """
 
 import argparse
@@ -22,12 +22,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--label", metavar="LIST", help="rows of these labels")
     add("--split", metavar="LIST", help="rows of these splits: train, validation, test")
     add("--ids", metavar="LIST|FILE", help="rows of these ids, or of those in a file, one a line")
-    add("--rows", metavar="LIST", help="rows by number, for example 0:100,205 (100 is not in)")
+    add("--rows", metavar="LIST", help="rows by number, for example 0:100,205 (without 100)")
     add("--layers", metavar="LIST", help="layers by number, for example 3,5 or 0:12")
     add("--positions", metavar="LIST", help="of the store's positions")
     add("--sites", metavar="LIST", help="of the store's sites")
-    add("--resume", action="store_true", help="go on with an interrupted one")
-    add("--overwrite", action="store_true", help="replace a store that lies at NEW")
+    add("--resume", action="store_true", help="continue an interrupted one")
+    add("--overwrite", action="store_true", help="replace the store at NEW")
     add("--json", action="store_true", help="print one JSON document")
 
 
