@@ -15,10 +15,10 @@ from actcache.store.schema import RowArray
 from actcache.store.shard_maps import Chosen, ShardMaps
 
 Rows = int | np.integer | slice | Sequence[int] | np.ndarray
-"""Rows that are asked for: one, a slice, a bool mask, or numbers in any order."""
+"""A selection of rows: one number, a slice, a bool mask, or numbers in any order."""
 
 Layers = int | np.integer | slice | Sequence[int] | np.ndarray
-"""Layers that are asked for, likewise."""
+"""A selection of layers, likewise."""
 
 CONVERTED_BYTES = 16 << 20
 """Bytes of a batch of bfloat16 that is given as float32, at most. The allocator uses memory of this
@@ -26,9 +26,9 @@ size again for the next batch; larger pieces go back to the system, and each pag
 
 
 class Residuals:
-    """A row array `[n, layer, d_model]` on disk. Only what is asked for is read.
+    """A row array `[n, layer, d_model]` on disk. Only what is selected is read.
 
-    bfloat16 is given as float32, exactly; `bits` gives it as it is kept. Other dtypes are given
+    bfloat16 is read as float32, exactly; `bits` reads it as it is stored. Other dtypes are read
     as they are. Arrays may be read-only views of the file, and their memory order is not promised:
     it is layer by layer wherever that saves a copy.
     """
@@ -101,7 +101,7 @@ class Residuals:
         """One layer of all rows, or of some.
 
         Args:
-            layer: its number, as `Store.layers` has it where only some were kept; negative ones
+            layer: its number, as `Store.layers` has it if the store has only some; negative ones
                 count from the end.
             rows: a slice, a bool mask `[n]` or row numbers; by default all.
 

@@ -1,4 +1,4 @@
-"""The columns of a store, each read when it is asked for: as they were written, or not at all."""
+"""The columns of a store. Each is read on first use, and is as it was written or refused."""
 
 from collections.abc import Iterator, Mapping
 
@@ -18,7 +18,7 @@ class Columns(Mapping[str, np.ndarray]):
 
     def __init__(self, layout: Layout):
         self._layout = layout
-        self._plain = [name for name, each in layout.columns.items() if each.part_of is None]
+        self._plain = [name for name, column in layout.columns.items() if column.part_of is None]
         self._values: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:

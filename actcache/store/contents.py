@@ -1,4 +1,4 @@
-"""What a new store is to hold, and its documents and columns encoded before a byte is written."""
+"""The contents of a new store; documents and columns are encoded before a byte is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from actcache.store.schema import COMMITS, Column, Kind, Ragged, Root, RowArray,
 from actcache.store.schema import shard_rows as choose_shard_rows
 
 ColumnValues = np.ndarray | Sequence[str] | Ragged
-"""What a column can be given as."""
+"""The types that a column can be given in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class StoreContents:
     the coordinates of dimensions, by the names of these."""
 
     config: Mapping[str, Any]
-    """What was asked for, as JSON; a resumed store must have the same."""
+    """Settings, as JSON; a resumed store must have the same."""
 
     provenance: Mapping[str, Any]
     """Where the numbers come from, as JSON; a resumed store must have the same."""

@@ -90,7 +90,7 @@ def decode(raw: bytes, where: str) -> Document:
     if len(raw) > DOCUMENT_LIMIT:
         refuse(where, f"{len(raw)} bytes", f"{DOCUMENT_LIMIT} at most")
     try:
-        document = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        document = _DECODER.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError):  # Unicode errors are ValueErrors
         refuse(where, "no JSON", "a Zarr v3 document")
     if _SURROGATE.search(raw):  # JSON can spell text that is none; see whether it did
@@ -305,3 +305,6 @@ def _require_same(expected: Document, document: Document, where: str) -> None:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # made once: a log has many records

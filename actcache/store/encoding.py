@@ -1,4 +1,4 @@
-"""The bytes of one chunk: where a block lies in a shard, and how a column is encoded."""
+"""The bytes of one chunk: where a block is in a shard, and how a column is encoded."""
 
 import struct
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What a storage holds: its documents checked against the format, its log followed to the end.
+"""The contents of a storage: its documents checked against the format, its log followed to the end.
 
 The one way into a store, for reading and for resuming. Looks at names, sizes, documents and
 records; the values of columns and shards are read elsewhere.
@@ -58,7 +58,7 @@ class Layout:
 
     record_bytes: int
     checksums: Sequence[Checksums]
-    """Of each committed shard."""
+    """Checksums of each committed shard."""
 
     last_record: str
     """sha256 of the last shard's record, or of record 0."""
@@ -171,11 +171,11 @@ def read_layout(
         )
     root_raw = storage.read(ROOT, at_most=DOCUMENT_LIMIT)
     root = parse_root(decode(root_raw, storage.where(ROOT)), storage.where(ROOT))
+    if not root.complete and not storage.exists(record_name(0)):
+        raise _incomplete(storage, "nothing yet")
     log_raw = storage.read(LOG, at_most=DOCUMENT_LIMIT)
     where = storage.where(LOG)
     record_bytes = parse_commits(decode(log_raw, where), n_records=root.n_shards + 2, where=where)
-    if not root.complete and not storage.exists(record_name(0)):
-        raise _incomplete(storage, "nothing yet")
     first = _read_record(storage, 0, record_bytes)
     files = parse_files(first, storage.where(record_name(0)))
     if first.content.keys() != {"files"}:

@@ -22,7 +22,7 @@ NO_RECORD = "0" * 64
 """What the first record chains to."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CRC32C = re.compile(r"[0-9a-f]{8}")
+_HEX = re.compile(r"[0-9a-f]*")
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,12 @@ def parse_shard(
     blocks = match_fields(record.content, rows_and_blocks, where, expected)["blocks"]
     checksums = {}
     for array in arrays:
-        fields = {"bytes": is_a(int), "crc32c": list_of(_is_crc32c, array.n_layers)}
+        fields = {"bytes": is_a(int), "crc32c": _are_checksums}
         checksums[array.name] = match_fields(blocks.get(array.name), fields, where, expected)[
             "crc32c"
         ]
-    if record.content != shard(
+    lengths = {name: len(sums) for name, sums in checksums.items()}
+    if lengths != {array.name: array.n_layers for array in arrays} or record.content != shard(
         root.rows_of(number), arrays, shard_rows=root.shard_rows, checksums=checksums
     ):
         refuse(where, "another record", expected)
@@ -174,8 +175,12 @@ def _is_file_sum(pair: Any) -> bool:
     return False
 
 
-def _is_crc32c(digits: Any) -> bool:
-    return type(digits) is str and _CRC32C.fullmatch(digits) is not None
+def _are_checksums(sums: Any) -> bool:
+    return (
+        type(sums) is list
+        and all(type(digits) is str and len(digits) == 8 for digits in sums)
+        and _HEX.fullmatch("".join(sums)) is not None
+    )
 
 
 def _sums(files: Mapping[str, FileSum]) -> dict[str, list[int | str]]:

@@ -73,7 +73,7 @@ class LocalDestination(Destination):
         return os.path.lexists(self.folder)
 
     def require_new(self, *, overwrite: bool) -> None:
-        """Refuse a path where something lies, unless a store there may be replaced."""
+        """Refuse a path that is taken, unless a store there may be replaced."""
         if not overwrite:
             _require_free(self.path)
         _require_replaceable(self.path)
@@ -84,7 +84,7 @@ class LocalDestination(Destination):
             )
 
     def require_free(self, *, overwrite: bool) -> None:
-        """Refuse a path where something lies, unless the store was begun to replace it."""
+        """Refuse a path that is taken, unless the store was begun to replace it."""
         if overwrite:
             self.storage.write(OVERWRITE_MARK, [])
         elif not self.storage.exists(OVERWRITE_MARK):
@@ -204,7 +204,7 @@ def discard(path: str | Path | Storage) -> None:
 def committed_bytes(path: str | Path) -> int:
     """Bytes of the shards that an interrupted build or sweep of `path` has on disk.
 
-    None of what is damaged counts; whoever resumes it is told.
+    A damaged one counts as nothing here; resuming it names the damage.
     """
     storage = LocalStorage(partial_folder(Path(path)))
     if not storage.exists(record_name(0)):

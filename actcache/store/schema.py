@@ -35,7 +35,7 @@ bytes and crc32c of each block.
 
 **The seal** is the last record of the log: size and sha256 of the group's document, which alone
 changes (`complete`, `certificate`) when a store is finished. A store is finished when its log is
-sealed and that document is there, whatever the folder is called and wherever it lies.
+sealed and that document is there, whatever the folder is called and wherever it is.
 
 What counts is the longest prefix of well-formed records that chain; nothing else exists. A shard is
 written under a temporary name, synced and renamed before its record is. On a local disk the folder
@@ -139,7 +139,7 @@ class Ragged:
     """The values of all rows, one row after the other."""
 
     offsets: Int64[np.ndarray, " _"]
-    """`[n + 1]`: where each row begins, and the end."""
+    """`[n + 1]`: where each row begins, and where the last one ends."""
 
     def __post_init__(self) -> None:
         offsets = self.offsets
@@ -259,7 +259,8 @@ def check_name(name: str) -> None:
     if taken or len(parts) > 8 or not all(map(_is_segment, parts)):
         raise FormatError(
             f"{name!r} cannot be the name of an array or column; expected words such as 'prompt' "
-            "or 'resid_post/prompt', without signs that paths give a meaning. Choose another name."
+            "or 'resid_post/prompt', without characters that paths give a meaning. Choose another "
+            "name."
         )
 
 

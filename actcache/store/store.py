@@ -21,7 +21,7 @@ __all__ = ["Columns", "Problem", "Residuals", "Store", "open_store", "verify"]
 def open_store(
     path: str | Path | Storage, *, partial: bool = False, check: bool = False
 ) -> "Store":
-    """Open a store for reading. It is finished if its log is sealed, wherever it lies.
+    """Open a store for reading. It is finished if its log is sealed, wherever it is.
 
     Args:
         path: the folder that a build or a sweep wrote, or a storage.
@@ -79,7 +79,7 @@ class Store:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What was asked for."""
+        """The settings that it was made with."""
         return self._layout.root.config
 
     @property
@@ -201,7 +201,7 @@ class Store:
             site: resid_post, or embed.
 
         Raises:
-            MismatchError: they were not kept.
+            MismatchError: the store does not have them.
         """
         return self.array(f"{site}/{position}")
 

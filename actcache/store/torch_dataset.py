@@ -34,7 +34,7 @@ class ResidualDataset(Dataset[Any]):
         path: the store.
         position: prompt, fork, positive, negative, ….
         site: resid_post, embed, ….
-        layers: numbers of the layers to give, in this order, negative ones from the end; a single
+        layers: numbers of the layers to return, in this order, negative ones from the end; a single
             one drops the dimension; by default all.
         select: a bool mask `[n]`, or row numbers in the order of the data set; by default all rows.
         target: a column that is returned with each row. Words (`label`, `letter`, `behavior`)
@@ -84,7 +84,7 @@ class ResidualDataset(Dataset[Any]):
 
     @property
     def rows(self) -> Int64[np.ndarray, " _"]:
-        """The store's row behind each row of the data set."""
+        """The row number in the store of each row of the data set."""
         return self._rows
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class ResidualDataset(Dataset[Any]):
         return f"ResidualDataset({str(self._path)!r}, {self._name!r}, {len(self)} rows)"
 
     def _open(self) -> tuple[Residuals, Tensor | None]:
-        """Residuals and targets as this process has opened them; a forked one opens its own."""
+        """Residuals and targets, opened by this process; a forked process opens them again."""
         if self._opened is None or self._opened[0] != os.getpid():
             store = open_store(self._path, partial=self._partial, check=self._check)
             if self._digest not in (None, store.digest):

@@ -173,7 +173,7 @@ class Writer:
 
         Raises:
             IncompleteStoreError: rows are missing.
-            StoreExistsError: something came to lie at its path meanwhile.
+            StoreExistsError: its path was taken meanwhile.
         """
         self._require_open()
         layout, storage = self._layout, self._layout.storage

@@ -102,7 +102,9 @@ def test_rows_are_chosen_by_what_is_known_of_them(store):
         ({"positions": ["fork"], "sites": ["embed"]}, "Drop a condition"),
     ],
 )
-def test_what_a_store_does_not_hold_is_refused_with_what_it_does(store, tmp_path, asked, message):
+def test_a_selection_that_a_store_lacks_is_refused_with_what_it_has(
+    store, tmp_path, asked, message
+):
     with pytest.raises(MismatchError, match=message):
         subset(store, tmp_path / "t.zarr", selection=Selection(**asked))
     assert not (tmp_path / "t.zarr.partial").exists()
@@ -317,7 +319,7 @@ else:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["subset", "merge"])
-def test_killed_it_reads_as_unfinished_and_resumed_it_is_the_same(store, tmp_path, what):
+def test_a_killed_copy_is_unfinished_and_resuming_it_gives_the_same_store(store, tmp_path, what):
     other = build(tmp_path / "other.zarr", *rows_example(n=20, seed=1, first=100))
     sources = [other] if what == "subset" else [store, other]
 
@@ -338,7 +340,7 @@ def test_killed_it_reads_as_unfinished_and_resumed_it_is_the_same(store, tmp_pat
     assert resumed.digest == run(tmp_path / "whole.zarr").digest
 
 
-def test_the_commands_select_merge_and_tell(store, tmp_path, capsys):
+def test_the_commands_select_merge_and_report(store, tmp_path, capsys):
     (tmp_path / "ids.txt").write_text("row-1\nrow-3\n\n", encoding="utf-8")
 
     def run(*words):

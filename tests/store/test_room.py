@@ -38,7 +38,7 @@ def test_a_store_that_will_not_fit_is_refused_and_leaves_nothing(tmp_path, free,
     assert not list(tmp_path.iterdir())
 
 
-def test_what_it_says_to_need_is_what_it_then_takes(tmp_path, free, large):
+def test_a_store_takes_the_room_that_was_checked_for(tmp_path, free, large):
     settings, values = large
     with Writer.create(tmp_path / "a.zarr", StoreContents(**settings)) as writer:
         fill(writer, values, certificate=None)

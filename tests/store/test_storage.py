@@ -137,6 +137,65 @@ def test_a_store_in_memory_has_one_writer_and_is_never_overwritten():
     assert open_store(memory).n == 11
 
 
+class DyingStorage(MemoryStorage):
+    """Dies before its change number `left`, as a process may at any instant."""
+
+    left = -1
+
+    def change(self):
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def write(self, name, parts):
+        parts = list(parts)
+        self.change()
+        super().write(name, parts)
+
+    def remove(self, name):
+        self.change()
+        super().remove(name)
+
+
+def test_a_store_without_renames_survives_death_before_every_change():
+    config, values = example(n=5, shard_rows=2)
+    contents = StoreContents(**config)
+    whole = MemoryStorage()
+    with Writer.create(whole, contents) as writer:
+        fill(writer, values, certificate={"worst": 0.5})
+    step, died = 0, True
+    while died:
+        step, died = step + 1, False
+        storage = DyingStorage()
+        for deaths in (1, 2):  # the second one within the resumed build
+            storage.left = step if deaths == 1 else 1 + step % 11
+            try:
+                with Writer.resume(storage, contents) as writer:
+                    fill(writer, values, certificate={"worst": 0.5})
+                break
+            except KeyboardInterrupt:
+                died = True
+            if storage.exists("commits/c.0.0"):
+                assert verify(storage, partial=True) == []
+                store = open_store(storage, partial=True)
+                np.testing.assert_array_equal(
+                    store.resid("prompt")[:], values["resid_post/prompt"][: store.n]
+                )
+                if not store.complete:
+                    with pytest.raises(IncompleteStoreError):
+                        open_store(storage)
+        storage.left = -1
+        begun = storage.exists("commits/c.0.0")
+        if not begun and storage.exists("zarr.json"):
+            with pytest.raises(IncompleteStoreError, match="nothing yet"):
+                open_store(storage, partial=True)
+        if not begun or not open_store(storage, partial=True).complete:
+            with Writer.resume(storage, contents) as writer:
+                fill(writer, values, certificate={"worst": 0.5})
+        assert storage.objects == whole.objects, step
+    assert step > 30
+
+
 # --- a store is finished when its log is sealed ---------------------------------------------------
 
 

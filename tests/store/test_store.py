@@ -339,7 +339,7 @@ def test_a_store_that_was_killed_while_it_was_created_holds_nothing_yet(path):
             open_store(path, partial=partial)
 
 
-def test_no_store_is_said_with_how_to_get_one(path):
+def test_the_error_of_a_missing_store_says_how_to_build_one(path):
     with pytest.raises(StoreNotFoundError, match="Build one with: actcache build"):
         open_store(path)
     path.mkdir()

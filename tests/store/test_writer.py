@@ -219,7 +219,7 @@ def test_tuples_and_lists_are_the_same_setting(path):
         assert writer.committed == 4
 
 
-def test_resuming_where_nothing_is_begins_a_store(path):
+def test_resuming_without_an_interrupted_store_begins_one(path):
     config, values = example()
     with Writer.resume(path, StoreContents(**config)) as writer:
         fill(writer, values)
@@ -339,7 +339,7 @@ def test_overwriting_begins_an_interrupted_store_anew(path):
     assert verify(path) == []
 
 
-def test_what_is_no_store_is_never_replaced(path):
+def test_a_folder_that_is_no_store_is_never_replaced(path):
     config, _ = example()
     path.mkdir()
     (path / "thesis.txt").write_text("five years of work")
@@ -360,7 +360,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line():
         Writer.create("/dev/null/a.zarr", StoreContents(**example()[0]))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_store_goes_on_afterwards(path):
+def test_a_full_disk_is_one_clear_line_and_the_store_resumes_afterwards(path):
     # The largest file size stands in for a full disk: the system refuses the same write.
     code = """
         import resource, sys
@@ -468,7 +468,7 @@ def test_killed_at_random_instants_every_committed_row_is_right(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_before_every_sync_and_rename_in_turn_it_goes_on():
+def test_a_build_killed_before_every_sync_and_rename_in_turn_resumes():
     # In a process of its own, which forks safely: it has no threads.
     out = subprocess.run(
         [sys.executable, "-m", "tests.crash.kill_test", "--steps"],

@@ -46,7 +46,7 @@ def subset(
     overwrite: bool = False,
     on_rows: Callable[[int], None] = lambda _n: None,
 ) -> Store:
-    """Write some of a store as a store of its own.
+    """Write a part of a store as a new store.
 
     Rows keep their order and their splits, layers their numbers (in the column `layer`).
 
@@ -118,7 +118,7 @@ def reader(sources: Sequence[Source], *, layers: Int64[np.ndarray, " layer"] | N
     stops = np.cumsum([source.rows.size for source in sources]).tolist()
 
     def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
-        # Layer-major, as a shard lies on disk, so that writing it copies nothing.
+        # Layer-major, as on disk, so that writing the shard copies nothing.
         block = np.empty((array.n_layers, rows.stop - rows.start, array.width), array.stored)
         for source, stop in zip(sources, stops, strict=True):
             start = stop - source.rows.size

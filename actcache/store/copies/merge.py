@@ -200,20 +200,20 @@ def _joined_certificate(certificates: Sequence[Any]) -> Any:
     """The largest of all errors, and the rows that they were measured on."""
     fields = ("rows", "largest_relative_error", "sites")
     known: list[Mapping[str, Any]] = [
-        each
-        for each in certificates
-        if isinstance(each, dict) and all(name in each for name in fields)
+        certificate
+        for certificate in certificates
+        if isinstance(certificate, dict) and all(name in certificate for name in fields)
     ]
     if len(known) < len(certificates):
         return None
-    errors = np.array([each["largest_relative_error"] for each in known])
+    errors = np.array([certificate["largest_relative_error"] for certificate in known])
     return {
         **known[0],
-        "rows": [row for each in known for row in each["rows"]],
+        "rows": [row for certificate in known for row in certificate["rows"]],
         "largest_relative_error": errors.max(0).tolist(),
-        "sites": {site: max(each["sites"][site] for each in known) for site in known[0]["sites"]},
+        "sites": {site: max(c["sites"][site] for c in known) for site in known[0]["sites"]},
         "self_check": max(
-            (each.get("self_check") or {} for each in known),
+            (certificate.get("self_check") or {} for certificate in known),
             key=lambda check: check.get("largest_relative_error", 0.0),
         ),
     }

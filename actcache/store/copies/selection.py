@@ -1,6 +1,6 @@
 """Selecting a part of a store: rows by their columns, layers by number, arrays by name.
 
-What is asked for and not there is an error, never left out. Reads columns only.
+A value that the store lacks is an error, never ignored. Reads columns only.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ class Selection:
     """Numbers of rows, likewise."""
 
     layers: Sequence[int] | Int[np.ndarray, " _"] | None = None
-    """Layers by number. `embed` has none and is kept."""
+    """Layers by number. `embed` has none and is always kept."""
 
     positions: Sequence[str] | None = None
     sites: Sequence[str] | None = None
@@ -43,10 +43,10 @@ class Selection:
     def recorded(self, rows: Int64[np.ndarray, " _"]) -> dict[str, Any]:
         """As JSON: the conditions, and a digest of the row numbers that met them."""
         named = ("behaviors", "variants", "labels", "splits", "positions", "sites")
-        asked = {name: getattr(self, name) for name in named}
-        asked["layers"] = None if self.layers is None else np.asarray(self.layers).tolist()
+        conditions = {name: getattr(self, name) for name in named}
+        conditions["layers"] = None if self.layers is None else np.asarray(self.layers).tolist()
         return {
-            **{name: list(value) for name, value in asked.items() if value is not None},
+            **{name: list(value) for name, value in conditions.items() if value is not None},
             "n": int(rows.size),
             "rows_sha256": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(),
         }

@@ -1,4 +1,4 @@
-"""Where the bytes of a store lie: one protocol, local files as its fast path, and memory."""
+"""Where the bytes of a store are: one protocol, local files as its fast path, and memory."""
 
 from actcache.store.storage.atomic import atomic_path
 from actcache.store.storage.local import LocalStorage

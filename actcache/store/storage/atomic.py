@@ -176,7 +176,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it, durably; one that is there already is left as it is."""
     if folder.is_dir():
         return
-    if os.path.lexists(folder):
+    if os.path.lexists(folder) and not folder.is_dir():  # another process may just have made it
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)

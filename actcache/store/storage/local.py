@@ -46,7 +46,7 @@ class LocalStorage(Storage):
         return file_size(self._checked_path(name))
 
     def list(self, folder: str = "") -> list[str]:
-        """What lies in a folder; a link is not followed."""
+        """The entries of a folder; a link is not followed."""
         prefix = f"{folder}/" if folder else ""
         with suppress(FileNotFoundError), os.scandir(self.folder / folder) as entries:
             return [
@@ -116,7 +116,7 @@ class LocalStorage(Storage):
             sync_folder(path.parent)
 
     def lock(self) -> Callable[[], None]:
-        """Lock the folder for this process; the lock goes with the process, however it ends."""
+        """Lock the folder for this process; the lock ends with the process, however that ends."""
         import fcntl  # not on Windows, where stores can be read
 
         make_folder(self.folder)

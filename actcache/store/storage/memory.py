@@ -21,7 +21,7 @@ class MemoryStorage(Storage):
 
     @property
     def location(self) -> str:
-        """The name that it was given."""
+        """Its name."""
         return self._name
 
     def exists(self, name: str) -> bool:
@@ -69,8 +69,8 @@ class MemoryStorage(Storage):
     def remove(self, name: str) -> None:
         """Remove an object, or all of a folder."""
         folder = name.rstrip("/") + "/"
-        for each in [n for n in self.objects if n == name or n.startswith(folder)]:
-            del self.objects[each]
+        for removed in [n for n in self.objects if n == name or n.startswith(folder)]:
+            del self.objects[removed]
 
     def lock(self) -> Callable[[], None]:
         """Become the only writer in this process."""

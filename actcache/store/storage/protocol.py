@@ -1,6 +1,6 @@
 """The storage of a store: named objects, each of which is written whole or not at all.
 
-A store is read and written through `Storage` alone, so it can lie in a folder, in memory or in a
+A store is read and written through `Storage` alone, so it can be in a folder, in memory or in a
 bucket. Methods with a body here say what every storage can do; an implementation overrides them
 where it has a faster way. Names are relative, with slashes: `resid_post/prompt/c.0.0.0`.
 """
@@ -51,7 +51,7 @@ class Storage(Protocol):
         ...
 
     def list(self, folder: str = "") -> list[str]:
-        """Full names of what lies directly in a folder; names of folders end with a slash."""
+        """Full names of the entries of a folder; names of folders end with a slash."""
         ...
 
     def read(self, name: str, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
