@@ -23,6 +23,7 @@ from actcache.engine.capture import capture
 from actcache.engine.model import DTYPES, LanguageModel, load_model
 from actcache.engine.self_check import Read, check_capture
 from actcache.progress import SILENT, Progress
+from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
 from actcache.store.partial import committed_bytes, require_free
 from actcache.store.schema import Dtype, RowArray
@@ -102,13 +103,15 @@ def run_build(
         with (
             begin(
                 path,
-                kind="residuals",
-                n=plan.n,
-                arrays=arrays,
-                columns=columns(plan),
-                config=config.recorded(),
-                provenance=recorded,
-                shard_rows=shard_rows,
+                StoreContents(
+                    kind="residuals",
+                    n=plan.n,
+                    arrays=arrays,
+                    columns=columns(plan),
+                    config=config.recorded(),
+                    provenance=recorded,
+                    shard_rows=shard_rows,
+                ),
                 overwrite=overwrite and not resume,
             ) as writer,
             ThreadPoolExecutor(1) as committer,

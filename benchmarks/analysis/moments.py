@@ -14,6 +14,7 @@ import numpy as np
 from actcache.analysis.directions.difference_of_means import directions_of_moments
 from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import class_moments
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
@@ -91,8 +92,15 @@ def fill(path: Path, n: int, array: RowArray) -> None:
     values = rng.normal(size=(array.n_layers, 512, array.width)).astype(np.float32)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
     block = (bits if array.dtype == "bfloat16" else values.astype(array.dtype)).swapaxes(0, 1)
-    settings = {"kind": "residuals", "n": n, "arrays": [array], "config": {}, "provenance": {}}
-    with Writer.create(path, columns={"id": [str(i) for i in range(n)]}, **settings) as writer:  # type: ignore[arg-type]  # a dict of several types
+    contents = StoreContents(
+        kind="residuals",
+        n=n,
+        arrays=[array],
+        columns={"id": [str(i) for i in range(n)]},
+        config={},
+        provenance={},
+    )
+    with Writer.create(path, contents) as writer:
         while writer.committed < n:
             rows = writer.next_rows
             writer.commit({array.name: block[: rows.stop - rows.start]})

@@ -23,6 +23,7 @@ import numpy as np
 
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.progress import SILENT, Progress
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
@@ -104,13 +105,15 @@ def make_store(path: Path, *, n: int, layers: int, d: int) -> Store:
     }
     with Writer.create(
         path,
-        kind="residuals",
-        n=n,
-        arrays=arrays,
-        columns=columns,
-        config={"synthetic": True},
-        provenance={"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
-        shard_rows=n,
+        StoreContents(
+            kind="residuals",
+            n=n,
+            arrays=arrays,
+            columns=columns,
+            config={"synthetic": True},
+            provenance={"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
+            shard_rows=n,
+        ),
     ) as writer:
         blocks = {array.name: np.empty((n, layers, d), np.float16) for array in arrays}
         for layer in range(layers):
@@ -158,17 +161,21 @@ def pretended_sweep(
         progress.steps(title, store.n),
         Writer.create(
             out,
-            kind="sweep",
-            n=store.n,
-            arrays=arrays,
-            columns={
-                **{name: store[name].tolist() for name in names},
-                "layer": np.array(swept, np.int64),
-                "multiplier": np.array(multipliers, np.float64),
-            },
-            config={"sets": {name: direction_set.digest for name, direction_set in sets.items()}},
-            provenance={"synthetic": True},
-            shard_rows=store.n,
+            StoreContents(
+                kind="sweep",
+                n=store.n,
+                arrays=arrays,
+                columns={
+                    **{name: store[name].tolist() for name in names},
+                    "layer": np.array(swept, np.int64),
+                    "multiplier": np.array(multipliers, np.float64),
+                },
+                config={
+                    "sets": {name: direction_set.digest for name, direction_set in sets.items()}
+                },
+                provenance={"synthetic": True},
+                shard_rows=store.n,
+            ),
         ) as writer,
     ):
         writer.commit(values)
