@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +50,24 @@ def write(path: Path) -> None:
         "negative": ["(B)" if letter == "A" else "(A)" for letter in letters],
     }
     shutil.rmtree(path, ignore_errors=True)
-    with writer_class.create(
-        path,
-        kind="residuals",
-        n=N,
-        arrays=[
+    contents = {
+        "kind": "residuals",
+        "n": N,
+        "arrays": [
             row_array(f"resid_post/{position}", LAYERS, D_MODEL, "float16")
             for position in POSITIONS
         ],
-        columns=columns,
-        config={"synthetic": True},
-        provenance={"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
-    ) as writer:
+        "columns": columns,
+        "config": {"synthetic": True},
+        "provenance": {"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
+    }
+    try:
+        store_contents = of_actcache("StoreContents", "actcache.store.contents")
+    except ImportError:  # a checkout from before there were any
+        create = partial(writer_class.create, path, **contents)
+    else:
+        create = partial(writer_class.create, path, store_contents(**contents))
+    with create() as writer:
         while writer.committed < N:
             rows = writer.next_rows
             # Other values at each position, or a difference of means would be zero.
