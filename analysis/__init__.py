@@ -30,12 +30,8 @@ from actcache.analysis.predict.embedding_space import (
     project_to_plane,
     silhouette_by_behavior,
 )
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    VectorPredictor,
-    default_context_layers,
-    train_vector_predictor,
-)
+from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
+from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor, train_vector_predictor
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability

@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from actcache.analysis.predict.l2s.coordinates import Rows, context_coordinates, target_coordinates
-from actcache.analysis.predict.l2s.tanh_stack import Trained, Weights, networks_at_once, train_stack
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    default_context_layers,
-    train_vector_predictor,
+from actcache.analysis.predict.l2s.coordinates import (
+    SampleSplit,
+    context_coordinates,
+    target_coordinates,
 )
+from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
+from actcache.analysis.predict.l2s.tanh_stack import Trained, Weights, networks_at_once, train_stack
+from actcache.analysis.predict.l2s.vector_predictor import train_vector_predictor
 from actcache.store.store import Store, open_store
 from benchmarks.turns import arguments, in_turns, ratio, report
 
@@ -121,7 +122,7 @@ def right_singular(targets: np.ndarray, hidden: int) -> Tensor:
 
 
 def speed(
-    made: Residuals, rows: Rows, *, d: int, layers: int, settings: L2SSettings, repeats: int
+    made: Residuals, rows: SampleSplit, *, d: int, layers: int, settings: L2SSettings, repeats: int
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """A stack of networks against both rivals: figures, and what trains a plain network."""
     limit = max(settings.components)
@@ -140,11 +141,11 @@ def speed(
         for layer in range(k)
     ]
     scale = seen.size / r**0.5
-    c, held_c = (torch.tensor(x / scale, dtype=torch.float32) for x in (seen.train, seen.held))
+    c, held_c = (torch.tensor(x / scale, dtype=torch.float32) for x in (seen.train, seen.held_out))
     units = [each.size / settings.hidden**0.5 for each in said]
     z, held_z = (
         torch.tensor(np.stack([getattr(x, side) / u for x, u in zip(said, units, strict=True)]))
-        for side in ("train", "held")
+        for side in ("train", "held_out")
     )
     z, held_z = z.float(), held_z.float()
     generator = torch.Generator().manual_seed(0)
@@ -158,7 +159,7 @@ def speed(
     context, target = made.context(0), made.target(0)
     plain_decoder = right_singular(target[rows.train], settings.hidden)
     plain_data = [
-        torch.from_numpy(x[side]) for side in (rows.train, rows.held) for x in (context, target)
+        torch.from_numpy(x[side]) for side in (rows.train, rows.held_out) for x in (context, target)
     ]
     rate = settings.rates[0]
     kept: dict[str, Any] = {}
@@ -325,8 +326,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": at < args.n * 2 // 5,
         "validation": (at >= args.n * 2 // 5) & (at < args.n // 2),
     }
-    rows = Rows(
-        n=args.n, train=np.flatnonzero(masks["train"]), held=np.flatnonzero(masks["validation"])
+    rows = SampleSplit(
+        n=args.n, train=np.flatnonzero(masks["train"]), held_out=np.flatnonzero(masks["validation"])
     )
     exact = L2SSettings(epochs=args.epochs, components=(args.n,))
     made = Residuals(n=args.n, d=args.d)

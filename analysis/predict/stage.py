@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.predict.artifacts import draw_embeddings, write_choices
-from actcache.analysis.predict.reuse import digest_of, identity_of, kept
+from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
 from actcache.analysis.predict.scores import encoder_figures, figures, training_figures
 from actcache.analysis.predict.selections import (
     SHUFFLED,
@@ -268,14 +268,14 @@ def _choose(
         names = [*map(w2s, settings.top), SHUFFLED]
         return {name: LayerPredictor.load(folder / f"{quote(name)}.safetensors") for name in names}
 
-    made_of = {
+    fingerprint = {
         "store": identity,
         "layers": layers,
         "slopes_sha256": digest_of({"slope": slopes.slope}),
         "embeddings": found.settings,
         "settings": settings,
     }
-    predictors = kept(folder, made_of, load=load, make=train, save=save)
+    predictors = load_or_make(folder, fingerprint, load=load, make=train, save=save)
     return choose_layers(rows, slopes, fixed=place, predictors=predictors, embeddings=values)
 
 
