@@ -32,7 +32,7 @@ from actcache.analysis.predict.embedding_space import (
 )
 from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
 from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor, train_vector_predictor
-from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
 from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
@@ -45,7 +45,6 @@ from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
 from actcache.lazy import attach
 
 if TYPE_CHECKING:
-    from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
     from actcache.analysis.sweep.run import run_sweep
 
 __all__ = [
@@ -108,6 +107,5 @@ __getattr__ = attach(
     __name__,
     {
         "actcache.analysis.sweep.run": ["run_sweep"],
-        "actcache.analysis.predict.w2s.train_layers": ["train_layer_predictors"],
     },
 )

@@ -25,7 +25,6 @@ from actcache.analysis.predict.selections import (
 )
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.predict.w2s.train_layers import n_networks
 from actcache.analysis.report.files import CONTROL, METHOD
 from actcache.analysis.report.verdicts import words
 from actcache.analysis.results import plain
@@ -142,10 +141,10 @@ def run_predictors(
     first = next(name for name, kind in kinds.items() if kind.predicted)
     jobs = [(name, embedded[0]) for name in kinds] + [(first, each) for each in embedded[1:]]
     n_trained = sum(kinds[name].predicted for name, _ in jobs) * len(behaviors)
-    control = n_networks(_control(settings))
+    control = _control(settings).n_networks
     choices: list[dict[str, Chosen]] = []
     with progress.steps(
-        "layer predictors", n_trained * (n_networks(settings) + control)
+        "layer predictors", n_trained * (settings.n_networks + control)
     ) as on_network:
         for name, found in jobs:
             choices.append(
@@ -264,7 +263,7 @@ def _choose(
             each.save(folder / f"{quote(name)}.safetensors")
 
     def load(folder: Path) -> dict[str, LayerPredictor]:
-        on_network(n_networks(settings) + n_networks(_control(settings)))
+        on_network(settings.n_networks + _control(settings).n_networks)
         names = [*map(w2s, settings.top), SHUFFLED]
         return {name: LayerPredictor.load(folder / f"{quote(name)}.safetensors") for name in names}
 
