@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
-from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
 from actcache.analysis.sweep.layer_ranks import active_layers, best_layers
 from actcache.analysis.sweep.steerability import fixed_layer
 from actcache.analysis.sweep.strategies import SlopeTable

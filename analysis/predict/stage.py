@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.predict.artifacts import draw_embeddings, write_choices
-from actcache.analysis.predict.reuse import digest_of, identity_of, kept
+from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
 from actcache.analysis.predict.scores import encoder_figures, figures, training_figures
 from actcache.analysis.predict.selections import (
     SHUFFLED,
@@ -25,7 +25,6 @@ from actcache.analysis.predict.selections import (
 )
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.predict.w2s.train_layers import n_networks
 from actcache.analysis.report.files import CONTROL, METHOD
 from actcache.analysis.report.verdicts import words
 from actcache.analysis.results import plain
@@ -133,10 +132,10 @@ def run_predictors(
     first = next(name for name, kind in kinds.items() if kind.predicted)
     jobs = [(name, embedded[0]) for name in kinds] + [(first, each) for each in embedded[1:]]
     n_trained = sum(kinds[name].predicted for name, _ in jobs) * len(behaviors)
-    control = n_networks(_control(settings))
+    control = _control(settings).n_networks
     choices: list[dict[str, Chosen]] = []
     with progress.steps(
-        "layer predictors", n_trained * (n_networks(settings) + control)
+        "layer predictors", n_trained * (settings.n_networks + control)
     ) as on_network:
         for name, found in jobs:
             choices.append(
@@ -255,18 +254,18 @@ def _choose(
             each.save(folder / f"{quote(name)}.safetensors")
 
     def load(folder: Path) -> dict[str, LayerPredictor]:
-        on_network(n_networks(settings) + n_networks(_control(settings)))
+        on_network(settings.n_networks + _control(settings).n_networks)
         names = [*map(w2s, settings.top), SHUFFLED]
         return {name: LayerPredictor.load(folder / f"{quote(name)}.safetensors") for name in names}
 
-    made_of = {
+    fingerprint = {
         "store": identity,
         "layers": layers,
         "slopes_sha256": digest_of({"slope": slopes.slope}),
         "embeddings": found.settings,
         "settings": settings,
     }
-    predictors = kept(folder, made_of, load=load, make=train, save=save)
+    predictors = load_or_make(folder, fingerprint, load=load, make=train, save=save)
     return choose_layers(rows, slopes, fixed=place, predictors=predictors, embeddings=values)
 
 

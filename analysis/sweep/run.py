@@ -205,9 +205,9 @@ class _Grid:
     def score(
         self,
         rows: Sequence[Rendered],
-        directions: Float32[np.ndarray, "set *b layer d_model"],
+        directions: Float32[np.ndarray, "set *rows layer d_model"],
         multipliers: Sequence[float],
-    ) -> Float32[np.ndarray, "b set layer multiplier"]:
+    ) -> Float32[np.ndarray, "b set steered multiplier"]:
         """Propensity of some rows in every cell, in one pass."""
         return score_grid(
             self.model,

@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from actcache.analysis.predict.l2s.coordinates import Rows, context_coordinates, target_coordinates
-from actcache.analysis.predict.l2s.tanh_stack import Trained, Weights, networks_at_once, train_stack
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    default_context_layers,
-    train_vector_predictor,
+from actcache.analysis.predict.l2s.coordinates import (
+    SampleSplit,
+    context_coordinates,
+    target_coordinates,
 )
+from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
+from actcache.analysis.predict.l2s.tanh_stack import Trained, Weights, networks_at_once, train_stack
+from actcache.analysis.predict.l2s.vector_predictor import train_vector_predictor
 from actcache.store.store import Store, open_store
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 
@@ -122,7 +123,13 @@ def right_singular(targets: np.ndarray, hidden: int) -> Tensor:
 
 
 def speed(
-    residuals: Residuals, rows: Rows, *, d: int, layers: int, settings: L2SSettings, repeats: int
+    residuals: Residuals,
+    rows: SampleSplit,
+    *,
+    d: int,
+    layers: int,
+    settings: L2SSettings,
+    repeats: int,
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """Measure a stack of networks against both rivals; return also what trains a plain one."""
     limit = max(settings.components)
@@ -142,12 +149,12 @@ def speed(
     ]
     scale = contexts.size / r**0.5
     c, held_c = (
-        torch.tensor(x / scale, dtype=torch.float32) for x in (contexts.train, contexts.held)
+        torch.tensor(x / scale, dtype=torch.float32) for x in (contexts.train, contexts.held_out)
     )
     units = [one.size / settings.hidden**0.5 for one in targets]
     z, held_z = (
         torch.tensor(np.stack([getattr(x, side) / u for x, u in zip(targets, units, strict=True)]))
-        for side in ("train", "held")
+        for side in ("train", "held_out")
     )
     z, held_z = z.float(), held_z.float()
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +168,7 @@ def speed(
     context, target = residuals.context(0), residuals.target(0)
     plain_decoder = right_singular(target[rows.train], settings.hidden)
     plain_data = [
-        torch.from_numpy(x[side]) for side in (rows.train, rows.held) for x in (context, target)
+        torch.from_numpy(x[side]) for side in (rows.train, rows.held_out) for x in (context, target)
     ]
     rate = settings.rates[0]
     results: dict[str, Any] = {}
@@ -332,8 +339,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "train": row < args.n * 2 // 5,
         "validation": (row >= args.n * 2 // 5) & (row < args.n // 2),
     }
-    rows = Rows(
-        n=args.n, train=np.flatnonzero(masks["train"]), held=np.flatnonzero(masks["validation"])
+    rows = SampleSplit(
+        n=args.n, train=np.flatnonzero(masks["train"]), held_out=np.flatnonzero(masks["validation"])
     )
     exact = L2SSettings(epochs=args.epochs, components=(args.n,))
     residuals = Residuals(n=args.n, d=args.d)
