@@ -182,7 +182,7 @@ def config_of(args: argparse.Namespace) -> "BuildConfig":
 
 def forecast(plan: Any, output: str) -> dict[str, Any]:
     """What a build will cost: rows, tokens, passes, bytes on disk against what is free."""
-    from actcache.engine.batches import plan_batches
+    from actcache.engine.batching import plan_batches
     from actcache.engine.model import load_config
 
     shape = load_config(

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from actcache.build.plan import BuildPlan
 from actcache.build.run import load_planned, reader
-from actcache.engine.batches import plan_batches
+from actcache.engine.batching import plan_batches
 
 MOST_BYTES = 16_000_000_000
 """Weights over this size are not loaded for an estimate's sake: 16 GB take about half a minute."""

@@ -15,14 +15,14 @@ from actcache.build.provenance import MODE, model_identity, versions
 from actcache.data.samples import TEXT_COLUMNS, Sample, samples_digest
 from actcache.data.spans import SPAN
 from actcache.data.splits import Leaks, assign_splits, count_leaks
-from actcache.engine.capture import tokens_run
 from actcache.engine.model import (
     LanguageModel,
-    context_of,
+    context_length,
     load_config,
     load_tokenizer,
     tokenizer_digest,
 )
+from actcache.engine.tree_capture import tokens_run
 from actcache.prompts.checks import CheckSummary, select_rows
 from actcache.prompts.positions import ATTENTION, check_template, expand_positions, of_samples
 from actcache.prompts.render import Rendered, Renderer
@@ -94,7 +94,7 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
     tokenizer = load_tokenizer(
         config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    context = context_of(
+    context = context_length(
         load_config(
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )

@@ -20,9 +20,9 @@ from actcache.build.plan import BuildPlan, columns, provenance
 from actcache.build.provenance import MODE, model_identity
 from actcache.build.reuse import Reusable, find_reusable
 from actcache.engine.batching import Budget, run_batches
-from actcache.engine.capture import capture
 from actcache.engine.model import DTYPES, LanguageModel, load_model
-from actcache.engine.self_check import Read, check_capture
+from actcache.engine.self_check import CaptureFunction, check_capture
+from actcache.engine.tree_capture import capture
 from actcache.prompts.positions import ATTENTION
 from actcache.store.schema import Dtype, RowArray
 from actcache.store.store import Store, open_store
@@ -138,10 +138,10 @@ def run_build(
     return open_store(path)
 
 
-def reader(config: BuildConfig) -> Read:
+def reader(config: BuildConfig) -> CaptureFunction:
     """What reads residuals under these settings: `capture`, or its slow reference."""
     if config.engine == "transformer-lens":
-        from actcache.engine.reference import BridgeCapture
+        from actcache.engine.bridge import BridgeCapture
 
         return BridgeCapture(load_planned(config).hf)
     return capture
@@ -166,7 +166,7 @@ def load_planned(config: BuildConfig) -> LanguageModel:
 def _shards(
     plan: BuildPlan,
     model: LanguageModel,
-    read: Read,
+    read: CaptureFunction,
     arrays: Sequence[RowArray],
     writer: Writer,
     reused: Reusable | None,
@@ -191,7 +191,7 @@ def _fill(
     start: int,
     plan: BuildPlan,
     model: LanguageModel,
-    read: Read,
+    read: CaptureFunction,
     arrays: Sequence[RowArray],
     left: Int64[np.ndarray, " _"],
     batch: Int64[np.ndarray, " _"],

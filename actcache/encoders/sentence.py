@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from actcache.encoders.spec import Pooling
-from actcache.engine.batches import plan_batches
+from actcache.engine.batching import plan_batches
 from actcache.errors import ModelError
 
 if TYPE_CHECKING:  # importing it means importing torch

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actcache.build import forecast as estimate
 from actcache.build.forecast import scaled, weights_here, why_not_loaded
 from actcache.cli.main import main
-from actcache.engine.batches import plan_batches
+from actcache.engine.batching import plan_batches
 from tests.support.tiny import save
 
 

@@ -14,7 +14,7 @@ from actcache.analysis.directions.difference_of_means import (
 )
 from actcache.analysis.stats.moments import class_moments
 from actcache.errors import MismatchError
-from tests.reference import definitions as reference
+from tests.reference import stats as reference
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0])
 

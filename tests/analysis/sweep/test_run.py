@@ -17,7 +17,7 @@ from actcache.data.formats import read_samples
 from actcache.engine.model import load_model
 from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
-from tests.reference.definitions import naive_propensity
+from tests.reference.engine import naive_propensity
 from tests.support.tiny import save
 
 pytestmark = pytest.mark.model
