@@ -1,4 +1,4 @@
-"""Names of positions: what they expand to, and which are refused."""
+"""Positions: what names mean, and prompts that lack the tokens."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from actcache.prompts.positions import check_template, expand_positions, of_samp
 from actcache.prompts.render import Rendered
 
 
-def test_template_k_expands_to_k_positions():
+def test_template_asks_for_several_positions_at_once():
     assert expand_positions(["fork", "template:3", "mean"]) == [
         *("fork", "template_-1", "template_-2", "template_-3", "mean")
     ]
@@ -16,21 +16,13 @@ def test_template_k_expands_to_k_positions():
     ]
 
 
-def test_last_k_expands_to_k_positions_whatever_the_tokens_are():
-    assert expand_positions(["last:2", "prompt"]) == ["last_-1", "last_-2", "prompt"]
-    rows = [Rendered((5, 6, 7)), Rendered((8, 9))]
-    check_template(rows, ["last_-1", "last_-2"])
-    with pytest.raises(RenderError, match="Pass last:2"):
-        check_template(rows, ["last_-1", "last_-2", "last_-3"])
-
-
 @pytest.mark.parametrize("names", [["template:0"], ["template"], ["first"], [], ["mean", "mean"]])
 def test_an_unknown_or_repeated_position_is_refused(names):
     with pytest.raises(ActcacheError, match="template:K"):
         expand_positions(names)
 
 
-def test_template_tokens_must_be_the_same_in_every_prompt():
+def test_template_tokens_must_be_those_of_every_prompt():
     rows = [Rendered((5, 6, 7, 8)), Rendered((9, 7, 8)), Rendered((4, 7, 8))]
 
     check_template(rows, ["template_-1", "template_-2"])
@@ -38,3 +30,11 @@ def test_template_tokens_must_be_the_same_in_every_prompt():
         check_template(rows, ["template_-1", "template_-2", "template_-3"])
     with pytest.raises(RenderError, match="--template"):
         check_template([Rendered((5,)), Rendered((6,))], ["template_-1"])
+
+
+def test_last_asks_for_several_positions_whatever_the_tokens_are():
+    assert expand_positions(["last:2", "prompt"]) == ["last_-1", "last_-2", "prompt"]
+    rows = [Rendered((5, 6, 7)), Rendered((8, 9))]
+    check_template(rows, ["last_-1", "last_-2"])
+    with pytest.raises(RenderError, match="Pass last:2"):
+        check_template(rows, ["last_-1", "last_-2", "last_-3"])
