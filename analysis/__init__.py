@@ -1,13 +1,17 @@
 """From cached residuals to answers: arrays in, frozen results out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __name__ != "actcache.analysis":
     raise ImportError("import actcache.analysis: bare `analysis` would load a second copy of it")
 
 from actcache.analysis.directions.difference_of_means import (
+    Directions,
     cosine,
     difference_of_means,
+    directions_of_moments,
+    label_directions,
+    pair_directions,
     random_directions,
     unit,
 )
@@ -19,7 +23,6 @@ from actcache.analysis.directions.discriminative import (
     project,
 )
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
-from actcache.analysis.directions.of_store import Directions, label_directions, pair_directions
 from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
 from actcache.analysis.predict.embedding_space import (
     Projection,
@@ -40,11 +43,14 @@ from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
 from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.analysis.stats.slopes import FitQuality, fit_quality, slopes, split_grid
+from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.analysis.sweep.steerability import Comparison, Steerability, summarize
 from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
+from actcache.lazy import attach
 
 if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
+    from actcache.analysis.sweep.run import run_sweep
 
 __all__ = [
     "ChosenSetting",
@@ -62,6 +68,7 @@ __all__ = [
     "Projections",
     "Silhouette",
     "Steerability",
+    "Sweep",
     "TokenChoice",
     "VectorPredictor",
     "W2SSettings",
@@ -71,12 +78,14 @@ __all__ = [
     "cosine",
     "default_context_layers",
     "difference_of_means",
+    "directions_of_moments",
     "fit_quality",
     "label_directions",
     "layer_scores",
     "letter_directions",
     "letter_share",
     "mean_cosine",
+    "open_sweep",
     "pair_directions",
     "plot_grid",
     "plot_layers",
@@ -84,6 +93,7 @@ __all__ = [
     "project",
     "project_to_plane",
     "random_directions",
+    "run_sweep",
     "silhouette_by_behavior",
     "slopes",
     "soft_labels",
@@ -97,9 +107,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "train_layer_predictors":  # imported on first use: needs torch
-        from actcache.analysis.predict.w2s import train_layers as layer_training
-
-        return layer_training.train_layer_predictors
-    raise AttributeError(f"module 'actcache.analysis' has no attribute '{name}'")
+# What needs torch is imported on first use.
+__getattr__ = attach(
+    __name__,
+    {
+        "actcache.analysis.sweep.run": ["run_sweep"],
+        "actcache.analysis.predict.w2s.train_layers": ["train_layer_predictors"],
+    },
+)

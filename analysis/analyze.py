@@ -13,16 +13,16 @@ import numpy as np
 from jaxtyping import Bool
 
 from actcache.analysis.config import STAGES, AnalyzeConfig
-from actcache.analysis.directions.difference_of_means import random_directions
-from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
-from actcache.analysis.directions.of_store import (
+from actcache.analysis.directions.difference_of_means import (
     BATCH_ROWS,
     Directions,
     label_codes,
     label_directions,
     pair_directions,
+    random_directions,
     two_labels,
 )
+from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
 from actcache.analysis.report.files import (
     CONTROL,
     METHOD,
@@ -122,7 +122,7 @@ def analyze(
 
         rule = SteeringRule(first_steered=config.first_steered, score=config.score)
         load = None if model is None else cache(model)  # one load for both sweeps
-        swept = _swept(out, store, found, config, rule, load, progress)
+        swept = _swept(out, store, found, config, load, progress)
         if "sweep" in config.stages:
             summary["sweep"] = _sweep(out, store, found, train, config, rule, swept)
         if "predictors" in config.stages:
@@ -289,12 +289,12 @@ def _swept(
     store: Store,
     found: Directions,
     config: AnalyzeConfig,
-    rule: "SteeringRule",
     model: "Callable[[], LanguageModel] | None",
     progress: Progress,
 ) -> Store:
     """The sweep's results: run, gone on with, or as they are."""
-    from actcache.analysis.sweep.run import run_sweep, shared_directions
+    from actcache.analysis.sweep.row_directions import shared_directions
+    from actcache.analysis.sweep.run import run_sweep
 
     if model is None:
         raise MismatchError(
@@ -309,15 +309,15 @@ def _swept(
     for i in range(config.controls):
         name = CONTROL if i == 0 else f"{CONTROL}_{i}"
         sets[name] = shared_directions(np.stack([each[i] for each in random]), of)
-    with progress.steps("sweep", store.n) as on_rows:
-        return run_sweep(
-            store,
-            out / "sweep.zarr",
-            model=model,
-            sets=sets,
-            multipliers=config.multipliers,
-            rule=rule,
-            layers=config.layers,
-            batch_tokens=config.batch_tokens,
-            on_rows=on_rows,
-        )
+    return run_sweep(
+        store,
+        sets,
+        multipliers=config.multipliers,
+        out=out / "sweep.zarr",
+        model=model,
+        first_steered=config.first_steered,
+        score=config.score,
+        layers=config.layers,
+        batch_tokens=config.batch_tokens,
+        progress=progress,
+    ).store

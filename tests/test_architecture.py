@@ -25,7 +25,7 @@ class Rule(NamedTuple):
     """Modules of the room that may import torch, transformers, zarr or h5py at import time."""
 
 
-GROUND = ("errors", "conventions", "identity", "progress", "lazy")
+GROUND = ("errors", "conventions", "identity", "progress", "lazy", "notebook")
 STORE = ("store", *GROUND)
 PREDICT_SHARED = ("analysis.predict.adamw_stack", "analysis.predict.predictor_file")
 EVERYTHING = ("*",)
@@ -35,6 +35,7 @@ RULES = {
     "lazy": Rule(()),
     "conventions": Rule(("errors",)),
     "identity": Rule(("errors",)),
+    "notebook": Rule(()),
     "progress": Rule(("errors",)),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
@@ -237,7 +238,7 @@ PLANTED = [
     ("actcache/store/copies/merge.py", "import actcache.build.run", "store.copies", "actcache.build"),
     ("actcache/engine/model.py", "from actcache.store import store", "engine", "actcache.store"),
     ("actcache/build/plan.py", "import actcache.analysis", "build", "actcache.analysis"),
-    ("actcache/encoders/spec.py", "def f():\n    import actcache.cli", "encoders", "actcache.cli"),
+    ("actcache/encoders/cached.py", "def f():\n    import actcache.cli", "encoders", "actcache.cli"),
     ("actcache/exchange/npz.py", "import actcache.engine.model", "exchange", "actcache.engine"),
     ("analysis/stats/moments.py", "import actcache.analysis.sweep", "analysis.stats", "actcache.analysis.sweep"),
     ("analysis/sweep/steerability.py", "import torch", "analysis.sweep", "torch"),

@@ -22,7 +22,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 from actcache.errors import refuse
-from actcache.exchange.aside import written_aside
 from actcache.store.columns import read_column
 from actcache.store.contents import ColumnValues, plan_creation
 from actcache.store.copies.fill import Contents, array_of, columns_of, fill_store, stored_values
@@ -49,6 +48,7 @@ from actcache.store.schema import (
     RowArray,
     check_name,
 )
+from actcache.store.storage.atomic import atomic_path
 from actcache.store.storage.files import read_file, require_folder
 from actcache.store.store import Store
 
@@ -99,7 +99,7 @@ def write_archive(
     )
     for array in arrays:
         files[f"{array.name}/zarr.json"] = encode(_packed_document(array, root))
-    with written_aside(Path(path)) as aside:
+    with atomic_path(Path(path), overwrite=False) as aside:
         for name, raw in files.items():
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             (aside / name).write_bytes(raw)

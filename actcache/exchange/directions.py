@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from actcache.errors import ActcacheError, MismatchError
-from actcache.exchange.aside import written_aside
 from actcache.exchange.items import parse_json
+from actcache.store.storage.atomic import atomic_path
 
 
 def read_directions(
@@ -70,7 +70,7 @@ def write_directions(
     from safetensors.numpy import save
 
     tensors, about = read_directions(folder, names)
-    with written_aside(Path(path), overwrite=overwrite) as aside:
+    with atomic_path(Path(path), overwrite=overwrite) as aside:
         # Not `save_file`, which makes files that only their owner can read.
         aside.write_bytes(save(tensors, metadata=about))
     return list(tensors)
@@ -116,7 +116,7 @@ def write_gguf(
             f"'{name}' has {len(values)} layer, and a control vector begins at layer 1; expected "
             "two or more. Export --to safetensors."
         )
-    with written_aside(Path(path), overwrite=overwrite) as aside:
+    with atomic_path(Path(path), overwrite=overwrite) as aside:
         writer = gguf.GGUFWriter(aside, "controlvector")
         writer.add_string("controlvector.model_hint", _family(Path(folder), about))
         writer.add_uint32("controlvector.layer_count", len(values) - 1)

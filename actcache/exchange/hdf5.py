@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from actcache.errors import MismatchError
-from actcache.exchange.aside import written_aside
 from actcache.exchange.items import TEXT, Export, Item
+from actcache.store.storage.atomic import atomic_path
 
 MARK = "actcache_export"
 """The attribute of a file that was written here: the number of this layout."""
@@ -38,7 +38,7 @@ def write_hdf5(path: str | Path, export: Export, *, overwrite: bool = False) -> 
     """
     import h5py
 
-    with written_aside(Path(path), overwrite=overwrite) as aside, h5py.File(aside, "w") as file:
+    with atomic_path(Path(path), overwrite=overwrite) as aside, h5py.File(aside, "w") as file:
         file.attrs[MARK] = LAYOUT
         for name, text in export.about.items():
             file.attrs[name] = text  # of variable length: it lies outside the 64 kB of a header

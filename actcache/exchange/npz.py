@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from actcache.errors import MismatchError
-from actcache.exchange.aside import written_aside
 from actcache.exchange.items import TEXT, Export, Item
+from actcache.store.storage.atomic import atomic_path
 
 WIDEST_TEXT = 1 << 30
 """Bytes of a text column in npz, at most: each row takes as much as the longest."""
@@ -34,7 +34,7 @@ def write_npz(path: str | Path, export: Export, *, overwrite: bool = False) -> N
         MismatchError: a text column would be absurdly wide.
     """
     with (
-        written_aside(Path(path), overwrite=overwrite) as aside,
+        atomic_path(Path(path), overwrite=overwrite) as aside,
         zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED, allowZip64=True) as file,
     ):
         for item in export.items:
@@ -101,7 +101,7 @@ def write_safetensors(path: str | Path, export: Export, *, overwrite: bool = Fal
             f"ids, prompts and other texts take {len(raw)} bytes, but the header of safetensors "
             "may have 100000000 at most. Export --to hdf5."
         )
-    with written_aside(Path(path), overwrite=overwrite) as aside, aside.open("wb") as file:
+    with atomic_path(Path(path), overwrite=overwrite) as aside, aside.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little"))
         file.write(raw)
         for item in numbers:

@@ -26,7 +26,8 @@ from actcache.analysis.predict.l2s.vector_predictor import (
 )
 from actcache.analysis.predict.reuse import digest_of, identity_of, kept
 from actcache.analysis.predict.selections import Chosen, Rows
-from actcache.analysis.sweep.run import DirectionSet, run_sweep
+from actcache.analysis.sweep.row_directions import RowDirections
+from actcache.analysis.sweep.run import run_sweep
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
@@ -185,20 +186,21 @@ def learn_vectors(
         ORACLE: vectors.own,
         WITHOUT_LETTER: lambda at: vectors.less_letter(at, letter),
     }
-    sets = {name: DirectionSet(rows_of[name], digest) for name, digest in digests.items()}
-    with progress.steps("sweep of learned vectors", store.n) as on_rows:
-        swept = run_sweep(
-            store,
-            path,
-            model=model,
-            sets=sets,
-            multipliers=config.multipliers,
-            rule=rule,
-            layers=layers,
-            batch_tokens=config.batch_tokens,
-            on_rows=on_rows,
-        )
-    return Learned(networks=networks, swept=swept, sets=list(sets), letter_share=shares)
+    sets = {name: RowDirections(rows_of[name], digest) for name, digest in digests.items()}
+    swept = run_sweep(
+        store,
+        sets,
+        multipliers=config.multipliers,
+        out=path,
+        model=model,
+        first_steered=config.first_steered,
+        score=config.score,
+        layers=layers,
+        batch_tokens=config.batch_tokens,
+        progress=progress,
+        title="sweep of learned vectors",
+    )
+    return Learned(networks=networks, swept=swept.store, sets=list(sets), letter_share=shares)
 
 
 def _train(

@@ -104,19 +104,10 @@ def run_predictors(
     """
     layers = swept["layer"].tolist()
     encoders = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
-    embedded = []
-    for spec in encoders:
-        with progress.steps(f"encoder {spec.text}", store.n) as on_rows:
-            embedded.append(
-                encode(
-                    spec,
-                    store,
-                    keeper=None if config.embeddings is None else Path(config.embeddings),
-                    base_url=config.base_url,
-                    confirm=progress.cost,
-                    on_rows=on_rows,
-                )
-            )
+    embedded = [
+        encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
+        for spec in encoders
+    ]
     learned = None
     if "l2s" in config.vectors:
         from actcache.analysis.predict.learned_vectors import learn_vectors

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from actcache.analysis.directions.difference_of_means import unit
-from actcache.analysis.directions.of_store import Directions
+from actcache.analysis.directions.difference_of_means import Directions, unit
 from actcache.analysis.report.plots import plot_grid, plot_steerability
 from actcache.analysis.results import plain, write_arrays, write_aside, write_tensors
 from actcache.analysis.stats.slopes import fit_quality, slopes

@@ -43,7 +43,7 @@ def test_a_writer_that_breaks_leaves_nothing_behind(tmp_path):
         path.write_text("half", encoding="utf-8")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ActcacheError, match="disk full"):
         write_aside(tmp_path / "x.png", breaks)
     assert not list(tmp_path.iterdir())
 

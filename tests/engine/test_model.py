@@ -11,7 +11,6 @@ from actcache.analysis.sweep import run as sweep
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
 from actcache.engine.model import load_config, load_model
-from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import ModelError
 
 pytestmark = pytest.mark.model
@@ -38,12 +37,12 @@ def test_a_device_map_gives_the_same_store_and_sweep(samples, config, store, tmp
     mapped_scores, plain_scores = (
         sweep.run_sweep(
             store,
-            tmp_path / f"{i}.zarr",
-            model=lambda model=model: model,  # type: ignore[misc]  # bound now, not later
-            sets={"random": sweep.shared_directions(values, np.zeros(6, np.int64))},
+            {"random": values[0]},
             multipliers=[-1.0, 0.0, 1.0],
-            rule=SteeringRule(score="logprob"),
-        ).array("random/propensity")[:]
+            out=tmp_path / f"{i}.zarr",
+            model=model,
+            score="logprob",
+        ).propensity_of("random")
         for i, model in enumerate((mapped, load_model(config.model)))
     )
     np.testing.assert_array_equal(mapped_scores, plain_scores)

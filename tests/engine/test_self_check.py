@@ -11,7 +11,7 @@ from actcache.build.plan import plan_build
 from actcache.build.run import run_build
 from actcache.engine.model import adopt_model, load_model
 from actcache.engine.self_check import check_capture, check_sites
-from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.steered_scores import score_grid
 from actcache.engine.tree_capture import capture
 from actcache.errors import ModelError
 from tests.support.tiny import make, marked_rows, rows_of_three_lengths
@@ -68,11 +68,10 @@ def test_a_wrong_sweep_stops_before_it_begins(store, config, tmp_path, monkeypat
     with pytest.raises(ModelError, match=r"a steered cell is off by .* from two full passes"):
         sweep.run_sweep(
             store,
-            tmp_path / "sweep.zarr",
-            model=lambda: load_model(config.model),
-            sets={"random": sweep.shared_directions(values, np.zeros(6, np.int64))},
+            {"random": values[0]},
             multipliers=[-1.0, 4.0],
-            rule=SteeringRule(),
+            out=tmp_path / "sweep.zarr",
+            model=lambda: load_model(config.model),
         )
 
 
