@@ -2,55 +2,56 @@
 
 from typing import TYPE_CHECKING
 
+from actcache.lazy import attach
+
 if __name__ != "actcache.analysis":
     raise ImportError("import actcache.analysis: bare `analysis` would load a second copy of it")
 
-from actcache.analysis.directions.difference_of_means import (
-    Directions,
-    cosine,
-    difference_of_means,
-    directions_of_moments,
-    label_directions,
-    pair_directions,
-    random_directions,
-    unit,
-)
-from actcache.analysis.directions.discriminative import (
-    LayerScores,
-    Projections,
-    layer_scores,
-    mean_cosine,
-    project,
-)
-from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
-from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
-from actcache.analysis.predict.embedding_space import (
-    Projection,
-    Silhouette,
-    project_to_plane,
-    silhouette_by_behavior,
-)
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    VectorPredictor,
-    default_context_layers,
-    train_vector_predictor,
-)
-from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
-from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
-from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
-from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
-from actcache.analysis.stats.float16 import to_float32
-from actcache.analysis.stats.moments import Moments, class_moments
-from actcache.analysis.stats.slopes import FitQuality, fit_quality, slopes, split_grid
-from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
-from actcache.analysis.sweep.steerability import Comparison, Steerability, summarize
-from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
-from actcache.lazy import attach
 
 if TYPE_CHECKING:
+    from actcache.analysis.directions.difference_of_means import (
+        Directions,
+        cosine,
+        difference_of_means,
+        directions_of_moments,
+        label_directions,
+        pair_directions,
+        random_directions,
+        unit,
+    )
+    from actcache.analysis.directions.discriminative import (
+        LayerScores,
+        Projections,
+        layer_scores,
+        mean_cosine,
+        project,
+    )
+    from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
+    from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.predict.embedding_space import (
+        Projection,
+        Silhouette,
+        project_to_plane,
+        silhouette_by_behavior,
+    )
+    from actcache.analysis.predict.l2s.vector_predictor import (
+        L2SSettings,
+        VectorPredictor,
+        default_context_layers,
+        train_vector_predictor,
+    )
+    from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+    from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
     from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
+    from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+    from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
+    from actcache.analysis.stats.float16 import to_float32
+    from actcache.analysis.stats.moments import Moments, class_moments
+    from actcache.analysis.stats.slopes import FitQuality, fit_quality, slopes, split_grid
+    from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
     from actcache.analysis.sweep.run import run_sweep
+    from actcache.analysis.sweep.steerability import Comparison, Steerability, summarize
+    from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
 
 __all__ = [
     "ChosenSetting",
@@ -106,12 +107,4 @@ __all__ = [
     "without_letter",
 ]
 
-
-# What needs torch is imported on first use.
-__getattr__ = attach(
-    __name__,
-    {
-        "actcache.analysis.sweep.run": ["run_sweep"],
-        "actcache.analysis.predict.w2s.train_layers": ["train_layer_predictors"],
-    },
-)
+__getattr__ = attach(__name__, __file__)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from actcache.analysis.config import STAGES, AnalyzeConfig
+from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     BATCH_ROWS,
     Directions,
@@ -37,6 +37,7 @@ from actcache.analysis.report.predictor_tables import predictor_tables
 from actcache.analysis.report.tables import markdown
 from actcache.analysis.results import plain, write_aside, write_json, write_text
 from actcache.analysis.sweep.steerability import Steerability, summarize
+from actcache.conventions import STAGES
 from actcache.encoders import parse_encoder
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress

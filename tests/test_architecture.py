@@ -25,7 +25,10 @@ class Rule(NamedTuple):
     """Modules of the room that may import torch, transformers, zarr or h5py at import time."""
 
 
-GROUND = ("errors", "conventions", "identity", "progress", "lazy", "notebook")
+GROUND = (
+    *("errors", "conventions", "settings", "identity"),
+    *("progress", "lazy", "notebook"),
+)
 STORE = ("store", *GROUND)
 PREDICT_SHARED = ("analysis.predict.adamw_stack", "analysis.predict.predictor_file")
 EVERYTHING = ("*",)
@@ -34,6 +37,7 @@ RULES = {
     "errors": Rule(()),
     "lazy": Rule(()),
     "conventions": Rule(("errors",)),
+    "settings": Rule(("errors",)),
     "identity": Rule(("errors",)),
     "notebook": Rule(()),
     "progress": Rule(("errors",)),
@@ -43,11 +47,13 @@ RULES = {
     "store.storage": Rule(GROUND),
     "store.copies": Rule(("data", *STORE)),
     "engine": Rule(("prompts", *GROUND), heavy=EVERYTHING),
+    "build.config": Rule(GROUND),
     "build": Rule(
-        ("data", "prompts", "engine", *STORE), heavy=("run", "certify", "replay", "forecast")
+        ("build.config", "data", "prompts", "engine", *STORE),
+        heavy=("run", "certify", "replay", "forecast"),
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
-    "exchange": Rule(("data", *STORE), heavy=("hdf5", "read_hdf5", "safe_hdf5", "archive")),
+    "exchange": Rule(("data", *STORE)),
     "demo": Rule(GROUND),
     "": Rule(("data", "prompts", "engine", "build", "encoders", "exchange", "demo", "cli", *STORE)),
     "analysis.stats": Rule(GROUND),

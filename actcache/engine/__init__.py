@@ -41,17 +41,4 @@ __all__ = [
     "tokens_run",
 ]
 
-__getattr__ = attach(
-    __name__,
-    {
-        "actcache.engine.batching": ["Budget", "plan_batches", "run_batches"],
-        "actcache.engine.bridge": ["BridgeCapture"],
-        "actcache.engine.model": [
-            *("LanguageModel", "adopt_model", "load_config", "load_model", "load_tokenizer")
-        ],
-        "actcache.engine.reference": ["reference_capture", "reference_cell"],
-        "actcache.engine.self_check": ["check_capture"],
-        "actcache.engine.steered_scores": ["SteeringRule", "score_grid"],
-        "actcache.engine.tree_capture": ["capture", "tokens_run"],
-    },
-)
+__getattr__ = attach(__name__, __file__)

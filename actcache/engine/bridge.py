@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actcache.conventions import ATTENTION, MEAN
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import sequence_of
 from actcache.engine.sites import HOOKS
 from actcache.errors import ModelError
-from actcache.prompts.positions import ATTENTION, MEAN
 from actcache.prompts.render import Rendered
 
 

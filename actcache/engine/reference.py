@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from actcache.conventions import ATTENTION, MEAN, check_sites
 from actcache.engine.attention_mass import reference_masses
 from actcache.engine.forward import residual_of
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import find_taps
 from actcache.engine.steered_scores import SteeringRule, first_steered_position
 from actcache.engine.tree_capture import branch_length
-from actcache.prompts.positions import ATTENTION, MEAN, check_sites, from_the_end
+from actcache.prompts.positions import from_the_end
 from actcache.prompts.render import Rendered
 
 

@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from actcache.conventions import ATTENTION, MEAN, check_sites
 from actcache.engine.forward import run_trees
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import HOOKS, find_taps
-from actcache.prompts.positions import ATTENTION, MEAN, check_sites, from_the_end
+from actcache.prompts.positions import from_the_end
 from actcache.prompts.render import Rendered
 from actcache.prompts.spans import require_spans
 from actcache.prompts.token_tree import TreeBatch, pack_trees
@@ -34,7 +35,7 @@ def capture(
         rows: `b` rendered samples.
         positions: of prompt, fork, positive, negative, mean, template_-1, template_-2, …
         answer: which token of a completion is its answer token: `first` that differs, or `last`.
-        sites: of `positions.SITES`.
+        sites: of `conventions.SITES`.
 
     Returns:
         For each site `[b, layer, position, width]` in the model's dtype and on its device. `embed`

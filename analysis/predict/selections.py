@@ -18,6 +18,7 @@ from actcache.analysis.sweep.layer_ranks import active_layers, best_layers
 from actcache.analysis.sweep.steerability import fixed_layer
 from actcache.analysis.sweep.strategies import SlopeTable
 from actcache.analysis.sweep.ways import Way, chosen_way, crossfit_way, simple_ways
+from actcache.conventions import SPLITS
 from actcache.errors import MismatchError
 from actcache.store.store import Store
 
@@ -69,7 +70,7 @@ def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Rows]:
         at = np.flatnonzero(store["behavior"] == behavior)
         split, variant = store["split"][at], store["variant"][at]
         base = variant == "base"
-        sides = {side: (split == side) & base for side in ("train", "validation", "test")}
+        sides = {side: (split == side) & base for side in SPLITS}
         for side, rows in sides.items():
             if not rows.any() and (side != "validation" or "l2s" in vectors):
                 without = ", or pass --vectors caa" if side == "validation" else ""

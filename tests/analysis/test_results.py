@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from actcache.analysis.config import parse_multipliers
 from actcache.analysis.results import write_arrays, write_aside, write_json, write_tensors
 from actcache.errors import ActcacheError
 
@@ -64,12 +63,3 @@ def test_tensors_are_those_that_were_given_whatever_their_memory_order(tmp_path)
     write_tensors(tmp_path / "t.safetensors", {"b/x": values}, about={"layer": "after block"})
 
     np.testing.assert_array_equal(load_file(tmp_path / "t.safetensors")["b/x"], values)
-
-
-def test_multipliers_are_a_range_with_both_ends_or_a_list():
-    assert parse_multipliers("-1.5:1.5:0.5") == (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-    assert parse_multipliers("0:0.3:0.1") == (0.0, 0.1, 0.2, 0.3)
-    assert parse_multipliers("-1,0,2.5") == (-1.0, 0.0, 2.5)
-    for wrong in ("1:0:0.5", "0:1:0", "0:1:0.3", "a,b", "1:2"):
-        with pytest.raises(ActcacheError, match="START:STOP:STEP"):
-            parse_multipliers(wrong)

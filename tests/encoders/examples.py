@@ -1,6 +1,4 @@
-"""What tests of encoders share: a small store, a `Progress` that remembers, and a service."""
-
-from contextlib import contextmanager
+"""What tests of encoders share: a small store, and requests to a service."""
 
 import numpy as np
 
@@ -19,22 +17,6 @@ def store_of(folder, *, arrays=None, columns=None, values=None):
     settings, drawn = example(arrays=arrays)
     settings["columns"].update(columns or {})
     return open_store(build(folder / "a.zarr", settings, {**drawn, **(values or {})}))
-
-
-class Recorder:
-    """Remembers titles, steps and costs; `on_cost` may raise."""
-
-    def __init__(self, on_cost=lambda _cost: None):
-        self.titles, self.rows, self.costs, self.on_cost = [], [], [], on_cost
-
-    @contextmanager
-    def steps(self, title, total):
-        self.titles.append((title, total))
-        yield self.rows.append
-
-    def cost(self, estimate):
-        self.costs.append(estimate)
-        self.on_cost(estimate)
 
 
 def ask(server, cache, texts=TEXTS, *, progress=SILENT, on_texts=lambda _texts: None, **settings):

@@ -16,9 +16,10 @@ from actcache.encoders.openai import embed_texts
 from actcache.encoders.service import Service, endpoint_of
 from actcache.errors import ActcacheError
 from actcache.store.store import open_store
-from tests.encoders.examples import KEY, TEXTS, Recorder, ask, right
+from tests.encoders.examples import KEY, TEXTS, ask, right
 from tests.support.embedding_server import WIDTH, EmbeddingServer
 from tests.support.processes import ROOT
+from tests.support.recorder import Recorder
 from tests.support.stores import build, example
 
 pytestmark = pytest.mark.usefixtures("service_environment")
@@ -188,7 +189,7 @@ def test_distinct_texts_of_a_store_are_embedded_once_and_scaled(tmp_path):
     np.testing.assert_allclose(first.values, expected, rtol=1e-6)
     np.testing.assert_array_equal(second.values, first.values)
     assert (first.n_new, first.n_cached, second.n_new, second.n_cached) == (7, 0, 0, 7)
-    assert progress.titles == [("encoder openai:text-embedding-3-large", 11)]
+    assert progress.bars == [("encoder openai:text-embedding-3-large", 11)]
     assert (sum(progress.rows), len(progress.costs)) == (11, 1)
     assert first.settings == second.settings
     assert default_cache().is_file()

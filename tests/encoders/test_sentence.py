@@ -14,8 +14,9 @@ import pytest
 from actcache.encoders import encode
 from actcache.encoders.base import unit_rows
 from actcache.errors import ModelError
-from tests.encoders.examples import Recorder, store_of
+from tests.encoders.examples import store_of
 from tests.support.processes import ROOT
+from tests.support.recorder import Recorder
 
 
 def packaged_encoder():

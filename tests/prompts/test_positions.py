@@ -2,8 +2,9 @@
 
 import pytest
 
+from actcache.conventions import expand_positions
 from actcache.errors import ActcacheError, RenderError
-from actcache.prompts.positions import check_template, expand_positions, of_samples
+from actcache.prompts.positions import check_template, of_samples
 from actcache.prompts.render import Rendered
 
 
