@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 if __name__ != "actcache.analysis":
     raise ImportError("import actcache.analysis: bare `analysis` would load a second copy of it")
 
+from actcache.analysis.analyze import analyze
+from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     cosine,
     difference_of_means,
@@ -36,35 +38,49 @@ from actcache.analysis.predict.l2s.vector_predictor import (
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+from actcache.analysis.results import Results, open_results
 from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
 from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.analysis.stats.slopes import FitQuality, fit_quality, slopes, split_grid
-from actcache.analysis.sweep.steerability import Comparison, Steerability, summarize
-from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
+from actcache.analysis.summary import Summary
+from actcache.analysis.sweep.propensity import Sweep
+from actcache.analysis.sweep.steerability import (
+    BehaviorScores,
+    Comparison,
+    Steerability,
+    summarize,
+)
+from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
 
 if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
 
 __all__ = [
+    "AnalyzeConfig",
+    "BehaviorScores",
     "ChosenSetting",
     "Comparison",
-    "CrossFit",
     "Directions",
     "FitQuality",
     "Interval",
     "L2SSettings",
-    "LayerChoice",
     "LayerPredictor",
     "LayerScores",
     "Moments",
     "Projection",
     "Projections",
+    "Results",
     "Silhouette",
     "Steerability",
+    "SteerabilityScores",
+    "StrategyScore",
+    "Summary",
+    "Sweep",
     "TokenChoice",
     "VectorPredictor",
     "W2SSettings",
+    "analyze",
     "bootstrap_means",
     "choose_tokens",
     "class_moments",
@@ -77,6 +93,7 @@ __all__ = [
     "letter_directions",
     "letter_share",
     "mean_cosine",
+    "open_results",
     "pair_directions",
     "plot_grid",
     "plot_layers",

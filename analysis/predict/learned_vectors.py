@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -25,7 +23,7 @@ from actcache.analysis.predict.l2s.vector_predictor import (
     train_vector_predictor,
 )
 from actcache.analysis.predict.reuse import digest_of, identity_of, kept
-from actcache.analysis.predict.selections import Chosen, Rows
+from actcache.analysis.predict.selections import BehaviorRows
 from actcache.analysis.sweep.run import DirectionSet, run_sweep
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule
@@ -69,38 +67,11 @@ class Learned:
     oracle: str = ORACLE
     """The set that chooses the fixed layer."""
 
-    def figures(
-        self, kinds: Mapping[str, Mapping[str, Chosen]], layers: Sequence[int]
-    ) -> dict[str, Any]:
-        """For the summary: each behavior's networks, and those at its fixed layer."""
-        found = {}
-        for behavior, networks in self.networks.items():
-            at = kinds[LEARNED][behavior].fixed
-            share = self.letter_share[behavior]
-            found[behavior] = {
-                "fixed_layer": layers[at],
-                "context_layer": int(networks.context_layer[at]),
-                "components": int(networks.components[at]),
-                "rate": float(networks.rate[at]),
-                "epochs": int(networks.epoch[at]),
-                "validation_loss": float(networks.validation_loss[at]),
-                "mean_loss": float(networks.mean_loss[at]),
-                "letter_share": None if isinstance(share, str) else float(share[at]),
-                "no_letter": share if isinstance(share, str) else "",
-                "layers": {
-                    "context_layer": networks.context_layer.tolist(),
-                    "validation_loss": networks.validation_loss.tolist(),
-                    "mean_loss": networks.mean_loss.tolist(),
-                    "letter_share": None if isinstance(share, str) else share.tolist(),
-                },
-            }
-        return found
-
 
 def learn_vectors(
     folder: Path,
     store: Store,
-    behaviors: Mapping[str, Rows],
+    behaviors: Mapping[str, BehaviorRows],
     *,
     layers: Sequence[int],
     config: AnalyzeConfig,
@@ -167,7 +138,7 @@ def learn_vectors(
 
         for behavior, rows in behaviors.items():
             networks[behavior] = kept(
-                folder / quote(behavior, safe="") / LEARNED,
+                folder / rows.folder / LEARNED,
                 made_of,
                 load=load,
                 make=partial(_train, store, rows, layers, contexts, settings, device, on_network),
@@ -203,7 +174,7 @@ def learn_vectors(
 
 def _train(
     store: Store,
-    rows: Rows,
+    rows: BehaviorRows,
     layers: Sequence[int],
     context_layers: Sequence[int],
     settings: L2SSettings,
@@ -240,7 +211,7 @@ class _Vectors:
     def __init__(
         self,
         store: Store,
-        behaviors: Mapping[str, Rows],
+        behaviors: Mapping[str, BehaviorRows],
         networks: Mapping[str, VectorPredictor],
         layers: Sequence[int],
     ) -> None:
@@ -282,7 +253,7 @@ class _Vectors:
         return np.asarray(np.subtract(positive, negative, dtype=np.float32))
 
     def share(
-        self, rows: Rows, letter: Float32[np.ndarray, "layer d_model"]
+        self, rows: BehaviorRows, letter: Float32[np.ndarray, "layer d_model"]
     ) -> Float64[np.ndarray, " layer"]:
         """Mean `letter_share` over a behavior's base test samples, at the steered layers."""
         at = rows.at[rows.test & (rows.variant == "base")]
@@ -293,5 +264,7 @@ class _Vectors:
         return np.asarray(total / len(at))
 
 
-def _mask(store: Store, rows: Rows, chosen: Bool[np.ndarray, " row"]) -> Bool[np.ndarray, " n"]:
+def _mask(
+    store: Store, rows: BehaviorRows, chosen: Bool[np.ndarray, " row"]
+) -> Bool[np.ndarray, " n"]:
     return np.isin(np.arange(store.n), rows.at[chosen])

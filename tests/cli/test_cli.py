@@ -65,7 +65,7 @@ def test_build_info_and_analyze_of_pairs(folder, tmp_path, capsys):
     names = {path.name for path in out.iterdir()}
     assert names == {
         *("directions.safetensors", "moments.npz", "sweep.zarr", "steerability.npz"),
-        *("summary.json", "steerability.png", "grid.png"),
+        *("summary.json", "tables.md", "steerability.png", "grid.png"),
     }
     assert main(["info", str(out)]) == 0
     assert "Steerability" in capsys.readouterr().out
@@ -133,9 +133,9 @@ def test_results_of_another_store_are_refused_before_anything_is_replaced(
 def test_layers_are_called_by_their_numbers_where_some_are_steered(built, tmp_path, capsys):
     command = ["analyze", built, "-o", tmp_path / "out", "--draws", "50", "--layers", "2", *WITHOUT]
     assert main([str(word) for word in command]) == 0
-    shown = capsys.readouterr().out
-    assert "fixed layer 2 " in shown
-    assert "fixed layer 0" not in shown
+    sentences = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+    assert "fixed layer 2 " in sentences
+    assert "fixed layer 0" not in sentences
 
 
 @pytest.mark.model

@@ -1,4 +1,4 @@
-"""The results folder: whole files or none, nothing pickled, JSON that any reader takes."""
+"""Files of the results folder: whole or not there, nothing pickled, JSON that any reader takes."""
 
 import json
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actcache.analysis.config import parse_multipliers
-from actcache.analysis.results import write_arrays, write_aside, write_json, write_tensors
+from actcache.analysis.files import write_arrays, write_aside, write_json, write_tensors
 from actcache.errors import ActcacheError
 
 
