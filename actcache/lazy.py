@@ -4,28 +4,43 @@ Some public names need torch or matplotlib. If their package imported those at o
 and `actcache --help` would take seconds.
 """
 
+import ast
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 
-def attach(package: str, modules: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+def attach(package: str, file: str) -> Callable[[str], Any]:
     """Make a package's `__getattr__`, which imports a public name on first use (PEP 562).
+
+    What is imported from where stands once, in the package's own `if TYPE_CHECKING:` block, which
+    type checkers and editors read too.
 
     Args:
         package: the package's `__name__`.
-        modules: for each module, the public names that it is the home of.
+        file: the package's `__file__`.
 
     Example:
-        In `actcache/__init__.py`: `__getattr__ = attach(__name__, {"actcache.store": ["Store"]})`
+        The last line of an `__init__.py`: `__getattr__ = attach(__name__, __file__)`
     """
-    homes = {name: module for module, names in modules.items() for name in names}
+    homes = {
+        name.name: statement.module
+        for block in ast.parse(Path(file).read_text(encoding="utf-8")).body
+        if isinstance(block, ast.If)
+        for statement in block.body
+        if isinstance(statement, ast.ImportFrom)
+        for name in statement.names
+    }
 
     def getattr_of_package(name: str) -> Any:
-        if name not in homes:
+        module = homes.get(name)
+        if module is None:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        value = getattr(importlib.import_module(homes[name]), name)
-        vars(importlib.import_module(package))[name] = value  # not asked for here again
+        value = getattr(importlib.import_module(module), name)
+        vars(importlib.import_module(package))[name] = (
+            value  # found without this function next time
+        )
         return value
 
     return getattr_of_package

@@ -1,60 +1,66 @@
 """From cached residuals to answers: arrays in, frozen results out."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actcache.lazy import attach
 
 if __name__ != "actcache.analysis":
     raise ImportError("import actcache.analysis: bare `analysis` would load a second copy of it")
 
-from actcache.analysis.analyze import analyze
-from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.directions.difference_of_means import (
-    cosine,
-    difference_of_means,
-    random_directions,
-    unit,
-)
-from actcache.analysis.directions.discriminative import (
-    LayerScores,
-    Projections,
-    layer_scores,
-    mean_cosine,
-    project,
-)
-from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
-from actcache.analysis.directions.of_store import Directions, label_directions, pair_directions
-from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
-from actcache.analysis.predict.embedding_space import (
-    Projection,
-    Silhouette,
-    project_to_plane,
-    silhouette_by_behavior,
-)
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    VectorPredictor,
-    default_context_layers,
-    train_vector_predictor,
-)
-from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
-from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
-from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
-from actcache.analysis.results import Results, open_results
-from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
-from actcache.analysis.stats.float16 import to_float32
-from actcache.analysis.stats.moments import Moments, class_moments
-from actcache.analysis.stats.slopes import FitQuality, fit_quality, slopes, split_grid
-from actcache.analysis.summary import Summary
-from actcache.analysis.sweep.propensity import Sweep
-from actcache.analysis.sweep.steerability import (
-    BehaviorScores,
-    Comparison,
-    Steerability,
-    summarize,
-)
-from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
 
 if TYPE_CHECKING:
+    from actcache.analysis.config import AnalyzeConfig
+    from actcache.analysis.directions.difference_of_means import (
+        Directions,
+        cosine,
+        difference_of_means,
+        directions_of_moments,
+        label_directions,
+        pair_directions,
+        random_directions,
+        unit,
+    )
+    from actcache.analysis.directions.discriminative import (
+        LayerScores,
+        Projections,
+        layer_scores,
+        mean_cosine,
+        project,
+    )
+    from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
+    from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.pipeline import analyze
+    from actcache.analysis.predict.embedding_space import (
+        Projection,
+        Silhouette,
+        project_to_plane,
+        silhouette_by_behavior,
+    )
+    from actcache.analysis.predict.l2s.vector_predictor import (
+        L2SSettings,
+        VectorPredictor,
+        default_context_layers,
+        train_vector_predictor,
+    )
+    from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+    from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
     from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
+    from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+    from actcache.analysis.results import Results, open_results
+    from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
+    from actcache.analysis.stats.float16 import to_float32
+    from actcache.analysis.stats.moments import Moments, class_moments
+    from actcache.analysis.stats.slopes import FitQuality, fit_quality, slopes, split_grid
+    from actcache.analysis.summary import Summary
+    from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
+    from actcache.analysis.sweep.run import run_sweep
+    from actcache.analysis.sweep.steerability import (
+        BehaviorScores,
+        Comparison,
+        Steerability,
+        summarize,
+    )
+    from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
 
 __all__ = [
     "AnalyzeConfig",
@@ -87,6 +93,7 @@ __all__ = [
     "cosine",
     "default_context_layers",
     "difference_of_means",
+    "directions_of_moments",
     "fit_quality",
     "label_directions",
     "layer_scores",
@@ -94,6 +101,7 @@ __all__ = [
     "letter_share",
     "mean_cosine",
     "open_results",
+    "open_sweep",
     "pair_directions",
     "plot_grid",
     "plot_layers",
@@ -101,6 +109,7 @@ __all__ = [
     "project",
     "project_to_plane",
     "random_directions",
+    "run_sweep",
     "silhouette_by_behavior",
     "slopes",
     "soft_labels",
@@ -113,10 +122,4 @@ __all__ = [
     "without_letter",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name == "train_layer_predictors":  # imported on first use: needs torch
-        from actcache.analysis.predict.w2s import train_layers as layer_training
-
-        return layer_training.train_layer_predictors
-    raise AttributeError(f"module 'actcache.analysis' has no attribute '{name}'")
+__getattr__ = attach(__name__, __file__)

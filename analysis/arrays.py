@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from actcache.analysis.directions.difference_of_means import unit
-from actcache.analysis.directions.of_store import Directions
+from actcache.analysis.directions.difference_of_means import Directions, unit
 from actcache.analysis.files import write_arrays, write_tensors
 from actcache.analysis.names import METHOD
 from actcache.analysis.stats.slopes import fit_quality
 from actcache.analysis.summary import VectorSummary
-from actcache.analysis.sweep.propensity import Sweep
+from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.steerability import Steerability
 from actcache.store.store import Store
 

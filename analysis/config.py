@@ -1,140 +1,150 @@
-"""What an analysis is asked to do: its settings, checked, and as the command line spells them."""
+"""The settings of an analysis; recorded with its results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import no_type_check
 
-from actcache.conventions import NAMES, NONE
+from actcache.conventions import (
+    NO_PRESET,
+    STAGES,
+    VECTORS,
+    FirstSteered,
+    Loss,
+    PresetName,
+    Score,
+    Stage,
+    Vectors,
+)
 from actcache.errors import ActcacheError
+from actcache.settings import check_once, check_words, setting
 
-STAGES = ("vectors", "layers", "sweep", "predictors")
-"""In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers;
-predictors read a sweep, which is run where the folder has none."""
-
-VECTORS = ("caa", "l2s")
-"""Whose directions a predictor chooses the layer for: a behavior's own, or learned for each row."""
-
-LOSSES = ("paper", "code")
-"""Of the networks of L2S; see `actcache.analysis.predict.l2s.vector_predictor`."""
+SWEEP, PREDICTORS = "sweep", "predictors"
+"""Headings in `actcache analyze --help`."""
 
 
+@no_type_check  # users' words: `check_words` refuses them, also under a type checker
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeConfig:
-    """The settings of one analysis; recorded with its results."""
+    """The settings of one analysis; `actcache analyze` has a flag for each, with the same default.
 
-    stages: Sequence[str] = STAGES
-    """Of `STAGES`."""
+    Raises:
+        ActcacheError: a value is not one that the field takes.
+    """
 
-    multipliers: Sequence[float] = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
-    """Factors λ on the directions."""
+    stages: Sequence[Stage] = setting(STAGES, help="what to run")
 
-    first_steered: str = "fork"
-    """First token that is steered; see `actcache.engine.steered_scores`."""
+    multipliers: Sequence[float] = setting(
+        (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
+        group=SWEEP,
+        metavar="START:STOP:STEP",
+        help="factors λ on the directions, both ends included; or a list",
+    )
 
-    score: str = "letter"
-    """What propensity is made of; see `actcache.engine.steered_scores`."""
+    first_steered: FirstSteered = setting(
+        "fork", group=SWEEP, help="first token that is steered, with all after it"
+    )
 
-    preset: str = NONE
-    """Whose conventions these are. It sets nothing here; `presets.sweep_settings` does."""
+    score: Score = setting("letter", group=SWEEP, help="how a completion is scored")
 
-    layers: Sequence[int] | None = None
-    """Layers that the sweep steers; all by default."""
+    preset: PresetName = setting(
+        NO_PRESET,
+        group=SWEEP,
+        help="the conventions of a published code (default: those that the store was built with)",
+    )
+    """It sets no other field here: `conventions.sweep_settings` does."""
 
-    labels: Sequence[str] | None = None
-    """The positive and the negative label, where the data has more than two or another order."""
+    layers: Sequence[int] | None = setting(
+        None, group=SWEEP, help="layers to steer, for example 3,5 or 0:12 (default: all)"
+    )
 
-    normalize: bool = False
-    """Project residuals of norm 1 for discriminative layers, as Selective Steering's code does."""
+    labels: Sequence[str] | None = setting(
+        None,
+        metavar="POSITIVE,NEGATIVE",
+        help="which labels, where the data has more than two or another order",
+    )
 
-    controls: int = 1
-    """Sets of random directions, as long as the behaviors' own, that are swept beside them."""
+    normalize: bool = setting(
+        False,
+        help="scale residuals to norm 1 for discriminative layers, as Selective Steering's code "
+        "does",
+    )
 
-    draws: int = 1000
-    """Bootstrap draws of every interval."""
+    controls: int = setting(
+        1,
+        group=SWEEP,
+        help="sets of random directions, of the same lengths, that are swept as controls",
+    )
 
-    batch_tokens: int = 2048
-    """Tokens in a pass of the sweep, joined rows included."""
+    draws: int = setting(1000, help="bootstrap draws of every interval")
 
-    vectors: Sequence[str] = VECTORS
-    """Of `VECTORS`."""
+    batch_tokens: int = setting(
+        2048, group=SWEEP, help="tokens in a pass of the sweep, joined rows included"
+    )
 
-    encoders: Sequence[str] = ("cache",)
-    """What prompts are told apart by, as `actcache.encoders` spells it; the first one is used, all
-    are compared."""
+    vectors: Sequence[Vectors] = setting(
+        VECTORS, group=PREDICTORS, help="whose directions the predictors choose the layer for"
+    )
 
-    base_url: str | None = None
-    """Where an `openai:` encoder is asked, where that is not OpenAI itself."""
+    encoders: Sequence[str] = setting(
+        ("cache",),
+        group=PREDICTORS,
+        help="what turns prompts into vectors: cache:LAYER, cache:mean:LAYER, hf:NAME_OR_FOLDER, "
+        "openai:MODEL; cache alone is the middle layer. The first is used, all are compared",
+    )
 
-    embeddings: str | None = None
-    """File of what `openai:` encoders were paid for; by default one in the user's cache folder."""
+    base_url: str | None = setting(
+        None,
+        group=PREDICTORS,
+        metavar="URL",
+        help="address of the service of an openai: encoder (default: OpenAI's); its key is read "
+        "from OPENAI_API_KEY",
+    )
 
-    top: Sequence[int] = (1, 2, 3)
-    """K of frequency smoothing (W2S, equation 7)."""
+    embeddings: str | None = setting(
+        None,
+        group=PREDICTORS,
+        metavar="FILE",
+        help="file that keeps the embeddings that were paid for (default: one in the user's cache "
+        "folder)",
+    )
 
-    context_layers: Sequence[int] | None = None
-    """Layers whose residual the networks of L2S read; by default about eight, evenly spaced."""
+    top: Sequence[int] = setting(
+        (1, 2, 3), group=PREDICTORS, help="K of frequency smoothing of labels (W2S, equation 7)"
+    )
 
-    loss: str = "paper"
-    """Of `LOSSES`."""
+    context_layers: Sequence[int] | None = setting(
+        None,
+        group=PREDICTORS,
+        help="layers whose residuals the networks of L2S read (default: about 8, evenly spaced)",
+    )
 
-    seeds: int = 5
-    """Trainings of each predictor; their spread is the standard error in the tables."""
+    loss: Loss = setting("paper", group=PREDICTORS, help="training loss of L2S")
 
-    seed: int = 0
-    """Of random directions, bootstrap, folds, first weights and batches."""
+    seeds: int = setting(
+        5,
+        group=PREDICTORS,
+        help="trainings of each predictor; their spread is the standard error in the tables",
+    )
+
+    seed: int = setting(
+        0, help="seed of random directions, bootstrap, folds, first weights and batches"
+    )
 
     def __post_init__(self) -> None:
-        unknown = [stage for stage in self.stages if stage not in STAGES]
-        if unknown or not self.stages:
-            raise ActcacheError(
-                f"stages are {list(self.stages)}, expected some of {', '.join(STAGES)}. "
-                "Pass them separated by commas."
-            )
-        for name, given, known in (
-            ("vectors", list(self.vectors), VECTORS),
-            ("loss", [self.loss], LOSSES),
-        ):
-            if not given or not set(given) <= set(known) or len(set(given)) != len(given):
-                raise ActcacheError(
-                    f"{name} is {given}, expected some of {', '.join(known)}, each once. "
-                    "Pass them separated by commas."
-                )
+        check_words(self)
+        check_once(self, "vectors")
         if self.seeds < 1 or not self.top or min(self.top) < 1 or len(self.encoders) < 1:
             raise ActcacheError(
                 f"seeds are {self.seeds}, top {list(self.top)}, encoders {list(self.encoders)}; "
                 "expected one or more of each, from 1 on."
             )
         for name, least in (("controls", 0), ("draws", 1), ("batch_tokens", 1)):
-            if (given_number := getattr(self, name)) < least:
+            if (number := getattr(self, name)) < least:
                 raise ActcacheError(
-                    f"{name} is {given_number}, expected {least} or more. Pass such a number."
+                    f"{name} is {number}, expected {least} or more. Pass such a number."
                 )
-        if self.preset not in NAMES:
-            raise ActcacheError(
-                f"preset is '{self.preset}', expected {', '.join(NAMES)}. Pass one of them."
-            )
         if len(set(self.multipliers)) != len(self.multipliers) or len(self.multipliers) < 2:
             raise ActcacheError(
                 f"multipliers are {list(self.multipliers)}, expected two or more, each once. "
                 "Pass START:STOP:STEP or a list, for example -1.5:1.5:0.5."
             )
-
-
-def parse_multipliers(text: str) -> tuple[float, ...]:
-    """`-1.5:1.5:0.5` (both ends in) or `-1,0,1` as numbers.
-
-    Raises:
-        ActcacheError: it is neither.
-    """
-    try:
-        if ":" not in text:
-            return tuple(float(part) for part in text.split(","))
-        start, stop, step = (float(part) for part in text.split(":"))
-        n_steps = round((stop - start) / step)
-    except (ValueError, ZeroDivisionError):
-        n_steps, start, stop, step = -1, 0.0, 0.0, 0.0
-    if n_steps < 1 or abs(start + n_steps * step - stop) > 1e-9:
-        raise ActcacheError(
-            f"multipliers are '{text}', expected START:STOP:STEP with whole steps or a list of "
-            "numbers. For example -1.5:1.5:0.5."
-        )
-    return tuple(round(start + i * step, 12) for i in range(n_steps + 1))

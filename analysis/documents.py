@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
@@ -84,15 +84,16 @@ def _read_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
 
 def _read_fields(kind: Any, value: Any, where: str) -> Any:
     _require(isinstance(value, dict), kind, value, where)
-    hints = get_type_hints(kind)
     known = {field.name: field for field in fields(kind) if field.init}
     for name in value.keys() - known.keys():
         raise DocumentError(f"{where}.{name} is unknown, expected fields of {kind.__name__}")
     for name, field in known.items():
         if name not in value and field.default is MISSING and field.default_factory is MISSING:
-            raise DocumentError(f"{where}.{name} is missing, expected {_name(hints[name])}")
+            raise DocumentError(f"{where}.{name} is missing, expected {_name(field.type)}")
+    # Not `typing.get_type_hints`, which finds nothing in a class under `no_type_check`.
+    types = {name: field.type for name, field in known.items()}
     return kind(
-        **{name: _read(hints[name], entry, f"{where}.{name}") for name, entry in value.items()}
+        **{name: _read(types[name], entry, f"{where}.{name}") for name, entry in value.items()}
     )
 
 

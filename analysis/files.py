@@ -8,17 +8,13 @@ from typing import Any
 import numpy as np
 
 from actcache.analysis.documents import plain
+from actcache.store.storage.atomic import atomic_path
 
 
 def write_aside(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp{path.suffix}")  # writers look at the suffix
-    try:
-        write(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with atomic_path(path) as temporary:
+        write(temporary)
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -14,7 +14,7 @@ from actcache.analysis.documents import plain
 from actcache.analysis.names import CAA, METHOD, slugs, w2s
 from actcache.analysis.report.pages import html_page
 from actcache.analysis.summary import Summary, read_store
-from actcache.analysis.sweep.propensity import Sweep
+from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.errors import FormatError, MismatchError, StoreNotFoundError
 from actcache.identity import IDENTITY, require_same
 from actcache.store.store import Store
@@ -60,7 +60,7 @@ class Results:
     @cached_property
     def sweep(self) -> Sweep:
         """Propensities and slopes of every sample."""
-        return Sweep.open(self.path / "sweep.zarr")
+        return open_sweep(self.path / "sweep.zarr")
 
     def predictor(
         self, behavior: str, *, directions: str = CAA, top: int | None = None

@@ -1,1 +1,1 @@
-"""One question a script, each answered by a ratio measured in turns. See RESULTS.md."""
+"""One question a script, each answered by a ratio measured in turns. See README.md."""

@@ -1,31 +1,35 @@
-"""Run a model once over prompts and keep the residuals of the decisive tokens in a store.
+"""Run a model once over prompts and store the residuals of the decisive tokens.
 
 DATA are .jsonl, .json or .csv files, a Hugging Face data set saved to a folder, or the id of one on
-the Hub; each file is a behavior. Its keys say what it holds: prompt, positive, negative; question,
-answer_matching_behavior, answer_not_matching_behavior (MWE, CAA); positive and negative with prompt
-and response each (steering-bench); prompt, label. Every row is checked before the model is loaded.
+the Hub; each file is a behavior. The format is recognized by its keys: prompt, positive, negative;
+question, answer_matching_behavior, answer_not_matching_behavior (MWE, CAA); positive and negative
+with prompt and response each (steering-bench); prompt, label. Every row is checked before the model
+is loaded.
 """
 
 import argparse
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actcache import conventions as presets
+from actcache import conventions
+from actcache.build.config import KEPT, MODEL, PROMPTS, RUN, BuildConfig
 from actcache.cli import console
-from actcache.cli.options import add_device_options
+from actcache.cli.options import (
+    add_dry_run,
+    add_json,
+    add_new_store,
+    add_settings,
+    given_settings,
+    preset_help,
+)
+
+EXAMPLE = "actcache build rows/*.jsonl --model gpt2 --preset caa -o rows.zarr"
 
 NAMED = 10
 """How many rows that are left out are named on the terminal; the store lists all."""
 
-DRY_RUN = (
-    "print rows, tokens, passes, bytes and an estimate of the time, and write nothing; where the "
-    "weights are on this machine and not over 16 GB it loads the model and times a batch"
-)
-
 if TYPE_CHECKING:
-    from actcache.build.config import BuildConfig
     from actcache.build.plan import BuildPlan
     from actcache.prompts.checks import CheckSummary
 
@@ -34,86 +38,30 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     add = command.add_argument
     add("data", nargs="+", metavar="DATA", help="rows: files, a data set folder, or a Hub id")
-    add("-o", "--output", required=True, metavar="STORE", help="the store to write, STORE.zarr")
-    group = command.add_argument_group("model")
-    add = group.add_argument
-    add("--model", required=True, help="Hub id or local folder")
-    add("--revision", help="branch, tag or commit on the Hub")
-    add("--dtype", default="auto", help="compute in float32, bfloat16, float16; auto: checkpoint's")
-    add(
-        "--engine",
-        default="torch",
-        choices=("torch", "transformer-lens"),
-        help="default %(default)s",
+    add_new_store(command, "STORE")
+    add_dry_run(command, "rows, tokens, passes, bytes")
+    add_json(command)
+    about = {
+        PROMPTS: "A preset sets what a published code does, and rows must fulfil what that code\n"
+        f"takes for granted. A flag that is given wins.\n{preset_help('build')}",
+    }
+    groups = add_settings(
+        command,
+        BuildConfig,
+        order=(MODEL, PROMPTS, KEPT, RUN),
+        about=about,
+        no_default=conventions.BUILD_FIELDS,
     )
-    add_device_options(group)
-    group = command.add_argument_group(
-        "prompts",
-        "A preset sets what a published code does, and rows must hold what that code takes for\n"
-        f"granted. A flag that is given wins.\n{presets.described('build')}",
-    )
-    add = group.add_argument
-    add("--preset", default=presets.NONE, choices=presets.NAMES, help="default %(default)s")
-    add("--system", help="system message of the rows that bring none; '' for none (default)")
-    add("--template", default="auto", metavar="auto|none|FILE", help="chat template")
-    add(
-        "--space",
-        choices=("one", "add", "none", "strip"),
-        help="between prompt and completion: exactly one space (default); one more than it brings; "
-        "none; one, with both stripped",
-    )
-    add(
-        "--bos",
-        choices=("auto", "0", "1", "2", "tokenizer"),
-        help="BOS tokens at the start: one if template or tokenizer put any (default: auto); as "
-        "many as given; or what the tokenizer makes of the rendered text",
-    )
-    add("--separator", help="between persona sentence and prompt (default: a blank line)")
-    add(
-        "--variants",
-        default="base",
-        metavar="LIST",
-        help="of base,sys_pos,sys_neg,user_pos,user_neg (default %(default)s)",
-    )
+    add = groups[PROMPTS].add_argument
     add("--personas", metavar="FILE", help="JSON of the persona sentences that variants need")
-    add("--limit", type=int, metavar="N", help="the first N rows of each file")
-    group = command.add_argument_group("what is kept")
-    add = group.add_argument
-    add(
-        "--positions",
-        default="prompt,fork,positive,negative",
-        metavar="LIST",
-        help="tokens to read (default %(default)s; of labelled prompts: prompt); also mean, over "
-        "the prompt's tokens; template:K, its last K, the same in all; last:K, the same or not",
-    )
-    add(
-        "--sites",
-        default="resid_post",
-        metavar="LIST",
-        help="of resid_post,embed,resid_mid,attn_out,mlp_out,heads; attention: its mass on the "
-        'part of the prompt that a row marks under "span"',
-    )
-    add(
-        "--answer",
-        choices=("first", "last"),
-        help="answer token of a completion: the first that differs (default), or its last",
-    )
-    add("--store-dtype", default="auto", help="keep float32, bfloat16, float16; auto: the model's")
-    add("--seed", type=int, default=0, help="of splits and certificate (default %(default)s)")
-    group = command.add_argument_group("how it runs")
-    add = group.add_argument
-    add("--skip-bad-rows", action="store_true", help="leave out and list rows of no use")
-    add("--resume", action="store_true", help="go on with an interrupted build")
-    add(
+    add("--limit", type=int, metavar="N", help="only the first N rows of each file")
+    groups[RUN].add_argument(
         "--reuse",
         action="append",
         default=[],
         metavar="OLD",
         help="a store of the same model: copy its rows of equal tokens; may be given again",
     )
-    add("--overwrite", action="store_true", help="replace a store that lies at STORE")
-    add("--dry-run", action="store_true", help=DRY_RUN)
-    add("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -148,11 +96,11 @@ def run(args: argparse.Namespace) -> None:
         estimate = estimate_build(plan)
         facts = forecast(plan, args.output)
         facts |= {"estimated seconds": estimate.seconds, "estimate": estimate.basis}
-        _print(facts, as_json=args.json)
+        console.print_result(facts, as_json=args.json)
         return
     n_bytes = forecast(plan, args.output)["bytes on disk"]
     require_room(args.output, n_bytes - committed_bytes(args.output))
-    with console.progress("build", total=plan.n, quiet=args.json) as on_rows:
+    with console.Bars(quiet=args.json).steps("build", plan.n) as on_rows:
         store = run_build(
             plan,
             args.output,
@@ -163,21 +111,13 @@ def run(args: argparse.Namespace) -> None:
         )
     from actcache.cli.info import describe
 
-    _print(describe(store), as_json=args.json)
+    console.print_result(describe(store), as_json=args.json)
 
 
-def config_of(args: argparse.Namespace) -> "BuildConfig":
-    """The settings: what was given, then what the preset sets, then the defaults."""
-    from actcache.build.config import BuildConfig
-
-    lists = ("variants", "positions", "sites")
-    given: dict[str, Any] = {
-        field.name: tuple(getattr(args, field.name).split(","))
-        if field.name in lists
-        else getattr(args, field.name)
-        for field in fields(BuildConfig)
-    }
-    return BuildConfig(**presets.build_settings(args.preset, given))
+def config_of(args: argparse.Namespace) -> BuildConfig:
+    """Merge the settings: given values win over the preset's, those over the defaults."""
+    given = given_settings(args, BuildConfig)
+    return BuildConfig(**conventions.build_settings(args.preset, given))
 
 
 def forecast(plan: Any, output: str) -> dict[str, Any]:
@@ -233,8 +173,8 @@ def _say_left_out(left_out: Any) -> None:
 def _say_conditions(found: "CheckSummary", *, preset: str) -> None:
     for each in found.findings:
         _say(f"note: of {found.n} rows {each}")
-    if preset != presets.NONE and found.n:
-        wanted = presets.needs(preset)
+    if preset != conventions.NO_PRESET and found.n:
+        wanted = conventions.conditions_of(preset)
         _say(f"preset {preset}: every row that is kept holds {', '.join(wanted)}")
 
 
@@ -259,11 +199,4 @@ def _some(names: list[str]) -> str:
 
 
 def _say(text: str) -> None:
-    console.err().print(f"actcache: {text}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _print(facts: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        console.print_json(facts)
-    else:
-        console.print_facts({name: x for name, x in facts.items() if x is not None})
+    console.say(f"actcache: {text}")

@@ -8,15 +8,19 @@ import argparse
 from pathlib import Path
 
 from actcache.cli import analyze, build, console
+from actcache.cli.options import add_json, add_output
 from actcache.cli.show import show_or_print
+
+EXAMPLE = "actcache demo -o demo-out"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    command.add_argument(
-        "-o", "--output", default="demo-out", metavar="DIR", help="default %(default)s"
+    folder = "demo-out"
+    add_output(
+        command, "DIR", f"folder to write (default: {folder})", required=False, default=folder
     )
-    command.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

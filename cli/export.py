@@ -1,16 +1,18 @@
 """Write a store, or what analyze left, as a file of another format.
 
-Of a store: hdf5 (plain numbers and text with named dimensions, for MATLAB, R and Julia), npz (for
-small stores), safetensors, or archive (compressed without loss, for any Zarr v3 reader). Of a
-results folder: safetensors (its directions), gguf (one direction, as the control vector of
+A store becomes hdf5 (plain numbers and text with named dimensions, for MATLAB, R and Julia), npz
+(for small stores), safetensors, or an archive (compressed without loss, for any Zarr v3 reader). A
+results folder becomes safetensors (its directions), gguf (one direction, as the control vector of
 llama.cpp and repeng), hdf5 or npz (directions, steerability and propensities). A file gets its name
-when it is whole. import turns hdf5 and archives into the same store again.
+once it is complete. import turns hdf5 and archives into the same store again.
 """
 
 import argparse
-from pathlib import Path
 
 from actcache.cli import console
+from actcache.cli.options import add_json, add_output, add_overwrite, names
+
+EXAMPLE = "actcache export results --to gguf --directions tidy -o tidy.gguf"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -23,7 +25,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         choices=("hdf5", "npz", "safetensors", "gguf", "archive"),
         help="the format",
     )
-    add("-o", "--output", required=True, metavar="FILE", help="the file to write")
+    add_output(command, "FILE", "the file to write")
     add(
         "--as",
         dest="values",
@@ -35,30 +37,26 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--directions",
         metavar="LIST",
-        help="of results: behaviors, or directions by name, for example "
+        help="of results: behaviors, or names of directions, for example "
         "narcissism/difference_of_means",
     )
-    add("--overwrite", action="store_true", help="replace a file that lies at FILE")
-    add("--json", action="store_true", help="print one JSON document")
+    add_overwrite(command, "replace the file at FILE, if there is one")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Open, write, print."""
-    from actcache.exchange.export import export
+    """Export, and print what was written."""
+    from actcache.exchange import export
 
-    with console.progress("export", total=None, quiet=args.json) as on_rows:
-        facts = export(
-            args.source,
-            args.output,
-            to=args.to,
-            values=args.values,
-            directions=args.directions.split(",") if args.directions else None,
-            overwrite=args.overwrite,
-            on_rows=on_rows,
-        )
-    written = Path(args.output)
-    files = [written] if written.is_file() else [p for p in written.rglob("*") if p.is_file()]
-    facts["bytes on disk"] = sum(path.stat().st_size for path in files)
+    facts = export(
+        args.source,
+        args.output,
+        to=args.to,
+        values=args.values,
+        directions=names(args.directions or None),
+        overwrite=args.overwrite,
+        progress=console.Bars(quiet=args.json),
+    )
     if args.json:
         console.print_json(facts)
     else:

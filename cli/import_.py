@@ -1,40 +1,39 @@
 """Turn an HDF5 file, or an archive, into a store.
 
-What export wrote comes back as the store it was, and is refused if it was changed since. Any other
+What export wrote becomes the store that it was, and is refused if it was changed since. Any other
 HDF5 file with datasets such as resid_post/prompt [n, layer, d_model] of float32 or float16 (in
 MATLAB's order: d_model, layer, n), and columns of n texts or numbers beside them (id, behavior,
-label, split, prompt), becomes a store that says nothing of its model: the stages vectors and layers
-run on it, the sweep does not.
+label, split, prompt), becomes a store of an unknown model: the stages vectors and layers run on it,
+the sweep does not.
 """
 
 import argparse
 
 from actcache.cli import console
+from actcache.cli.options import add_json, add_new_store
+
+EXAMPLE = "actcache import rows.h5 -o rows.zarr"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    add = command.add_argument
-    add("source", metavar="FILE", help="an HDF5 file, or an archive that export wrote")
-    add("-o", "--output", required=True, metavar="STORE", help="the store to write, STORE.zarr")
-    add("--resume", action="store_true", help="go on with an interrupted one")
-    add("--overwrite", action="store_true", help="replace a store that lies at STORE")
-    add("--json", action="store_true", help="print one JSON document")
+    command.add_argument(
+        "source", metavar="FILE", help="an HDF5 file, or an archive that export wrote"
+    )
+    add_new_store(command, "STORE")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Read, write, print."""
+    """Import, and print what the store holds."""
     from actcache.cli.info import describe
-    from actcache.exchange.archive import is_archive, read_archive
-    from actcache.exchange.read_hdf5 import import_hdf5
+    from actcache.exchange import import_store
 
-    bring_in = read_archive if is_archive(args.source) else import_hdf5
-    with console.progress("import", total=None, quiet=args.json) as on_rows:
-        store = bring_in(
-            args.source,
-            args.output,
-            resume=args.resume,
-            overwrite=args.overwrite,
-            on_rows=on_rows,
-        )
-    (console.print_json if args.json else console.print_facts)(describe(store))
+    store = import_store(
+        args.source,
+        args.output,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        progress=console.Bars(quiet=args.json),
+    )
+    console.print_result(describe(store), as_json=args.json)

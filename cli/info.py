@@ -1,6 +1,6 @@
 """Show what a store or a results folder holds: shape, provenance, bytes, what is complete.
 
-Reads attributes and columns only; neither the model nor torch is needed.
+Reads attributes and columns only, without the model and without torch.
 """
 
 import argparse
@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache.cli import console
+from actcache.cli.options import add_json
 from actcache.errors import StoreNotFoundError
+
+EXAMPLE = "actcache info rows.zarr"
 
 if TYPE_CHECKING:
     from actcache.store.store import Store
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     command.add_argument("path", metavar="STORE|OUT", help="a store, or what analyze left")
-    command.add_argument("--json", action="store_true", help="print one JSON document")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -46,10 +49,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         partial = not path.exists() and path.with_name(path.name + ".partial").exists()
         facts = describe(open_store(path, partial=partial))
-    if args.json:
-        console.print_json(facts)
-    else:
-        console.print_facts(facts)
+    console.print_result(facts, as_json=args.json)
 
 
 def describe(store: "Store") -> dict[str, Any]:

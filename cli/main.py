@@ -1,7 +1,9 @@
 """Cache a language model's residuals once; answer steering research's questions from the cache."""
 
 import argparse
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from actcache.cli import analyze, build, demo, export, import_, info, merge, subset, verify
@@ -9,28 +11,29 @@ from actcache.errors import ActcacheError
 
 COMMANDS = (demo, build, analyze, info, verify, subset, merge, export, import_)
 
-KEPT = {
+INTERRUPTED = {
     **dict.fromkeys(
         ("build", "subset", "merge", "import"), "what was committed is kept, see --resume"
     ),
-    "analyze": "what was committed is kept, the same command goes on",
-    "demo": "the same command begins anew",
+    "analyze": "what was committed is kept, run the same command to resume",
+    "demo": "the same command starts over",
 }
-"""What Ctrl-C leaves of a command; of others nothing."""
+"""What is left of a command after Ctrl-C; of all others nothing."""
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line; each command's text is its module's docstring."""
+    """Make the command line; each command's help is its module's docstring."""
     top = argparse.ArgumentParser(prog="actcache", description=__doc__)
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for module in COMMANDS:
-        name = module.__name__.rsplit(".", 1)[-1].rstrip("_")  # `import` is a word of Python
+        name = module.__name__.rsplit(".", 1)[-1].rstrip("_")  # `import` is a keyword of Python
         text = module.__doc__ or ""
         command = commands.add_parser(
             name,
             help=text.split(".")[0][:1].lower() + text.split(".")[0][1:],
-            description=text,
+            description=_filled(text),
+            epilog=f"example:\n  {module.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.set_defaults(run=module.run)
@@ -38,15 +41,23 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line.
+
+    Raises:
+        SystemExit: help was asked for, or the usage is wrong.
+    """
+    return parser().parse_args(_with_joined_multipliers(argv))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done; 1 an error that the user can mend (one line on stderr); 2 usage; 130 Ctrl-C.
+        0 done; 1 an error that the user can fix (one line on stderr); 2 usage; 130 Ctrl-C.
     """
-    top = parser()
     try:
-        args = top.parse_args(_joined(sys.argv[1:] if argv is None else argv))
+        args = parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:
         return int(stop.code or 0)
     if args.version:
@@ -55,28 +66,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"actcache {version('actcache')}")
         return 0
     if args.command is None:
-        top.print_help(sys.stderr)
+        parser().print_help(sys.stderr)
         return 2
     try:
         args.run(args)
     except ActcacheError as error:
         print(f"actcache: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read our stdout has seen enough
+    except BrokenPipeError:  # the reader of our stdout has closed it, such as `head`
         return 0
     except OSError as error:
-        # Disk full, no permission, a mount gone: theirs to mend, and a store is left resumable.
+        # Disk full, no permission, a mount gone: the user can fix it, and a store can be resumed.
         print(f"actcache: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        how = KEPT.get(args.command, "nothing was written")
-        print(f"actcache: stopped; {how}", file=sys.stderr)
+        left = INTERRUPTED.get(args.command, "nothing was written")
+        print(f"actcache: stopped; {left}", file=sys.stderr)
         return 130
     return 0
 
 
-def _joined(argv: Sequence[str]) -> list[str]:
-    """`--multipliers -1.5:1.5:0.5` as one word: argparse takes the minus for another flag."""
+def _filled(text: str) -> str:
+    """Wrap each paragraph at the width of the terminal."""
+    width = shutil.get_terminal_size().columns - 2  # as argparse does
+    return "\n\n".join(textwrap.fill(" ".join(p.split()), width) for p in text.split("\n\n"))
+
+
+def _with_joined_multipliers(argv: Sequence[str]) -> list[str]:
+    """Join `--multipliers -1.5:1.5:0.5` by `=`: argparse takes the minus for another flag."""
     words = list(argv)
     for i, word in enumerate(words[:-1]):
         if word == "--multipliers":

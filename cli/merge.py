@@ -1,23 +1,25 @@
 """Write the rows of several stores as one store, one after the other.
 
-The stores must be of one model, tokenizer, template, settings of rendering, positions, sites and
-dtype, and no id may be in two of them. Splits stay as they are; a prompt that comes to be in train
-and in test is counted and told.
+The stores must have the same model, tokenizer, template, prompt settings, positions, sites and
+dtype, and no id may be in two of them. Splits stay as they are; prompts that are then in train and
+in test are counted and reported.
 """
 
 import argparse
 
 from actcache.cli import console
+from actcache.cli.options import add_json, add_new_store
+
+EXAMPLE = "actcache merge tidy.zarr thrifty.zarr -o both.zarr"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    add = command.add_argument
-    add("stores", nargs="+", metavar="STORE", help="two or more stores that build wrote")
-    add("-o", "--output", required=True, metavar="NEW", help="the store to write, NEW.zarr")
-    add("--resume", action="store_true", help="go on with an interrupted one")
-    add("--overwrite", action="store_true", help="replace a store that lies at NEW")
-    add("--json", action="store_true", help="print one JSON document")
+    command.add_argument(
+        "stores", nargs="+", metavar="STORE", help="two or more stores that build wrote"
+    )
+    add_new_store(command, "NEW")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -25,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from actcache.cli.info import describe
     from actcache.store.copies.merge import merge
 
-    with console.progress("merge", total=None, quiet=args.json) as on_rows:
+    with console.Bars(quiet=args.json).steps("merge", None) as on_rows:
         merged = merge(
             args.stores,
             args.output,
@@ -34,13 +36,10 @@ def run(args: argparse.Namespace) -> None:
             on_rows=on_rows,
         )
     if merged.n_leaked:
-        console.err().print(
+        console.say(
             f"actcache: warning: {merged.n_leaked} test rows have a prompt that is in train of "
             "another store; splits were kept. Take them out with actcache subset, or build all "
-            "rows at once.",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            "rows at once."
         )
     facts = {**describe(merged.store), "leaked test rows": merged.n_leaked}
-    (console.print_json if args.json else console.print_facts)(facts)
+    console.print_result(facts, as_json=args.json)

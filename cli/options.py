@@ -1,44 +1,212 @@
-"""What several commands take: the options of a machine, and lists of numbers.
-
-Refuses to know what is done with them.
-"""
+"""The options of commands: made from the settings, and those that several commands share."""
 
 import argparse
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING
+from typing import Any
 
+from actcache.conventions import MEANINGS, PRESETS
 from actcache.errors import ActcacheError
+from actcache.settings import Setting, settings_of
+
+Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
 
-def add_device_options(group: argparse._ArgumentGroup) -> None:
-    """Where a model runs, and how much at a time."""
-    add = group.add_argument
-    add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
-    add("--device-map", metavar="MAP", help="spread over several devices: auto, balanced, …")
-    add("--trust-remote-code", action="store_true", help="run code that the checkpoint brings")
-    add(
-        "--batch-tokens",
-        type=int,
-        default=2048,
-        help="tokens in a pass, the dial of speed against memory; a large GPU takes more "
-        "(default %(default)s)",
+def add_settings(
+    command: argparse.ArgumentParser,
+    config: type,
+    *,
+    order: Sequence[str],
+    about: Mapping[str, str],
+    no_default: Collection[str] = (),
+) -> dict[str, Group]:
+    """Add a flag for each field of a settings dataclass.
+
+    Args:
+        command: the command's parser.
+        config: the dataclass.
+        order: headings of `--help`, in their order.
+        about: what stands under a heading of `--help`.
+        no_default: fields whose flag is None where it is not given, so that something else may set
+            them.
+
+    Returns:
+        The headings, for flags that are no settings; the empty one is the command itself.
+    """
+    groups: dict[str, Group] = {"": command}
+    groups |= {name: command.add_argument_group(name, about.get(name)) for name in order}
+    for spec in settings_of(config):
+        add_setting(groups[spec.group], spec, no_default=spec.name in no_default)
+    return groups
+
+
+def add_settings_of(group: Group, config: type, *names: str) -> None:
+    """Add the flags of some fields of a settings dataclass."""
+    for spec in settings_of(config):
+        if spec.name in names:
+            add_setting(group, spec)
+
+
+def add_setting(group: Group, spec: Setting, *, no_default: bool = False) -> None:
+    """Add the flag of one setting."""
+    if spec.kind is bool:
+        group.add_argument(spec.flag, action="store_true", help=_help(spec))
+        return
+    required = spec.default is MISSING
+    group.add_argument(
+        spec.flag,
+        type=int if spec.kind is int and not spec.many else str,
+        default=None if required or no_default else _text(spec.default),
+        choices=spec.words if spec.words and spec.closed and not spec.many else None,
+        required=required,
+        metavar=spec.metavar or ("LIST" if spec.many else None),
+        help=_help(spec),
     )
 
 
-def numbers(text: str | None, what: str) -> list[int] | None:
-    """Numbers and ranges `START:STOP`, STOP not among them; None for None.
+def given_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
+    """Read the fields of a settings dataclass off a command line; None where none was given.
 
     Raises:
-        ActcacheError: it is something else; calls it `what`.
+        ActcacheError: a list is malformed.
+    """
+    return {spec.name: _value(spec, getattr(args, spec.name)) for spec in settings_of(config)}
+
+
+def preset_help(part: str) -> str:
+    """List what each preset sets, as flags.
+
+    Args:
+        part: `build` or `sweep`.
+    """
+    lines = []
+    for name, preset in PRESETS.items():
+        settings = getattr(preset, part)
+        flags = [f"--{field.replace('_', '-')}={_shown(x)}" for field, x in settings.items()]
+        lines.append("\n    ".join([f"  {name} ({preset.code}):", *flags]))
+    return "\n".join(lines)
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    command.add_argument("--json", action="store_true", help="print one JSON document")
+
+
+def add_output(
+    command: argparse.ArgumentParser,
+    metavar: str,
+    help: str,
+    *,
+    required: bool = True,
+    default: str | None = None,
+) -> None:
+    """Add `-o`."""
+    command.add_argument(
+        "-o", "--output", required=required, default=default, metavar=metavar, help=help
+    )
+
+
+def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
+    """Add the options of a command that writes a store."""
+    add_output(command, metavar, f"the store to write, {metavar}.zarr")
+    command.add_argument("--resume", action="store_true", help="resume an interrupted run")
+    add_overwrite(command, f"replace the store at {metavar}, if there is one")
+
+
+def add_overwrite(command: argparse.ArgumentParser, help: str) -> None:
+    """Add `--overwrite`."""
+    command.add_argument("--overwrite", action="store_true", help=help)
+
+
+def add_dry_run(command: argparse.ArgumentParser, prints: str) -> None:
+    """Add `--dry-run`."""
+    command.add_argument(
+        "--dry-run",
+        action="store_true",
+        help=f"print {prints} and an estimate of the time, and write nothing; where the weights "
+        "are on this machine and at most 16 GB, it loads the model and times a batch",
+    )
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """Split at the commas; None for None."""
+    return None if text is None else tuple(text.split(","))
+
+
+def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
+    """Read whole numbers and ranges START:STOP, without STOP; None for None.
+
+    Raises:
+        ActcacheError: the text is something else; the message calls it `what`.
     """
     if text is None:
         return None
-    found: list[int] = []
+    values: list[int] = []
     try:
         for part in text.split(","):
             start, colon, stop = part.partition(":")
-            found += range(int(start), int(stop) if colon else int(start) + 1)
+            values += range(int(start), int(stop) if colon else int(start) + 1)
     except ValueError:
         raise ActcacheError(
             f"{what} are '{text}', expected whole numbers and ranges START:STOP separated by "
             "commas. For example 0:100,205."
         ) from None
-    return found
+    return tuple(values)
+
+
+def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
+    """Read `-1.5:1.5:0.5`, both ends included, or a list such as `-1,0,1`.
+
+    Raises:
+        ActcacheError: the text is neither.
+    """
+    try:
+        if ":" not in text:
+            return tuple(float(part) for part in text.split(","))
+        start, stop, step = (float(part) for part in text.split(":"))
+        n_steps = round((stop - start) / step)
+    except (ValueError, ZeroDivisionError):
+        n_steps, start, stop, step = -1, 0.0, 0.0, 0.0
+    if n_steps < 1 or abs(start + n_steps * step - stop) > 1e-9:
+        raise ActcacheError(
+            f"{what} are '{text}', expected START:STOP:STEP with whole steps or a list of "
+            "numbers. For example -1.5:1.5:0.5."
+        )
+    return tuple(round(start + i * step, 12) for i in range(n_steps + 1))
+
+
+_LISTS: Mapping[type, Callable[[str, str], Any]] = {
+    str: lambda text, _what: names(text),
+    int: numbers,
+    float: multipliers,
+}
+
+
+def _value(spec: Setting, given: Any) -> Any:
+    if given is None or not spec.many:
+        return given
+    if not given and spec.default is None:  # `--labels ''`
+        return None
+    return _LISTS[spec.kind](given, spec.name.replace("_", " "))
+
+
+def _help(spec: Setting) -> str:
+    text = spec.help.replace("{words}", ", ".join(spec.words))
+    if spec.literal in MEANINGS:
+        meanings = MEANINGS[spec.literal].items()
+        text += ": " + "; ".join(f"{word} = {meaning}" for word, meaning in meanings)
+    if not (any(spec.default is x for x in (MISSING, None, False)) or "(default" in text):
+        text += f" (default: {_shown(spec.default)})"
+    return text.replace("%", "%%")
+
+
+def _text(default: Any) -> Any:
+    """A default as the command line gives it."""
+    return _shown(default) if isinstance(default, tuple) else default
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{x:g}" if isinstance(x, float) else str(x) for x in value)
+    text = str("" if value is None else value)
+    return text if text and not set(" \n") & set(text) else repr(text)

@@ -1,34 +1,35 @@
-"""Write some of a store as a store of its own: rows by what is known of them, layers, positions.
+"""Write a part of a store as a new store: some rows, layers, positions or sites.
 
-A row must fit every condition that is given. Residuals are copied as they are kept, each block
-against its checksum; layers keep their numbers, rows their splits, and the new store says what it
-was made from. One of some layers serves for reading and exporting; analyze wants all of them.
+A row must fulfil every condition that is given. Residuals are copied bit for bit, and each block is
+checked; layers keep their numbers, rows keep their splits, and the new store records what it was
+made from. A store of some layers can be read and exported; analyze needs all of them.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from actcache.cli import console
-from actcache.cli.options import numbers
+from actcache.cli.options import add_json, add_new_store, names, numbers
+
+EXAMPLE = "actcache subset rows.zarr -o small.zarr --split train,test --layers 10:20"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     add = command.add_argument
     add("store", metavar="STORE", help="a store that build wrote")
-    add("-o", "--output", required=True, metavar="NEW", help="the store to write, NEW.zarr")
     add("--behavior", metavar="LIST", help="rows of these behaviors")
     add("--variant", metavar="LIST", help="rows of these variants: base, sys_pos, …")
     add("--label", metavar="LIST", help="rows of these labels")
     add("--split", metavar="LIST", help="rows of these splits: train, validation, test")
     add("--ids", metavar="LIST|FILE", help="rows of these ids, or of those in a file, one a line")
-    add("--rows", metavar="LIST", help="rows by number, for example 0:100,205 (100 is not in)")
+    add("--rows", metavar="LIST", help="rows by number, for example 0:100,205 (without row 100)")
     add("--layers", metavar="LIST", help="layers by number, for example 3,5 or 0:12")
     add("--positions", metavar="LIST", help="of the store's positions")
     add("--sites", metavar="LIST", help="of the store's sites")
-    add("--resume", action="store_true", help="go on with an interrupted one")
-    add("--overwrite", action="store_true", help="replace a store that lies at NEW")
-    add("--json", action="store_true", help="print one JSON document")
+    add_new_store(command, "NEW")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -41,17 +42,17 @@ def run(args: argparse.Namespace) -> None:
 
     rows = numbers(args.rows, "rows")
     selection = Selection(
-        behaviors=_names(args.behavior),
-        variants=_names(args.variant),
-        labels=_names(args.label),
-        splits=_names(args.split),
+        behaviors=names(args.behavior),
+        variants=names(args.variant),
+        labels=names(args.label),
+        splits=names(args.split),
         ids=_ids(args.ids),
         rows=None if rows is None else np.array(rows, np.int64),
         layers=numbers(args.layers, "layers"),
-        positions=_names(args.positions),
-        sites=_names(args.sites),
+        positions=names(args.positions),
+        sites=names(args.sites),
     )
-    with console.progress("subset", total=None, quiet=args.json) as on_rows:
+    with console.Bars(quiet=args.json).steps("subset", None) as on_rows:
         store = subset(
             args.store,
             args.output,
@@ -60,14 +61,10 @@ def run(args: argparse.Namespace) -> None:
             overwrite=args.overwrite,
             on_rows=on_rows,
         )
-    (console.print_json if args.json else console.print_facts)(describe(store))
+    console.print_result(describe(store), as_json=args.json)
 
 
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else text.split(",")
-
-
-def _ids(text: str | None) -> list[str] | None:
+def _ids(text: str | None) -> Sequence[str] | None:
     if text is not None and Path(text).is_file():
         return [line for line in Path(text).read_text(encoding="utf-8").splitlines() if line]
-    return _names(text)
+    return names(text)

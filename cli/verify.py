@@ -1,15 +1,19 @@
 """Check a store: every block, column and document against its checksum, every file accounted for.
 
-Exits with 1 and says what and where if anything is wrong. With --recompute K, also runs K random
-rows again through the model, alone and unpadded, and compares them with what the store holds.
+If anything is wrong, says what and where, and exits with 1. With --recompute K, also runs K random
+rows through the model again, one by one and unpadded, and compares them with the stored residuals.
 """
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actcache.build.config import BuildConfig
 from actcache.cli import console
+from actcache.cli.options import add_json, add_settings_of
 from actcache.errors import FormatError, MismatchError
+
+EXAMPLE = "actcache verify rows.zarr --recompute 10"
 
 if TYPE_CHECKING:
     from actcache.store.store import Store
@@ -21,10 +25,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("store", metavar="STORE", help="a store or a sweep's results")
     add("--recompute", type=int, default=0, metavar="K", help="run K random rows again")
     add("--seed", type=int, default=0, help="of the rows to run again (default %(default)s)")
-    add("--model", help="where the store's model lies now, if it was moved")
-    add("--device", default="auto", help="auto (cuda, mps, cpu) or a torch device")
+    add("--model", help="where the store's model is now, if it was moved")
+    add_settings_of(command, BuildConfig, "device")
     add("--partial", action="store_true", help="check what an interrupted build has committed")
-    add("--json", action="store_true", help="print one JSON document")
+    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

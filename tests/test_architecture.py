@@ -25,7 +25,10 @@ class Rule(NamedTuple):
     """Modules of the room that may import torch, transformers, zarr or h5py at import time."""
 
 
-GROUND = ("errors", "conventions", "identity", "progress", "lazy")
+GROUND = (
+    *("errors", "conventions", "settings", "identity"),
+    *("progress", "lazy", "notebook"),
+)
 STORE = ("store", *GROUND)
 PREDICT_SHARED = ("analysis.predict.adamw_stack", "analysis.predict.predictor_file")
 EVERYTHING = ("*",)
@@ -34,7 +37,9 @@ RULES = {
     "errors": Rule(()),
     "lazy": Rule(()),
     "conventions": Rule(("errors",)),
+    "settings": Rule(("errors",)),
     "identity": Rule(("errors",)),
+    "notebook": Rule(()),
     "progress": Rule(("errors",)),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
@@ -42,11 +47,13 @@ RULES = {
     "store.storage": Rule(GROUND),
     "store.copies": Rule(("data", *STORE)),
     "engine": Rule(("prompts", *GROUND), heavy=EVERYTHING),
+    "build.config": Rule(GROUND),
     "build": Rule(
-        ("data", "prompts", "engine", *STORE), heavy=("run", "certify", "replay", "forecast")
+        ("build.config", "data", "prompts", "engine", *STORE),
+        heavy=("run", "certify", "replay", "forecast"),
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
-    "exchange": Rule(("data", *STORE), heavy=("hdf5", "read_hdf5", "safe_hdf5", "archive")),
+    "exchange": Rule(("data", *STORE)),
     "demo": Rule(GROUND),
     "": Rule(("data", "prompts", "engine", "build", "encoders", "exchange", "demo", "cli", *STORE)),
     "analysis.stats": Rule(GROUND),
@@ -249,7 +256,7 @@ PLANTED = [
     ("actcache/store/copies/merge.py", "import actcache.build.run", "store.copies", "actcache.build"),
     ("actcache/engine/model.py", "from actcache.store import store", "engine", "actcache.store"),
     ("actcache/build/plan.py", "import actcache.analysis", "build", "actcache.analysis"),
-    ("actcache/encoders/spec.py", "def f():\n    import actcache.cli", "encoders", "actcache.cli"),
+    ("actcache/encoders/cached.py", "def f():\n    import actcache.cli", "encoders", "actcache.cli"),
     ("actcache/exchange/npz.py", "import actcache.engine.model", "exchange", "actcache.engine"),
     ("analysis/stats/moments.py", "import actcache.analysis.sweep", "analysis.stats", "actcache.analysis.sweep"),
     ("analysis/sweep/steerability.py", "import torch", "analysis.sweep", "torch"),

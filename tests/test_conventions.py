@@ -1,24 +1,28 @@
 """Each preset, from rows to propensities, against the code that it is named after, line by line."""
 
+import ast
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import numpy as np
 import pytest
 
+from actcache import conventions
 from actcache.analysis.config import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.cli.main import main
+from actcache.cli.options import preset_help
 from actcache.conventions import (
-    NAMES,
+    MEANINGS,
+    NO_PRESET,
+    PRESET_NAMES,
     PRESETS,
     Preset,
     build_settings,
-    described,
-    find,
-    needs,
+    conditions_of,
+    find_preset,
     sweep_settings,
 )
 from actcache.data.samples import Sample
@@ -26,6 +30,7 @@ from actcache.errors import ActcacheError
 from actcache.prompts.checks import CONDITIONS
 from actcache.prompts.render import Renderer, Rendering
 from tests.reference.definitions import published_direction, published_propensity
+from tests.support.processes import ROOT
 from tests.support.tiny import TEMPLATE, save, tokenizer
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -238,12 +243,13 @@ def test_stripping_leaves_one_space_whatever_stands_around_it(template):
 
 def test_every_preset_sets_fields_that_exist_to_values_that_are_allowed():
     for name, preset in PRESETS.items():
-        BuildConfig(model="m", **build_settings(name, {})).rendering  # noqa: B018 - it checks
+        BuildConfig(model="m", **build_settings(name, {}))
         AnalyzeConfig(**sweep_settings(name, {}))
+        assert set(preset.sweep) <= {field.name for field in fields(AnalyzeConfig)}
         assert set(preset.build) <= {field.name for field in fields(BuildConfig)}
-        assert set(preset.needs) <= set(CONDITIONS)
-        assert isinstance(find(name), Preset)
-        assert needs(name) == preset.needs
+        assert set(preset.conditions) <= set(CONDITIONS)
+        assert isinstance(find_preset(name), Preset)
+        assert conditions_of(name) == preset.conditions
 
 
 def test_no_preset_sets_nothing():
@@ -252,7 +258,7 @@ def test_no_preset_sets_nothing():
         "preset": "none",
         "score": "logit",
     }
-    assert needs("none") == ()
+    assert conditions_of("none") == ()
 
 
 def test_help_shows_what_each_preset_sets(capsys):
@@ -262,15 +268,41 @@ def test_help_shows_what_each_preset_sets(capsys):
         for name, preset in PRESETS.items():
             assert f"{name} ({preset.code})" in shown
             for field in getattr(preset, part):
-                assert f"--{field.replace('_', '-')}=" in described(part)
-    assert "--multipliers=-1,0,1\n" in described("sweep") + "\n"
+                assert f"--{field.replace('_', '-')}=" in preset_help(part)
 
 
 def test_refuses_an_unknown_preset():
+    unknown: Any = "caaa"
     for call in (
-        lambda: build_settings("caaa", {}),
-        lambda: BuildConfig(model="m", preset="caaa"),
-        lambda: AnalyzeConfig(preset="caaa"),
+        lambda: build_settings(unknown, {}),
+        lambda: BuildConfig(model="m", preset=unknown),
+        lambda: AnalyzeConfig(preset=unknown),
     ):
-        with pytest.raises(ActcacheError, match=", ".join(NAMES)):
+        with pytest.raises(ActcacheError, match=", ".join(PRESET_NAMES)):
             call()
+
+
+def test_the_names_of_presets_are_those_of_the_table():
+    assert (NO_PRESET, *PRESETS) == PRESET_NAMES
+
+
+@pytest.mark.parametrize("words", MEANINGS, ids=str)
+def test_each_word_that_help_explains_has_a_meaning(words):
+    explained = [word for key in MEANINGS[words] for word in key.split(", ")]
+
+    assert explained == list(get_args(words))
+    assert all(MEANINGS[words].values())
+
+
+def test_no_other_module_spells_the_words_of_a_setting():
+    sets = {frozenset(get_args(x)) for x in vars(conventions).values() if get_origin(x) is Literal}
+    spelled = []
+    for folder in ("actcache", "analysis", "cli"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Tuple | ast.List | ast.Set):
+                    words = frozenset(x.value for x in node.elts if isinstance(x, ast.Constant))
+                    if words in sets and path.name != "conventions.py":
+                        spelled.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert len(sets) > 10
+    assert spelled == []

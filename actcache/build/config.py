@@ -1,124 +1,152 @@
-"""What a build was asked to do. Written into the store, compared when it is resumed."""
+"""The settings of a build. Written into the store, and compared when a build is resumed."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, no_type_check
 
-from actcache.conventions import NAMES, NONE
+from actcache.conventions import (
+    NO_PRESET,
+    PAIR_POSITIONS,
+    Answer,
+    Bos,
+    Dtype,
+    Engine,
+    PresetName,
+    Site,
+    Space,
+    StoreDtype,
+    Variant,
+    check_sites,
+    expand_positions,
+)
 from actcache.errors import ActcacheError
-from actcache.prompts.positions import PAIR_POSITIONS, SITES, check_sites, expand_positions
-from actcache.prompts.render import Rendering
+from actcache.settings import check_once, check_words, setting
 
-ENGINES = ("torch", "transformer-lens")
-"""Hooks on the decoder blocks, batched; or a TransformerBridge's own hooks, a row at a time."""
+MODEL, PROMPTS, KEPT, RUN = "model", "prompts", "what is kept", "how it runs"
+"""Headings in `actcache build --help`."""
 
 
+@no_type_check  # users' words: `check_words` refuses them, also under a type checker
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """The settings of one build; `actcache build` has a flag for each, with the same default."""
+    """The settings of one build; `actcache build` has a flag for each, with the same default.
 
-    model: str
-    """Hub id or local folder."""
+    Raises:
+        ActcacheError: a value is not one that the field takes.
+    """
 
-    revision: str | None = None
-    """Branch, tag or commit on the Hub."""
+    model: str = setting(group=MODEL, help="Hub id or local folder")
 
-    dtype: str = "auto"
-    """What the model computes in; `auto` is the checkpoint's own."""
+    revision: str | None = setting(None, group=MODEL, help="branch, tag or commit on the Hub")
 
-    store_dtype: str = "auto"
-    """What residuals are kept in; `auto` is the model's."""
+    dtype: Dtype = setting(
+        "auto",
+        group=MODEL,
+        metavar="DTYPE",
+        closed=False,
+        help="what the model computes in: float32, bfloat16, float16; auto: the checkpoint's own",
+    )
 
-    device: str = "auto"
-    """`auto` (cuda, else mps, else cpu) or a torch device."""
+    store_dtype: StoreDtype = setting(
+        "auto",
+        group=KEPT,
+        metavar="DTYPE",
+        closed=False,
+        help="what residuals are stored in: float32, bfloat16, float16; auto: the model's",
+    )
 
-    device_map: str | None = None
-    """Spread the blocks over several devices, as Hugging Face's `device_map` does: `auto`, …"""
+    device: str = setting("auto", group=MODEL, help="auto (cuda, mps, cpu) or a torch device")
 
-    engine: str = "torch"
-    """`torch`, or as a slow reference `transformer-lens`; both give the same numbers."""
+    device_map: str | None = setting(
+        None,
+        group=MODEL,
+        metavar="MAP",
+        help="spread the blocks over several devices, as Hugging Face does: auto, balanced, …",
+    )
 
-    trust_remote_code: bool = False
-    """Run the code that a checkpoint brings."""
+    engine: Engine = setting("torch", group=MODEL, help="what runs the model")
 
-    template: str = "auto"
-    """Chat template: `auto` is the tokenizer's if it has one; `none`; or a Jinja file."""
+    trust_remote_code: bool = setting(
+        False, group=MODEL, help="run the Python code that a checkpoint brings"
+    )
 
-    system: str | None = None
-    """System message of the rows that bring none."""
+    template: str = setting(
+        "auto",
+        group=PROMPTS,
+        metavar="auto|none|FILE",
+        help="chat template; auto: the tokenizer's, if it has one; none; or a Jinja file",
+    )
 
-    space: str = "one"
-    """Between prompt and completion: one space, the completion's and one more, or as it is."""
+    system: str | None = setting(
+        None,
+        group=PROMPTS,
+        help="system message of the rows that bring none; '' for none, whatever the preset sets "
+        "(default: none)",
+    )
 
-    bos: str = "auto"
-    """BOS tokens: `auto` is one where the tokenizer or the template puts any; `tokenizer` what the
-    tokenizer makes of the rendered text; or how many."""
+    space: Space = setting("one", group=PROMPTS, help="between prompt and completion")
 
-    separator: str = "\n\n"
-    """What stands between a persona's sentence and the prompt of user_pos and user_neg."""
+    bos: Bos = setting("auto", group=PROMPTS, help="BOS tokens at the start")
 
-    preset: str = NONE
-    """Whose conventions these are: rows must hold the conditions that it needs. It sets nothing
-    here; `presets.build_settings` does, and what a user gives comes before."""
+    separator: str = setting(
+        "\n\n",
+        group=PROMPTS,
+        help="between a persona's sentence and the prompt of user_pos and user_neg",
+    )
 
-    skip_bad_rows: bool = False
-    """Leave out rows that cannot be used, and list them; by default they stop the build."""
+    preset: PresetName = setting(
+        NO_PRESET, group=PROMPTS, help="the conventions of a published code"
+    )
+    """It sets no other field here: `conventions.build_settings` does. Rows are held to it."""
 
-    variants: Sequence[str] = ("base",)
-    """Framings of each prompt: base, sys_pos, sys_neg, user_pos, user_neg."""
+    skip_bad_rows: bool = setting(
+        False, group=RUN, help="leave out and list the rows that cannot be used"
+    )
 
-    positions: Sequence[str] = PAIR_POSITIONS
-    """Tokens to read: prompt, fork, positive, negative; also mean (over the prompt's tokens),
-    template:K (the last K tokens of the prompt, the same in all) and last:K (the same or not). Of
-    labelled prompts those of the prompt alone."""
+    variants: Sequence[Variant] = setting(
+        ("base",), group=PROMPTS, help="framings of each prompt, of {words}"
+    )
 
-    sites: Sequence[str] = ("resid_post",)
-    """Where to read: resid_post, embed, resid_mid, attn_out, mlp_out, heads; and attention, the
-    mass on each row's marked span."""
+    positions: Sequence[str] = setting(
+        PAIR_POSITIONS,
+        group=KEPT,
+        help="tokens to read (of labelled prompts only those of the prompt); also mean, over the "
+        "prompt's tokens; template:K, its last K tokens, the same in all prompts; last:K, the "
+        "same in all or not",
+    )
 
-    answer: str = "first"
-    """The answer token of a completion: the first that differs from the other's, or its last."""
+    sites: Sequence[Site] = setting(
+        ("resid_post",),
+        group=KEPT,
+        help="where to read, of {words}; attention is its mass on the part of the prompt that a "
+        'row marks under "span"',
+    )
 
-    batch_tokens: int = 2048
-    """Tokens in a forward pass, padding included. The one dial of speed against memory: on a CPU a
-    small model's pass of 2048 stays in the caches (8192 took 2.5 times as long); a large GPU takes
-    more."""
+    answer: Answer = setting("first", group=KEPT, help="the answer token of a completion")
 
-    seed: int = 0
-    """Of the split into train, validation and test, and of the certificate's rows."""
+    batch_tokens: int = setting(
+        2048,
+        group=MODEL,
+        help="tokens in a forward pass, padding included: the dial of speed against memory; a "
+        "large GPU takes more",
+    )
+    # On a CPU, 2048 tokens of a small model stay in the caches; 8192 took 2.5 times as long.
+
+    seed: int = setting(0, group=KEPT, help="seed of the splits and of the certificate's rows")
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 1:
             raise ActcacheError(
                 f"batch_tokens is {self.batch_tokens}, expected 1 or more. Try 2048."
             )
-        _one_of("answer", self.answer, ("first", "last"))
-        _one_of("preset", self.preset, NAMES)
-        _one_of("store_dtype", self.store_dtype, ("auto", "float32", "float16", "bfloat16"))
-        _one_of("engine", self.engine, ENGINES)
+        check_words(self)
+        check_once(self, "sites")
         expand_positions(self.positions)
-        if not self.sites or len(set(self.sites)) != len(self.sites):
-            raise ActcacheError(
-                f"sites are {list(self.sites)}, expected one or more, each once of "
-                f"{', '.join(SITES)}. Pass them separated by commas."
-            )
-        for site in self.sites:
-            _one_of("sites", site, SITES)
         check_sites(self.sites, self.positions)
 
-    @property
-    def rendering(self) -> Rendering:
-        """The part that turns text into tokens."""
-        return Rendering(template=self.template, system=self.system, space=self.space, bos=self.bos)
-
     def recorded(self) -> dict[str, Any]:
-        """As JSON, for the store."""
+        """Convert to JSON, for the store."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
         }
-
-
-def _one_of(field: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise ActcacheError(f"{field}: '{value}' is unknown, expected {', '.join(known)}.")

@@ -12,6 +12,7 @@ import numpy as np
 
 from actcache.build.config import BuildConfig
 from actcache.build.provenance import MODE, model_identity, versions
+from actcache.conventions import ATTENTION, expand_positions
 from actcache.data.samples import TEXT_COLUMNS, Sample, samples_digest
 from actcache.data.spans import SPAN
 from actcache.data.splits import Leaks, assign_splits, count_leaks
@@ -24,8 +25,8 @@ from actcache.engine.model import (
     tokenizer_digest,
 )
 from actcache.prompts.checks import CheckSummary, select_rows
-from actcache.prompts.positions import ATTENTION, check_template, expand_positions, of_samples
-from actcache.prompts.render import Rendered, Renderer
+from actcache.prompts.positions import check_template, of_samples
+from actcache.prompts.render import Rendered, Renderer, Rendering
 from actcache.prompts.spans import require_spans
 from actcache.store.schema import Ragged
 
@@ -99,7 +100,10 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
             config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     )
-    renderer = Renderer(tokenizer, config.rendering)
+    rendering = Rendering(
+        template=config.template, system=config.system, space=config.space, bos=config.bos
+    )
+    renderer = Renderer(tokenizer, rendering)
     chosen = select_rows(
         samples,
         renderer,

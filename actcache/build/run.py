@@ -19,11 +19,11 @@ from actcache.build.config import BuildConfig
 from actcache.build.plan import BuildPlan, columns, provenance
 from actcache.build.provenance import MODE, model_identity
 from actcache.build.reuse import Reusable, find_reusable
+from actcache.conventions import ATTENTION
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.capture import capture
 from actcache.engine.model import DTYPES, LanguageModel, load_model
 from actcache.engine.self_check import Read, check_capture
-from actcache.prompts.positions import ATTENTION
 from actcache.store.schema import Dtype, RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer

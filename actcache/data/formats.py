@@ -10,8 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from actcache.conventions import SPLITS, VARIANTS
 from actcache.data.readers import RawRow, kind_of, raw_rows
-from actcache.data.samples import SPLITS, VARIANTS, Sample, letter_of
+from actcache.data.samples import Sample, letter_of
 from actcache.data.spans import marked_span
 from actcache.errors import RowError
 

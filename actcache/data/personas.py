@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from actcache.data.samples import VARIANTS, Sample
+from actcache.conventions import VARIANTS
+from actcache.data.samples import Sample
 from actcache.errors import RowError
 
 _BUILT_IN = Path(__file__).with_name("personas.json")

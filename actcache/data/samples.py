@@ -16,13 +16,6 @@ TEXT_COLUMNS = (
 )
 """What a store keeps of each sample in words; empty where a sample has no such thing."""
 
-VARIANTS = ("base", "sys_pos", "sys_neg", "user_pos", "user_neg")
-"""How a prompt may be framed (Tan et al. 2024): as it is, or with a persona sentence of either
-sense as the system message or before the prompt."""
-
-SPLITS = ("train", "validation", "test")
-"""The sides that a sample can be on."""
-
 _ONE_WORD = re.compile(r"\W*(\w+)\W*")
 
 

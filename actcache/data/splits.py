@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.data.samples import SPLITS, Sample
+from actcache.conventions import SPLITS
+from actcache.data.samples import Sample
 from actcache.errors import RowError
 
 FRACTIONS = (0.4, 0.1, 0.5)

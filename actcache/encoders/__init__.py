@@ -1,31 +1,37 @@
-"""Prompts as vectors: what a predictor of layers reads (W2S). One vector of length 1 a row.
+"""Prompts as vectors, one of length 1 for each row: what a predictor of layers reads (W2S).
 
-    encode(parse_encoder("cache:6"), store).values          [n, e]
+    encode(store, "cache:6").values          [n, e]
 
-`spec` names encoders; `states` takes them from the store, `sentence` runs one here, `api` asks a
-service and keeps what was paid for (`kept`, `price`, `service`). Importing this imports neither
-torch nor openai; knows no labels and no predictor.
+Importing this imports neither torch nor openai.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from actcache.encoders.base import Embeddings, unit_rows
-from actcache.encoders.cached import cached_states
-from actcache.encoders.embedding_cache import default_keeper
-from actcache.encoders.openai import ask_service
-from actcache.encoders.price import Cost
+from actcache.encoders.base import (
+    Embeddings,
+    EncoderSpec,
+    distinct,
+    parse_encoder,
+    row_names,
+    texts_digest,
+    texts_of,
+    unit_rows,
+)
+from actcache.encoders.cached import cached_residuals
+from actcache.encoders.embedding_cache import default_cache
+from actcache.encoders.openai import Cost, embed_texts
 from actcache.encoders.sentence import encode_sentences
-from actcache.encoders.spec import EncoderSpec, parse_encoder
-from actcache.encoders.texts import distinct, row_names, texts_digest, texts_of
+from actcache.encoders.service import Service, endpoint_of
+from actcache.progress import SILENT, Progress
 from actcache.store.store import Store
 
 __all__ = [
     "Cost",
     "Embeddings",
     "EncoderSpec",
-    "default_keeper",
+    "default_cache",
     "encode",
     "parse_encoder",
     "texts_of",
@@ -33,75 +39,72 @@ __all__ = [
 
 
 def encode(
-    spec: EncoderSpec,
     store: Store,
+    encoder: str | EncoderSpec,
     *,
-    keeper: Path | None = None,
-    base_url: str | None = None,
     device: str = "cpu",
-    confirm: Callable[[Cost], None] = lambda _cost: None,
-    on_rows: Callable[[int], None] = lambda _n: None,
+    base_url: str | None = None,
+    cache: str | Path | None = None,
+    progress: Progress = SILENT,
 ) -> Embeddings:
-    """The prompts of a store as vectors of length 1.
+    """Turn the prompts of a store into vectors of length 1.
 
-    Texts are as `texts_of` gives them; rows that say the same are embedded once.
+    Texts are as `texts_of` returns them; rows of equal text are embedded once.
 
     Args:
-        spec: which encoder, from `parse_encoder`.
-        store: whose rows; of a partial one those that are committed.
-        keeper: of `openai`: the file of what was paid for; by default `default_keeper()`.
-        base_url: of `openai`: the service's address; by default `$OPENAI_BASE_URL`, or OpenAI's.
-        device: of `hf`: where it runs; `auto` (cuda, else mps, else cpu) or a torch device.
-        confirm: of `openai`: given what it will cost before the first request, and may raise. It
-            is not called where nothing is new.
-        on_rows: told how many rows are done, each time; in all `store.n`.
-
-    Returns:
-        The vectors in the store's order.
+        store: whose rows; of a partial store the committed ones.
+        encoder: its name, such as `cache:6`, `hf:bert-base-uncased` or
+            `openai:text-embedding-3-large`; see `parse_encoder`.
+        device: for `hf`: `auto` (cuda, else mps, else cpu) or a torch device.
+        base_url: for `openai`: the service's address; by default `$OPENAI_BASE_URL`, or OpenAI's.
+        cache: for `openai`: the file of embeddings that are paid for; by default `default_cache()`.
+        progress: shows the rows, and for `openai` the `Cost` before the first request.
 
     Raises:
         MismatchError: the store lacks what `cache` reads, or a row's vector is all zeros.
-        ModelError: the model of `hf` cannot be loaded, or pools in a way that is not known.
-        ActcacheError: the service of `openai` fails, or the file of what was paid for.
+        ModelError: the model of `hf` cannot be loaded, or pools in an unknown way.
+        ActcacheError: the service of `openai` or its cache fails.
     """
-    if spec.kind == "cache":
-        states = cached_states(spec, store)
-        on_rows(store.n)
-        return states
-    texts = texts_of(store)
-    once, places = distinct(texts)
-    names = row_names(store)
-    counts = Counter(texts)
+    spec = parse_encoder(encoder) if isinstance(encoder, str) else encoder
+    with progress.steps(f"encoder {spec.text}", store.n) as on_rows:
+        if spec.kind == "cache":
+            residuals = cached_residuals(store, spec)
+            on_rows(store.n)
+            return residuals
+        texts, names = texts_of(store), row_names(store)
+        once, index = distinct(texts)
+        n_rows = Counter(texts)
 
-    def on_texts(done: Sequence[str]) -> None:
-        on_rows(sum(counts[text] for text in done))
+        def on_texts(done: Sequence[str]) -> None:
+            on_rows(sum(n_rows[text] for text in done))
 
-    if spec.kind == "hf":
-        found = encode_sentences(
-            once, model=spec.model, pooling=spec.pooling, device=device, on_texts=on_texts
-        )
-        n_new, n_kept, n_truncated = len(once), 0, found.n_truncated
-        vectors, settings, tokens = found.vectors, found.settings, found.tokens
-    else:
-        firsts = dict(zip(reversed(texts), reversed(names), strict=True))
-        asked = ask_service(
-            once,
-            names=[firsts[text] for text in once],
-            model=spec.model,
-            dimensions=spec.dimensions,
-            base_url=base_url,
-            keeper=keeper,
-            confirm=confirm,
-            on_texts=on_texts,
-        )
-        n_new, n_kept, n_truncated = asked.n_new, asked.n_kept, 0
-        vectors, settings, tokens = asked.vectors, asked.settings, asked.tokens
+        if spec.kind == "hf":
+            embedded = encode_sentences(
+                once, model=spec.model, pooling=spec.pooling, device=device, on_texts=on_texts
+            )
+        else:
+            first_name = dict(zip(reversed(texts), reversed(names), strict=True))
+            embedded = embed_texts(
+                once,
+                Service(
+                    endpoint=endpoint_of(base_url), model=spec.model, dimensions=spec.dimensions
+                ),
+                names=[first_name[text] for text in once],
+                cache=None if cache is None else Path(cache),
+                progress=progress,
+                on_texts=on_texts,
+            )
+    vectors = embedded.vectors[index]
     return Embeddings(
-        values=unit_rows(vectors[places], names=names, what=f"the vector of '{spec.text}'"),
+        values=unit_rows(vectors, names=names, what=f"the vector of '{spec.text}'"),
         name=spec.text,
-        settings={"encoder": spec.kind, **settings, "texts_sha256": texts_digest(texts)},
-        n_new=n_new,
-        n_kept=n_kept,
-        tokens=tokens,
-        n_truncated=n_truncated,
+        settings={
+            "encoder": spec.kind,
+            **embedded.settings,
+            "texts_sha256": texts_digest(texts),
+        },
+        n_new=embedded.n_new,
+        n_cached=embedded.n_cached,
+        tokens=embedded.tokens,
+        n_truncated=embedded.n_truncated,
     )

@@ -1,162 +1,122 @@
-"""Embeds texts through a service: each distinct one once, batch by batch, paid for once.
+"""Embeddings of a service that speaks OpenAI's protocol: each text is paid for once."""
 
-Puts together what is kept, what it costs and who is asked. Knows no store.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
 
-from actcache.encoders.embedding_cache import Keeper, default_keeper
-from actcache.encoders.price import Cost, estimate_cost
-from actcache.encoders.service import RefusedError, Service, endpoint_of
+from actcache.encoders.base import TextVectors
+from actcache.encoders.embedding_cache import EmbeddingCache, default_cache
+from actcache.encoders.service import Client, RefusedError, Service
 from actcache.errors import ActcacheError
-
-BATCH_TEXTS = 128
-"""Texts of a request. OpenAI takes 2048, others as few as 10: where a batch is refused, halves are
-tried. A batch is also what a kill costs at most."""
-
-BATCH_BYTES = 250_000
-"""UTF-8 bytes of a request, more only for a single text: below OpenAI's 300,000 tokens, since a
-token is a byte at least."""
+from actcache.progress import SILENT, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """Vectors as the service gave them."""
+class Cost:
+    """What will be sent to a service; `str` gives it as one line."""
 
-    vectors: Float32[np.ndarray, "n e"]
-    """One for each text, in order; not scaled."""
-
-    settings: dict[str, Any]
-    """Model, endpoint and width."""
-
+    service: Service
     n_new: int
-    """Texts that the service was asked for now."""
+    """Distinct texts that will be sent."""
 
-    n_kept: int
-    """Texts that were kept before."""
+    n_cached: int
+    """Distinct texts that were paid for before."""
 
     tokens: int
-    """Of the new ones, as the service counted."""
+    """Estimated tokens of the new texts: one for four bytes, which is about right for English."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_new:,} new texts for {self.service.model} at {self.service.endpoint} "
+            f"({self.n_cached:,} are cached): about {self.tokens:,} tokens"
+        )
 
 
-def ask_service(
+def embed_texts(
     texts: Sequence[str],
+    service: Service,
     *,
     names: Sequence[str],
-    model: str,
-    dimensions: int | None = None,
-    base_url: str | None = None,
-    keeper: Path | None = None,
-    confirm: Callable[[Cost], None] = lambda _cost: None,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
     on_texts: Callable[[Sequence[str]], None] = lambda _texts: None,
-    batch_texts: int = BATCH_TEXTS,
-    timeout: float = 60.0,
-    retries: int = 6,
-) -> Answers:
-    """Embed distinct texts, asking for those only that are not kept.
+) -> TextVectors:
+    """Embed distinct texts, sending only those that are not cached.
 
-    Every batch is on disk before the next is asked for. So a kill, Ctrl-C or an error costs one
-    batch at most, and the same call goes on from there. A batch is looked up once more just before
-    it is asked for: a process that runs behind another asks for what that one has not got yet (two
-    in step both ask). Where nothing is new the service is not asked, and no key is needed.
-
-    Args:
-        texts: distinct texts, none empty.
-        names: what each is called, for messages.
-        model: the service's name of the model.
-        dimensions: width to ask for; None leaves it to the model.
-        base_url: the service's address; by default `$OPENAI_BASE_URL`, or OpenAI's.
-        keeper: the file of what was paid for; by default `default_keeper()`.
-        confirm: given what it will cost before the first request; may raise to prevent it.
-        on_texts: told which texts are there, each time.
-        batch_texts: texts of a request at most.
-        timeout: seconds that the service may stay silent.
-        retries: requests after the first that a batch may take.
-
-    Raises:
-        ActcacheError: a text is empty, or the service or the file fails; see `Service`, `Keeper`.
-        MismatchError: the model's vectors are not as wide as those that are kept.
+    Each batch is on disk before the next is requested, so the same call resumes a killed run. If no
+    text is new, the service is not contacted and no key is needed. `names`, one a text, are for
+    messages; `on_texts` receives the texts that are done.
     """
-    for text, name in zip(texts, names, strict=True):
-        if not text:
-            raise ActcacheError(
-                f"the prompt of sample '{name}' is empty, expected a text: services embed no empty "
-                "one. Leave that sample out, or use the encoder cache."
-            )
-    endpoint = endpoint_of(base_url)
-    with Keeper(keeper or default_keeper(), encoder=(endpoint, model, dimensions)) as kept:
-        missing = kept.missing(texts)
+    name_of = dict(zip(texts, names, strict=True))
+    if "" in name_of:
+        raise ActcacheError(
+            f"the prompt of sample '{name_of['']}' is empty, expected a text: services embed no "
+            "empty one. Leave that sample out, or use the encoder cache."
+        )
+    identity = (service.endpoint, service.model, service.dimensions)
+    with EmbeddingCache(cache or default_cache(), encoder=identity) as cached:
+        missing = cached.missing(texts)
+        n_cached, tokens = len(texts) - len(missing), 0
         new = set(missing)
         on_texts([text for text in texts if text not in new])
-        tokens = 0
         if missing:
-            with Service(
-                model, dimensions=dimensions, base_url=endpoint, timeout=timeout, retries=retries
-            ) as service:
-                n_kept = len(texts) - len(missing)
-                confirm(estimate_cost(missing, model=model, endpoint=endpoint, n_kept=n_kept))
-                called = dict(zip(texts, names, strict=True))
-                tokens = _ask_all(missing, called, kept, service, on_texts, batch_texts)
-        vectors = kept.read(texts)
-    return Answers(
+            with Client(service) as client:
+                guess = sum(-(-len(text.encode()) // 4) for text in missing)
+                progress.cost(
+                    Cost(service=service, n_new=len(missing), n_cached=n_cached, tokens=guess)
+                )
+                tokens = _embed_missing(missing, client, cached, name_of, on_texts)
+        vectors = cached.read(texts)
+    return TextVectors(
         vectors=vectors,
         settings={
-            "model": model,
-            "endpoint": endpoint,
-            "dimensions_asked": dimensions,
+            "model": service.model,
+            "endpoint": service.endpoint,
+            "dimensions_asked": service.dimensions,
             "dimension": vectors.shape[1],
         },
         n_new=len(missing),
-        n_kept=len(texts) - len(missing),
+        n_cached=n_cached,
         tokens=tokens,
+        n_truncated=0,
     )
 
 
-def _ask_all(
+def _embed_missing(
     missing: Sequence[str],
-    called: dict[str, str],
-    kept: Keeper,
-    service: Service,
+    client: Client,
+    cached: EmbeddingCache,
+    name_of: Mapping[str, str],
     on_texts: Callable[[Sequence[str]], None],
-    batch_texts: int,
 ) -> int:
-    """Ask for all missing texts; the tokens that were counted."""
-    at, most, tokens = 0, batch_texts, 0
-    while at < len(missing):
-        batch = _batch(missing, at, most)
-        unknown = kept.missing(batch)  # another process may have got some since
+    """Embed batch by batch into the cache; return the tokens that the service counted."""
+    service = client.service
+    start, most, tokens = 0, service.batch_texts, 0
+    while start < len(missing):
+        batch = _batch(missing[start : start + most], service.batch_bytes)
+        unknown = cached.missing(batch)  # another process may have embedded some since
         if unknown:
             try:
-                vectors, counted = service.ask(unknown, width=kept.dimension)
+                vectors, counted = client.embed(unknown, width=cached.dimension)
             except RefusedError as error:
                 if len(unknown) == 1:
-                    (text,) = unknown
                     raise ActcacheError(
-                        f"{error}, even for the prompt of sample '{called[text]}' alone "
-                        f"({len(text.encode())} bytes). Shorten or leave out that sample, or use "
-                        "another model."
+                        f"{error}, even for the prompt of sample '{name_of[unknown[0]]}' alone "
+                        f"({len(unknown[0].encode())} bytes). Shorten or leave out that sample, or "
+                        "use another model."
                     ) from None
                 most = len(unknown) // 2
                 continue
-            kept.put(dict(zip(unknown, vectors, strict=True)))
+            cached.put(unknown, vectors)
             tokens += counted
-        at += len(batch)
+        start += len(batch)
         on_texts(batch)
     return tokens
 
 
-def _batch(texts: Sequence[str], start: int, most: int) -> Sequence[str]:
-    """The next texts, as many as a request may hold; one at least."""
-    stop, n_bytes = start, 0
-    while stop < min(start + most, len(texts)):
-        n_bytes += len(texts[stop].encode())
-        if n_bytes > BATCH_BYTES and stop > start:
-            break
-        stop += 1
-    return texts[start:stop]
+def _batch(texts: Sequence[str], most_bytes: int) -> Sequence[str]:
+    """As many of the first texts as fit into a request; at least one."""
+    sizes = np.cumsum([len(text.encode()) for text in texts])
+    return texts[: max(int(np.searchsorted(sizes, most_bytes, side="right")), 1)]

@@ -1,20 +1,17 @@
-"""Embeds texts with a BERT or a sentence encoder that transformers loads and runs here.
+"""Embeddings of a BERT or a sentence encoder that transformers loads and runs here.
 
-Knows Hugging Face's loading and the files that sentence-transformers puts beside a model; knows no
-store. Does what sentence-transformers does for folders of Transformer, Pooling and Normalize, and
+It does what sentence-transformers does for folders of Transformer, Pooling and Normalize, and
 refuses folders that need more.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
-from actcache.encoders.spec import Pooling
+from actcache.encoders.base import Pooling, TextVectors
 from actcache.engine.batches import plan_batches
 from actcache.errors import ModelError
 
@@ -24,24 +21,13 @@ if TYPE_CHECKING:  # importing it means importing torch
 BATCH_TOKENS = 8192
 """Tokens of a forward pass, padding included."""
 
-_UNSAID = 10**9  # tokenizers that know no limit say something above this
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sentences:
-    """Pooled vectors of texts, and what made them."""
-
-    vectors: Float32[np.ndarray, "n e"]
-    """One for each text, in order; not scaled."""
-
-    settings: dict[str, Any]
-    """Model, digest of its weights, commit, pooling, limit and width."""
-
-    tokens: int
-    """Tokens that were run, special ones with them, padding not."""
-
-    n_truncated: int
-    """Texts longer than the limit."""
+_POOLING: dict[str, Pooling] = {
+    "cls_token": "cls",
+    "cls": "cls",
+    "mean_tokens": "mean",
+    "mean": "mean",
+}
+"""What sentence-transformers calls the two ways of pooling, in old and in new files."""
 
 
 def encode_sentences(
@@ -52,71 +38,65 @@ def encode_sentences(
     device: str = "cpu",
     batch_tokens: int = BATCH_TOKENS,
     on_texts: Callable[[Sequence[str]], None] = lambda _texts: None,
-) -> Sentences:
-    """Run an encoder over texts, those of like length together, in float32.
+) -> TextVectors:
+    """Run an encoder over distinct texts in float32, batching texts of similar length.
 
-    **Pooling**, where none is given: what the folder's own `1_Pooling/config.json` says (named by
-    its `modules.json`); without one `mean` if the folder is a sentence-transformers one at all,
-    which is that library's default; else `cls` if the tokenizer begins every text with a CLS token
-    (BERT, as in the W2S paper), else `mean`. Mean is over all tokens but padding, CLS and SEP with
-    them, as in sentence-transformers.
+    **Pooling**, unless it is given: that of the folder's `1_Pooling/config.json` (named by its
+    `modules.json`); without one `mean` if the folder is made by sentence-transformers, whose
+    default that is; else `cls` if the tokenizer begins every text with a CLS token (BERT, as in the
+    W2S paper), else `mean`. The mean is over all tokens except padding, including CLS and SEP, as
+    in sentence-transformers.
 
-    **Limit**: the smallest of what sentence-transformers' config, tokenizer and position embeddings
-    say. Longer texts are cut at the end, and counted. No code of the checkpoint's own is run, and
+    **Limit**: the smallest of those of sentence-transformers' config, tokenizer and position
+    embeddings. Longer texts are cut at the end, and counted. No code of the checkpoint is run, and
     the prompts that some folders define for queries are not added.
 
-    Args:
-        texts: any; an empty one is its special tokens.
-        model: Hub id or local folder.
-        pooling: `cls`, the first token's last state, or `mean`.
-        device: `auto` (cuda, else mps, else cpu) or a torch device.
-        batch_tokens: tokens of a pass, padding included.
-        on_texts: told which texts are done, each time.
+    `batch_tokens` includes padding; `on_texts` receives the texts that are done.
 
     Returns:
-        `[n, hidden_size]`. A text's vector does not depend on its batch but in the last digits.
-
-    Raises:
-        ModelError: it cannot be loaded, is no encoder, lacks weights, or pools otherwise.
+        `[n, hidden_size]`. A text's batch changes its vector in the last digits only.
     """
     import torch
 
     from actcache.engine.model import load_tokenizer, pick_device, weights_digest
 
-    place = pick_device(device)
+    torch_device = pick_device(device)
     tokenizer = load_tokenizer(model)
     folder = _read_folder(model, explicit=pooling is not None)
     encoder = _load(model)
-    how = pooling or folder.pooling or _usual(tokenizer)
+    pooling = pooling or folder.pooling or _default_pooling(tokenizer)
     limit = _limit(folder, tokenizer, encoder)
     whole = tokenizer(list(texts), verbose=False)["input_ids"] if texts else []
     cut = tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] if texts else []
     digest = weights_digest(encoder)
-    encoder.to(place)
+    encoder.to(torch_device)
     vectors = np.empty((len(texts), encoder.config.hidden_size), np.float32)
     with torch.inference_mode():
         for rows in plan_batches([len(ids) for ids in cut], budget=batch_tokens):
             ids, mask = _padded([cut[row] for row in rows], tokenizer.pad_token_id or 0)
-            states = encoder(input_ids=ids.to(place), attention_mask=mask.to(place))[0]
-            vectors[rows] = _pool(states, mask.to(place), how).cpu().numpy()
+            ids, mask = ids.to(torch_device), mask.to(torch_device)
+            states = encoder(input_ids=ids, attention_mask=mask)[0]
+            vectors[rows] = _pool(states, mask, pooling).cpu().numpy()
             on_texts([texts[row] for row in rows])
-    return Sentences(
+    return TextVectors(
         vectors=vectors,
         settings={
             "model": model,
             "weights_sha256": digest,
             "commit": getattr(encoder.config, "_commit_hash", None),
-            "pooling": how,
+            "pooling": pooling,
             "max_tokens": limit,
             "dimension": vectors.shape[1],
         },
+        n_new=len(texts),
+        n_cached=0,
         tokens=sum(map(len, cut)),
         n_truncated=sum(len(ids) > limit for ids in whole),
     )
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> "tuple[Tensor, Tensor]":
-    """Token ids and mask `[b, t]`, padded on the right, where absolute positions are untouched."""
+    """Token ids and mask `[b, t]`; padding on the right leaves absolute positions as they are."""
     import torch
 
     width = max(map(len, rows))
@@ -128,23 +108,23 @@ def _padded(rows: Sequence[Sequence[int]], pad: int) -> "tuple[Tensor, Tensor]":
     return ids, mask
 
 
-def _pool(states: "Tensor", mask: "Tensor", how: Pooling) -> "Tensor":
-    """`[b, t, e]` to `[b, e]`."""
-    if how == "cls":
+def _pool(states: "Tensor", mask: "Tensor", pooling: Pooling) -> "Tensor":
+    """Pool states `[b, t, e]` to `[b, e]`."""
+    if pooling == "cls":
         return states[:, 0]
     weights = mask[:, :, None].to(states.dtype)
     return (states * weights).sum(1) / weights.sum(1)
 
 
 def _load(name: str) -> Any:
-    """The encoder in float32 and eval mode, without the pooler that BERT puts on top."""
+    """Load the encoder in float32 and eval mode, without the pooler that BERT puts on top."""
     from transformers import AutoModel, logging
 
     logging.disable_progress_bar()
-    loudness = logging.get_verbosity()
-    logging.set_verbosity_error()  # a checkpoint's unused language-model head is no news
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # no warning of an unused language-model head
     try:
-        encoder, found = AutoModel.from_pretrained(
+        encoder, loading = AutoModel.from_pretrained(
             name, dtype="float32", trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -154,33 +134,32 @@ def _load(name: str) -> Any:
             "weights (model.safetensors) and tokenizer, or a Hub id that can be reached."
         ) from error
     finally:
-        logging.set_verbosity(loudness)
+        logging.set_verbosity(verbosity)
     if encoder.config.is_encoder_decoder:
         raise ModelError(
-            f"'{name}' is of the family '{encoder.config.model_type}' of encoder and decoder, "
-            "expected an encoder alone, such as BERT. Pass one."
+            f"'{name}' is an encoder and a decoder ('{encoder.config.model_type}'), expected an "
+            "encoder alone, such as BERT. Pass one."
         )
-    random = sorted(key for key in found["missing_keys"] if not key.startswith("pooler."))
-    if random:
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    if missing:
         raise ModelError(
-            f"'{name}' lacks {len(random)} of the encoder's weights ('{random[0]}', …), which "
+            f"'{name}' lacks {len(missing)} of the encoder's weights ('{missing[0]}', …), which "
             "would be random. Pass a complete checkpoint."
         )
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # not used; and random where a checkpoint has none
+        encoder.pooler = None  # not used, and random if the checkpoint has none
     return encoder.eval().requires_grad_(requires_grad=False)
 
 
-@dataclass(frozen=True)
-class _Folder:
-    """What sentence-transformers' files say of a model."""
+class _Folder(NamedTuple):
+    """What the files of sentence-transformers declare about a model."""
 
     pooling: Pooling | None
     max_tokens: int | None
 
 
 def _read_folder(name: str, *, explicit: bool) -> _Folder:
-    """What the files say; `explicit`: pooling was chosen, so what they say of it does not count."""
+    """Read the files; if pooling was chosen (`explicit`), what they declare of it is ignored."""
     modules = _json(name, "modules.json", needed=not explicit)
     config = _json(name, "sentence_bert_config.json", needed=not explicit)
     try:
@@ -194,26 +173,21 @@ def _read_folder(name: str, *, explicit: bool) -> _Folder:
             f"the sentence-transformers files of '{name}' have an unknown shape ({error!r}), "
             f"expected modules with type and path. Pass 'hf:{name}:mean' or another model."
         ) from error
-    more = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
-    known: dict[str, Pooling] = {
-        "cls_token": "cls",
-        "cls": "cls",
-        "mean_tokens": "mean",
-        "mean": "mean",
-    }
-    if not explicit and (more or (declared is not None and [m in known for m in modes] != [True])):
+    others = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize")]
+    unknown = declared is not None and [mode in _POOLING for mode in modes] != [True]
+    if not explicit and (others or unknown):
         raise ModelError(
-            f"'{name}' pools its tokens by {modes} and then {more}, expected cls or mean alone. "
-            f"Pass 'hf:{name}:mean' for the states below, or another model."
+            f"'{name}' pools its tokens by {modes} and then {others}, expected cls or mean alone. "
+            f"Pass 'hf:{name}:mean' to pool the states before that, or another model."
         )
     pooling: Pooling | None = None
     if modules or config or declared is not None:
-        pooling = known.get(modes[0], "mean") if modes else "mean"
+        pooling = _POOLING.get(modes[0], "mean") if modes else "mean"
     return _Folder(pooling, limit if isinstance(limit, int) and limit > 0 else None)
 
 
 def _modes(declared: Any) -> list[str]:
-    """The ways of pooling that a config turns on: one name in new files, a switch each in old."""
+    """The poolings that a config turns on: new files name one, old ones have a switch for each."""
     if isinstance(declared.get("pooling_mode"), str):
         return [declared["pooling_mode"]]
     switches = [key.removeprefix("pooling_mode_") for key, on in declared.items() if on is True]
@@ -221,11 +195,10 @@ def _modes(declared: Any) -> list[str]:
 
 
 def _json(name: str, file: str, *, needed: bool) -> Any:
-    """A file of a folder or Hub repository, or None where it has none.
+    """Read a file of a folder or Hub repository; None if it does not exist.
 
-    Raises:
-        ModelError: it is not JSON, or `needed` and the Hub cannot be asked whether it is there:
-            to take it for absent would pool in another way without a word.
+    If it is `needed` and the Hub cannot be asked whether it exists, that is an error: pooling would
+    silently be another.
     """
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -251,17 +224,18 @@ def _json(name: str, file: str, *, needed: bool) -> Any:
         raise ModelError(f"'{file}' of '{name}' is not JSON ({error}). Fetch it again.") from error
 
 
-def _usual(tokenizer: Any) -> Pooling:
+def _default_pooling(tokenizer: Any) -> Pooling:
+    """`cls` for a tokenizer that begins every text with a CLS token, else `mean`."""
     first = tokenizer("a")["input_ids"][:1]
-    begins = tokenizer.cls_token_id is not None and first == [tokenizer.cls_token_id]
-    return "cls" if begins else "mean"
+    is_cls = tokenizer.cls_token_id is not None and first == [tokenizer.cls_token_id]
+    return "cls" if is_cls else "mean"
 
 
 def _limit(folder: _Folder, tokenizer: Any, encoder: Any) -> int:
-    """Tokens that a text may have, special ones with them."""
+    """Tokens that a text may have, including special ones."""
     limits = [folder.max_tokens, tokenizer.model_max_length]
     if (positions := getattr(encoder.config, "max_position_embeddings", None)) is not None:
         table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-        padding = getattr(table, "padding_idx", None)  # RoBERTa counts from the one after it
+        padding = getattr(table, "padding_idx", None)  # RoBERTa counts positions from the next one
         limits.append(positions if padding is None else positions - padding - 1)
     return min(int(limit) for limit in limits if limit is not None and limit > 0)

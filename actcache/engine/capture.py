@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from actcache.conventions import ATTENTION, MEAN, check_sites
 from actcache.engine.attention_mass import masses_alone
 from actcache.engine.forward import residual_of, run_trees
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import HOOKS, find_taps
-from actcache.prompts.positions import ATTENTION, MEAN, check_sites, from_the_end
+from actcache.prompts.positions import from_the_end
 from actcache.prompts.render import Rendered
 from actcache.prompts.spans import require_spans
 from actcache.prompts.token_tree import TreeBatch, pack_trees
@@ -37,7 +38,7 @@ def capture(
         rows: `b` rendered samples.
         positions: of prompt, fork, positive, negative, mean, template_-1, template_-2, …
         answer: which token of a completion is its answer token: `first` that differs, or `last`.
-        sites: of `positions.SITES`.
+        sites: of `conventions.SITES`.
 
     Returns:
         For each site `[b, layer, position, width]` in the model's dtype and on its device; of

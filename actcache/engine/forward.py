@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 
+from actcache.conventions import ATTENTION
 from actcache.engine.anatomy import Anatomy
 from actcache.engine.attention_mass import in_order, watched
 from actcache.engine.masks import (
@@ -31,7 +32,6 @@ from actcache.engine.masks import (
 )
 from actcache.engine.sites import Tap
 from actcache.errors import ModelError
-from actcache.prompts.positions import ATTENTION
 from actcache.prompts.token_tree import TreeBatch
 
 _SHARED = {"use_cache", "output_attentions", "output_hidden_states", "layer_idx", "head_mask"}

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from actcache.conventions import ATTENTION
 from actcache.engine.anatomy import Anatomy, known_parts, refuse_family, take_apart
 from actcache.engine.masks import BufferedMask, buffered_masks
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
-from actcache.prompts.positions import ATTENTION
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actcache.conventions import ATTENTION, MEAN
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import HOOKS
 from actcache.errors import ModelError
-from actcache.prompts.positions import ATTENTION, MEAN, from_the_end
+from actcache.prompts.positions import from_the_end
 from actcache.prompts.render import Rendered
 
 

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actcache.conventions import ATTENTION
 from actcache.engine.capture import reference_capture
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
-from actcache.prompts.positions import ATTENTION, of_samples
+from actcache.prompts.positions import of_samples
 from actcache.prompts.render import Rendered
 
 Read = Callable[..., Mapping[str, Tensor]]

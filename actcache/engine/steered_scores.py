@@ -17,20 +17,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from actcache.conventions import FIRST_STEERED, SCORES
 from actcache.engine.forward import JoinedCells, residual_of, run_trees
 from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError
 from actcache.prompts.render import Rendered
 from actcache.prompts.token_tree import pack_trees
-
-FIRST_STEERED = ("fork", "prompt", "completion")
-"""First token that is steered, with all after it: the last token that both completions share; the
-last prompt token (repepo, CAA); the completion's first token (steering-bench)."""
-
-SCORES = ("letter", "logprob", "logit", "probability")
-"""What a completion is worth, positive minus negative. `letter`: logit of the first token that
-differs. `logprob`: log-probability of all tokens from there on (steering-bench). `logit`: the same
-with raw logits (repepo). `probability`: share of the positive's letter of both letters (CAA)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Archives: a store packed losslessly into Zarr v3 that any reader opens, and unpacked again.
+"""Archives: a store packed without loss into Zarr v3 that any reader opens, and unpacked again.
 
     ARCHIVE.zarr/    as a store, but for the row arrays and without the log
 
@@ -6,10 +6,10 @@ Row arrays are Zarr v3 `sharding_indexed` with the same shards and inner chunks 
 of which is bit-shuffled, compressed with zstd (Blosc) and carries a crc32c. The group's attribute
 `kind` is `archive`; `digest` is the packed store's.
 
-An archive is a kind of its own and no store that is read more slowly: everything that reads a store
-maps blocks into memory and finds them by arithmetic, and the log of a store vouches for bytes that
-an archive does not have. So it is unpacked to be used, and whether it came back bit for bit is seen
-from the digest. Zarr's own reader does not notice a missing shard; unpacking does.
+An archive is a kind of its own, not a store that is read more slowly: everything that reads a
+store maps blocks into memory and finds them by arithmetic, and a store's log holds checksums of
+bytes that an archive does not have. So it is unpacked to be used, and the digest shows whether it
+came back bit for bit. Zarr's own reader does not notice a missing shard; unpacking does.
 """
 
 import math
@@ -22,7 +22,6 @@ import numpy as np
 from jaxtyping import Shaped
 
 from actcache.errors import refuse
-from actcache.exchange.aside import written_aside
 from actcache.store.columns import read_column
 from actcache.store.contents import ColumnValues, plan_creation
 from actcache.store.copies.fill import Contents, array_of, columns_of, fill_store, stored_values
@@ -49,35 +48,31 @@ from actcache.store.schema import (
     RowArray,
     check_name,
 )
+from actcache.store.storage.atomic import atomic_path
 from actcache.store.storage.files import read_file, require_folder
 from actcache.store.store import Store
 
 KIND = "archive"
 
 LEVEL = 5
-"""zstd's level: higher ones gain less than a percent on residuals."""
+"""zstd's level: higher ones save less than a percent on residuals."""
 
 BEST_RATIO = 1000
-"""A shard that claims to unpack to more than this, and to more than a usual shard, is refused."""
+"""A shard that declares a larger ratio of sizes, and more than a usual shard, is refused."""
 
 USUAL_SHARD = 256 << 20
 
 
 def write_archive(
     store: Store,
-    path: str | Path,
+    path: Path,
     *,
     on_rows: Callable[[int], None] = lambda _n: None,
 ) -> None:
-    """Pack a store; memory holds one shard of one array.
+    """Pack a finished store; memory holds one shard of one array.
 
-    Args:
-        store: a finished one; open it with `check=True` so that damage is found.
-        path: the folder that will be written.
-        on_rows: told how many rows were packed, each time.
-
-    Raises:
-        StoreExistsError: something lies at `path`.
+    Open the store with `check=True`, so that damage is found. `on_rows` receives the rows of each
+    piece of a row array.
     """
     import zarr
 
@@ -99,7 +94,7 @@ def write_archive(
     )
     for array in arrays:
         files[f"{array.name}/zarr.json"] = encode(_packed_document(array, root))
-    with written_aside(Path(path)) as aside:
+    with atomic_path(path, overwrite=False) as aside:
         for name, raw in files.items():
             (aside / name).parent.mkdir(parents=True, exist_ok=True)
             (aside / name).write_bytes(raw)
@@ -109,8 +104,8 @@ def write_archive(
             for array in arrays:
                 values = stored_values(store.array(array.name))[rows.start : rows.stop]
                 group[array.name][rows.start : rows.stop] = values
+                on_rows(len(rows))
             store.close()  # what was read once need not stay mapped
-            on_rows(len(rows))
 
 
 def read_archive(
@@ -121,20 +116,7 @@ def read_archive(
     overwrite: bool = False,
     on_rows: Callable[[int], None] = lambda _n: None,
 ) -> Store:
-    """Unpack an archive into the store that it was made of.
-
-    Args:
-        path: the archive's folder.
-        out: where the store will be.
-        resume: go on with an interrupted one.
-        overwrite: replace a store that lies at `out`.
-        on_rows: told how many rows were committed, each time.
-
-    Raises:
-        FormatError: it is no archive, or is damaged.
-        MismatchError: what was unpacked is not what was packed.
-        StoreExistsError: something lies at `out`.
-    """
+    """Unpack an archive into the store that it was made from."""
     import zarr
 
     folder = Path(path)
@@ -168,7 +150,7 @@ def read_archive(
 
 
 def is_archive(path: str | Path) -> bool:
-    """Whether a folder says that it is one."""
+    """Whether a folder declares itself an archive."""
     document = Path(path) / "zarr.json"
     if not document.is_file() or document.stat().st_size > DOCUMENT_LIMIT:
         return False
@@ -177,7 +159,7 @@ def is_archive(path: str | Path) -> bool:
 
 
 def _root_document(root: Root, packed: Mapping[str, Any]) -> Document:
-    """The group's document: that of the store, and what is needed to make it again."""
+    """The group's document: that of the store, and what is needed to restore it."""
     document = root_document(root)
     of_store = document["attributes"]
     document["attributes"] = {**of_store, "kind": KIND, "of": root.kind, **packed}
@@ -216,7 +198,7 @@ def _packed_document(array: RowArray, root: Root) -> Document:
 def _read_documents(
     folder: Path, root: Root, members: Sequence[str]
 ) -> tuple[list[RowArray], list[Column]]:
-    """Row arrays and columns, each document exactly as it is written here."""
+    """Row arrays and columns; documents other than those written here are refused."""
     arrays, columns = [], []
     for name in members:
         check_name(name)
@@ -247,35 +229,32 @@ def _parse_packed(name: str, document: Document, root: Root, where: str) -> RowA
 
 
 def _require_backed(folder: Path, array: RowArray, root: Root) -> None:
-    """Every shard is a file of a size that can unpack to what it claims."""
-    claimed = shard_bytes(array, root.shard_rows)
+    """Refuse shards that are missing, links, or too small for the rows that are declared."""
+    declared = shard_bytes(array, root.shard_rows)
     for shard in range(root.n_shards):
         path = folder / array.name / f"c.{shard}.0.0"
         if path.is_symlink() or not path.is_file():
             refuse(str(path), "nothing, or a link", "a shard")
-        found = path.stat().st_size
-        if claimed > max(USUAL_SHARD, BEST_RATIO * found) or 16 * array.n_layers > found:
-            refuse(str(path), f"{found} bytes", f"what {claimed} bytes can be packed into")
+        size = path.stat().st_size
+        if declared > max(USUAL_SHARD, BEST_RATIO * size) or 16 * array.n_layers > size:
+            refuse(str(path), f"{size} bytes", f"what {declared} bytes can be packed into")
 
 
 def _values_of(folder: Path, columns: list[Column]) -> dict[str, ColumnValues]:
     values: dict[str, np.ndarray] = {}
     for column in columns:
-        path = folder / column_path(column)
-        raw = b"\0\0\0\0" if column.dtype == "string" else b""
+        path, is_text = folder / column_path(column), column.dtype == "string"
+        raw = b"\0\0\0\0" if is_text else b""  # Zarr has no chunk where there is no value
         if 0 not in column.shape:
-            if column.dtype != "string":
-                size = math.prod(column.shape) * np.dtype(column.dtype).itemsize
-                raw = read_file(path, n_bytes=size)
-            else:
-                raw = read_file(path)
+            size = 0 if is_text else math.prod(column.shape) * np.dtype(column.dtype).itemsize
+            raw = read_file(path) if is_text else read_file(path, n_bytes=size)
         values[column.name] = read_column(column, raw, str(path))
-    found: dict[str, ColumnValues] = {}
+    plain_or_ragged: dict[str, ColumnValues] = {}
     for column in columns:
+        offsets = values.get(f"{column.name}_offsets")
         if column.part_of is None:
-            found[column.name] = values[column.name]
-        elif column.part_of == column.name and f"{column.name}_offsets" in values:
-            found[column.name] = Ragged(
-                values[column.name], np.asarray(values[f"{column.name}_offsets"], np.int64)
-            )
-    return found
+            plain_or_ragged[column.name] = values[column.name]
+        elif column.part_of == column.name and offsets is not None:
+            ragged = Ragged(values[column.name], np.asarray(offsets, np.int64))
+            plain_or_ragged[column.name] = ragged
+    return plain_or_ragged

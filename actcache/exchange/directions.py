@@ -1,10 +1,11 @@
 """The directions of a results folder as files that other programs steer with.
 
-safetensors is what they are kept in. GGUF is the control vector of llama.cpp and repeng: tensors
-`direction.ℓ`, added to the residual after block ℓ counted from 0, as here. There is none for block
-0: llama.cpp refuses it, and it is left out.
+Results hold them as safetensors. GGUF is the control vector of llama.cpp and repeng: tensors
+`direction.ℓ`, added to the residual after block ℓ counted from 0, as here. Block 0 has none:
+llama.cpp refuses it, so it is left out.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,103 +13,72 @@ import numpy as np
 from jaxtyping import Float32
 
 from actcache.errors import ActcacheError, MismatchError
-from actcache.exchange.aside import written_aside
-from actcache.exchange.items import parse_json
+from actcache.store.storage.atomic import atomic_path
 
 
 def read_directions(
-    folder: str | Path, names: Sequence[str] | None = None
+    folder: Path, names: Sequence[str] | None = None
 ) -> tuple[dict[str, Float32[np.ndarray, "layer d_model"]], dict[str, str]]:
-    """Directions of a results folder, and the text that goes with them.
+    """Read directions of a results folder, and the file's metadata.
 
-    Args:
-        folder: what analyze left.
-        names: `<behavior>` (all of its directions) or `<behavior>/<method>`; by default all.
-
-    Raises:
-        MismatchError: there are none, or none of such a name.
+    `names` are `<behavior>` (all of its directions) or `<behavior>/<method>`; None is all.
     """
     from safetensors import safe_open
 
-    path = Path(folder) / "directions.safetensors"
+    path = folder / "directions.safetensors"
     if not path.is_file():
         raise MismatchError(
             f"'{folder}' has no directions.safetensors, expected a folder that actcache analyze "
             "left. Run analyze with --stages vectors, and pass its OUT."
         )
     with safe_open(path, framework="numpy") as file:
-        known = list(file.keys())
-        wanted = known if names is None else []
+        stored = list(file.keys())
+        selected = stored if names is None else []
         for name in names or ():
-            found = [each for each in known if each == name or each.rpartition("/")[0] == name]
-            if not found:
+            matches = [key for key in stored if name in (key, key.rpartition("/")[0])]
+            if not matches:
                 raise MismatchError(
-                    f"'{path}' has no direction '{name}', expected some of {', '.join(known)}. "
+                    f"'{path}' has no direction '{name}', expected some of {', '.join(stored)}. "
                     "Pass one of these, or a behavior."
                 )
-            wanted += found
-        tensors = {name: file.get_tensor(name) for name in wanted}
+            selected += matches
+        tensors = {name: file.get_tensor(name) for name in selected}
         return tensors, dict(file.metadata() or {})
 
 
 def write_directions(
-    folder: str | Path,
-    path: str | Path,
-    *,
-    names: Sequence[str] | None = None,
-    overwrite: bool = False,
+    folder: Path, path: Path, *, names: Sequence[str] | None = None, overwrite: bool = False
 ) -> list[str]:
-    """Write some directions as safetensors.
-
-    Returns:
-        Their names.
-
-    Raises:
-        MismatchError: there are none of such a name.
-        StoreExistsError: something lies at `path`.
-    """
+    """Write some directions as safetensors; return their names."""
     from safetensors.numpy import save
 
-    tensors, about = read_directions(folder, names)
-    with written_aside(Path(path), overwrite=overwrite) as aside:
+    tensors, metadata = read_directions(folder, names)
+    with atomic_path(path, overwrite=overwrite) as aside:
         # Not `save_file`, which makes files that only their owner can read.
-        aside.write_bytes(save(tensors, metadata=about))
+        aside.write_bytes(save(tensors, metadata=metadata))
     return list(tensors)
 
 
 def write_gguf(
-    folder: str | Path,
-    path: str | Path,
-    *,
-    names: Sequence[str] | None = None,
-    overwrite: bool = False,
+    folder: Path, path: Path, *, names: Sequence[str] | None = None, overwrite: bool = False
 ) -> list[str]:
-    """Write one direction as a control vector.
-
-    Returns:
-        Its name, alone in a list.
-
-    Raises:
-        MismatchError: not exactly one direction is meant, or it has one layer only.
-        ActcacheError: the package gguf is not installed.
-        StoreExistsError: something lies at `path`.
-    """
+    """Write one direction as a control vector; return its name, alone in a list."""
     try:
         import gguf
     except ImportError:
         raise ActcacheError(
-            "the package 'gguf' is not installed, and writes such files. Install it with: pip "
+            "the package 'gguf', which writes such files, is not installed. Install it with: pip "
             "install 'actcache[gguf]'"
         ) from None
 
-    tensors, about = read_directions(folder, names)
+    tensors, metadata = read_directions(folder, names)
     plain = [name for name in tensors if name.endswith("/difference_of_means")]
-    if len(plain) == 1:  # a behavior was meant: the direction as it is, not the unit one
+    if len(plain) == 1:  # of a behavior: the direction itself, not the unit one
         tensors = {plain[0]: tensors[plain[0]]}
     if len(tensors) != 1:
         raise MismatchError(
-            f"a control vector is one direction, but {len(tensors)} are meant: "
-            f"{', '.join(tensors)}. Pass one with --directions."
+            f"a control vector is one direction, but {len(tensors)} are selected: "
+            f"{', '.join(tensors)}. Select one with --directions."
         )
     [(name, values)] = tensors.items()
     if len(values) < 2:
@@ -116,9 +86,9 @@ def write_gguf(
             f"'{name}' has {len(values)} layer, and a control vector begins at layer 1; expected "
             "two or more. Export --to safetensors."
         )
-    with written_aside(Path(path), overwrite=overwrite) as aside:
+    with atomic_path(path, overwrite=overwrite) as aside:
         writer = gguf.GGUFWriter(aside, "controlvector")
-        writer.add_string("controlvector.model_hint", _family(Path(folder), about))
+        writer.add_string("controlvector.model_hint", _family(folder, metadata))
         writer.add_uint32("controlvector.layer_count", len(values) - 1)
         writer.add_string("general.description", f"{name}; after block n from 0; by actcache")
         for layer in range(1, len(values)):
@@ -131,9 +101,16 @@ def write_gguf(
     return [name]
 
 
-def _family(folder: Path, about: Mapping[str, str]) -> str:
-    """What Hugging Face calls the model's family, such as `llama`: readers show it."""
-    if (folder / "summary.json").is_file():
-        summary = parse_json((folder / "summary.json").read_text(encoding="utf-8"), "summary.json")
+def _family(folder: Path, metadata: Mapping[str, str]) -> str:
+    """What Hugging Face calls the model's family, such as `llama`; readers show it."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        return metadata.get("model", "unknown")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
         return str(summary["store"]["provenance"]["model"]["family"])
-    return about.get("model", "unknown")
+    except (ValueError, KeyError, TypeError):
+        raise MismatchError(
+            f"'{path}' names no model family, expected the summary that actcache analyze left. "
+            "Run analyze again."
+        ) from None

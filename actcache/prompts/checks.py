@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actcache.conventions import NONE, needs
+from actcache.conventions import NO_PRESET, conditions_of
 from actcache.data.samples import Sample, letter_of
 from actcache.errors import RenderError
 from actcache.prompts.render import Rendered, Renderer, longest_that_fit
@@ -120,7 +120,7 @@ def select_rows(
     renderer: Renderer,
     *,
     context: int | None,
-    preset: str = NONE,
+    preset: str = NO_PRESET,
     skip_bad: bool = False,
 ) -> CheckedRows:
     """Render and check every row; set apart what is too long and, if asked to, what is bad.
@@ -132,7 +132,7 @@ def select_rows(
         samples: all rows.
         renderer: gives their tokens.
         context: the longest sequence that the model takes; None for any.
-        preset: of `presets.NAMES`.
+        preset: of `conventions.PRESET_NAMES`.
         skip_bad: leave bad rows out; by default they are refused.
 
     Raises:
@@ -160,7 +160,7 @@ def select_rows(
         places[at]: broken_conditions(samples[places[at]], rendered[places[at]], renderer)
         for at in fit
     }
-    wanted = needs(preset)
+    wanted = conditions_of(preset)
     bad = {i: [name for name in names if name in wanted] for i, names in broken.items()}
     bad = {i: names for i, names in bad.items() if names}
     if bad and not skip_bad:

@@ -8,52 +8,9 @@ knows no model and no tokenizer.
 import re
 from collections.abc import Sequence
 
-from actcache.errors import ActcacheError, RenderError
+from actcache.conventions import PAIR_POSITIONS
+from actcache.errors import RenderError
 from actcache.prompts.render import Rendered
-
-PAIR_POSITIONS = ("prompt", "fork", "positive", "negative")
-"""Tokens that are read of a pair: the last of the prompt, the last that both completions share, and
-the answer token of each completion."""
-
-ATTENTION = "attention"
-"""The site of attention masses: what the read token's attention, head by head, puts on the marked
-span of the prompt; after the softmax, so from 0 to 1."""
-
-SITES = ("resid_post", "embed", "resid_mid", "attn_out", "mlp_out", "heads", ATTENTION)
-"""The residual after a block; what enters block 0; the residual between attention and MLP; what
-attention and MLP add to the residual; the heads' outputs before the output projection, head after
-head, `n_heads · head_dim` wide (ITI); and the attention mass on a marked span, `n_heads` wide."""
-
-MEAN = "mean"
-"""The mean over all tokens of the prompt, BOS and chat template with them, taken in float32."""
-
-KNOWN = (*PAIR_POSITIONS, MEAN, "template:K", "last:K")
-"""What can be asked for."""
-
-
-def expand_positions(positions: Sequence[str]) -> list[str]:
-    """The positions of a store: `template:K` becomes `template_-1`, …, `template_-K`, and so on.
-
-    Raises:
-        ActcacheError: a name is unknown, or a position is asked for twice.
-    """
-    found: list[str] = []
-    for name in positions:
-        if match := re.fullmatch(r"(template|last):([1-9]\d{0,3})", name):
-            found += [f"{match[1]}_-{back}" for back in range(1, int(match[2]) + 1)]
-        elif name in (*PAIR_POSITIONS, MEAN):
-            found.append(name)
-        else:
-            raise ActcacheError(
-                f"positions: '{name}' is unknown, expected {', '.join(KNOWN)} with K = 1 or more. "
-                "Pass some of them, separated by commas."
-            )
-    if not found or len(set(found)) != len(found):
-        raise ActcacheError(
-            f"positions are {list(positions)}, expected one or more, each once of "
-            f"{', '.join(KNOWN)}. Pass them separated by commas."
-        )
-    return found
 
 
 def of_samples(positions: Sequence[str], *, paired: bool) -> list[str]:
@@ -67,19 +24,6 @@ def from_the_end(position: str) -> int | None:
         return 1
     match = re.fullmatch(r"(?:template|last)_-(\d+)", position)
     return int(match[1]) if match else None
-
-
-def check_sites(sites: Sequence[str], positions: Sequence[str]) -> None:
-    """Attention is read of single tokens: all tokens' attention would be a square of them.
-
-    Raises:
-        ActcacheError: it is asked for at the mean.
-    """
-    if ATTENTION in sites and MEAN in positions:
-        raise ActcacheError(
-            f"the site {ATTENTION} is asked for at the position {MEAN}, expected single tokens. "
-            f"Leave out {MEAN}, or build it as a store of its own."
-        )
 
 
 def check_template(rows: Sequence[Rendered], positions: Sequence[str]) -> None:

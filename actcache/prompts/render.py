@@ -10,21 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from actcache.conventions import BOS, SPACES
 from actcache.data.samples import Sample
 from actcache.data.spans import Span
 from actcache.errors import RenderError
 from actcache.prompts.spans import span_in_text, span_in_tokens
 from actcache.prompts.token_tree import Tree
-
-SPACES = ("one", "add", "none", "strip")
-"""What goes between prompt and completion: exactly one space; one more space than the completion
-brings (steering-bench, so two where it brings one); nothing but what the completion brings; one
-space, with message, rendered prompt and completion stripped (repepo, CAA)."""
-
-BOS = ("auto", "0", "1", "2", "tokenizer")
-"""How many BOS tokens come first. `auto`: one where tokenizer or template put any, else none.
-`tokenizer`: what it gives for the rendered text with special tokens on (steering-bench: two where
-template and tokenizer each put one); what it adds after the text is dropped."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ Everything that deletes a file is in here. Knows nothing of residuals.
 
 import fcntl
 import os
-import shutil
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes
 from actcache.store.layout import Layout, partial_folder, read_layout, record_path, shard_path
 from actcache.store.schema import COMMITS
-from actcache.store.storage.atomic import ASIDE, sync_folder, write_durably
+from actcache.store.storage.atomic import ASIDE, remove, sync_folder, write_durably
 
 
 def lock_folder(folder: Path) -> int:
@@ -149,15 +147,6 @@ def _remove_store(path: Path) -> None:
             if child != record_path(path, 0):
                 remove(child)
     remove(path)
-
-
-def remove(path: Path) -> None:
-    """Remove a file, a link (not what it leads to) or a folder, if it is there."""
-    with suppress(FileNotFoundError):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def committed_bytes(path: str | Path) -> int:

@@ -3,14 +3,16 @@
 The way in for users and for everything that analyses; changes nothing on disk.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 
-from actcache.errors import MismatchError
+from actcache.errors import ActcacheError, MismatchError
+from actcache.notebook import facts_table
 from actcache.store.array import CONVERTED_BYTES, Residuals
 from actcache.store.columns import read_checked_column
 from actcache.store.layout import Layout, find_store, read_layout
@@ -250,16 +252,8 @@ class Store:
             ) from None
 
     def resid(self, position: str, *, site: str = "resid_post") -> Residuals:
-        """The residuals of one token, `[n, layer, d_model]`.
-
-        Args:
-            position: prompt, fork, positive or negative.
-            site: resid_post, or embed.
-
-        Raises:
-            MismatchError: they were not kept.
-        """
-        return self.array(f"{site}/{position}")
+        """Read `residuals`; the shorter name of earlier versions."""
+        return self.residuals(position, site=site)
 
     def array(self, name: str) -> Residuals:
         """A row array by its full name.
@@ -279,6 +273,89 @@ class Store:
         return Residuals(
             self._maps, array, n=self.n, batch_rows=self._batch_rows, layer_numbers=numbers
         )
+
+    def rows(self, **values: str | Collection[str]) -> Bool[np.ndarray, " n"]:
+        """Choose rows by their columns: `store.rows(behavior="tidy", split="train")`.
+
+        Args:
+            **values: for a column of text, the value that a row must have, or several of which it
+                must have one. Without any, all rows.
+
+        Returns:
+            A mask, True for rows that fit every condition.
+
+        Raises:
+            MismatchError: there is no such column, or no row has such a value.
+        """
+        mask = np.ones(self.n, bool)
+        for column, value in values.items():
+            accepted = [value] if isinstance(value, str) else list(value)
+            present = self[column]
+            distinct = dict.fromkeys(present.tolist())
+            missing = [name for name in accepted if name not in distinct]
+            if missing:
+                known = ", ".join(map(repr, [*distinct][:8])) + (", …" if len(distinct) > 8 else "")
+                raise MismatchError(
+                    f"no row of '{self.path}' has {column} {missing[0]!r}, expected one of "
+                    f"{known}. store['{column}'] holds the values of all rows."
+                )
+            mask &= np.isin(present, accepted)
+        return mask
+
+    def residuals(self, position: str, *, site: str = "resid_post") -> Residuals:
+        """The residuals of one token; `.layer(13, rows=…)` reads `[n, d_model]` of one layer.
+
+        Args:
+            position: prompt, fork, positive or negative, or another that the build was asked for.
+            site: resid_post, embed, or another that the build was asked for.
+
+        Returns:
+            `[n, layer, d_model]`, on disk until it is asked for.
+
+        Raises:
+            MismatchError: the build did not keep them.
+        """
+        return self.array(f"{site}/{position}")
+
+    def to_pandas(self) -> Any:
+        """The columns of all rows as a pandas DataFrame; residuals are not among them.
+
+        Raises:
+            ActcacheError: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ActcacheError(
+                "pandas is not installed, expected it for to_pandas. Install it with: pip install "
+                "pandas; or read single columns with store['behavior']."
+            ) from None
+        one_a_row = {
+            name: values for name, values in self.columns.items() if values.shape[:1] == (self.n,)
+        }
+        return pd.DataFrame(
+            {
+                name: values if values.ndim == 1 else list(values)
+                for name, values in one_a_row.items()
+                if name not in ("layer", "multiplier")  # axes of the arrays, not of the rows
+            }
+        )
+
+    def _repr_html_(self) -> str:
+        facts: dict[str, Any] = {
+            "rows": self.n if self.complete else f"{self.n} of {self.n_planned}, not complete",
+            **{
+                f"{column}s": Counter(self[column].tolist())
+                for column in ("behavior", "split")
+                if column in self.columns
+            },
+            "layers": self.n_layers,
+        }
+        if self.kind == "residuals":
+            facts |= {"d_model": self.d_model, "positions": self.positions, "sites": self.sites}
+        model = self.provenance.get("model", {})
+        facts |= {"model": model.get("name", "unknown"), "dtype": model.get("dtype", "unknown")}
+        return facts_table(f"{self.path.name}: {self.kind}", facts)
 
     def close(self) -> None:
         """Let go of the files; arrays that were read stay valid, and reading opens them again."""

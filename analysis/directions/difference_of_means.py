@@ -1,19 +1,159 @@
-"""Directions from moments, their random stand-ins, and the angles between them.
+"""Difference-of-means directions, from a store or from moments; random ones of the same length.
 
-A direction set is one array `[layer, d_model]`. Refuses to know residuals, files and models.
+A direction set is one array `[layer, d_model]`: the mean residual of the positive class minus that
+of the negative class at each layer (CAA; Rimsky et al. 2024, Tan et al. 2024).
 """
 
-import numpy as np
-from jaxtyping import Float, Float32
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from actcache.analysis.stats.moments import Moments
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+
+from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.errors import MismatchError
+from actcache.store.store import Store
+
+BATCH_ROWS = 256
+"""Rows in memory at a time while moments are accumulated."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Difference-of-means directions of a store, and the moments that they come from.
+
+    `directions["tidy"]` is one behavior's `[layer, d_model]`.
+    """
+
+    names: Sequence[str]
+    """Name of each: the behavior, or `<positive label>-<negative label>`."""
+
+    values: Float32[np.ndarray, "k layer d_model"]
+    """Mean of the positive residuals minus mean of the negative ones; not scaled."""
+
+    moments: Moments
+    """Classes 2·i (positive) and 2·i + 1 (negative) of direction i, over the chosen rows."""
+
+    def __getitem__(self, name: str) -> Float32[np.ndarray, "layer d_model"]:
+        """One direction at all layers.
+
+        Raises:
+            MismatchError: there is none of that name.
+        """
+        if name not in self.names:
+            raise MismatchError(
+                f"there are directions of {', '.join(self.names)}, none of '{name}'. "
+                "Pass one of these names."
+            )
+        return np.asarray(self.values[list(self.names).index(name)])
 
 
 def difference_of_means(
+    store: Store,
+    *,
+    rows: Bool[np.ndarray, " n"] | None = None,
+    labels: tuple[str, str] | None = None,
+) -> Directions:
+    """Compute the directions of a store, streaming its residuals once.
+
+    Pairs give one direction for each behavior among `rows`: answer token of the positive minus the
+    negative completion. Labelled prompts give one direction, from the last prompt token.
+
+    Args:
+        store: with the positions positive and negative, or with labels and the position prompt.
+        rows: samples that count; by default the base rows of the train split.
+        labels: the positive and the negative label; by default the data's two, in its order.
+
+    Raises:
+        MismatchError: a position was not kept, no row or no row of a label is among `rows`, or
+            there are not two labels.
+    """
+    if rows is None:
+        rows = (store["split"] == "train") & (store["variant"] == "base")
+    if rows.shape != (store.n,) or not rows.any():
+        raise MismatchError(
+            f"rows have shape {list(rows.shape)} and choose {int(rows.sum())} samples, expected a "
+            f"mask over {store.n} that chooses one or more. Pass for example "
+            "store['split'] == 'train'."
+        )
+    if any(store["label"].tolist()):
+        return label_directions(store, rows=rows, labels=two_labels(store, labels))
+    return pair_directions(store, rows=rows, behaviors=np.unique(store["behavior"][rows]))
+
+
+def pair_directions(
+    store: Store, *, rows: Bool[np.ndarray, " n"], behaviors: np.ndarray | None = None
+) -> Directions:
+    """Directions of pairs: answer token of the positive minus the negative completion (CAA).
+
+    Args:
+        store: with the positions positive and negative.
+        rows: samples that count, for example the train split.
+        behaviors: sorted names, those of `rows` among them; by default all of the store.
+
+    Raises:
+        MismatchError: a position was not kept, or a behavior has none of `rows`.
+    """
+    names = np.unique(store["behavior"]) if behaviors is None else behaviors
+    code = np.searchsorted(names, store["behavior"])  # of behaviors without rows: never read
+
+    def batches() -> Iterator[tuple[Float[np.ndarray, "b layer d"], Int64[np.ndarray, " b"]]]:
+        for side, position in enumerate(("positive", "negative")):
+            for row_numbers, resid in store.resid(position).batches(rows=BATCH_ROWS, select=rows):
+                yield resid, 2 * code[row_numbers] + side
+
+    return _directions([str(name) for name in names], class_moments(batches(), 2 * len(names)))
+
+
+def label_directions(
+    store: Store, *, rows: Bool[np.ndarray, " n"], labels: tuple[str, str]
+) -> Directions:
+    """Direction of labelled prompts: last prompt token of one label minus the other.
+
+    Args:
+        store: with the position prompt.
+        rows: samples that count.
+        labels: the positive and the negative one.
+
+    Raises:
+        MismatchError: a label has none of `rows`.
+    """
+    code = label_codes(store, labels)
+
+    def batches() -> Iterator[tuple[Float[np.ndarray, "b layer d"], Int64[np.ndarray, " b"]]]:
+        chosen = rows & (code >= 0)
+        for row_numbers, resid in store.resid("prompt").batches(rows=BATCH_ROWS, select=chosen):
+            yield resid, code[row_numbers]
+
+    return _directions(["-".join(labels)], class_moments(batches(), 2))
+
+
+def label_codes(store: Store, labels: tuple[str, str]) -> Int64[np.ndarray, " n"]:
+    """0 for the positive label, 1 for the negative one, -1 for any other."""
+    of_row = store["label"]
+    return np.where(of_row == labels[0], 0, np.where(of_row == labels[1], 1, -1)).astype(np.int64)
+
+
+def two_labels(store: Store, wanted: Sequence[str] | None = None) -> tuple[str, str]:
+    """Choose the positive and the negative label; by default the data's two, in its order.
+
+    Raises:
+        MismatchError: the data does not have two labels and none were given, or lacks those given.
+    """
+    in_data = list(dict.fromkeys(store["label"].tolist()))
+    chosen = list(wanted) if wanted is not None else in_data
+    if len(chosen) != 2 or len(set(chosen)) != 2 or not set(chosen) <= set(in_data):
+        raise MismatchError(
+            f"two labels are needed, positive and negative; asked for {chosen}, found "
+            f"{', '.join(in_data)}. Pass --labels POSITIVE,NEGATIVE."
+        )
+    return chosen[0], chosen[1]
+
+
+def directions_of_moments(
     moments: Moments, *, positive: int, negative: int
 ) -> Float32[np.ndarray, "layer d_model"]:
-    """Mean residual of one class less that of another, at every layer (CAA; Tan et al.).
+    """Subtract the mean residual of one class from that of another, at every layer.
 
     The difference is taken in float64 and rounded once. For contrast pairs it equals the mean of
     the pairs' differences.
@@ -24,7 +164,7 @@ def difference_of_means(
         negative: class that they point away from.
 
     Raises:
-        MismatchError: no such class, one without samples, or twice the same.
+        MismatchError: no such class, one without samples, or the same class twice.
     """
     n_classes = len(moments.count)
     for name, k in (("positive", positive), ("negative", negative)):
@@ -56,14 +196,10 @@ def unit(directions: Float[np.ndarray, "*batch d_model"]) -> Float[np.ndarray, "
 def random_directions(
     directions: Float[np.ndarray, "layer d_model"], rng: np.random.Generator, *, count: int
 ) -> Float32[np.ndarray, "count layer d_model"]:
-    """Draw `count` sets of directions, uniform on the sphere, each as long as the given one.
+    """Draw sets of random directions, at each layer as long as the given one.
 
-    The control of a steering experiment: as strong a push, at the same layer, to nowhere.
-
-    Args:
-        directions: whose norm at each layer is kept.
-        rng: source of the draws.
-        count: sets to draw.
+    The control of a steering experiment: as strong a push at the same layer, in a direction drawn
+    uniformly from the sphere.
     """
     draws = unit(rng.standard_normal((count, *directions.shape)))
     return np.asarray(draws * _norm(directions), np.float32)
@@ -78,6 +214,14 @@ def cosine(
     """
     a, b = (np.asarray(unit(d), np.float32) for d in (directions, others))
     return np.asarray(np.clip(a @ b.T, -1, 1))
+
+
+def _directions(names: list[str], moments: Moments) -> Directions:
+    values = [
+        directions_of_moments(moments, positive=2 * i, negative=2 * i + 1)
+        for i in range(len(names))
+    ]
+    return Directions(names, np.stack(values), moments)
 
 
 def _norm(directions: Float[np.ndarray, "*batch d_model"]) -> Float[np.ndarray, "*batch 1"]:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from actcache.analysis.directions.difference_of_means import unit
-from actcache.analysis.directions.of_store import BATCH_ROWS
+from actcache.analysis.directions.difference_of_means import BATCH_ROWS, unit
 from actcache.analysis.stats.moments import class_moments
 from actcache.store.store import Store
 

@@ -24,9 +24,10 @@ from actcache.analysis.predict.l2s.vector_predictor import (
 )
 from actcache.analysis.predict.reuse import digest_of, identity_of, kept
 from actcache.analysis.predict.selections import BehaviorRows
-from actcache.analysis.sweep.run import DirectionSet, run_sweep
+from actcache.analysis.sweep.open_sweep import Sweep
+from actcache.analysis.sweep.row_directions import RowDirections
+from actcache.analysis.sweep.run import run_sweep
 from actcache.engine.model import LanguageModel
-from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
 from actcache.identity import require_same
 from actcache.progress import Progress
@@ -54,7 +55,7 @@ class Learned:
     networks: Mapping[str, VectorPredictor]
     """By behavior."""
 
-    swept: Store
+    swept: Sweep
     """`<set>/propensity` of `sets`."""
 
     sets: Sequence[str]
@@ -75,7 +76,6 @@ def learn_vectors(
     *,
     layers: Sequence[int],
     config: AnalyzeConfig,
-    rule: SteeringRule,
     model: Callable[[], LanguageModel],
     progress: Progress,
     device: str = "cpu",
@@ -89,7 +89,6 @@ def learn_vectors(
         behaviors: its behaviors and their rows.
         layers: numbers of the layers to steer.
         config: the settings.
-        rule: the sweep's conventions.
         model: gives the store's model; called only if something is still to be swept.
         progress: shows the loops.
         device: where networks are trained.
@@ -156,19 +155,20 @@ def learn_vectors(
         ORACLE: vectors.own,
         WITHOUT_LETTER: lambda at: vectors.less_letter(at, letter),
     }
-    sets = {name: DirectionSet(rows_of[name], digest) for name, digest in digests.items()}
-    with progress.steps("sweep of learned vectors", store.n) as on_rows:
-        swept = run_sweep(
-            store,
-            path,
-            model=model,
-            sets=sets,
-            multipliers=config.multipliers,
-            rule=rule,
-            layers=layers,
-            batch_tokens=config.batch_tokens,
-            on_rows=on_rows,
-        )
+    sets = {name: RowDirections(rows_of[name], digest) for name, digest in digests.items()}
+    swept = run_sweep(
+        store,
+        sets,
+        multipliers=config.multipliers,
+        out=path,
+        model=model,
+        first_steered=config.first_steered,
+        score=config.score,
+        layers=layers,
+        batch_tokens=config.batch_tokens,
+        progress=progress,
+        title="sweep of learned vectors",
+    )
     return Learned(networks=networks, swept=swept, sets=list(sets), letter_share=shares)
 
 

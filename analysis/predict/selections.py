@@ -22,6 +22,7 @@ from actcache.analysis.sweep.strategies import (
     compared_strategies,
     fixed_layer,
 )
+from actcache.conventions import SPLITS
 from actcache.errors import MismatchError
 from actcache.store.store import Store
 
@@ -66,7 +67,7 @@ def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Behavio
         at = np.flatnonzero(store["behavior"] == behavior)
         split, variant = store["split"][at], store["variant"][at]
         base = variant == "base"
-        sides = {side: (split == side) & base for side in ("train", "validation", "test")}
+        sides = {side: (split == side) & base for side in SPLITS}
         for side, rows in sides.items():
             if not rows.any() and (side != "validation" or "l2s" in vectors):
                 without = ", or pass --vectors caa" if side == "validation" else ""

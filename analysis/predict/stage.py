@@ -29,8 +29,8 @@ from actcache.analysis.predict.selections import (
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.predict.w2s.train_layers import n_networks
-from actcache.analysis.sweep.propensity import Sweep
-from actcache.analysis.sweep.strategies import SlopeTable, fixed_layer
+from actcache.analysis.sweep.open_sweep import Sweep
+from actcache.analysis.sweep.strategies import SlopeTable, fixed_layer, slope_table
 from actcache.encoders import Embeddings, encode, parse_encoder
 from actcache.progress import Progress
 from actcache.store.store import Store
@@ -38,7 +38,6 @@ from actcache.store.store import Store
 if TYPE_CHECKING:
     from actcache.analysis.predict.learned_vectors import Learned
     from actcache.engine.model import LanguageModel
-    from actcache.engine.steered_scores import SteeringRule
 
 FOLDER = "predictors"
 """Where predictors lie in a results folder, each in `<behavior>/<set>-<encoder>/`."""
@@ -79,7 +78,6 @@ def run_predictors(
     *,
     sweep: Sweep,
     config: AnalyzeConfig,
-    rule: "SteeringRule",
     model: "Callable[[], LanguageModel]",
     progress: Progress,
     device: str = "cpu",
@@ -92,7 +90,6 @@ def run_predictors(
         behaviors: as `predictor_rows` gives them.
         sweep: of the store.
         config: the settings.
-        rule: the sweep's conventions.
         model: gives the store's model; called only if learned vectors are still to be swept.
         progress: shows long loops, and what a paid encoder will cost before it is asked.
         device: where networks are trained. What was trained on another one is reused.
@@ -113,7 +110,6 @@ def run_predictors(
             behaviors,
             layers=layers,
             config=config,
-            rule=rule,
             model=model,
             progress=progress,
             device=device,
@@ -198,20 +194,10 @@ def run_predictors(
 def _embed(store: Store, config: AnalyzeConfig, progress: Progress) -> list[Embeddings]:
     """The prompts as every encoder of the settings sees them."""
     specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
-    embedded = []
-    for spec in specs:
-        with progress.steps(f"encoder {spec.text}", store.n) as on_rows:
-            embedded.append(
-                encode(
-                    spec,
-                    store,
-                    keeper=None if config.embeddings is None else Path(config.embeddings),
-                    base_url=config.base_url,
-                    confirm=progress.cost,
-                    on_rows=on_rows,
-                )
-            )
-    return embedded
+    return [
+        encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
+        for spec in specs
+    ]
 
 
 def _steered_sets(
@@ -223,21 +209,24 @@ def _steered_sets(
     """Every set of directions that layers are chosen for; the control last."""
     sets = {}
     if CAA in config.vectors:
-        sets[CAA] = SteeredSet(slopes=sweep.slope_table(METHOD), predicted=True)
+        sets[CAA] = SteeredSet(slopes=_slopes(sweep, METHOD), predicted=True)
     if learned is not None:
-        swept = Sweep(learned.swept)
-        oracle = swept.slope_table(learned.oracle)
+        oracle = _slopes(learned.swept, learned.oracle)
         # L2S is steered where the vectors that it learns from work best ("Where to Steer", 4.5).
         fixed = {
             behavior: fixed_layer(oracle.slope[rows.at], rows.train)
             for behavior, rows in behaviors.items()
         }
         for name in learned.sets:
-            slopes = oracle if name == learned.oracle else swept.slope_table(name)
+            slopes = oracle if name == learned.oracle else _slopes(learned.swept, name)
             sets[name] = SteeredSet(slopes=slopes, predicted=name != learned.oracle, fixed=fixed)
     if config.controls:
-        sets[CONTROL] = SteeredSet(slopes=sweep.slope_table(CONTROL), predicted=True)
+        sets[CONTROL] = SteeredSet(slopes=_slopes(sweep, CONTROL), predicted=True)
     return sets
+
+
+def _slopes(sweep: Sweep, name: str) -> SlopeTable:
+    return slope_table(sweep.propensity_of(name), sweep.multipliers)
 
 
 def _select(

@@ -1,28 +1,30 @@
-"""The sweep of a whole store: each layer, multiplier and direction set, into `sweep.zarr`.
+"""The sweep of a whole store: every layer, multiplier and direction set, into `sweep.zarr`.
 
-Decides which rows run together and keeps the results; the passes themselves are
-`actcache.engine.steered_scores`. The one module of the analyses that runs a model, so the only one
-that torch comes in with: import it where a model is at hand.
+Plans which rows run together and writes the propensities; the passes themselves are
+`actcache.engine.steered_scores`. It runs a model and imports torch: reading a finished sweep needs
+`open_sweep` alone.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 
+from actcache.analysis.directions.difference_of_means import Directions
+from actcache.analysis.sweep.open_sweep import Sweep
+from actcache.analysis.sweep.row_directions import RowDirections, row_directions
 from actcache.build.provenance import versions
-from actcache.build.replay import rendered_pairs, require_store_model
+from actcache.build.replay import load_store_model, rendered_pairs, require_store_model
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
 from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
+from actcache.progress import SILENT, Progress
 from actcache.prompts.render import Rendered
 from actcache.store.copies.selection import require_all_layers
 from actcache.store.partial import committed_bytes
@@ -34,75 +36,57 @@ from actcache.store.writer import Writer
 NAIVE_BOUND = 1e-3
 """Largest error, absolute or relative, of a cell in float32; measured ones are below 1e-5."""
 
-SHARD_ROWS: int | None = None
-"""Rows of a shard, for tests; by default as `schema.shard_rows` chooses."""
-
-
-@dataclass(frozen=True)
-class DirectionSet:
-    """Which direction each sample is steered with, given for some samples at a time.
-
-    Directions of their own for every sample (an oracle's, a network's) are gigabytes at a real
-    model's size, so a set is asked for those of a batch and never for all.
-    """
-
-    rows: Callable[[Int64[np.ndarray, " b"]], Float32[np.ndarray, "b layer d_model"]]
-    """Directions of the samples with these row numbers, at all layers of the model."""
-
-    digest: str
-    """Names the directions for good: what makes a kept sweep one of these or of others."""
-
-
-def shared_directions(
-    values: Float32[np.ndarray, "k layer d_model"], of: Int64[np.ndarray, " n"]
-) -> DirectionSet:
-    """A few directions, for example one for each behavior.
-
-    Args:
-        values: the directions.
-        of: row of `values` that belongs to each sample of the store.
-    """
-    parts = (np.ascontiguousarray(values), np.ascontiguousarray(of))
-    digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
-    return DirectionSet(lambda rows: values[of[rows]], digest)
-
 
 def run_sweep(
     store: Store,
-    path: str | Path,
+    sets: Mapping[
+        str,
+        RowDirections
+        | Directions
+        | Float[np.ndarray, "layer d_model"]
+        | Float[np.ndarray, "n layer d_model"],
+    ],
     *,
-    model: Callable[[], LanguageModel],
-    sets: Mapping[str, DirectionSet],
-    multipliers: Sequence[float],
-    rule: SteeringRule,
+    multipliers: Sequence[float | int],
+    out: str | Path,
+    model: LanguageModel | Callable[[], LanguageModel] | None = None,
+    first_steered: str = "fork",
+    score: str = "letter",
     layers: Sequence[int] | None = None,
     batch_tokens: int = 2048,
-    on_rows: Callable[[int], None] = lambda _n: None,
-) -> Store:
+    shard_rows: int | None = None,
+    progress: Progress = SILENT,
+    title: str = "sweep",
+) -> Sweep:
     """Steer every sample at every layer with every multiplier; keep the propensities.
 
-    Goes on where an earlier run of the same settings was interrupted, and returns a finished one
-    as it is.
+    An interrupted run of the same settings is resumed, a finished one is opened as it is.
 
     Args:
         store: pairs, with their tokens.
-        path: where `sweep.zarr` will be.
-        model: loads the model that the store was built with; not called for a finished sweep.
-        sets: direction sets by name; the prefix is computed once for all.
+        sets: directions by name of the set: one `[layer, d_model]` for all samples, one for each
+            sample, or the `difference_of_means` of a store. All sets share one pass.
         multipliers: factors λ, each once.
-        rule: first steered token and score.
+        out: where `sweep.zarr` will be.
+        model: the model that the store was built with, or a function that loads it, which is not
+            called for a finished sweep; by default it is loaded as the store names it.
+        first_steered: first steered token; see `SteeringRule`.
+        score: what propensity is made of; see `SteeringRule`.
         layers: layers to steer; by default all.
         batch_tokens: tokens in a pass, joined rows included.
-        on_rows: told how many rows were committed, each time.
+        shard_rows: samples in a shard of `out`, after each of which the sweep can be resumed; by
+            default as `schema.shard_rows` chooses.
+        progress: shows the samples that are done.
+        title: of the progress bar.
 
     Returns:
         The results, open for reading: `<set>/propensity` `[n, layer, multiplier]` float32.
 
     Raises:
-        MismatchError: the model is not the store's, or what lies at `path` has other settings.
-        ActcacheError: there is no room for the results.
+        MismatchError: the model is not the store's, or a sweep of other settings lies at `out`.
+        ActcacheError: the disk has no room for the results.
     """
-    path = Path(path)
+    path, rule = Path(out), SteeringRule(first_steered=first_steered, score=score)
     require_all_layers(store)
     layers = list(range(store.n_layers)) if layers is None else sorted(set(layers))
     if not layers or not 0 <= layers[0] <= layers[-1] < store.n_layers:
@@ -110,108 +94,61 @@ def run_sweep(
             f"layers to steer are {layers}, but the store has layers 0 to {store.n_layers - 1}. "
             "Pass some of them."
         )
+    factors = [float(x) for x in multipliers]
     rows = rendered_pairs(store)
+    directions = {name: row_directions(store, given, name=name) for name, given in sets.items()}
     config = {
         "rule": asdict(rule),
         "layers": layers,
-        "multipliers": [float(x) for x in multipliers],
-        "sets": {name: each.digest for name, each in sets.items()},
+        "multipliers": factors,
+        "sets": {name: chosen.digest for name, chosen in directions.items()},
         "batch_tokens": batch_tokens,
     }
-    kept = store.provenance["model"]
+    identity = store.provenance["model"]
     source = {
         "store": {"data_sha256": store.provenance["data_sha256"], "n": store.n},
-        "model": {name: kept[name] for name in IDENTITY},
+        "model": {name: identity[name] for name in IDENTITY},
     }
-    if path.exists():
-        done = open_store(path)
-        before = {name: done.provenance.get(name) for name in source}
-        require_same(
-            # How rows were cut into passes touches nothing but rounding.
-            {"config": {**config, "batch_tokens": None}, "provenance": source},
-            {"config": {**done.config, "batch_tokens": None}, "provenance": before},
-            what=f"the settings of '{path}' and of this sweep",
-            remedy="Choose another folder with -o, or pass --overwrite.",
+    with progress.steps(title, store.n) as on_rows:
+        if path.exists():
+            finished = open_store(path)
+            _require_same_settings(path, finished, config, source)
+            on_rows(finished.n)
+            return Sweep(finished)
+        n_bytes = 4 * store.n * len(sets) * len(layers) * len(factors)
+        require_room(path, n_bytes - committed_bytes(path))
+        grid = _Grid(
+            model=_loaded(store, model),
+            rows=rows,
+            sets=directions,
+            multipliers=factors,
+            rule=rule,
+            layers=layers,
         )
-        on_rows(done.n)
-        return done
-
-    n_bytes = 4 * store.n * len(sets) * len(layers) * len(multipliers)
-    require_room(path, n_bytes - committed_bytes(path))
-    loaded = model()
-    require_store_model(store, loaded)
-    provenance = {**source, "device": str(loaded.device), "versions": versions()}
-
-    settings: dict[str, Any] = {
-        "kind": "sweep",
-        "n": store.n,
-        "arrays": [
-            RowArray(
-                f"{name}/propensity",
-                len(layers),
-                len(multipliers),
-                "float32",
-                ("n", "layer", "multiplier"),
-            )
-            for name in sets
-        ],
-        "columns": {
-            **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
-            "layer": np.array(layers, np.int64),
-            "multiplier": np.array(multipliers, np.float64),
-        },
-        "config": config,
-        "provenance": provenance,
-        "shard_rows": SHARD_ROWS,
-    }
-    resume = path.with_name(path.name + ".partial").exists()
-    with (Writer.resume if resume else Writer.create)(path, **settings) as writer:
-        on_rows(writer.committed)
-        check = _self_check(loaded, rows, sets, rule, layers, multipliers)
-        budget = Budget(batch_tokens)
-        while writer.committed < store.n:
-            shard = writer.next_rows
-            here = rows[shard]
-            found = {
-                array.name: np.empty((len(here), array.n_layers, array.width), np.float32)
-                for array in settings["arrays"]
-            }
-            n_cells = len(sets) * len(layers) * sum(x != 0 for x in multipliers)
-            costs = sweep_costs(here, rule, n_cells=n_cells)
-            run = partial(
-                _fill, found, shard.start, loaded, rows, sets, list(multipliers), rule, layers
-            )
-            run_batches(costs, budget=budget, run=run)
-            writer.commit(found)
-            on_rows(len(here))
-        writer.finish(check)
-    return open_store(path)
-
-
-def _fill(
-    found: Mapping[str, np.ndarray],
-    start: int,
-    model: LanguageModel,
-    rows: Sequence[Rendered],
-    sets: Mapping[str, DirectionSet],
-    multipliers: Sequence[float],
-    rule: SteeringRule,
-    layers: Sequence[int],
-    batch: Int64[np.ndarray, " _"],
-) -> None:
-    """Sweep the rows `batch` of the shard that begins at `start`, into `found`."""
-    at = batch + start
-    directions = np.stack([each.rows(at) for each in sets.values()])
-    out = score_grid(
-        model,
-        [rows[i] for i in at],
-        directions=torch.from_numpy(directions),
-        multipliers=multipliers,
-        rule=rule,
-        layers=layers,
-    )  # [b, set, layer, multiplier]
-    for i, name in enumerate(sets):
-        found[f"{name}/propensity"][batch] = out[:, i]
+        resume = path.with_name(path.name + ".partial").exists()
+        with (Writer.resume if resume else Writer.create)(
+            path,
+            kind="sweep",
+            n=store.n,
+            arrays=grid.arrays,
+            columns={
+                **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
+                "layer": np.array(layers, np.int64),
+                "multiplier": np.array(factors, np.float64),
+            },
+            config=config,
+            provenance={**source, "device": str(grid.model.device), "versions": versions()},
+            shard_rows=shard_rows,
+        ) as writer:
+            on_rows(writer.committed)
+            certificate = _self_check(grid)
+            budget = Budget(batch_tokens)
+            while writer.committed < store.n:
+                shard = writer.next_rows
+                writer.commit(grid.sweep_rows(shard, budget))
+                on_rows(shard.stop - shard.start)
+            writer.finish(certificate)
+    return Sweep(open_store(path))
 
 
 def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -> list[int]:
@@ -220,19 +157,89 @@ def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -
 
 
 def nodes_added(row: Rendered, rule: SteeringRule) -> int:
-    """Tokens that one cell of a sample replaces, at most."""
+    """Count the tokens that one cell of a sample replaces, at most."""
     branches = len(row.positive) + len(row.negative) if rule.whole else 0
     return 1 + (len(row.shared) if rule.first_steered != "fork" else 0) + branches
 
 
-def _self_check(
-    model: LanguageModel,
-    rows: Sequence[Rendered],
-    sets: Mapping[str, DirectionSet],
-    rule: SteeringRule,
-    layers: Sequence[int],
-    multipliers: Sequence[float],
-) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class _Grid:
+    """The cells of a sweep, and the model that they run through."""
+
+    model: LanguageModel
+    rows: Sequence[Rendered]
+    sets: Mapping[str, RowDirections]
+    multipliers: Sequence[float]
+    rule: SteeringRule
+    layers: Sequence[int]
+
+    @property
+    def arrays(self) -> list[RowArray]:
+        """One array of propensities for each direction set."""
+        size, dims = (len(self.layers), len(self.multipliers)), ("n", "layer", "multiplier")
+        return [RowArray(f"{name}/propensity", *size, "float32", dims) for name in self.sets]
+
+    def sweep_rows(self, shard: slice, budget: Budget) -> dict[str, np.ndarray]:
+        """Propensities of one shard's rows, by name of the array."""
+        rows = self.rows[shard]
+        propensity = {
+            array.name: np.empty((len(rows), array.n_layers, array.width), np.float32)
+            for array in self.arrays
+        }
+        n_cells = len(self.sets) * len(self.layers) * sum(x != 0 for x in self.multipliers)
+        costs = sweep_costs(rows, self.rule, n_cells=n_cells)
+
+        def run(batch: Int64[np.ndarray, " b"]) -> None:
+            row_numbers = batch + shard.start
+            directions = np.stack([chosen.rows(row_numbers) for chosen in self.sets.values()])
+            scores = self.score([rows[i] for i in batch], directions, self.multipliers)
+            for i, name in enumerate(self.sets):
+                propensity[f"{name}/propensity"][batch] = scores[:, i]
+
+        run_batches(costs, budget=budget, run=run)
+        return propensity
+
+    def score(
+        self,
+        rows: Sequence[Rendered],
+        directions: Float32[np.ndarray, "set *b layer d_model"],
+        multipliers: Sequence[float],
+    ) -> Float32[np.ndarray, "b set steered multiplier"]:
+        """Propensity of some rows in every cell, in one pass."""
+        return score_grid(
+            self.model,
+            rows,
+            directions=torch.from_numpy(directions),
+            multipliers=multipliers,
+            rule=self.rule,
+            layers=self.layers,
+        )
+
+
+def _loaded(
+    store: Store, model: LanguageModel | Callable[[], LanguageModel] | None
+) -> LanguageModel:
+    if model is None:
+        return load_store_model(store)
+    loaded = model if isinstance(model, LanguageModel) else model()
+    require_store_model(store, loaded)
+    return loaded
+
+
+def _require_same_settings(
+    path: Path, finished: Store, config: Mapping[str, Any], source: Mapping[str, Any]
+) -> None:
+    """Refuse a finished sweep of other settings; how rows were batched is rounding alone."""
+    provenance = {name: finished.provenance.get(name) for name in source}
+    require_same(
+        {"config": {**config, "batch_tokens": None}, "provenance": source},
+        {"config": {**finished.config, "batch_tokens": None}, "provenance": provenance},
+        what=f"the settings of '{path}' and of this sweep",
+        remedy="Choose another folder with -o, or pass --overwrite.",
+    )
+
+
+def _self_check(grid: _Grid) -> dict[str, float]:
     """Before a long run: a few cells against two full passes each, and how far λ = 0 spreads.
 
     Returns:
@@ -242,33 +249,32 @@ def _self_check(
     Raises:
         ModelError: in float32 or float64 a cell is not what two full passes give.
     """
-    row, width = min(rows, key=lambda each: each.length), max(multipliers, key=abs)
-    values = next(iter(sets.values())).rows(np.zeros(1, np.int64))
-    few = [*rows[:4], row]
-    zero = torch.zeros((1, *values.shape[1:]))
-    still = score_grid(
-        model, few, directions=zero, multipliers=[0.0, 1.0], rule=rule, layers=layers
-    )
-    fast = score_grid(
-        model,
-        few,
-        directions=torch.from_numpy(values),
-        multipliers=[width],
-        rule=rule,
-        layers=layers,
-    )
-    chosen = sorted({0, len(layers) // 2, len(layers) - 1})
+    model, layers = grid.model, grid.layers
+    shortest = min(grid.rows, key=lambda row: row.length)
+    multiplier = max(grid.multipliers, key=abs)
+    values = next(iter(grid.sets.values())).rows(np.zeros(1, np.int64))  # [1, layer, d_model]
+    few = [*grid.rows[:4], shortest]
+    still = grid.score(few, np.zeros((1, *values.shape[1:]), np.float32), [0.0, 1.0])
+    fast = grid.score(few, values, [multiplier])
+    places = sorted({0, len(layers) // 2, len(layers) - 1})
     slow = [
-        reference_cell(model, row, torch.from_numpy(values[0, layers[i]]), width, layers[i], rule)
-        for i in chosen
+        reference_cell(
+            model,
+            shortest,
+            torch.from_numpy(values[0, layers[i]]),
+            multiplier,
+            layers[i],
+            grid.rule,
+        )
+        for i in places
     ]
-    naive_error = float(np.abs(fast[-1, 0, chosen, 0] - np.array(slow)).max())
-    room = NAIVE_BOUND * max(1.0, float(np.abs(slow).max()))
-    # In half precision both ways are off by their own rounding: it is recorded, no more.
-    if model.dtype in ("float32", "float64") and naive_error > room:
+    naive_error = float(np.abs(fast[-1, 0, places, 0] - np.array(slow)).max())
+    bound = NAIVE_BOUND * max(1.0, float(np.abs(slow).max()))
+    # In half precision both results are off by their own rounding, so it is only recorded.
+    if model.dtype in ("float32", "float64") and naive_error > bound:
         raise ModelError(
             f"on '{model.name}' ({model.hf.config.model_type}) a steered cell is off by "
-            f"{naive_error:.2g} from two full passes, expected at most {room:.2g}: the sweep does "
+            f"{naive_error:.2g} from two full passes, expected at most {bound:.2g}: the sweep does "
             "not handle this family or attention. Use a family of the README's list."
         )
     return {

@@ -10,13 +10,14 @@ from actcache.analysis import AnalyzeConfig, Interval, Summary
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
+from actcache.conventions import Stage
 from actcache.data.formats import read_samples
 from actcache.errors import FormatError, StoreNotFoundError
 from tests.support import tiny
 
 pytestmark = pytest.mark.model
 
-STAGES = ("vectors", "sweep")
+STAGES: tuple[Stage, ...] = ("vectors", "sweep")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_results_hold_directions_sweep_and_summary(store, results):
     assert direction.dtype == np.float32
     sweep = results.sweep
     assert sweep.propensity.shape == (store.n, store.n_layers, 4)
-    assert sweep.sets == ["difference_of_means", "random"]
+    assert sweep.names == ["difference_of_means", "random"]
     np.testing.assert_array_equal(sweep.ids, store["id"])
     np.testing.assert_array_equal(sweep.layers, np.arange(store.n_layers))
     np.testing.assert_array_equal(sweep.multipliers, [-1, -0.5, 0.5, 1])

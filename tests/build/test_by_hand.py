@@ -31,16 +31,13 @@ import torch
 
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
-from actcache.analysis.stats.slopes import slopes
 from actcache.analysis.sweep.layer_ranks import best_layers
-from actcache.analysis.sweep.run import run_sweep, shared_directions
+from actcache.analysis.sweep.run import run_sweep
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
 from actcache.data.formats import read_samples
-from actcache.encoders import encode, parse_encoder
-from actcache.engine.model import load_model
-from actcache.engine.steered_scores import SteeringRule
+from actcache.encoders import encode
 from tests.support import tiny
 
 pytestmark = pytest.mark.model
@@ -106,13 +103,12 @@ def slope(store, tmp_path_factory):
     directions[0, 1, R] = 5
     swept = run_sweep(
         store,
-        tmp_path_factory.mktemp("swept") / "sweep.zarr",
-        model=lambda: load_model(store.provenance["model"]["name"]),
-        sets={"by_hand": shared_directions(directions, np.zeros(store.n, np.int64))},
+        {"by_hand": directions[0]},
         multipliers=MULTIPLIERS,
-        rule=SteeringRule(score="probability"),
+        out=tmp_path_factory.mktemp("swept") / "sweep.zarr",
+        score="probability",
     )
-    return slopes(swept.array("by_hand/propensity")[:], np.array(MULTIPLIERS))
+    return swept.slopes("by_hand")
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +129,7 @@ def test_the_labels_are_layer_0_for_neutral_and_layer_1_for_remote_prompts(slope
 def test_the_predictor_sends_every_test_prompt_to_the_layer_that_is_best_for_it(
     store, slope, neutral
 ):
-    embeddings = encode(parse_encoder("cache:0"), store).values
+    embeddings = encode(store, "cache:0").values
     train, test = (store["split"] == side for side in ("train", "test"))
     found = train_layer_predictors(
         embeddings,

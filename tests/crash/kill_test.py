@@ -181,12 +181,12 @@ def sweep_kills(folder, *, kills, seed):
 def _tiny_sweep(folder):
     """Runs one sweep of two direction sets in shards of three rows; resumes what it finds."""
     from actcache.analysis.sweep import run as module
+    from actcache.analysis.sweep.row_directions import shared_directions
     from actcache.build.config import BuildConfig
     from actcache.build.plan import plan_build
     from actcache.build.run import run_build
     from actcache.data.formats import read_samples
     from actcache.engine.model import load_model
-    from actcache.engine.steered_scores import SteeringRule
     from tests.support.tiny import save
 
     answers = (" (A)", " (B), yes")
@@ -206,15 +206,14 @@ def _tiny_sweep(folder):
     model.digest  # noqa: B018  # computed once, before any fork
     vectors = np.random.default_rng(0).normal(size=(3, 4, 32)).astype(np.float32)
     sets = {
-        "shared": module.shared_directions(vectors[:1], np.zeros(store.n, np.int64)),
-        "by_third": module.shared_directions(vectors, np.arange(store.n) % 3),
+        "shared": shared_directions(vectors[:1], np.zeros(store.n, np.int64)),
+        "by_third": shared_directions(vectors, np.arange(store.n) % 3),
     }
 
     def sweep(path):
-        module.SHARD_ROWS = 3
         return module.run_sweep(
-            store, path, model=lambda: model, sets=sets, multipliers=(-1.0, 0.0, 0.5, 1.0),
-            rule=SteeringRule(score="logprob"), batch_tokens=600,
+            store, sets, multipliers=(-1.0, 0.0, 0.5, 1.0), out=path, model=model,
+            score="logprob", batch_tokens=600, shard_rows=3,
         )  # fmt: skip
 
     return sweep

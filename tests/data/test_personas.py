@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actcache import demo
+from actcache.conventions import VARIANTS
 from actcache.data import personas as module
 from actcache.data.personas import Persona, expand_variants, load_personas
-from actcache.data.samples import VARIANTS, Sample
+from actcache.data.samples import Sample
 from actcache.errors import RowError
 
 ROW = Sample(

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actcache.conventions import SPLITS, VARIANTS
 from actcache.data import samples as module
-from actcache.data.samples import SPLITS, VARIANTS, Sample, letter_of, samples_digest
+from actcache.data.samples import Sample, letter_of, samples_digest
 from tests.reference import definitions as reference
 from tests.support.processes import run_code
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actcache.conventions import SPLITS
 from actcache.data import splits as module
 from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants
-from actcache.data.samples import SPLITS, Sample
+from actcache.data.samples import Sample
 from actcache.data.splits import _draw, assign_splits, count_leaks, leaks, n_leaked, plain_splits
 from actcache.errors import RowError
 from tests.reference import definitions as reference

@@ -11,12 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from actcache.build.replay import rendered_rows
 from actcache.cli.main import main
+from actcache.conventions import expand_positions
 from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import adopt_model
 from actcache.engine.reference import BridgeCapture
 from actcache.engine.self_check import check_capture
 from actcache.errors import ActcacheError, ModelError, RenderError
-from actcache.prompts.positions import check_template, expand_positions
+from actcache.prompts.positions import check_template
 from actcache.prompts.render import Rendered
 from actcache.store.store import open_store
 from tests.engine.test_capture import attentions

@@ -18,7 +18,7 @@ from actcache.data.formats import read_samples
 from actcache.engine.capture import capture
 from actcache.engine.model import adopt_model, load_config, load_model
 from actcache.engine.self_check import check_capture
-from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.steered_scores import score_grid
 from actcache.errors import ModelError
 from actcache.store.store import open_store
 from tests.engine.test_sites import rows_of_three_lengths
@@ -125,11 +125,10 @@ def test_a_sweep_that_is_wrong_stops_before_it_begins(store, config, tmp_path, m
     with pytest.raises(ModelError, match=r"a steered cell is off by .* from two full passes"):
         sweep.run_sweep(
             store,
-            tmp_path / "sweep.zarr",
-            model=lambda: load_model(config.model),
-            sets={"random": sweep.shared_directions(values, np.zeros(6, np.int64))},
+            {"random": values[0]},
             multipliers=[-1.0, 4.0],
-            rule=SteeringRule(),
+            out=tmp_path / "sweep.zarr",
+            model=lambda: load_model(config.model),
         )
 
 
@@ -171,12 +170,12 @@ def test_a_device_map_gives_the_same_store_and_sweep(samples, config, store, tmp
     found = [
         sweep.run_sweep(
             store,
-            tmp_path / f"{i}.zarr",
-            model=lambda model=model: model,  # type: ignore[misc]  # bound now, not later
-            sets={"random": sweep.shared_directions(values, np.zeros(6, np.int64))},
+            {"random": values[0]},
             multipliers=[-1.0, 0.0, 1.0],
-            rule=SteeringRule(score="logprob"),
-        ).array("random/propensity")[:]
+            out=tmp_path / f"{i}.zarr",
+            model=model,
+            score="logprob",
+        ).propensity_of("random")
         for i, model in enumerate((mapped, load_model(config.model)))
     ]
     np.testing.assert_array_equal(found[0], found[1])

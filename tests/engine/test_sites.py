@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from actcache.conventions import expand_positions
 from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import adopt_model
 from actcache.engine.reference import BridgeCapture
 from actcache.engine.self_check import check_sites
 from actcache.errors import ActcacheError, ModelError, RenderError
-from actcache.prompts.positions import check_template, expand_positions, of_samples
+from actcache.prompts.positions import check_template, of_samples
 from actcache.prompts.render import Rendered
 from tests.support.tiny import VOCAB, make
 

@@ -10,8 +10,8 @@ import zarr
 from hypothesis import given, settings
 
 from actcache.errors import ActcacheError, FormatError, MismatchError
+from actcache.exchange import export
 from actcache.exchange.archive import is_archive, read_archive
-from actcache.exchange.export import export
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from tests.support.stores import build, example, file_bytes, scratch, shaped, shapes
@@ -50,7 +50,7 @@ def test_zarr_reads_an_archive_by_itself(packed):
     assert dict(group.attrs)["provenance"] == opened.provenance
 
 
-def test_bfloat16_in_a_wider_dtype_is_packed_to_half(tmp_path):
+def test_bfloat16_values_in_float32_are_packed_to_half(tmp_path):
     rng = np.random.default_rng(0)
     arrays = [RowArray("resid_post/prompt", 2, 64, "float32")]
     given_, _ = example(n=256, shard_rows=128, arrays=arrays)
@@ -65,7 +65,7 @@ def test_bfloat16_in_a_wider_dtype_is_packed_to_half(tmp_path):
     assert size(tmp_path / "a.zarr") < 0.55 * size(source)
 
 
-def test_an_archive_is_told_from_a_store(packed):
+def test_an_archive_is_distinguished_from_a_store(packed):
     source, archive = packed
     assert is_archive(archive)
     assert not is_archive(source)
@@ -102,7 +102,7 @@ def test_damage_is_never_unpacked(packed, tmp_path):
         path.write_bytes(whole)
 
 
-def test_a_shard_that_is_gone_is_missed(packed, tmp_path):
+def test_a_missing_shard_is_refused(packed, tmp_path):
     archive = packed[1]
     shards(archive)[0].unlink()
 
@@ -110,7 +110,7 @@ def test_a_shard_that_is_gone_is_missed(packed, tmp_path):
         read_archive(archive, tmp_path / "t.zarr")
 
 
-def test_a_shard_of_other_rows_is_noticed_by_the_digest(packed, tmp_path):
+def test_the_digest_detects_a_shard_of_other_rows(packed, tmp_path):
     archive = packed[1]
     first, second = shards(archive / "resid_post" / "fork")[:2]
     first.write_bytes(second.read_bytes())
@@ -129,7 +129,7 @@ def test_a_shard_through_a_link_is_refused(packed, tmp_path):
         read_archive(archive, tmp_path / "t.zarr")
 
 
-def test_what_is_claimed_must_be_backed(packed, tmp_path):
+def test_declared_sizes_must_be_backed_by_bytes(packed, tmp_path):
     archive = packed[1]
     for path in archive.rglob("zarr.json"):
         document = json.loads(path.read_text(encoding="utf-8"))

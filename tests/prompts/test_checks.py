@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from actcache.cli.main import main
-from actcache.conventions import NAMES, PRESETS
+from actcache.conventions import PRESET_NAMES, PRESETS
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
 from actcache.prompts.checks import CONDITIONS, broken_conditions, select_rows
@@ -201,7 +201,7 @@ def test_refuses_to_leave_out_every_row():
     assert "'b/0': the first token that differs is not followed" in message
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PRESET_NAMES)
 def test_good_rows_satisfy_every_preset(name):
     chosen = select_rows([GOOD], Renderer(tokenizer(), Rendering()), context=None, preset=name)
 

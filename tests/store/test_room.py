@@ -94,9 +94,8 @@ def test_a_build_and_a_sweep_are_refused_before_the_model_is_loaded(tmp_path, fr
 
     import numpy as np
 
-    from actcache.analysis.sweep.run import run_sweep, shared_directions
+    from actcache.analysis.sweep.run import run_sweep
     from actcache.cli.main import main
-    from actcache.engine.steered_scores import SteeringRule
     from actcache.store.store import open_store
     from tests.support.tiny import save
 
@@ -116,14 +115,12 @@ def test_a_build_and_a_sweep_are_refused_before_the_model_is_loaded(tmp_path, fr
     def never():
         raise AssertionError
 
-    directions = shared_directions(np.ones((1, 4, 32), np.float32), np.zeros(4, np.int64))
     free(100)
     with pytest.raises(ActcacheError, match="Make room"):
         run_sweep(
             open_store(out),
-            tmp_path / "sweep.zarr",
-            model=never,
-            sets={"one": directions},
+            {"one": np.ones((4, 32), np.float32)},
             multipliers=(0.0, 1.0),
-            rule=SteeringRule(),
+            out=tmp_path / "sweep.zarr",
+            model=never,
         )

@@ -1,4 +1,4 @@
-"""A local service that speaks OpenAI's protocol for embeddings, and misbehaves when it is told to."""
+"""A local service that speaks OpenAI's protocol for embeddings, and misbehaves on request."""
 
 import hashlib
 import json
@@ -30,13 +30,13 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         texts = body["input"]
         with server.lock:
-            deed = server.deeds.pop(0) if server.deeds else server.always
-            server.requests.append((deed, texts))
+            reply = server.replies.pop(0) if server.replies else server.always
+            server.requests.append((reply, texts))
             server.bodies.append(body)
             server.paths.append(self.path)
         time.sleep(server.delay)
         key = self.headers.get("Authorization", "")
-        match deed:
+        match reply:
             case "drop":
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -45,19 +45,19 @@ class _Handler(BaseHTTPRequestHandler):
             case "quota":
                 self.fail(429, "you exceeded your quota", {"Retry-After": "999"})
             case "500" | "503":
-                self.fail(int(deed), "the server\nis unwell")
+                self.fail(int(reply), "the server\nis unwell")
             case "echo 400" | "echo 401" | "echo 404" | "echo 500":
                 self.fail(
-                    int(deed[-3:]), f"headers were {key} and so on", {"X-Should-Retry": "false"}
+                    int(reply[-3:]), f"headers were {key} and so on", {"X-Should-Retry": "false"}
                 )
             case "echo half":
                 self.fail(418, f"key {key[7:21]}… is a teapot's")
             case "html":
-                self.reply(200, b"<html>hello</html>", kind="text/html")
+                self.send(200, b"<html>hello</html>", kind="text/html")
             case "cut":
-                self.reply(200, b'{"data": [{"index": 0, "embe')
+                self.send(200, b'{"data": [{"index": 0, "embe')
             case "null":
-                self.reply(200, b'{"object": "list", "data": null}')
+                self.send(200, b'{"object": "list", "data": null}')
             case "slow":
                 time.sleep(server.slow)
                 self.answer(texts)
@@ -66,12 +66,12 @@ class _Handler(BaseHTTPRequestHandler):
             case "no long ones" if max(map(len, texts)) > 100:
                 self.fail(400, "a text is too long")
             case _:
-                self.answer(texts, deed, body.get("dimensions"))
+                self.answer(texts, reply, body.get("dimensions"))
 
-    def answer(self, texts, deed="ok", width=None):
+    def answer(self, texts, reply="ok", width=None):
         vectors = [vector_of(text, width or WIDTH).tolist() for text in texts]
         items = [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(vectors)]
-        match deed:
+        match reply:
             case "fewer":
                 items.pop()
             case "more":
@@ -95,12 +95,12 @@ class _Handler(BaseHTTPRequestHandler):
                 items.reverse()
         usage = {"prompt_tokens": sum(map(len, texts)), "total_tokens": 0}
         body = {"object": "list", "model": "m", "data": items, "usage": usage}
-        self.reply(200, json.dumps(body).encode())
+        self.send(200, json.dumps(body).encode())
 
     def fail(self, status, message, headers=None):
-        self.reply(status, json.dumps({"error": {"message": message}}).encode(), headers)
+        self.send(status, json.dumps({"error": {"message": message}}).encode(), headers)
 
-    def reply(self, status, body, headers=None, kind="application/json"):
+    def send(self, status, body, headers=None, kind="application/json"):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -121,15 +121,15 @@ class _Quiet(ThreadingHTTPServer):
 class EmbeddingServer:
     """A service on this machine; `with` starts and stops it."""
 
-    def __init__(self, *deeds, always="ok", delay=0.0, slow=3.0):
-        self.deeds = list(deeds)
-        """What it does to the first requests, one each; then `always`."""
+    def __init__(self, *replies, always="ok", delay=0.0, slow=3.0):
+        self.replies = list(replies)
+        """How it answers the first requests, one each; then `always`."""
         self.always = always
         self.delay = delay
         """Seconds that every answer takes."""
         self.slow = slow
         self.requests = []
-        """What was done with which texts, in order of arrival."""
+        """How each request was answered, and its texts, in order of arrival."""
         self.bodies = []
         self.paths = []
         self.lock = threading.Lock()

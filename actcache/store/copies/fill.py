@@ -15,8 +15,8 @@ from jaxtyping import Shaped
 from actcache.errors import MismatchError
 from actcache.store.contents import ColumnValues
 from actcache.store.layout import partial_folder
-from actcache.store.partial import remove
 from actcache.store.schema import Kind, RowArray
+from actcache.store.storage.atomic import remove
 from actcache.store.store import Residuals, Store, open_store
 from actcache.store.writer import Writer
 

@@ -5,15 +5,16 @@ After a crash a file is whole or absent. Knows nothing of what is in the files.
 
 import errno
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from actcache.errors import ActcacheError
+from actcache.errors import ActcacheError, StoreExistsError
 
 ASIDE = ".tmp"
 """Ends the name of a file that is still being written."""
@@ -32,6 +33,40 @@ class LargeFile:
     path: Path
     n_bytes: int
     parts: Parts
+
+
+@contextmanager
+def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a temporary path; what is written there gets its name when the block ends.
+
+    The temporary path has the suffix of the final one, since some writers look at it. If the block
+    raises, the temporary is removed and what was there before stays.
+
+    Args:
+        path: name of the file or folder; the folders above it are made.
+        overwrite: replace a file of that name; a folder is never replaced.
+
+    Raises:
+        StoreExistsError: the name is taken.
+        ActcacheError: the file system refused.
+    """
+    if os.path.lexists(path) and not (overwrite and path.is_file()):
+        raise StoreExistsError(
+            f"'{path}' exists already. Choose another path"
+            + ("." if path.is_dir() else ", or replace it with --overwrite.")
+        )
+    temporary = path.with_name(f".{path.name}{ASIDE}{path.suffix}")
+    with os_errors_explained(f"'{path}' cannot be written"):
+        make_folder(path.absolute().parent)
+        remove(temporary)
+        try:
+            yield temporary
+            _sync(temporary)
+            temporary.replace(path)
+            sync_folder(path.absolute().parent)
+        except BaseException:
+            remove(temporary)
+            raise
 
 
 def write_durably(path: Path, parts: Parts) -> None:
@@ -135,6 +170,29 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder, if it is there."""
+    with suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or a folder with all that is in it, durable."""
+    if path.is_dir():
+        for child in path.iterdir():
+            _sync(child)
+        sync_folder(path)
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _aside(path: Path) -> Path:

@@ -13,9 +13,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-LOSSES = ("paper", "code")
-"""`paper`: squared error. `code`: mean squared and absolute error less a share of the cosine."""
-
 COSINE_SHARE = 0.1
 """Weight of the cosine in the loss `code`, reached in a straight line at `COSINE_EPOCHS`."""
 
@@ -86,7 +83,7 @@ def train_stack(
         units: what 1 of a target is worth; the two terms of `code` weigh differently in other
             units. `paper` does not look at it.
         rate: largest step of a weight.
-        loss: of `LOSSES`.
+        loss: of `conventions.LOSSES`.
         epochs: passes over the samples.
         batch: samples a step; the last one of an epoch takes what is left.
         check_every: epochs between looks at the held-out samples; the last epoch is one.

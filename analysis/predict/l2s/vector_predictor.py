@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
+from actcache.conventions import LOSSES
 from actcache.errors import ActcacheError, MismatchError
 
 Layer = Callable[[int], Float[np.ndarray, "n d_model"]]
@@ -51,8 +52,10 @@ class L2SSettings:
     """Of first weights and of the order of the samples."""
 
     def __post_init__(self) -> None:
-        if self.loss not in ("paper", "code"):
-            raise ActcacheError(f"loss is '{self.loss}', expected paper or code. Pass one of them.")
+        if self.loss not in LOSSES:
+            raise ActcacheError(
+                f"loss is '{self.loss}', expected {' or '.join(LOSSES)}. Pass one of them."
+            )
         for name in ("hidden", "epochs", "batch", "check_every"):
             if getattr(self, name) < 1:
                 raise ActcacheError(

@@ -1,4 +1,6 @@
-"""Directions: the difference of means and its theorems, units, random stand-ins, angles."""
+"""Directions: the difference of means and its theorems, of a store, units, random ones, angles."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +11,22 @@ from hypothesis.extra.numpy import arrays
 from actcache.analysis.directions.difference_of_means import (
     cosine,
     difference_of_means,
+    directions_of_moments,
+    label_codes,
+    label_directions,
+    pair_directions,
     random_directions,
+    two_labels,
     unit,
 )
 from actcache.analysis.stats.moments import class_moments
 from actcache.errors import MismatchError
+from actcache.store.schema import RowArray
+from actcache.store.store import open_store
+from actcache.store.writer import Writer
 from tests.reference import definitions as reference
 
+POSITIONS = ("prompt", "positive", "negative")
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0])
 
 
@@ -25,7 +36,7 @@ def residuals(seed=0, n=7):
 
 def directions(resid, labels=LABELS, **which):
     moments = class_moments([(resid, labels)], 2)
-    return difference_of_means(moments, **(which or {"positive": 1, "negative": 0}))
+    return directions_of_moments(moments, **(which or {"positive": 1, "negative": 0}))
 
 
 def test_the_difference_of_means_is_what_it_says():
@@ -80,7 +91,7 @@ def test_for_contrast_pairs_it_is_the_mean_of_the_differences():
 def test_classes_that_give_no_direction_are_refused(positive, negative, remedy):
     moments = class_moments([(residuals(), LABELS)], 3)
     with pytest.raises(MismatchError, match=remedy):
-        difference_of_means(moments, positive=positive, negative=negative)
+        directions_of_moments(moments, positive=positive, negative=negative)
 
 
 def test_a_unit_direction_has_norm_one_and_zero_stays_zero():
@@ -116,3 +127,123 @@ def test_random_directions_keep_the_norm_and_nothing_else():
 def test_cosines_equal_the_definition(a, b):
     expected = [[reference.cosine(x, y) for y in b] for x in a]
     np.testing.assert_allclose(cosine(a, b), expected, atol=1e-6)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A store of 40 samples in two behaviors and three labels, and its residuals by position."""
+    return write(
+        tmp_path / "s.zarr", label=[("harmful", "fine", "other")[i % 3] for i in range(40)]
+    )
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """The same with splits in place of labels."""
+    split = ["test" if i % 4 == 0 else "train" for i in range(40)]
+    return write(tmp_path / "pairs.zarr", label=[""] * 40, split=split, variant=["base"] * 40)
+
+
+def write(path, **columns):
+    rng = np.random.default_rng(0)
+    n = 40
+    resid = {p: rng.normal(3, 1, (n, 3, 5)).astype(np.float32) for p in POSITIONS}
+    settings: dict[str, Any] = {
+        "kind": "residuals",
+        "n": n,
+        "arrays": [RowArray(f"resid_post/{p}", 3, 5, "float32") for p in POSITIONS],
+        "columns": {
+            "id": [str(i) for i in range(n)],
+            "behavior": ["b" if i % 3 else "a" for i in range(n)],
+            **columns,
+        },
+        "config": {},
+        "provenance": {},
+        "shard_rows": 7,
+    }
+    with Writer.create(path, **settings) as writer:
+        while writer.committed < n:
+            rows = writer.next_rows
+            writer.commit({f"resid_post/{p}": values[rows] for p, values in resid.items()})
+        writer.finish()
+    return open_store(path), resid
+
+
+def test_a_pairs_direction_is_the_mean_difference_of_its_behavior(made):
+    store, resid = made
+    rows = np.arange(store.n) < 30
+
+    found = pair_directions(store, rows=rows)
+
+    assert list(found.names) == ["a", "b"]
+    for name, values in zip(found.names, found.values, strict=True):
+        mine = rows & (store["behavior"] == name)
+        true = (resid["positive"][mine].astype(np.float64) - resid["negative"][mine]).mean(0)
+        np.testing.assert_allclose(values, true, rtol=1e-6, atol=1e-6)  # float32 rounding
+    assert found.moments.count.tolist() == [10, 10, 20, 20]
+
+
+def test_a_labels_direction_is_the_difference_of_class_means(made):
+    store, resid = made
+    rows = np.arange(store.n) >= 5
+
+    found = label_directions(store, rows=rows, labels=("fine", "harmful"))
+
+    kept, label = resid["prompt"].astype(np.float64), store["label"]
+    true = kept[rows & (label == "fine")].mean(0) - kept[rows & (label == "harmful")].mean(0)
+    np.testing.assert_allclose(found.values[0], true, rtol=1e-6, atol=1e-6)
+    assert list(found.names) == ["fine-harmful"]
+
+
+def test_other_labels_count_for_neither(made):
+    store, _ = made
+    assert label_codes(store, ("fine", "harmful"))[:3].tolist() == [1, 0, -1]
+
+
+def test_a_behavior_without_train_rows_is_refused(made):
+    store, _ = made
+    with pytest.raises(MismatchError, match="Check the labels and the train split"):
+        pair_directions(store, rows=store["behavior"] == "a")
+
+
+def test_two_labels_are_asked_for_where_there_are_three(made):
+    store, _ = made
+    with pytest.raises(MismatchError, match="--labels POSITIVE,NEGATIVE"):
+        two_labels(store)
+    with pytest.raises(MismatchError, match="--labels POSITIVE,NEGATIVE"):
+        two_labels(store, ["fine", "sauce"])
+    assert two_labels(store, ["other", "fine"]) == ("other", "fine")
+
+
+def test_a_store_of_pairs_gives_a_direction_for_each_behavior_of_the_rows(pairs):
+    store, _ = pairs
+    rows = store["split"] == "train"
+
+    both = difference_of_means(store, rows=rows)
+    one = difference_of_means(store, rows=rows & (store["behavior"] == "b"))
+
+    assert list(both.names) == ["a", "b"]
+    np.testing.assert_array_equal(both.values, pair_directions(store, rows=rows).values)
+    assert list(one.names) == ["b"]
+    np.testing.assert_array_equal(one["b"], both["b"])
+    np.testing.assert_array_equal(difference_of_means(store).values, both.values)
+    with pytest.raises(MismatchError, match="directions of b, none of 'a'"):
+        one["a"]
+
+
+def test_a_store_of_labels_gives_one_direction(made):
+    store, _ = made
+    rows = np.arange(store.n) >= 5
+
+    directions = difference_of_means(store, rows=rows, labels=("fine", "harmful"))
+
+    expected = label_directions(store, rows=rows, labels=("fine", "harmful"))
+    np.testing.assert_array_equal(directions["fine-harmful"], expected.values[0])
+
+
+def test_a_mask_of_no_rows_is_refused(pairs):
+    store, _ = pairs
+    with pytest.raises(MismatchError, match="choose 0 samples, expected a mask over 40"):
+        difference_of_means(store, rows=np.zeros(store.n, bool))
+    with pytest.raises(MismatchError, match=r"shape \[3\]"):
+        difference_of_means(store, rows=np.ones(3, bool))

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
-from actcache.analysis.directions.difference_of_means import difference_of_means
+from actcache.analysis.directions.difference_of_means import directions_of_moments
 from actcache.analysis.directions.discriminative import (
     Projections,
     auc,
@@ -121,7 +121,7 @@ def test_pure_noise_separates_on_train_rows_and_not_on_held_out_ones():
     labels = rng(4).integers(0, 2, size=80)
     train = np.arange(80) < 40
     moments = class_moments([(resid, np.where(train, labels, -1))], 2)
-    projections = project([resid], difference_of_means(moments, positive=1, negative=0))
+    projections = project([resid], directions_of_moments(moments, positive=1, negative=0))
     inside, outside = (
         layer_scores(projections, np.where(rows, labels, -1), rng=rng()) for rows in (train, ~train)
     )

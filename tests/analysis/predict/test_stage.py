@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.analysis.analyze import analyze
 from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.pipeline import analyze
 from actcache.analysis.predict import learned_vectors as learned
 from actcache.analysis.predict import selections as predicted
 from actcache.analysis.predict import stage as predictors

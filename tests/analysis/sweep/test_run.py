@@ -1,6 +1,7 @@
 """The sweep of a store: equal to the naive loop, resumed after a kill, refused where it must be."""
 
 import json
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -8,21 +9,22 @@ import pytest
 import torch
 
 import actcache
-from actcache.analysis.sweep.run import run_sweep, shared_directions
+from actcache import analysis
+from actcache.analysis.sweep.row_directions import shared_directions
+from actcache.analysis.sweep.run import run_sweep
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.replay import rendered_rows
 from actcache.build.run import run_build
 from actcache.data.formats import read_samples
 from actcache.engine.model import load_model
-from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
+from actcache.progress import Silent
 from tests.reference.definitions import naive_propensity
 from tests.support.tiny import save
 
 pytestmark = pytest.mark.model
 MULTIPLIERS = (-1.0, 0.0, 0.5, 1.0)
-RULE = SteeringRule(score="logprob")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,25 @@ def sets(store):
     return {"one": one, "each": each}
 
 
+class Watch(Silent):
+    """Keeps what a run tells."""
+
+    def __init__(self):
+        self.bars, self.steps_done = [], []
+
+    @contextmanager
+    def steps(self, title, total):
+        self.bars.append((title, total))
+        yield self.steps_done.append
+
+
+def never():
+    raise AssertionError
+
+
 def sweep(store, model, path, sets, **changes):
-    settings = {"sets": sets, "multipliers": MULTIPLIERS, "rule": RULE, "batch_tokens": 600}
-    return run_sweep(store, path, model=lambda: model, **{**settings, **changes})
+    settings = {"multipliers": MULTIPLIERS, "score": "logprob", "batch_tokens": 600}
+    return run_sweep(store, sets, out=path, model=model, **{**settings, **changes})
 
 
 def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
@@ -68,7 +86,7 @@ def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
 
     rows = rendered_rows(store)
     for name, each in sets.items():
-        found = done.array(f"{name}/propensity")
+        found = done.propensity_of(name)
         assert found.shape == (20, 4, 4)
         for i in (0, 7, 19):
             for layer in range(4):
@@ -89,10 +107,10 @@ def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
 def test_tells_rows_layers_multipliers_and_settings(store, model, sets, tmp_path):
     done = sweep(store, model, tmp_path / "sweep.zarr", sets, layers=[3, 1])
 
-    np.testing.assert_array_equal(done["id"], store["id"])
-    assert done["layer"].tolist() == [1, 3]
-    assert done["multiplier"].tolist() == list(MULTIPLIERS)
-    assert done.config["rule"] == {"first_steered": "fork", "score": "logprob"}
+    np.testing.assert_array_equal(done.ids, store["id"])
+    assert done.layers.tolist() == [1, 3]
+    assert done.multipliers.tolist() == list(MULTIPLIERS)
+    assert done.store.config["rule"] == {"first_steered": "fork", "score": "logprob"}
     assert done.certificate["naive_error"] < 1e-5
     assert done.certificate["noise_floor"] < 1e-5
 
@@ -103,18 +121,17 @@ def test_the_results_open_in_plain_zarr(store, model, sets, tmp_path):
     done = sweep(store, model, tmp_path / "sweep.zarr", sets)
     group: Any = zarr.open_group(tmp_path / "sweep.zarr", mode="r")
 
-    np.testing.assert_array_equal(group["one/propensity"][:], done.array("one/propensity")[:])
+    np.testing.assert_array_equal(group["one/propensity"][:], done.propensity_of("one"))
     assert group["one/propensity"].dtype == np.float32
     np.testing.assert_array_equal(group["multiplier"][:], MULTIPLIERS)
     np.testing.assert_array_equal(group["layer"][:], [0, 1, 2, 3])
     assert group["id"][:].tolist() == store["id"].tolist()
 
 
-def test_an_interrupted_sweep_goes_on_and_equals_a_whole_one(
+def test_an_interrupted_sweep_is_resumed_and_equals_a_whole_one(
     store, model, sets, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("actcache.analysis.sweep.run.SHARD_ROWS", 6)
-    whole = sweep(store, model, tmp_path / "whole.zarr", sets)
+    whole = sweep(store, model, tmp_path / "whole.zarr", sets, shard_rows=6)
     from actcache.engine.steered_scores import score_grid
 
     calls = []
@@ -128,23 +145,25 @@ def test_an_interrupted_sweep_goes_on_and_equals_a_whole_one(
     with monkeypatch.context() as patched:
         patched.setattr("actcache.analysis.sweep.run.score_grid", breaks)
         with pytest.raises(KeyboardInterrupt):
-            sweep(store, model, tmp_path / "sweep.zarr", sets)
+            sweep(store, model, tmp_path / "sweep.zarr", sets, shard_rows=6)
     assert not (tmp_path / "sweep.zarr").exists()
     begun = actcache.open_store(tmp_path / "sweep.zarr", partial=True).n
     assert 0 < begun < 20
-    told: list[int] = []
-    done = sweep(store, model, tmp_path / "sweep.zarr", sets, on_rows=told.append)
+    watch = Watch()
+    done = sweep(store, model, tmp_path / "sweep.zarr", sets, shard_rows=6, progress=watch)
 
-    assert told[0] == begun
-    for name in whole.arrays:
-        np.testing.assert_array_equal(done.array(name)[:], whole.array(name)[:])
+    assert watch.bars == [("sweep", 20)]
+    assert watch.steps_done[0] == begun
+    assert sum(watch.steps_done) == 20
+    for name in whole.names:
+        np.testing.assert_array_equal(done.propensity_of(name), whole.propensity_of(name))
 
 
 @pytest.mark.parametrize(
     ("change", "field"),
     [
         ({"multipliers": (0.0, 1.0)}, "multipliers"),
-        ({"rule": SteeringRule()}, "rule.score"),
+        ({"score": "letter"}, "rule.score"),
         ({"layers": [0]}, "layers"),
     ],
 )
@@ -158,8 +177,10 @@ def test_results_of_other_settings_are_never_mixed(store, model, sets, tmp_path,
 def test_a_finished_sweep_serves_any_size_of_batch(store, model, sets, tmp_path):
     sweep(store, model, tmp_path / "sweep.zarr", sets)
 
-    again = sweep(store, None, tmp_path / "sweep.zarr", sets, batch_tokens=77)  # no model is needed
-    assert again.config["batch_tokens"] == 600
+    again = sweep(
+        store, never, tmp_path / "sweep.zarr", sets, batch_tokens=77
+    )  # no model is needed
+    assert again.store.config["batch_tokens"] == 600
 
 
 def test_results_of_other_directions_are_never_mixed(store, model, sets, tmp_path):
@@ -184,8 +205,24 @@ def test_refuses_another_model_than_the_stores(store, sets, tmp_path):
 def test_a_finished_sweep_needs_no_model(store, model, sets, tmp_path):
     sweep(store, model, tmp_path / "sweep.zarr", sets)
 
-    def never():
-        raise AssertionError
+    assert sweep(store, never, tmp_path / "sweep.zarr", sets).n == 20
 
-    settings = {"sets": sets, "multipliers": MULTIPLIERS, "rule": RULE, "batch_tokens": 600}
-    assert run_sweep(store, tmp_path / "sweep.zarr", model=never, **settings).n == 20
+
+def test_the_model_may_be_a_function_that_loads_it_or_be_left_to_the_store(
+    store, model, sets, tmp_path
+):
+    given = sweep(store, model, tmp_path / "given.zarr", sets)
+    for name, other in (("function", lambda: model), ("store", None)):
+        again = sweep(store, other, tmp_path / f"{name}.zarr", sets)
+        np.testing.assert_array_equal(again.propensity_of("one"), given.propensity_of("one"))
+
+
+def test_from_a_store_to_directions_to_slopes_in_two_lines(store, model, tmp_path):
+    directions = analysis.difference_of_means(store, rows=store["split"] == "train")
+    swept = analysis.run_sweep(
+        store, {"caa": directions}, multipliers=(-1, 0, 1), out=tmp_path / "sweep.zarr"
+    )
+
+    assert swept.slopes("caa").shape == (20, 4)
+    assert swept.propensity.shape == (20, 4, 3)
+    assert analysis.open_sweep(tmp_path / "sweep.zarr").names == ["caa"]

@@ -1,0 +1,146 @@
+"""Which format goes with what: stores and results are exported, and stores are imported again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actcache.errors import ActcacheError, MismatchError
+from actcache.exchange.archive import is_archive, read_archive, write_archive
+from actcache.exchange.arrays import data_of_results, data_of_store
+from actcache.exchange.directions import write_directions, write_gguf
+from actcache.exchange.hdf5 import write_hdf5
+from actcache.exchange.hdf5_import import import_hdf5
+from actcache.exchange.npz import write_npz, write_safetensors
+from actcache.progress import SILENT, Progress
+from actcache.store.store import Store, open_store
+
+FORMATS = ("hdf5", "npz", "safetensors", "gguf", "archive")
+"""What can be written."""
+
+VALUES = ("float32", "bits")
+"""How bfloat16 is written to formats without it: as float32, which is exact, or as uint16."""
+
+_SUFFIXES = {
+    ".h5": "hdf5",
+    ".hdf5": "hdf5",
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".gguf": "gguf",
+    ".zarr": "archive",
+}
+_RESULTS = ("directions.safetensors", "steerability.npz", "sweep.zarr", "summary.json")
+_WRITERS = {"hdf5": write_hdf5, "npz": write_npz, "safetensors": write_safetensors}
+
+
+def export(
+    source: Store | str | Path,
+    path: str | Path,
+    *,
+    to: str | None = None,
+    values: str = "float32",
+    directions: Sequence[str] | None = None,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Write a store, or a results folder, as a file of another format.
+
+    Args:
+        source: a finished store, open or by its path, or a folder that analyze left.
+        path: the file, or for an archive the folder. It gets its name once it is complete.
+        to: one of `FORMATS`; by default the suffix of `path` decides (.h5, .hdf5, .npz,
+            .safetensors, .gguf, .zarr).
+        values: one of `VALUES`, for a store in HDF5 or npz.
+        directions: for results in safetensors or GGUF: behaviors, or names such as
+            `narcissism/difference_of_means`; by default all.
+        overwrite: replace a file that exists at `path`.
+        progress: shows the rows of a store's arrays.
+
+    Returns:
+        What was written, for people: path, format, rows and arrays or names, and bytes on disk.
+
+    Raises:
+        StoreExistsError: something exists at `path`.
+        MismatchError: the format does not go with the source.
+    """
+    path = Path(path)
+    to = _SUFFIXES.get(path.suffix, f"not clear from '{path.name}'") if to is None else to
+    for setting, value, known in (("the format", to, FORMATS), ("--as", values, VALUES)):
+        if value not in known:
+            raise ActcacheError(
+                f"{setting} is {value}, expected {', '.join(known)}. Pass one of them."
+            )
+    folder = source.path if isinstance(source, Store) else Path(source)
+    is_results = not (folder / "zarr.json").exists() and any(
+        (folder / name).exists() for name in _RESULTS
+    )
+    if is_results:
+        written = _export_results(folder, path, to, directions, overwrite=overwrite)
+    elif to == "gguf" or directions is not None:
+        raise MismatchError(
+            f"'{folder}' is not a results folder, and only results hold directions; expected what "
+            "actcache analyze left. Pass its OUT."
+        )
+    else:
+        with (
+            open_store(folder, check=True) as store,  # so that damage is found
+            progress.steps("export", store.n * len(store.arrays)) as on_rows,
+        ):
+            if to == "archive":
+                write_archive(store, path, on_rows=on_rows)
+            else:
+                bits = to == "safetensors" or values == "bits"
+                data = data_of_store(store, bits=bits, on_rows=on_rows)
+                _WRITERS[to](path, data, overwrite=overwrite)
+            written = {"rows": store.n, "arrays": store.arrays, "digest": store.digest}
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    n_bytes = sum(file.stat().st_size for file in files)
+    return {"path": str(path), "format": to, **written, "bytes on disk": n_bytes}
+
+
+def _export_results(
+    folder: Path, path: Path, to: str, directions: Sequence[str] | None, *, overwrite: bool
+) -> dict[str, Any]:
+    if to in ("safetensors", "gguf"):
+        write = write_directions if to == "safetensors" else write_gguf
+        return {"names": write(folder, path, names=directions, overwrite=overwrite)}
+    if to == "archive" or directions is not None:
+        raise MismatchError(
+            f"'{folder}' holds results, which are written whole to hdf5 and npz, or by direction "
+            f"to safetensors and gguf; requested is {to}"
+            f"{' with --directions' if directions is not None else ''}. Choose another format."
+        )
+    data = data_of_results(folder)
+    _WRITERS[to](path, data, overwrite=overwrite)
+    return {"names": [array.name for array in data.arrays]}
+
+
+def import_store(
+    path: str | Path,
+    to: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = SILENT,
+) -> Store:
+    """Turn an HDF5 file or an archive into a store; memory holds one shard.
+
+    What `export` wrote becomes the store that it was, bit for bit. Any other HDF5 file needs
+    datasets `<site>/<position>` `[n, layer, d_model]` of float32 or float16, such as
+    `resid_post/prompt`, and may have columns of `n` texts or numbers (`id`, `behavior`, `label`,
+    `split`, `prompt`, …).
+
+    Args:
+        path: the file, or the archive's folder.
+        to: where the store will be.
+        resume: continue an interrupted import of the same file.
+        overwrite: replace a store that exists at `to`.
+        progress: shows the rows.
+
+    Raises:
+        FormatError: the file is neither, is damaged, or is not of plain arrays that it holds.
+        MismatchError: it was changed since it was exported, or its arrays do not fit together.
+        StoreExistsError: something exists at `to`.
+    """
+    read = read_archive if is_archive(path) else import_hdf5
+    with progress.steps("import", None) as on_rows:
+        return read(path, to, resume=resume, overwrite=overwrite, on_rows=on_rows)

@@ -1,0 +1,147 @@
+"""A finished sweep, open for reading: propensity and slopes of every sample and layer. NumPy only.
+
+`run` writes it, `steerability` and the predictors read it.
+"""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from actcache.analysis.stats.slopes import slopes
+from actcache.errors import MismatchError
+from actcache.store.store import Store, open_store
+
+MAIN_SET = "difference_of_means"
+"""The direction set that `actcache analyze` reports on, beside random ones as controls."""
+
+_ARRAY = "/propensity"
+
+
+class Sweep:
+    """Propensity of every sample, layer and multiplier, for one or more direction sets."""
+
+    def __init__(self, store: Store) -> None:
+        """Read an open store of the kind `sweep`.
+
+        Raises:
+            MismatchError: it is of another kind.
+        """
+        if store.kind != "sweep":
+            raise MismatchError(
+                f"'{store.path}' holds {store.kind}, expected a sweep. Pass what run_sweep or "
+                "actcache analyze wrote: OUT/sweep.zarr."
+            )
+        self.store = store
+        """The store that it is read from: columns, config and provenance."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the direction sets."""
+        return [x.removesuffix(_ARRAY) for x in self.store.arrays if x.endswith(_ARRAY)]
+
+    @property
+    def n(self) -> int:
+        """Samples."""
+        return self.store.n
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Id of each sample, `[n]`, in the order of the residuals' store."""
+        return self.store["id"]
+
+    @property
+    def layers(self) -> Int64[np.ndarray, " layer"]:
+        """Number of each steered layer, rising."""
+        return np.asarray(self.store["layer"], np.int64)
+
+    @property
+    def multipliers(self) -> Float64[np.ndarray, " multiplier"]:
+        """The factors λ on the directions."""
+        return np.asarray(self.store["multiplier"], np.float64)
+
+    @property
+    def certificate(self) -> dict[str, float]:
+        """The check made before the sweep; see `run_sweep`."""
+        certificate: dict[str, float] = self.store.certificate
+        return certificate
+
+    @property
+    def propensity(self) -> Float32[np.ndarray, "n layer multiplier"]:
+        """Propensity under the main direction set; see `main_set`."""
+        return self.propensity_of(self.main_set)
+
+    @property
+    def main_set(self) -> str:
+        """The set that is meant when none is named: `difference_of_means`, or the only one.
+
+        Raises:
+            MismatchError: there are several sets, and none of that name.
+        """
+        names = self.names
+        if MAIN_SET in names:
+            return MAIN_SET
+        if len(names) != 1:
+            raise MismatchError(
+                f"'{self.store.path}' holds the direction sets {', '.join(names)}, expected a "
+                "name where there are several. Pass one of them."
+            )
+        return names[0]
+
+    def propensity_of(self, name: str) -> Float32[np.ndarray, "n layer multiplier"]:
+        """Propensity under one direction set: score of the positive minus the negative completion.
+
+        Raises:
+            MismatchError: there is no such set.
+        """
+        if name not in self.names:
+            raise MismatchError(
+                f"'{self.store.path}' has no direction set '{name}', expected "
+                f"{', '.join(self.names)}. Pass one of them."
+            )
+        return np.asarray(self.store.array(name + _ARRAY)[:])
+
+    def slopes(self, name: str | None = None) -> Float64[np.ndarray, "n layer"]:
+        """Steerability of every sample at every layer: least-squares slope of propensity over λ.
+
+        Args:
+            name: the direction set; by default `main_set`.
+
+        Raises:
+            MismatchError: there is no such set, or only one multiplier was swept.
+        """
+        propensity = self.propensity_of(self.main_set if name is None else name)
+        return slopes(propensity, self.multipliers)
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name}={value}" for name, value in self._facts().items())
+        return f"Sweep({str(self.store.path)!r}, {facts})"
+
+    def _repr_html_(self) -> str:
+        facts = {"sweep": self.store.path, **self._facts(), **(self.certificate or {})}
+        rows = "".join(
+            f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>"
+            for name, value in facts.items()
+        )
+        return f"<table>{rows}</table>"
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "n": self.n,
+            "sets": self.names,
+            "layers": self.layers.tolist(),
+            "multipliers": self.multipliers.tolist(),
+        }
+
+
+def open_sweep(path: str | Path) -> Sweep:
+    """Open a finished sweep, such as `OUT/sweep.zarr`.
+
+    Raises:
+        StoreNotFoundError: there is none.
+        IncompleteStoreError: it was interrupted; run it again to finish it.
+        MismatchError: a store of another kind lies there.
+    """
+    return Sweep(open_store(path))

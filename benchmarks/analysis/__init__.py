@@ -1,0 +1,1 @@
+"""Statistics and predictors: cost beside reading alone and beside plain PyTorch."""

@@ -1,0 +1,1 @@
+"""Builds beside plain forward passes and beside other tools."""

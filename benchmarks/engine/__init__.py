@@ -1,0 +1,1 @@
+"""The steered sweep beside the naive loop, on a CPU and on a GPU."""

@@ -1,0 +1,1 @@
+"""The store beside raw files, np.memmap and other formats."""
