@@ -9,6 +9,7 @@ if __name__ != "actcache.analysis":
 
 
 if TYPE_CHECKING:
+    from actcache.analysis.config import AnalyzeConfig
     from actcache.analysis.directions.difference_of_means import (
         Directions,
         cosine,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     )
     from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
     from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.pipeline import analyze
     from actcache.analysis.predict.embedding_space import (
         Projection,
         Silhouette,
@@ -42,35 +44,47 @@ if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
     from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
     from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+    from actcache.analysis.results import Results, open_results
     from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
     from actcache.analysis.stats.float16 import to_float32
     from actcache.analysis.stats.moments import Moments, class_moments
     from actcache.analysis.stats.slopes import FitQuality, fit_quality, slopes, split_grid
+    from actcache.analysis.summary import Summary
     from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
     from actcache.analysis.sweep.run import run_sweep
-    from actcache.analysis.sweep.steerability import Comparison, Steerability, summarize
-    from actcache.analysis.sweep.strategies import CrossFit, LayerChoice
+    from actcache.analysis.sweep.steerability import (
+        BehaviorScores,
+        Comparison,
+        Steerability,
+        summarize,
+    )
+    from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
 
 __all__ = [
+    "AnalyzeConfig",
+    "BehaviorScores",
     "ChosenSetting",
     "Comparison",
-    "CrossFit",
     "Directions",
     "FitQuality",
     "Interval",
     "L2SSettings",
-    "LayerChoice",
     "LayerPredictor",
     "LayerScores",
     "Moments",
     "Projection",
     "Projections",
+    "Results",
     "Silhouette",
     "Steerability",
+    "SteerabilityScores",
+    "StrategyScore",
+    "Summary",
     "Sweep",
     "TokenChoice",
     "VectorPredictor",
     "W2SSettings",
+    "analyze",
     "bootstrap_means",
     "choose_tokens",
     "class_moments",
@@ -84,6 +98,7 @@ __all__ = [
     "letter_directions",
     "letter_share",
     "mean_cosine",
+    "open_results",
     "open_sweep",
     "pair_directions",
     "plot_grid",

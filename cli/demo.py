@@ -9,6 +9,7 @@ from pathlib import Path
 
 from actcache.cli import analyze, build, console
 from actcache.cli.options import add_json, add_output
+from actcache.cli.show import show_or_print
 
 EXAMPLE = "actcache demo -o demo-out"
 
@@ -33,9 +34,10 @@ def run(args: argparse.Namespace) -> None:
     build_args += ["--dtype", "float32", "--personas", str(personas_path()), "--overwrite"]
     analyze_args = [str(store), "-o", str(out), "--overwrite", "--controls", "5"]
     if args.json:
-        console.print_json(
-            analyze.run_analyze(open_store(_built(build_args)), out, _parsed(analyze, analyze_args))
+        summary = analyze.run_analyze(
+            open_store(_built(build_args)), out, _parsed(analyze, analyze_args)
         )
+        show_or_print(summary, as_json=True, out=out)
         return
     for name, module, given in (("build", build, build_args), ("analyze", analyze, analyze_args)):
         shown = " ".join(given).replace(str(model_path().parent), "DEMO")

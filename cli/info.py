@@ -4,7 +4,6 @@ Reads attributes and columns only, without the model and without torch.
 """
 
 import argparse
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +32,15 @@ def run(args: argparse.Namespace) -> None:
     summary = path / "summary.json"
     facts: dict[str, Any]
     if summary.is_file():
-        facts = json.loads(summary.read_text(encoding="utf-8"))
-        if not args.json:
-            from actcache.cli.analyze import show
+        from actcache.analysis.documents import plain
+        from actcache.analysis.summary import Summary
+        from actcache.cli.show import show
 
-            show(facts)
+        results = Summary.read(summary)
+        if not args.json:
+            show(results)
             return
+        facts = plain(results)
     elif path.is_dir() and not (path / "zarr.json").exists():
         raise StoreNotFoundError(
             f"no store and no results at '{path}'. Build one with: actcache build DATA --model M "

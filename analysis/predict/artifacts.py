@@ -1,54 +1,64 @@
-"""What the stage `predictors` leaves beside its tables: choices as arrays, prompts as a picture.
+"""Arrays that the stage `predictors` leaves: slopes, selected layers, prompts in the plane."""
 
-Refuses to know how choices were made.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from actcache.analysis.predict.embedding_space import project_to_plane
-from actcache.analysis.predict.selections import Chosen
-from actcache.analysis.report.plots import plot_embeddings
-from actcache.analysis.results import write_arrays, write_aside
+from actcache.analysis.files import write_arrays
+from actcache.analysis.predict.embedding_space import Projection, project_to_plane
+from actcache.analysis.predict.selections import LayerSelections
 from actcache.encoders import Embeddings
 from actcache.store.store import Store
 
 
-def write_choices(
-    out: Path, store: Store, kinds: Mapping[str, Mapping[str, Chosen]], layers: list[int]
+def write_selections(
+    out: Path,
+    store: Store,
+    by_set: Mapping[str, Mapping[str, LayerSelections]],
+    layers: Sequence[int],
+    plane: Projection | None,
 ) -> None:
-    """`predictors.npz`: slopes of each kind, and the layer that each training predicts per row."""
+    """Write `predictors.npz`: slopes of each set, and the layer that each training predicts a row.
+
+    Args:
+        out: the results folder.
+        store: whose rows they are.
+        by_set: selections by direction set and behavior.
+        layers: number of each layer.
+        plane: prompts in two dimensions, as `embedding_plane` gives them.
+    """
     number = np.array(layers)
     arrays: dict[str, np.ndarray] = {
         name: np.asarray(store[name], dtype=str) for name in ("id", "behavior", "variant", "split")
     }
     arrays["layer"] = number
-    for kind, found in kinds.items():
-        any_of = next(iter(found.values()))
+    for name, behaviors in by_set.items():
+        first = next(iter(behaviors.values()))
         slope = np.empty((store.n, len(layers)))
-        places = {
-            name: np.empty((len(each), store.n), np.int64) for name, each in any_of.places.items()
-        }
         fixed = np.empty(store.n, np.int64)
-        for each in found.values():
-            slope[each.rows.at] = each.slopes.slope
-            fixed[each.rows.at] = each.fixed
-            for name, chosen in each.places.items():
-                places[name][:, each.rows.at] = chosen
-        arrays[f"{kind}/slope"] = slope
-        arrays[f"{kind}/fixed_layer"] = number[fixed]
-        arrays |= {f"{kind}/{name}/layer": number[each] for name, each in places.items()}
+        predicted = {
+            strategy: np.empty((len(places), store.n), np.int64)
+            for strategy, places in first.predicted.items()
+        }
+        for selections in behaviors.values():
+            at = selections.rows.at
+            slope[at], fixed[at] = selections.slopes.slope, selections.fixed
+            for strategy, places in selections.predicted.items():
+                predicted[strategy][:, at] = places
+        arrays[f"{name}/slope"] = slope
+        arrays[f"{name}/fixed_layer"] = number[fixed]
+        arrays |= {f"{name}/{each}/layer": number[places] for each, places in predicted.items()}
+    if plane is not None:
+        arrays["plane"] = plane.points
     write_arrays(out / "predictors.npz", arrays)
 
 
-def draw_embeddings(out: Path, store: Store, found: Embeddings, *, seed: int) -> None:
-    """`embeddings.png`: base prompts in the plane, by behavior."""
+def embedding_plane(store: Store, embeddings: Embeddings, *, seed: int) -> Projection:
+    """Project base prompts to the plane; other rows of the store are NaN."""
     base = store["variant"] == "base"
-    plane = project_to_plane(found.values[base], seed=seed)
-    behaviors = store["behavior"][base]
-    write_aside(
-        out / "embeddings.png",
-        lambda path: plot_embeddings(path, plane, behaviors, encoder=found.name),
-    )
+    projection = project_to_plane(embeddings.values[base], seed=seed)
+    points = np.full((store.n, 2), np.nan, np.float32)
+    points[base] = projection.points
+    return replace(projection, points=points)

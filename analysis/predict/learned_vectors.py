@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -21,11 +19,11 @@ from actcache.analysis.directions.letter import letter_directions, letter_share,
 from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
 from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
 from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
-from actcache.analysis.predict.selections import Chosen, Rows
+from actcache.analysis.predict.selections import BehaviorRows
+from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.row_directions import RowDirections
 from actcache.analysis.sweep.run import run_sweep
 from actcache.engine.model import LanguageModel
-from actcache.engine.steered_scores import SteeringRule
 from actcache.errors import MismatchError
 from actcache.identity import require_same
 from actcache.progress import Progress, Silent
@@ -53,7 +51,7 @@ class Learned:
     networks: Mapping[str, VectorPredictor]
     """By behavior."""
 
-    swept: Store
+    swept: Sweep
     """`<set>/propensity` of `sets`."""
 
     sets: Sequence[str]
@@ -66,42 +64,14 @@ class Learned:
     oracle: str = ORACLE
     """The set that chooses the fixed layer."""
 
-    def figures(
-        self, kinds: Mapping[str, Mapping[str, Chosen]], layers: Sequence[int]
-    ) -> dict[str, Any]:
-        """For the summary: each behavior's networks, and those at its fixed layer."""
-        found = {}
-        for behavior, networks in self.networks.items():
-            at = kinds[LEARNED][behavior].fixed
-            share = self.letter_share[behavior]
-            found[behavior] = {
-                "fixed_layer": layers[at],
-                "context_layer": int(networks.context_layer[at]),
-                "components": int(networks.components[at]),
-                "rate": float(networks.rate[at]),
-                "epochs": int(networks.epoch[at]),
-                "validation_loss": float(networks.validation_loss[at]),
-                "mean_loss": float(networks.mean_loss[at]),
-                "letter_share": None if isinstance(share, str) else float(share[at]),
-                "no_letter": share if isinstance(share, str) else "",
-                "layers": {
-                    "context_layer": networks.context_layer.tolist(),
-                    "validation_loss": networks.validation_loss.tolist(),
-                    "mean_loss": networks.mean_loss.tolist(),
-                    "letter_share": None if isinstance(share, str) else share.tolist(),
-                },
-            }
-        return found
-
 
 def learn_vectors(
     folder: Path,
     store: Store,
-    behaviors: Mapping[str, Rows],
+    behaviors: Mapping[str, BehaviorRows],
     *,
     layers: Sequence[int],
     config: AnalyzeConfig,
-    rule: SteeringRule,
     model: Callable[[], LanguageModel],
     progress: Progress,
     device: str = "cpu",
@@ -115,7 +85,6 @@ def learn_vectors(
         behaviors: its behaviors and their rows.
         layers: numbers of the layers to steer.
         config: the settings.
-        rule: the sweep's conventions.
         model: gives the store's model; called only if something is still to be swept.
         progress: shows the loops.
         device: where networks are trained.
@@ -164,7 +133,7 @@ def learn_vectors(
 
         for behavior, rows in behaviors.items():
             networks[behavior] = load_or_make(
-                folder / quote(behavior, safe="") / LEARNED,
+                folder / rows.folder / LEARNED,
                 fingerprint,
                 load=load,
                 make=partial(
@@ -199,14 +168,14 @@ def learn_vectors(
         multipliers=config.multipliers,
         out=path,
         model=model,
-        first_steered=rule.first_steered,
-        score=rule.score,
+        first_steered=config.first_steered,
+        score=config.score,
         layers=layers,
         batch_tokens=config.batch_tokens,
         progress=progress,
         title="sweep of learned vectors",
     )
-    return Learned(networks=networks, swept=swept.store, sets=list(sets), letter_share=shares)
+    return Learned(networks=networks, swept=swept, sets=list(sets), letter_share=shares)
 
 
 class _SharedBar(Silent):
@@ -227,7 +196,7 @@ class _Vectors:
     def __init__(
         self,
         store: Store,
-        behaviors: Mapping[str, Rows],
+        behaviors: Mapping[str, BehaviorRows],
         networks: Mapping[str, VectorPredictor],
         layers: Sequence[int],
     ) -> None:
@@ -273,7 +242,7 @@ class _Vectors:
         return np.asarray(np.subtract(positive, negative, dtype=np.float32))
 
     def letter_share(
-        self, rows: Rows, letter: Float32[np.ndarray, "layer d_model"]
+        self, rows: BehaviorRows, letter: Float32[np.ndarray, "layer d_model"]
     ) -> Float64[np.ndarray, " layer"]:
         """Mean `letter_share` over a behavior's base test samples, at the steered layers."""
         row_numbers = rows.at[rows.test & (rows.variant == "base")]
@@ -284,5 +253,7 @@ class _Vectors:
         return np.asarray(total / len(row_numbers))
 
 
-def _mask(store: Store, rows: Rows, chosen: Bool[np.ndarray, " row"]) -> Bool[np.ndarray, " n"]:
+def _mask(
+    store: Store, rows: BehaviorRows, chosen: Bool[np.ndarray, " row"]
+) -> Bool[np.ndarray, " n"]:
     return np.isin(np.arange(store.n), rows.at[chosen])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from actcache.analysis.results import write_tensors
+from actcache.analysis.files import write_tensors
 from actcache.errors import ActcacheError, FormatError, StoreNotFoundError
 
 Result = TypeVar("Result")

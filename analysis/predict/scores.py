@@ -1,166 +1,213 @@
-"""What choices of layers are worth: the figures that tables show and verdicts are drawn from.
+"""Scores of selected layers: what every strategy is worth, and how predictors were trained.
 
-All are of test samples, but for cross-validation's. Refuses to know files and words.
+All are of test samples, but for cross-validation's.
 """
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
 
+from actcache.analysis.names import FIXED, W2S_SHUFFLED, w2s
 from actcache.analysis.predict.embedding_space import silhouette_by_behavior
-from actcache.analysis.predict.selections import SHUFFLED, Chosen, w2s
-from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.results import plain
+from actcache.analysis.predict.outcome import (
+    DirectionSetScores,
+    EncoderScore,
+    NetworkLayers,
+    NetworkScore,
+    TrainingScore,
+    VariantScores,
+)
+from actcache.analysis.predict.selections import LayerSelections
+from actcache.analysis.stats.bootstrap import Interval
 from actcache.analysis.sweep.layer_ranks import best_layers
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES
-from actcache.analysis.sweep.ways import FIXED, Way, worths
+from actcache.analysis.sweep.strategies import LayerStrategy, score_behaviors
 from actcache.encoders import Embeddings
 
-BEYOND = "W2S beyond shuffled"
-"""The primary predictor's slope, its gain read over the predictor of traded prompts."""
+if TYPE_CHECKING:
+    from actcache.analysis.predict.learned_vectors import Learned
+
+Selections = Mapping[str, LayerSelections]
+"""By behavior."""
 
 
-def figures(
-    kinds: Mapping[str, Mapping[str, Chosen]], settings: W2SSettings, *, seed: int, draws: int
-) -> dict[str, Any]:
-    """Every way of choosing, by kind of directions, variant and behavior.
+def variants_of(selections: Selections) -> tuple[str, ...]:
+    """Name the variants that test samples have, `base` first."""
+    names = [v for c in selections.values() for v in c.rows.variant[c.rows.test].tolist()]
+    return tuple(sorted(dict.fromkeys(names), key=lambda name: name != "base"))
+
+
+def letters_of(selections: Selections) -> tuple[str, ...]:
+    """Name the letters that enough test samples have."""
+    counts = Counter(
+        x for c in selections.values() for x in c.rows.letter[c.rows.test].tolist() if x
+    )
+    return tuple(sorted(x for x, n in counts.items() if n >= LETTER_SAMPLES))
+
+
+def score_set(
+    selections: Selections,
+    *,
+    layers: Sequence[int],
+    variants: Sequence[str],
+    letters: Sequence[str],
+    top: Sequence[int],
+    seed: int,
+    draws: int,
+) -> DirectionSetScores:
+    """Score every strategy with one set of directions.
 
     Args:
-        kinds: by kind and behavior.
-        settings: of the predictors.
-        seed: of the bootstrap.
+        selections: by behavior.
+        layers: number of each layer.
+        variants: as `variants_of` gives them.
+        letters: as `letters_of` gives them.
+        top: K of the predictors.
+        seed: of the bootstrap; each set's draws are its own, whatever others there are.
         draws: of the bootstrap.
-
-    Returns:
-        `worth[kind][variant]` with `mean` and `behaviors`; `by_letter[kind][letter]`, means over
-        behaviors; `beyond[kind]`, the gain over the predictor of traded prompts; `primary[kind]`,
-        the K that did best in cross-validation; `variants` that there are, and `letters` with
-        enough samples.
     """
-    chosen = [each for found in kinds.values() for each in found.values()]
-    variants = list(dict.fromkeys(v for c in chosen for v in c.rows.variant[c.rows.test].tolist()))
-    variants = sorted(variants, key=lambda name: name != "base")
-    first = next(iter(kinds.values())).values()
-    counted = Counter(x for c in first for x in c.rows.letter[c.rows.test].tolist() if x)
-    letters = sorted(x for x, n in counted.items() if n >= LETTER_SAMPLES)
-    primary = {name: _primary(found, settings) for name, found in kinds.items()}
-    worth: dict[str, Any] = {}
-    by_letter: dict[str, Any] = {}
-    beyond: dict[str, Any] = {}
-    for name, found in kinds.items():
-        rng = np.random.default_rng(seed)  # each kind's draws alone, whatever others there are
-        worth[name] = {}
-        for variant in variants:
-            ways = _ways(found, variant=variant)
-            each, mean = worths(ways, rng, draws=draws)
-            worth[name][variant] = {"mean": plain(mean), "behaviors": plain(each)}
-        by_letter[name] = {}
-        for letter in letters:
-            ways = _ways(found, letter=letter)
-            if ways:
-                by_letter[name][letter] = plain(worths(ways, rng, draws=draws)[1])
-        top = primary[name]
-        if top is not None:
-            ways = {
-                behavior: _against_shuffled(each, w2s(top))
-                for behavior, each in _ways(found).items()
-            }
-            beyond[name] = plain(worths(ways, rng, draws=draws)[1][BEYOND].gain)
-    return {
-        "variants": variants,
-        "letters": letters,
-        "primary": primary,
-        "worth": worth,
-        "by_letter": by_letter,
-        "beyond": beyond,
-    }
+    rng = np.random.default_rng(seed)
+    by_variant = {}
+    for variant in variants:
+        behaviors, mean = score_behaviors(_tested(selections, variant), rng, draws=draws)
+        by_variant[variant] = VariantScores(mean=mean, behaviors=behaviors)
+    by_letter = {}
+    for letter in letters:
+        tested = _tested(selections, letter=letter)
+        if tested:
+            by_letter[letter] = score_behaviors(tested, rng, draws=draws)[1]
+    primary = _primary(selections, top)
+    over_shuffled = None
+    if primary is not None:
+        over_shuffled = _gain_over_shuffled(_tested(selections), primary, rng, draws)
+    return DirectionSetScores(
+        fixed_layer={behavior: layers[each.fixed] for behavior, each in selections.items()},
+        primary=primary,
+        variants=by_variant,
+        by_letter=by_letter,
+        over_shuffled=over_shuffled,
+        training={behavior: _training(each) for behavior, each in selections.items()},
+    )
 
 
-def training_figures(found: Mapping[str, Chosen]) -> dict[str, Any]:
-    """What cross-validation said of each behavior's predictors, by way."""
-    return {
-        behavior: {
-            name: {
-                "active_layers": each.active_layers.tolist(),
-                "chosen": plain(each.chosen),
-                "n_folds": each.n_folds,
-                "cv_value": each.cv_value,
-                "cv_crossfit": each.cv_crossfit,
-                "cv_fixed": each.cv_fixed,
-                "cv_gain": each.cv_gain,
-                "cv_gain_error": each.cv_gain_error,
-            }
-            for name, each in chosen.predictors.items()
-        }
-        for behavior, chosen in found.items()
-    }
+def score_networks(
+    learned: "Learned", selections: Selections, layers: Sequence[int]
+) -> dict[str, NetworkScore]:
+    """Read each behavior's networks, and those at its fixed layer, off their training."""
+    scores = {}
+    for behavior, networks in learned.networks.items():
+        at = selections[behavior].fixed
+        share = learned.letter_share[behavior]
+        scores[behavior] = NetworkScore(
+            fixed_layer=layers[at],
+            context_layer=int(networks.context_layer[at]),
+            components=int(networks.components[at]),
+            rate=float(networks.rate[at]),
+            epochs=int(networks.epoch[at]),
+            validation_loss=float(networks.validation_loss[at]),
+            mean_loss=float(networks.mean_loss[at]),
+            letter_share=None if isinstance(share, str) else float(share[at]),
+            no_letter=share if isinstance(share, str) else "",
+            layers=NetworkLayers(
+                context_layer=tuple(networks.context_layer.tolist()),
+                validation_loss=tuple(networks.validation_loss.tolist()),
+                mean_loss=tuple(networks.mean_loss.tolist()),
+                letter_share=None if isinstance(share, str) else tuple(share.tolist()),
+            ),
+        )
+    return scores
 
 
-def encoder_figures(
-    embeddings: Embeddings, found: Mapping[str, Chosen], behaviors: Shaped[np.ndarray, " n"]
-) -> dict[str, Any]:
-    """How well an encoder serves: behaviors apart, best layers predicted, steerability reached.
+def score_encoder(
+    embeddings: Embeddings, selections: Selections, behaviors: Shaped[np.ndarray, " n"]
+) -> EncoderScore:
+    """Score an encoder: behaviors apart, best layers predicted, steerability reached.
 
     Args:
         embeddings: of all rows of the store.
-        found: by behavior, the choices of the predictors that read these embeddings.
+        selections: by behavior, of the predictors that read these embeddings.
         behaviors: of all rows.
     """
     tested = np.zeros(len(behaviors), bool)
     accuracy, value, fixed = [], [], []
-    for chosen in found.values():
-        rows = chosen.rows.test & (chosen.rows.variant == "base")
-        tested[chosen.rows.at[rows]] = True
-        name = next(iter(chosen.places))
-        best = best_layers(chosen.slopes.slope[rows])
-        accuracy.append(float((chosen.places[name][:, rows] == best).mean()))
-        ways = chosen.ways(rows)
-        value.append(float(ways[name].slope.mean()))
-        fixed.append(float(ways[FIXED].slope.mean()))
+    for each in selections.values():
+        rows = each.rows.test & (each.rows.variant == "base")
+        tested[each.rows.at[rows]] = True
+        name = next(iter(each.predicted))
+        best = best_layers(each.slopes.slope[rows])
+        accuracy.append(float((each.predicted[name][:, rows] == best).mean()))
+        strategies = each.strategies(rows)
+        value.append(float(strategies[name].slope.mean()))
+        fixed.append(float(strategies[FIXED].slope.mean()))
     silhouette = None
-    if len(found) > 1:
+    if len(selections) > 1:
         silhouette = silhouette_by_behavior(embeddings.values[tested], behaviors[tested]).mean
+    return EncoderScore(
+        settings=embeddings.settings,
+        n_dimensions=embeddings.values.shape[1],
+        n_truncated=embeddings.n_truncated,
+        silhouette=None if silhouette is None else float(silhouette),
+        accuracy=float(np.mean(accuracy)),
+        value=float(np.mean(value)),
+        fixed=float(np.mean(fixed)),
+    )
+
+
+def _training(selections: LayerSelections) -> dict[str, TrainingScore]:
     return {
-        "settings": plain(embeddings.settings),
-        "n_dimensions": embeddings.values.shape[1],
-        "n_truncated": embeddings.n_truncated,
-        "silhouette": silhouette,
-        "accuracy": float(np.mean(accuracy)),
-        "value": float(np.mean(value)),
-        "fixed": float(np.mean(fixed)),
+        name: TrainingScore(
+            active_layers=tuple(predictor.active_layers.tolist()),
+            chosen=predictor.chosen,
+            n_folds=predictor.n_folds,
+            cv_value=predictor.cv_value,
+            cv_crossfit=predictor.cv_crossfit,
+            cv_fixed=predictor.cv_fixed,
+            cv_gain=predictor.cv_gain,
+            cv_gain_error=predictor.cv_gain_error,
+        )
+        for name, predictor in selections.predictors.items()
     }
 
 
-def _primary(found: Mapping[str, Chosen], settings: W2SSettings) -> int | None:
-    """The K whose predictors gained most in cross-validation, mean over behaviors."""
-    if not all(each.predictors for each in found.values()):
+def _primary(selections: Selections, top: Sequence[int]) -> str | None:
+    """The predictor that gained most in cross-validation, mean over behaviors."""
+    if not all(each.predictors for each in selections.values()):
         return None
     gains = {
-        top: np.mean([each.predictors[w2s(top)].cv_gain for each in found.values()])
-        for top in settings.top
+        name: np.mean([each.predictors[name].cv_gain for each in selections.values()])
+        for name in map(w2s, top)
     }
-    return max(gains, key=lambda top: gains[top])
+    return max(gains, key=lambda name: gains[name])
 
 
-def _ways(
-    found: Mapping[str, Chosen], *, variant: str = "base", letter: str | None = None
-) -> dict[str, dict[str, Way]]:
-    """Ways of the behaviors that have such test samples."""
-    tested = {}
-    for behavior, each in found.items():
+def _tested(
+    selections: Selections, variant: str = "base", letter: str | None = None
+) -> dict[str, dict[str, LayerStrategy]]:
+    """Strategies of the behaviors that have such test samples."""
+    strategies = {}
+    for behavior, each in selections.items():
         rows = each.rows.test & (each.rows.variant == variant)
-        tested[behavior] = rows if letter is None else rows & (each.rows.letter == letter)
-    return {
-        behavior: each.ways(tested[behavior])
-        for behavior, each in found.items()
-        if tested[behavior].any()
+        if letter is not None:
+            rows &= each.rows.letter == letter
+        if rows.any():
+            strategies[behavior] = each.strategies(rows)
+    return strategies
+
+
+def _gain_over_shuffled(
+    tested: Mapping[str, Mapping[str, LayerStrategy]],
+    primary: str,
+    rng: np.random.Generator,
+    draws: int,
+) -> Interval:
+    compared = {
+        behavior: {
+            primary: replace(strategies[primary], base=strategies[W2S_SHUFFLED].slope.mean(0))
+        }
+        for behavior, strategies in tested.items()
     }
-
-
-def _against_shuffled(ways: Mapping[str, Way], name: str) -> dict[str, Way]:
-    own = ways[name]
-    against = ways[SHUFFLED].slope.mean(0)
-    return {FIXED: ways[FIXED], BEYOND: Way(own.slope, own.steerable, against=against)}
+    return score_behaviors(compared, rng, draws=draws)[1][primary].gain

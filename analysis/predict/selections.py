@@ -1,8 +1,7 @@
-"""Layers predicted from prompts (W2S), for one set of directions and all behaviors.
+"""Layers selected for each sample of a behavior by every strategy, predictors (W2S) among them.
 
-Trains a predictor for each behavior on the slopes of its train samples, and one that was shown
-other prompts' embeddings as a control; gives all ways of choosing the layer, side by side. Refuses
-to know how directions were made and what a report looks like.
+Trains a predictor for each behavior on the slopes of its train samples, and as a control one that
+was shown other prompts' embeddings.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,31 +10,28 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
+from actcache.analysis.names import W2S_SHUFFLED, slugs, w2s
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.sweep.layer_ranks import active_layers, best_layers
-from actcache.analysis.sweep.steerability import fixed_layer
-from actcache.analysis.sweep.strategies import SlopeTable
-from actcache.analysis.sweep.ways import Way, chosen_way, crossfit_way, simple_ways
+from actcache.analysis.sweep.strategies import (
+    LayerStrategy,
+    SlopeTable,
+    chosen_layers,
+    compared_strategies,
+    fixed_layer,
+)
 from actcache.conventions import SPLITS
 from actcache.errors import MismatchError
 from actcache.store.store import Store
 
-SHUFFLED = "W2S shuffled"
-"""The way of a predictor that was trained on the embeddings of other samples' prompts."""
-
-CROSSFIT = "cross-fitted"
-"""The oracle that chooses with one half of the multipliers and is read with the other."""
-
-
-def w2s(top: int) -> str:
-    """What the way of a predictor with smoothing over the best `top` layers is called."""
-    return f"W2S Top-{top}"
-
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class BehaviorRows:
     """The rows of one behavior, and what is known of them."""
+
+    folder: str
+    """Name of the behavior's folder under `predictors/`."""
 
     at: Int64[np.ndarray, " row"]
     """Their numbers in the store."""
@@ -54,8 +50,8 @@ class Rows:
     letter: Shaped[np.ndarray, " row"]
 
 
-def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Rows]:
-    """The behaviors of a store and their rows, if there is enough to train and test on.
+def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, BehaviorRows]:
+    """Find the rows of each behavior of a store of pairs, if there are enough to train and test on.
 
     Args:
         store: of pairs.
@@ -64,8 +60,9 @@ def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Rows]:
     Raises:
         MismatchError: a behavior lacks base rows of a split, or has one train prompt alone.
     """
-    found = {}
-    for behavior in np.unique(store["behavior"]).tolist():
+    behaviors = {}
+    names = [str(behavior) for behavior in np.unique(store["behavior"])]
+    for behavior, folder in slugs(names).items():
         at = np.flatnonzero(store["behavior"] == behavior)
         split, variant = store["split"][at], store["variant"][at]
         base = variant == "base"
@@ -83,7 +80,8 @@ def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Rows]:
                 f"behavior '{behavior}' has one train prompt, expected two or more to train "
                 "predictors on. Build from more rows."
             )
-        found[str(behavior)] = Rows(
+        behaviors[behavior] = BehaviorRows(
+            folder=folder,
             at=at,
             train=sides["train"],
             validation=sides["validation"],
@@ -92,14 +90,17 @@ def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Rows]:
             prompt=prompts,
             letter=store["letter"][at],
         )
-    return found
+    return behaviors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """What one behavior's choices rest on, with one set of directions. Layers are places."""
+class LayerSelections:
+    """Which layers each strategy selects for one behavior, with one set of directions.
 
-    rows: Rows
+    Layers are places among those that were swept.
+    """
+
+    rows: BehaviorRows
     slopes: SlopeTable
     """Of the behavior's rows."""
 
@@ -113,27 +114,25 @@ class Chosen:
     """The layers that are best for some train sample."""
 
     predictors: Mapping[str, LayerPredictor]
-    """By way; empty where none was trained."""
+    """By strategy; empty where none was trained."""
 
-    places: Mapping[str, Int64[np.ndarray, "seed row"]]
-    """Layer of every row, by way."""
+    predicted: Mapping[str, Int64[np.ndarray, "seed row"]]
+    """Layer of every row, by strategy."""
 
-    def ways(self, rows: Bool[np.ndarray, " row"]) -> dict[str, Way]:
-        """All ways of choosing the layer, on some of the behavior's rows."""
-        slope = self.slopes.slope[rows]
-        found = simple_ways(
-            slope, fixed_layer=self.fixed, frequent_layer=self.frequent, active=self.active
+    def strategies(self, rows: Bool[np.ndarray, " row"]) -> dict[str, LayerStrategy]:
+        """Read all strategies on some of the behavior's rows."""
+        table = self.slopes.of(rows)
+        compared = compared_strategies(
+            table, fixed_layer=self.fixed, frequent_layer=self.frequent, active=self.active
         )
-        if self.slopes.halves is not None:
-            halves = self.slopes.halves[:, rows]
-            found[CROSSFIT] = crossfit_way(halves, fixed_layer=self.fixed)
-        return found | {
-            name: chosen_way(slope, places[:, rows]) for name, places in self.places.items()
+        return compared | {
+            name: chosen_layers(table.slope, layers[:, rows], fixed_layer=self.fixed)
+            for name, layers in self.predicted.items()
         }
 
 
 def train_predictors(
-    rows: Rows,
+    rows: BehaviorRows,
     slope: Float64[np.ndarray, "row layer"],
     *,
     layers: Sequence[int],
@@ -142,7 +141,7 @@ def train_predictors(
     device: str = "cpu",
     on_network: Callable[[int], object] = lambda _n: None,
 ) -> dict[str, LayerPredictor]:
-    """A behavior's predictors by the way that they stand for, the control among them.
+    """Train a behavior's predictors, by the strategy that they stand for, and the control.
 
     Args:
         rows: of the behavior.
@@ -172,21 +171,21 @@ def train_predictors(
             on_network=on_network,
         )
 
-    found = {w2s(top): each for top, each in train(embeddings, settings.top).items()}
-    traded = _shuffled(embeddings, rows.train, settings.seed)
-    control = train(traded, settings.top[:1])
-    return found | {SHUFFLED: control[settings.top[0]]}
+    predictors = {w2s(top): each for top, each in train(embeddings, settings.top).items()}
+    shuffled = _shuffled(embeddings, rows.train, settings.seed)
+    control = train(shuffled, settings.top[:1])
+    return predictors | {W2S_SHUFFLED: control[settings.top[0]]}
 
 
-def choose_layers(
-    rows: Rows,
+def select_layers(
+    rows: BehaviorRows,
     slopes: SlopeTable,
     *,
     fixed: int | None = None,
     predictors: Mapping[str, LayerPredictor] | None = None,
     embeddings: Float32[np.ndarray, "row e"] | None = None,
-) -> Chosen:
-    """Choose layers for one behavior in every way.
+) -> LayerSelections:
+    """Select layers for one behavior by every strategy.
 
     Args:
         rows: of the behavior.
@@ -197,25 +196,25 @@ def choose_layers(
     """
     best = best_layers(slopes.slope[rows.train])
     counts = np.bincount(best, minlength=slopes.slope.shape[1])
-    places = {}
+    predicted = {}
     if predictors and embeddings is not None:
-        places = {name: each.places(embeddings) for name, each in predictors.items()}
-    return Chosen(
+        predicted = {name: each.places(embeddings) for name, each in predictors.items()}
+    return LayerSelections(
         rows=rows,
         slopes=slopes,
         fixed=fixed_layer(slopes.slope, rows.train) if fixed is None else fixed,
         frequent=int(counts.argmax()),
         active=active_layers(best).tolist(),
         predictors=predictors or {},
-        places=places,
+        predicted=predicted,
     )
 
 
 def _shuffled(
     embeddings: Float32[np.ndarray, "row e"], train: Bool[np.ndarray, " row"], seed: int
 ) -> Float32[np.ndarray, "row e"]:
-    """Train samples trade embeddings, so labels keep their frequencies and lose their prompts."""
+    """Shuffle embeddings among train samples: labels keep their frequencies, not their prompts."""
     order = np.flatnonzero(train)
-    traded = embeddings.copy()
-    traded[order] = embeddings[np.random.default_rng(seed).permutation(order)]
-    return traded
+    shuffled = embeddings.copy()
+    shuffled[order] = embeddings[np.random.default_rng(seed).permutation(order)]
+    return shuffled

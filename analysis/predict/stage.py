@@ -1,35 +1,35 @@
-"""The stage `predictors`: W2S and L2S from a sweep to figures and files.
+"""The stage `predictors`: W2S and L2S from a sweep to scores and files.
 
-What is trained is `predicted` (layers) and `learned` (vectors), what is read off
-`predictor_figures`, what it means `predictor_words`, how it is shown `predictor_tables`. This puts
-them in order.
+Embeds the prompts, learns vectors and sweeps them, trains layer predictors, scores every strategy.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.predict.artifacts import draw_embeddings, write_choices
+from actcache.analysis.names import CAA, CONTROL, L2S, METHOD, W2S_SHUFFLED, slugs, w2s
+from actcache.analysis.predict.artifacts import embedding_plane, write_selections
+from actcache.analysis.predict.outcome import Plane, PredictorScores
 from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
-from actcache.analysis.predict.scores import encoder_figures, figures, training_figures
+from actcache.analysis.predict.scores import (
+    letters_of,
+    score_encoder,
+    score_networks,
+    score_set,
+    variants_of,
+)
 from actcache.analysis.predict.selections import (
-    SHUFFLED,
-    Chosen,
-    Rows,
-    choose_layers,
+    BehaviorRows,
+    LayerSelections,
+    select_layers,
     train_predictors,
-    w2s,
 )
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.report.files import CONTROL, METHOD
-from actcache.analysis.report.verdicts import words
-from actcache.analysis.results import plain
-from actcache.analysis.sweep.steerability import fixed_layer
-from actcache.analysis.sweep.strategies import SlopeTable, slope_table
+from actcache.analysis.sweep.open_sweep import Sweep
+from actcache.analysis.sweep.strategies import SlopeTable, fixed_layer, slope_table
 from actcache.encoders import Embeddings, encode, parse_encoder
 from actcache.progress import Progress
 from actcache.store.store import Store
@@ -37,17 +37,13 @@ from actcache.store.store import Store
 if TYPE_CHECKING:
     from actcache.analysis.predict.learned_vectors import Learned
     from actcache.engine.model import LanguageModel
-    from actcache.engine.steered_scores import SteeringRule
 
 FOLDER = "predictors"
-"""Where predictors are kept in a results folder, each in `<behavior>/<kind>/`."""
-
-CAA = "caa"
-"""The kind of the behaviors' own directions."""
+"""Where predictors lie in a results folder, each in `<behavior>/<set>-<encoder>/`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class SteeredSet:
     """One set of directions: what each sample's slopes are, and who chooses its fixed layer."""
 
     slopes: SlopeTable
@@ -59,56 +55,52 @@ class Kind:
     fixed: Mapping[str, int] | None = None
     """Place of each behavior's fixed layer, where other slopes choose it."""
 
-    def of(self, rows: Rows) -> SlopeTable:
-        """The slopes of one behavior's rows."""
-        halves = self.slopes.halves
-        return SlopeTable(
-            slope=self.slopes.slope[rows.at],
-            halves=None if halves is None else halves[:, rows.at],
-            reason=self.slopes.reason,
-        )
+
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """What the layer predictors of all sets, behaviors and encoders share."""
+
+    folder: Path
+    store: str
+    """Identity of the store."""
+
+    layers: Sequence[int]
+    settings: W2SSettings
+    device: str
+    on_network: Callable[[int], object]
 
 
 def run_predictors(
     out: Path,
     store: Store,
-    behaviors: Mapping[str, Rows],
+    behaviors: Mapping[str, BehaviorRows],
     *,
-    swept: Store,
+    sweep: Sweep,
     config: AnalyzeConfig,
-    rule: "SteeringRule",
     model: "Callable[[], LanguageModel]",
     progress: Progress,
     device: str = "cpu",
-) -> dict[str, Any]:
-    """Train, choose, compare; leave `predictors/`, `predictors.npz` and `embeddings.png`.
+) -> PredictorScores:
+    """Train, select, score; leave `predictors/` and `predictors.npz`.
 
     Args:
         out: the results folder.
         store: of pairs.
         behaviors: as `predictor_rows` gives them.
-        swept: its sweep.
+        sweep: of the store.
         config: the settings.
-        rule: the sweep's conventions.
         model: gives the store's model; called only if learned vectors are still to be swept.
         progress: shows long loops, and what a paid encoder will cost before it is asked.
-        device: where networks are trained. What is kept is taken up whichever it was trained on.
-
-    Returns:
-        For the summary; what `predictor_tables` reads.
+        device: where networks are trained. What was trained on another one is reused.
 
     Raises:
         MismatchError: the store lacks what an encoder reads, or the folder holds a sweep of learned
             vectors of other settings.
     """
-    layers = swept["layer"].tolist()
-    encoders = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
-    embedded = [
-        encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
-        for spec in encoders
-    ]
+    layers = sweep.layers.tolist()
+    embedded = _embed(store, config, progress)
     learned = None
-    if "l2s" in config.vectors:
+    if L2S in config.vectors:
         from actcache.analysis.predict.learned_vectors import learn_vectors
 
         learned = learn_vectors(
@@ -117,158 +109,174 @@ def run_predictors(
             behaviors,
             layers=layers,
             config=config,
-            rule=rule,
             model=model,
             progress=progress,
             device=device,
         )
-    kinds = _kinds(swept, learned, behaviors, config)
+    sets = _steered_sets(sweep, learned, behaviors, config)
     settings = W2SSettings(
         top=tuple(top for top in config.top if top <= len(layers)) or (1,),
         seeds=config.seeds,
         seed=config.seed,
     )
-    identity = identity_of(store)
-    first = next(name for name, kind in kinds.items() if kind.predicted)
-    jobs = [(name, embedded[0]) for name in kinds] + [(first, each) for each in embedded[1:]]
-    n_trained = sum(kinds[name].predicted for name, _ in jobs) * len(behaviors)
-    control = _control(settings).n_networks
-    choices: list[dict[str, Chosen]] = []
-    with progress.steps(
-        "layer predictors", n_trained * (settings.n_networks + control)
-    ) as on_network:
-        for name, found in jobs:
-            choices.append(
-                {
-                    behavior: _choose(
-                        out
-                        / FOLDER
-                        / quote(behavior, safe="")
-                        / f"{name}-{quote(found.name, safe='')}",
-                        rows,
-                        kinds[name],
-                        behavior,
-                        identity=identity,
-                        layers=layers,
-                        found=found,
-                        settings=settings,
-                        device=device,
-                        on_network=on_network,
-                    )
-                    for behavior, rows in behaviors.items()
-                }
-            )
-    by_kind = dict(zip(kinds, choices, strict=False))
-    by_encoder = {embedded[0].name: by_kind[first]}
-    by_encoder |= {
-        each.name: found for each, found in zip(embedded[1:], choices[len(kinds) :], strict=True)
-    }
-    write_choices(out, store, by_kind, layers)
+    # The first encoder serves every set; the others are compared on the first set alone.
+    first = next(name for name, steered in sets.items() if steered.predicted)
+    jobs = [(name, embedded[0]) for name in sets] + [(first, other) for other in embedded[1:]]
+    n_trained = sum(sets[name].predicted for name, _ in jobs) * len(behaviors)
+    folders = slugs(encoder.name for encoder in embedded)
+    with progress.steps("layer predictors", n_trained * _n_networks(settings)) as on_network:
+        training = _Training(
+            folder=out / FOLDER,
+            store=identity_of(store),
+            layers=layers,
+            settings=settings,
+            device=device,
+            on_network=on_network,
+        )
+        selections = [
+            {
+                behavior: _select(
+                    training,
+                    f"{name}-{folders[encoder.name]}",
+                    behavior,
+                    rows,
+                    sets[name],
+                    encoder,
+                )
+                for behavior, rows in behaviors.items()
+            }
+            for name, encoder in jobs
+        ]
+    by_set = dict(zip(sets, selections, strict=False))
+    by_encoder = dict(
+        zip(
+            [encoder.name for encoder in embedded],
+            [by_set[first], *selections[len(sets) :]],
+            strict=True,
+        )
+    )
+    plane = None
     if len(behaviors) > 1:
-        draw_embeddings(out, store, embedded[0], seed=config.seed)
-    read = figures(by_kind, settings, seed=config.seed, draws=config.draws)
-    return {
-        "behaviors": list(behaviors),
-        "layers": layers,
-        "top": list(settings.top),
-        "seeds": config.seeds,
-        "encoder": embedded[0].name,
-        "fixed_layer": {
-            name: {behavior: layers[each.fixed] for behavior, each in found.items()}
-            for name, found in by_kind.items()
+        plane = embedding_plane(store, embedded[0], seed=config.seed)
+    write_selections(out, store, by_set, layers, plane)
+    variants, letters = variants_of(by_set[first]), letters_of(by_set[first])
+    return PredictorScores(
+        behaviors=tuple(behaviors),
+        layers=tuple(layers),
+        top=settings.top,
+        seeds=config.seeds,
+        encoder=embedded[0].name,
+        settings=settings,
+        variants=variants,
+        letters=letters,
+        sets={
+            name: score_set(
+                of_set,
+                layers=layers,
+                variants=variants,
+                letters=letters,
+                top=settings.top,
+                seed=config.seed,
+                draws=config.draws,
+            )
+            for name, of_set in by_set.items()
         },
-        "settings": plain(settings),
-        **read,
-        "training": {name: training_figures(found) for name, found in by_kind.items()},
-        "networks": {} if learned is None else learned.figures(by_kind, layers),
-        "encoders": {
-            each.name: encoder_figures(each, by_encoder[each.name], store["behavior"])
-            for each in embedded
+        networks={} if learned is None else score_networks(learned, by_set[L2S], layers),
+        encoders={
+            encoder.name: score_encoder(encoder, by_encoder[encoder.name], store["behavior"])
+            for encoder in embedded
         },
-        "words": words(read),
-    }
+        plane=None if plane is None else Plane(method=plane.method, explained=plane.explained),
+    )
 
 
-def _kinds(
-    swept: Store,
+def _embed(store: Store, config: AnalyzeConfig, progress: Progress) -> list[Embeddings]:
+    """The prompts as every encoder of the settings sees them."""
+    specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
+    return [
+        encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
+        for spec in specs
+    ]
+
+
+def _steered_sets(
+    sweep: Sweep,
     learned: "Learned | None",
-    behaviors: Mapping[str, Rows],
+    behaviors: Mapping[str, BehaviorRows],
     config: AnalyzeConfig,
-) -> dict[str, Kind]:
+) -> dict[str, SteeredSet]:
     """Every set of directions that layers are chosen for; the control last."""
-
-    def slopes_of(sweep: Store, name: str) -> SlopeTable:
-        return slope_table(sweep.array(f"{name}/propensity")[:], sweep["multiplier"])
-
-    kinds = {}
+    sets = {}
     if CAA in config.vectors:
-        kinds[CAA] = Kind(slopes=slopes_of(swept, METHOD), predicted=True)
+        sets[CAA] = SteeredSet(slopes=_slopes(sweep, METHOD), predicted=True)
     if learned is not None:
-        oracle = slopes_of(learned.swept, learned.oracle)
+        oracle = _slopes(learned.swept, learned.oracle)
         # L2S is steered where the vectors that it learns from work best ("Where to Steer", 4.5).
         fixed = {
             behavior: fixed_layer(oracle.slope[rows.at], rows.train)
             for behavior, rows in behaviors.items()
         }
         for name in learned.sets:
-            slopes = oracle if name == learned.oracle else slopes_of(learned.swept, name)
-            kinds[name] = Kind(slopes=slopes, predicted=name != learned.oracle, fixed=fixed)
+            slopes = oracle if name == learned.oracle else _slopes(learned.swept, name)
+            sets[name] = SteeredSet(slopes=slopes, predicted=name != learned.oracle, fixed=fixed)
     if config.controls:
-        kinds[CONTROL] = Kind(slopes=slopes_of(swept, CONTROL), predicted=True)
-    return kinds
+        sets[CONTROL] = SteeredSet(slopes=_slopes(sweep, CONTROL), predicted=True)
+    return sets
 
 
-def _choose(
-    folder: Path,
-    rows: Rows,
-    kind: Kind,
+def _slopes(sweep: Sweep, name: str) -> SlopeTable:
+    return slope_table(sweep.propensity_of(name), sweep.multipliers)
+
+
+def _select(
+    training: _Training,
+    folder: str,
     behavior: str,
-    *,
-    identity: str,
-    layers: list[int],
-    found: Embeddings,
-    settings: W2SSettings,
-    device: str,
-    on_network: Callable[[int], object],
-) -> Chosen:
-    """All ways of one behavior, with predictors that are trained or were kept."""
-    slopes = kind.of(rows)
-    place = None if kind.fixed is None else kind.fixed[behavior]
-    if not kind.predicted:
-        return choose_layers(rows, slopes, fixed=place)
-    values = found.values[rows.at]
+    rows: BehaviorRows,
+    steered: SteeredSet,
+    encoder: Embeddings,
+) -> LayerSelections:
+    """All strategies of one behavior, with predictors that are trained or reused."""
+    slopes = steered.slopes.of(rows.at)
+    place = None if steered.fixed is None else steered.fixed[behavior]
+    if not steered.predicted:
+        return select_layers(rows, slopes, fixed=place)
+    values, settings = encoder.values[rows.at], training.settings
+    files = {name: f"{name.removeprefix('w2s_')}.safetensors" for name in map(w2s, settings.top)}
+    files[W2S_SHUFFLED] = "shuffled.safetensors"
 
     def train() -> dict[str, LayerPredictor]:
         return train_predictors(
             rows,
             slopes.slope,
-            layers=layers,
+            layers=training.layers,
             embeddings=values,
             settings=settings,
-            device=device,
-            on_network=on_network,
+            device=training.device,
+            on_network=training.on_network,
         )
 
-    def save(folder: Path, trained: dict[str, LayerPredictor]) -> None:
-        for name, each in trained.items():
-            each.save(folder / f"{quote(name)}.safetensors")
+    def save(place: Path, trained: dict[str, LayerPredictor]) -> None:
+        for name, predictor in trained.items():
+            predictor.save(place / files[name])
 
-    def load(folder: Path) -> dict[str, LayerPredictor]:
-        on_network(settings.n_networks + _control(settings).n_networks)
-        names = [*map(w2s, settings.top), SHUFFLED]
-        return {name: LayerPredictor.load(folder / f"{quote(name)}.safetensors") for name in names}
+    def load(place: Path) -> dict[str, LayerPredictor]:
+        training.on_network(_n_networks(settings))
+        return {name: LayerPredictor.load(place / file) for name, file in files.items()}
 
     fingerprint = {
-        "store": identity,
-        "layers": layers,
+        "store": training.store,
+        "layers": training.layers,
         "slopes_sha256": digest_of({"slope": slopes.slope}),
-        "embeddings": found.settings,
+        "embeddings": encoder.settings,
         "settings": settings,
     }
-    predictors = load_or_make(folder, fingerprint, load=load, make=train, save=save)
-    return choose_layers(rows, slopes, fixed=place, predictors=predictors, embeddings=values)
+    predictors = load_or_make(
+        training.folder / rows.folder / folder, fingerprint, load=load, make=train, save=save
+    )
+    return select_layers(rows, slopes, fixed=place, predictors=predictors, embeddings=values)
 
 
-def _control(settings: W2SSettings) -> W2SSettings:
-    """What the predictors of traded embeddings are trained with."""
-    return replace(settings, top=settings.top[:1])
+def _n_networks(settings: W2SSettings) -> int:
+    """Networks of one behavior: the predictors', and those of the shuffled control."""
+    return settings.n_networks + replace(settings, top=settings.top[:1]).n_networks

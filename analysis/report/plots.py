@@ -1,7 +1,7 @@
 """The pictures of a report: steerability by layer, propensity over the grid, classes by layer.
 
 Each function draws one figure into a file and leaves nothing behind: no pyplot, no global state, no
-window. Matplotlib is imported when a picture is drawn. Refuses to know how any number was made.
+window. Matplotlib is imported when a picture is drawn.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from actcache.analysis.directions.discriminative import LayerScores
-from actcache.analysis.predict.embedding_space import Projection
-from actcache.analysis.sweep.strategies import LayerChoice
+from actcache.analysis.summary import LayerScores, SteerabilityScores
 from actcache.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -34,9 +32,9 @@ _FEW, _LEGEND_COLUMNS = 3, 3  # lines with a legend inside the axes; columns of 
 
 def plot_steerability(
     path: str | Path,
-    behaviors: Mapping[str, LayerChoice],
+    behaviors: Mapping[str, SteerabilityScores],
     *,
-    control: Sequence[LayerChoice] = (),
+    control: Sequence[SteerabilityScores] = (),
     layers: Sequence[int] | None = None,
     unit: str = "logits per unit multiplier",
 ) -> None:
@@ -46,8 +44,8 @@ def plot_steerability(
 
     Args:
         path: file to write; the suffix names the format (`.png`, `.pdf`, `.svg`).
-        behaviors: what `summarize` found for each, `Steerability.choice`.
-        control: the same for random directions, `Steerability.control` of any behaviors.
+        behaviors: scores of each, `Steerability.scores` of `summarize`.
+        control: the same for random directions, `BehaviorScores.control` of any behaviors.
         layers: numbers of the layers; by default their places.
         unit: unit of the slope, which depends on what propensity is made of.
 
@@ -59,20 +57,20 @@ def plot_steerability(
     figure = _figure(4.6 + 0.2 * below)
     axes = figure.subplots()
     axes.axhline(0, color="black", linewidth=0.8, zorder=1)
-    for i, choice in enumerate(control):
+    for i, scores in enumerate(control):
         label = "random directions" if i == 0 else None
-        layer = np.arange(len(choice.mean))
-        axes.fill_between(layer, *choice.interval.T, color=_GREY, alpha=0.15, linewidth=0)
-        axes.plot(layer, choice.mean, color=_GREY, linewidth=1.4, label=label, zorder=2)
-    for i, (name, choice) in enumerate(behaviors.items()):
+        layer, mean, low, high = _by_layer(scores)
+        axes.fill_between(layer, low, high, color=_GREY, alpha=0.15, linewidth=0)
+        axes.plot(layer, mean, color=_GREY, linewidth=1.4, label=label, zorder=2)
+    for i, (name, scores) in enumerate(behaviors.items()):
         color, dash = _style(i)
-        layer = np.arange(len(choice.mean))
-        axes.fill_between(layer, *choice.interval.T, color=color, alpha=0.18, linewidth=0)
-        label = f"{name} (n = {choice.n})"
-        axes.plot(layer, choice.mean, dash, color=color, linewidth=1.8, label=label, zorder=3)
+        layer, mean, low, high = _by_layer(scores)
+        axes.fill_between(layer, low, high, color=color, alpha=0.18, linewidth=0)
+        label = f"{name} (n = {scores.n})"
+        axes.plot(layer, mean, dash, color=color, linewidth=1.8, label=label, zorder=3)
         axes.plot(
-            choice.fixed_layer,
-            choice.fixed.value,
+            scores.fixed_layer if layers is None else list(layers).index(scores.fixed_layer),
+            scores.fixed.slope.value,
             "o",
             color=color,
             markersize=8,
@@ -164,7 +162,7 @@ def plot_grid(
         bar = figure.colorbar(
             image, ax=list(grid.flat)[: len(shown)], shrink=0.9, aspect=30, pad=0.015
         )
-        bar.set_label(f"propensity ({unit}), positive less negative")
+        bar.set_label(f"propensity ({unit}), positive minus negative")
     figure.savefig(path)
 
 
@@ -223,6 +221,14 @@ def plot_layers(
     figure.savefig(path)
 
 
+def _by_layer(
+    scores: SteerabilityScores,
+) -> tuple[Float[np.ndarray, " layer"], ...]:
+    """Place, mean, low and high of each layer."""
+    values = [(mean.value, mean.low, mean.high) for mean in scores.by_layer]
+    return (np.arange(len(values), dtype=np.float64), *np.array(values).T)
+
+
 def _figure(height: float) -> "Figure":
     """A figure of fixed width that only its own canvas knows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -261,30 +267,28 @@ def _number(axis: "Axis", layers: Sequence[int] | None) -> None:
 
 def plot_embeddings(
     path: str | Path,
-    plane: Projection,
+    points: Float[np.ndarray, "n 2"],
     behaviors: Shaped[np.ndarray, " n"],
     *,
-    encoder: str,
+    title: str,
 ) -> None:
-    """Draw prompts' embeddings in the plane, one colour a behavior, into a PNG.
+    """Draw prompts' embeddings in the plane, one color a behavior, into a PNG.
 
     Args:
         path: file to write; the suffix names the format.
-        plane: of all points.
+        points: of all prompts; NaN is not drawn.
         behaviors: of each point.
-        encoder: what the title calls them.
+        title: encoder and method.
     """
     names = list(dict.fromkeys(behaviors.tolist()))
     figure = _figure(5.2 + 0.2 * -(-len(names) // _LEGEND_COLUMNS))
     axes = figure.subplots()
     for i, name in enumerate(names):
         color, _ = _style(i)
-        points = plane.points[behaviors == name]
-        axes.plot(*points.T, ".", color=color, markersize=4, alpha=0.6, label=str(name))
-    how = plane.method.upper()
-    if plane.explained is not None:
-        how += f", {sum(plane.explained):.0%} of the variance"
-    axes.set_title(f"Prompts by {encoder} ({how})", loc="left")
+        axes.plot(
+            *points[behaviors == name].T, ".", color=color, markersize=4, alpha=0.6, label=str(name)
+        )
+    axes.set_title(title, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])
     figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8)

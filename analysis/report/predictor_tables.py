@@ -1,72 +1,77 @@
-"""The tables of "Where to Steer", filled from a summary: what is worth what, where, and for whom.
+"""Tables of predictors, after "Where to Steer": what is worth what, where, and for whom."""
 
-Reads the part `predictors` of `summary.json` and nothing else, so a report can be made again from a
-results folder. Refuses to compute.
-"""
+from collections.abc import Callable
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-from actcache.analysis.predict.selections import CROSSFIT, SHUFFLED, w2s
+from actcache.analysis.names import (
+    CROSS_FITTED,
+    DIRECTION_SETS,
+    FIXED,
+    ORACLE,
+    W2S_SHUFFLED,
+    strategy_label,
+    w2s,
+)
 from actcache.analysis.report.tables import Table
-from actcache.analysis.sweep.ways import FIXED
-
-KINDS = {
-    "caa": "CAA",
-    "l2s": "L2S",
-    "l2s_without_letter": "L2S less letter",
-    "oracle_vectors": "own difference",
-    "random": "random vector",
-}
-"""Direction sets by name, as tables call them."""
+from actcache.analysis.stats.bootstrap import Interval
+from actcache.analysis.summary import PredictorScores, StrategyScore, Summary
 
 
-def short_table(found: Mapping[str, Any]) -> Table:
-    """The first table without what is there for comparison alone: for a terminal."""
-    kinds = [kind for kind in KINDS if kind in found["worth"]]
-    ways = (FIXED, CROSSFIT, SHUFFLED, "oracle")
-    return _worth_table(found, kinds, only=lambda way: way in ways or way in _tops(found))
+def short_table(summary: Summary) -> Table:
+    """Make the first table without what is there for comparison alone: for a terminal."""
+    scores = _scores(summary)
+    shown = (FIXED, CROSS_FITTED, W2S_SHUFFLED, ORACLE, *map(w2s, scores.top))
+    return _strategy_table(summary, only=lambda strategy: strategy in shown)
 
 
-def predictor_tables(found: Mapping[str, Any]) -> list[Table]:
-    """All tables of a summary's `predictors`."""
-    kinds = [kind for kind in KINDS if kind in found["worth"]]
-    tables = [
-        _worth_table(found, kinds, only=lambda _way: True),
-        _behavior_table(found, kinds),
-        *([_variant_table(found, kinds)] if len(found["variants"]) > 1 else []),
-        *([_letter_table(found, kinds)] if found["letters"] else []),
-        _active_table(found, kinds),
-        _training_table(found, kinds),
-    ]
-    if found["networks"]:
-        tables.append(_network_table(found["networks"]))
-    tables.append(_encoder_table(found["encoders"]))
-    return tables
+def predictor_tables(summary: Summary) -> list[Table]:
+    """Make all tables of the predictors."""
+    scores = _scores(summary)
+    tables = [_strategy_table(summary, only=lambda _strategy: True), _behavior_table(scores)]
+    if len(scores.variants) > 1:
+        tables.append(_variant_table(scores))
+    if scores.letters:
+        tables.append(_letter_table(scores))
+    tables += [_active_table(scores), _training_table(scores)]
+    if scores.networks:
+        tables.append(_network_table(scores))
+    return [*tables, _encoder_table(scores)]
 
 
-def _worth_table(
-    found: Mapping[str, Any], kinds: Sequence[str], *, only: Callable[[str], bool]
-) -> Table:
-    n_behaviors = len(found["behaviors"])
+def _scores(summary: Summary) -> PredictorScores:
+    assert summary.predictors is not None, "the stage predictors did not run"
+    return summary.predictors
+
+
+def _strategy_table(summary: Summary, *, only: Callable[[str], bool]) -> Table:
+    scores = _scores(summary)
+    n_behaviors = len(scores.behaviors)
+
+    def words(name: str, strategy: str) -> str:
+        verdicts = summary.verdicts_on("predictors", name, strategy)
+        return "; ".join(dict.fromkeys(verdict.word for verdict in verdicts))
+
     return Table(
         title="Steerability on test samples, mean over behaviors",
-        columns=("layer chosen by", "steerability (SE)", "steerable (SE)", "gain over fixed"),
+        columns=(
+            *("layer chosen by", "steerability (SE)", "steerable (SE)", "gain over fixed"),
+            "verdict",
+        ),
         rows=[
             [
-                f"{KINDS[kind]}, {_called(way)}",
-                f"{each['slope']['value']:.3f} ({each['slope_error']:.3f})",
-                f"{each['share']:.3f} ({each['share_error']:.3f})",
-                _gain(each["gain"]) if way != FIXED else "",
+                f"{DIRECTION_SETS[name]}, {strategy_label(strategy)}",
+                f"{score.slope.value:.3f} ({score.slope_error:.3f})",
+                f"{score.share:.3f} ({score.share_error:.3f})",
+                _gain(score.gain) if strategy != FIXED else "",
+                words(name, strategy),
             ]
-            for kind in kinds
-            for way, each in found["worth"][kind]["base"]["mean"].items()
-            if only(way)
+            for name in _sets(scores)
+            for strategy, score in scores.sets[name].base.mean.items()
+            if only(strategy)
         ],
         note=(
             f"Slope of propensity per unit multiplier; {n_behaviors} behavior"
             f"{'s' if n_behaviors > 1 else ''}, each counting the same. SE: over "
-            f"{found['seeds']} trainings of the predictor, 0 where nothing is trained. Gain: with "
+            f"{scores.seeds} trainings of the predictor, 0 where nothing is trained. Gain: with "
             "its 95 % interval, samples resampled. Oracle, second, third and fourth look at the "
             "test samples' own slopes; cross-fitted chooses with one half of the multipliers and "
             "is read with the other, so its slope and gain are of halves of the grid."
@@ -74,41 +79,46 @@ def _worth_table(
     )
 
 
-def _behavior_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
-    def row(behavior: str, kind: str) -> list[str]:
-        worth = found["worth"][kind]["base"]["behaviors"][behavior]
-        ways = (FIXED, _primary(found, kind), SHUFFLED, "oracle")
+def _behavior_table(scores: PredictorScores) -> Table:
+    def row(behavior: str, name: str) -> list[str]:
+        of_set = scores.sets[name]
+        by_strategy = of_set.base.behaviors[behavior]
+        shown = (FIXED, of_set.primary or "", W2S_SHUFFLED, ORACLE)
         return [
             behavior,
-            KINDS[kind],
-            str(found["fixed_layer"][kind][behavior]),
-            *(_slope_share(worth[way]) if way in worth else "-" for way in ways),
+            DIRECTION_SETS[name],
+            str(of_set.fixed_layer[behavior]),
+            *(_slope_share(by_strategy[x]) if x in by_strategy else "-" for x in shown),
         ]
 
+    primary = [
+        f"{DIRECTION_SETS[name]}: {strategy_label(str(scores.sets[name].primary))[4:]}"
+        for name in _trained(scores)
+    ]
     return Table(
         title="Steerability by behavior",
         columns=("behavior", "vector", "layer", "fixed layer", "W2S", "W2S shuffled", "oracle"),
-        rows=[row(behavior, kind) for behavior in found["behaviors"] for kind in kinds],
+        rows=[row(behavior, name) for behavior in scores.behaviors for name in _sets(scores)],
         note=(
             "Steerability / share of steerable samples. W2S: with the K that gained most in "
-            f"cross-validation ({', '.join(_primaries(found, kinds))})."
+            f"cross-validation ({', '.join(primary)})."
         ),
     )
 
 
-def _variant_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
-    variants = list(found["variants"])
+def _variant_table(scores: PredictorScores) -> Table:
     return Table(
         title="Other framings of the test prompts, mean over behaviors",
-        columns=("layer chosen by", *variants),
+        columns=("layer chosen by", *scores.variants),
         rows=[
             [
-                f"{KINDS[kind]}, {_called(way)}",
-                *(_slope_share(found["worth"][kind][v]["mean"][way]) for v in variants),
+                f"{DIRECTION_SETS[name]}, {strategy_label(strategy)}",
+                *(
+                    _slope_share(scores.sets[name].variants[v].mean[strategy])
+                    for v in scores.variants
+                ),
             ]
-            for kind in kinds
-            for way in (FIXED, _primary(found, kind), "oracle")
-            if way in found["worth"][kind]["base"]["mean"]
+            for name, strategy in _main_strategies(scores)
         ],
         note=(
             "Steerability / share of steerable samples. Directions, networks, fixed layers and "
@@ -117,19 +127,17 @@ def _variant_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
     )
 
 
-def _letter_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
-    letters = list(found["letters"])
+def _letter_table(scores: PredictorScores) -> Table:
     return Table(
         title="By the letter of the positive completion, mean over behaviors",
-        columns=("layer chosen by", *letters),
+        columns=("layer chosen by", *scores.letters),
         rows=[
             [
-                f"{KINDS[kind]}, {_called(way)}",
-                *(_slope_share(found["by_letter"][kind][x][way]) for x in letters),
+                f"{DIRECTION_SETS[name]}, {strategy_label(strategy)}",
+                *(_slope_share(scores.sets[name].by_letter[x][strategy]) for x in scores.letters),
             ]
-            for kind in kinds
-            for way in (FIXED, _primary(found, kind), "oracle")
-            if all(way in found["by_letter"][kind][x] for x in letters)
+            for name, strategy in _main_strategies(scores)
+            if set(scores.letters) <= scores.sets[name].by_letter.keys()
         ],
         note=(
             "Steerability / share of steerable samples. A vector that moves the letter instead of "
@@ -138,39 +146,46 @@ def _letter_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
     )
 
 
-def _active_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
-    shown = [(kind, w2s(top)) for kind in _trained(found, kinds) for top in found["top"]]
+def _active_table(scores: PredictorScores) -> Table:
+    shown = [(name, w2s(top)) for name in _trained(scores) for top in scores.top]
     return Table(
-        title=f"Active layers after pruning, of {len(found['layers'])}",
-        columns=("behavior", *(f"{KINDS[kind]}, {way}" for kind, way in shown)),
+        title=f"Active layers after pruning, of {len(scores.layers)}",
+        columns=(
+            "behavior",
+            *(f"{DIRECTION_SETS[name]}, {strategy_label(strategy)}" for name, strategy in shown),
+        ),
         rows=[
             [
                 behavior,
                 *(
-                    str(len(found["training"][kind][behavior][way]["active_layers"]))
-                    for kind, way in shown
+                    str(len(scores.sets[name].training[behavior][strategy].active_layers))
+                    for name, strategy in shown
                 ),
             ]
-            for behavior in found["behaviors"]
+            for behavior in scores.behaviors
         ],
         note="Layers that are the (smoothed) best one of some train sample.",
     )
 
 
-def _training_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
+def _training_table(scores: PredictorScores) -> Table:
     return Table(
         title="Layer predictors in cross-validation on train samples",
         columns=("predictor", "rate", "width", "depth", "decay", "epochs", "value", "gain (SE)"),
         rows=[
             [
-                f"{behavior}, {KINDS[kind]}, {way}",
-                *(f"{value:g}" for value in each["chosen"].values()),
-                f"{each['cv_crossfit']:.3f}",
-                f"{each['cv_gain']:+.3f} ({each['cv_gain_error']:.3f})",
+                f"{behavior}, {DIRECTION_SETS[name]}, {strategy_label(strategy)}",
+                f"{each.chosen.rate:g}",
+                f"{each.chosen.width:g}",
+                f"{each.chosen.depth:g}",
+                f"{each.chosen.decay:g}",
+                f"{each.chosen.epochs:g}",
+                f"{each.cv_crossfit:.3f}",
+                f"{each.cv_gain:+.3f} ({each.cv_gain_error:.3f})",
             ]
-            for kind in _trained(found, kinds)
-            for behavior, by_way in found["training"][kind].items()
-            for way, each in by_way.items()
+            for name in _trained(scores)
+            for behavior, by_strategy in scores.sets[name].training.items()
+            for strategy, each in by_strategy.items()
         ],
         note=(
             "Value: mean slope at the layers predicted for held-out folds, without the bias of "
@@ -180,11 +195,7 @@ def _training_table(found: Mapping[str, Any], kinds: Sequence[str]) -> Table:
     )
 
 
-def _trained(found: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
-    return [kind for kind in kinds if found["primary"][kind] is not None]
-
-
-def _network_table(networks: Mapping[str, Any]) -> Table:
+def _network_table(scores: PredictorScores) -> Table:
     return Table(
         title="Networks of L2S",
         columns=(
@@ -194,15 +205,15 @@ def _network_table(networks: Mapping[str, Any]) -> Table:
         rows=[
             [
                 behavior,
-                str(each["fixed_layer"]),
-                str(each["context_layer"]),
-                f"{each['rate']:g}",
-                str(each["epochs"]),
-                f"{each['validation_loss']:.4g}",
-                f"{each['mean_loss']:.4g}",
-                f"{each['letter_share']:.0%}" if each["letter_share"] is not None else "-",
+                str(network.fixed_layer),
+                str(network.context_layer),
+                f"{network.rate:g}",
+                str(network.epochs),
+                f"{network.validation_loss:.4g}",
+                f"{network.mean_loss:.4g}",
+                f"{network.letter_share:.0%}" if network.letter_share is not None else "-",
             ]
-            for behavior, each in networks.items()
+            for behavior, network in scores.networks.items()
         ],
         note=(
             "At the fixed layer, which the samples' own differences choose. Of the mean: the loss "
@@ -212,27 +223,23 @@ def _network_table(networks: Mapping[str, Any]) -> Table:
     )
 
 
-def _encoder_table(encoders: Mapping[str, Any]) -> Table:
+def _encoder_table(scores: PredictorScores) -> Table:
     return Table(
         title="Encoders of the prompt",
         columns=(
-            "encoder",
-            "dimensions",
-            "silhouette",
-            "accuracy",
-            "steerability",
+            *("encoder", "dimensions", "silhouette", "accuracy", "steerability"),
             "gain over fixed",
         ),
         rows=[
             [
                 name,
-                str(each["n_dimensions"]),
-                "-" if each["silhouette"] is None else f"{each['silhouette']:.3f}",
-                f"{each['accuracy']:.3f}",
-                f"{each['value']:.3f}",
-                f"{each['value'] - each['fixed']:+.3f}",
+                str(encoder.n_dimensions),
+                "-" if encoder.silhouette is None else f"{encoder.silhouette:.3f}",
+                f"{encoder.accuracy:.3f}",
+                f"{encoder.value:.3f}",
+                f"{encoder.value - encoder.fixed:+.3f}",
             ]
-            for name, each in encoders.items()
+            for name, encoder in scores.encoders.items()
         ],
         note=(
             "Silhouette: of the behaviors, cosine distance, base test samples. Accuracy: share of "
@@ -241,30 +248,27 @@ def _encoder_table(encoders: Mapping[str, Any]) -> Table:
     )
 
 
-def _tops(found: Mapping[str, Any]) -> list[str]:
-    return [w2s(top) for top in found["top"]]
+def _sets(scores: PredictorScores) -> list[str]:
+    return [name for name in DIRECTION_SETS if name in scores.sets]
 
 
-def _primaries(found: Mapping[str, Any], kinds: Sequence[str]) -> list[str]:
-    return [f"{KINDS[kind]}: Top-{found['primary'][kind]}" for kind in _trained(found, kinds)]
+def _trained(scores: PredictorScores) -> list[str]:
+    return [name for name in _sets(scores) if scores.sets[name].primary is not None]
 
 
-def _primary(found: Mapping[str, Any], kind: str) -> str:
-    top = found["primary"][kind]
-    return "" if top is None else w2s(top)
+def _main_strategies(scores: PredictorScores) -> list[tuple[str, str]]:
+    """Direction set and strategy of the short tables' rows."""
+    return [
+        (name, strategy)
+        for name in _sets(scores)
+        for strategy in (FIXED, scores.sets[name].primary, ORACLE)
+        if strategy is not None
+    ]
 
 
-def _called(way: str) -> str:
-    return {
-        "fixed": "fixed layer",
-        "random": "random layer",
-        "random active": "random active layer",
-    }.get(way, way)
+def _slope_share(score: StrategyScore) -> str:
+    return f"{score.slope.value:.3f} / {score.share:.3f}"
 
 
-def _slope_share(each: Mapping[str, Any]) -> str:
-    return f"{each['slope']['value']:.3f} / {each['share']:.3f}"
-
-
-def _gain(gain: Mapping[str, float]) -> str:
-    return f"{gain['value']:+.3f} [{gain['low']:.3f}, {gain['high']:.3f}]"
+def _gain(gain: Interval) -> str:
+    return f"{gain.value:+.3f} [{gain.low:.3f}, {gain.high:.3f}]"

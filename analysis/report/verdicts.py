@@ -1,104 +1,217 @@
-"""What the figures of predictors show, and what they do not, in sentences.
+"""Verdicts: what the numbers show and what they do not, in a word and in a sentence.
 
-A gain counts only with its whole interval above 0, above that of a predictor that was trained on
-traded prompts, and above that of random vectors. Refuses to compute; reads `predictor_figures`.
+A gain counts only with its whole interval above 0, and above that of its controls: random
+directions, and for predicted layers a predictor that was trained on shuffled prompts.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
-from actcache.analysis.predict.selections import SHUFFLED, w2s
-from actcache.analysis.report.files import CONTROL
-from actcache.analysis.report.predictor_tables import KINDS
+import numpy as np
+
+from actcache.analysis.names import (
+    CONTROL,
+    CROSS_FITTED,
+    DIRECTION_SETS,
+    FIXED,
+    L2S,
+    L2S_WITHOUT_LETTER,
+    W2S_SHUFFLED,
+    strategy_label,
+)
 from actcache.analysis.stats.bootstrap import Interval
-from actcache.analysis.sweep.ways import FIXED
+from actcache.analysis.summary import (
+    LETTER_SAMPLES,
+    BehaviorScores,
+    DirectionSetScores,
+    PredictorScores,
+    Summary,
+    Verdict,
+)
 
-LEARNED, WITHOUT = "l2s", "l2s_without_letter"
+STEERABLE, NOT_STEERABLE = "steerable", "not steerable"
+LETTER, MOSTLY_LETTER, BEYOND_LETTER = "letter, not behavior", "mostly letter", "not only letter"
+GAIN, NO_GAIN, NOT_TESTED = "gain shown", "no gain", "gain not tested"
+
+_About = tuple[Literal["sweep", "predictors"], str, str]
+"""Stage, behavior or direction set, strategy."""
 
 
-def words(figures: Mapping[str, Any]) -> list[str]:
-    """A sentence or two for each kind of directions: its gain, and the letter in it."""
+def verdicts(summary: Summary) -> tuple[Verdict, ...]:
+    """Judge every behavior of the sweep and every direction set of the predictors."""
     found = []
-    for kind in figures["worth"]:
-        if kind == CONTROL:
+    for behavior, scores in summary.behaviors.items():
+        found += [fixed_layer_verdict(behavior, scores), sample_gain_verdict(behavior, scores)]
+    if summary.predictors is not None:
+        found += predictor_verdicts(summary.predictors)
+    return tuple(found)
+
+
+def fixed_layer_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
+    """Judge the direction at the fixed layer: the behavior, or only the answer's letter?"""
+    enough = {x: each for x, each in scores.by_letter.items() if each.n >= LETTER_SAMPLES}
+    split = _letter_split({x: each.fixed.slope for x, each in enough.items()})
+    slope, layer = scores.fixed.slope, scores.fixed_layer
+    about: _About = ("sweep", behavior, FIXED)
+    if split:
+        return _verdict(
+            about,
+            LETTER,
+            f"Warning: the direction moves the letter, not the behavior: slope by letter {split}. "
+            "A layer chosen per sample then gains by the letter too.",
+        )
+    if slope.low > 0:
+        return _verdict(
+            about,
+            STEERABLE,
+            f"At fixed layer {layer} the slope is {slope}, with {scores.fixed.share:.0%} of the "
+            "test samples above 0.",
+        )
+    return _verdict(
+        about,
+        NOT_STEERABLE,
+        f"At fixed layer {layer} the slope is {slope}, which is not above 0.",
+    )
+
+
+def sample_gain_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
+    """Judge whether choosing the layer per sample gains anything over the fixed layer."""
+    about: _About = ("sweep", behavior, CROSS_FITTED)
+    comparison, layer, oracle = scores.comparison, scores.fixed_layer, scores.oracle.gain
+    if scores.cross_fitted is None:
+        return _verdict(
+            about,
+            NOT_TESTED,
+            f"Warning: the oracle's gain over the fixed layer, {oracle} per unit "
+            f"multiplier, is not tested, since {scores.no_cross_fit}; it is biased upwards.",
+        )
+    gain = scores.cross_fitted.gain
+    beside = f" (random directions: {comparison.control_gain})" if comparison else ""
+    if gain.low > 0 and (comparison is None or comparison.difference.low > 0):
+        untested = "" if comparison else " No control was run: random directions may gain as much."
+        return _verdict(
+            about,
+            GAIN,
+            f"A layer chosen per sample gains {gain} per unit multiplier over fixed layer "
+            f"{layer}, cross-fitted{beside}.{untested}",
+        )
+    plain = f"{oracle.value:.3g}"
+    if scores.control:
+        random = np.mean([control.oracle.gain.value for control in scores.control])
+        plain += f" (random directions: {random:.3g})"
+    why = "its interval is not above 0"
+    if gain.low > 0 and comparison:
+        why = f"it is not shown to exceed theirs: difference {comparison.difference}"
+    return _verdict(
+        about,
+        NO_GAIN,
+        f"Warning: no gain from choosing the layer per sample is shown. The oracle's {plain} over "
+        f"fixed layer {layer} shrinks to {gain}{beside} when one half of the "
+        f"multipliers chooses and the other scores, and {why}.",
+    )
+
+
+def predictor_verdicts(predictors: PredictorScores) -> list[Verdict]:
+    """Judge each direction set: the gain of its predicted layers, and the letter in it."""
+    found = []
+    for name, scores in predictors.sets.items():
+        if name == CONTROL:
             continue
-        if figures["primary"][kind] is not None:
-            found.append(gain_in_words(figures, kind))
-        found += letter_in_words(figures, kind)
-    if WITHOUT in figures["worth"]:
-        found.append(shortcut_in_words(figures))
+        if scores.primary is not None:
+            found.append(predicted_gain_verdict(name, scores, predictors.sets.get(CONTROL)))
+        found += letter_verdicts(name, scores)
+    if {L2S, L2S_WITHOUT_LETTER} <= predictors.sets.keys():
+        found.append(shortcut_verdict(predictors.sets))
     return found
 
 
-def gain_in_words(figures: Mapping[str, Any], kind: str) -> str:
-    """Whether predicting the layer is shown to gain anything with these directions."""
-    name = w2s(figures["primary"][kind])
-    worth = figures["worth"][kind]["base"]["mean"]
-    gain, beyond = worth[name]["gain"], figures["beyond"][kind]
-    beside = f"traded prompts: {_estimate(worth[SHUFFLED]['gain'])}"
-    random = _gain_of_random(figures)
-    if random is not None:
-        beside += f"; random vectors: {_estimate(random)}"
-    said = (
-        f"{name} gains {_estimate(gain)} per unit multiplier over the fixed layer, "
+def predicted_gain_verdict(
+    name: str, scores: DirectionSetScores, control: DirectionSetScores | None
+) -> Verdict:
+    """Judge whether predicting the layer gains anything with these directions."""
+    primary, mean = str(scores.primary), scores.base.mean
+    about: _About = ("predictors", name, primary)
+    gain, over_shuffled = mean[primary].gain, scores.over_shuffled
+    beside = f"shuffled prompts: {mean[W2S_SHUFFLED].gain}"
+    random = None
+    if control is not None and control.primary is not None:
+        random = control.base.mean[control.primary].gain
+        beside += f"; random vectors: {random}"
+    gains = (
+        f"{strategy_label(primary)} gains {gain} per unit multiplier over the fixed layer, "
         f"mean over behaviors ({beside})"
     )
     why = []
-    if gain["low"] <= 0:
+    if gain.low <= 0:
         why.append("its interval is not above 0")
-    elif beyond["low"] <= 0:
-        why.append(f"a predictor of traded prompts does as well (difference {_estimate(beyond)})")
-    if random is not None and gain["low"] > 0 and random["high"] >= gain["low"]:
+    elif over_shuffled is not None and over_shuffled.low <= 0:
+        why.append(f"a predictor of shuffled prompts does as well (difference {over_shuffled})")
+    if random is not None and gain.low > 0 and random.high >= gain.low:
         why.append("random vectors of the same norm are not shown to gain less")
     if not why:
-        return f"{KINDS[kind]}: {said}."
+        return _verdict(about, GAIN, f"{DIRECTION_SETS[name]}: {gains}.")
     because = ", and ".join(why)
-    return f"{KINDS[kind]}: Warning: no gain of predicted layers is shown. {said}: {because}."
+    return _verdict(
+        about,
+        NO_GAIN,
+        f"{DIRECTION_SETS[name]}: Warning: no gain of predicted layers is shown. {gains}: "
+        f"{because}.",
+    )
 
 
-def letter_in_words(figures: Mapping[str, Any], kind: str) -> list[str]:
-    """A warning where the slopes of the letters have opposite signs, else nothing."""
-    by_letter = figures["by_letter"][kind]
-    primary = figures["primary"][kind]
+def letter_verdicts(name: str, scores: DirectionSetScores) -> list[Verdict]:
+    """Warn where the slopes of the letters have opposite signs."""
     found = []
-    for name in (FIXED, *([] if primary is None else [w2s(primary)])):
-        slopes = {x: each[name]["slope"] for x, each in by_letter.items()}
-        up = [x for x, slope in slopes.items() if slope["low"] > 0]
-        down = [x for x, slope in slopes.items() if slope["high"] < 0]
-        if up and down:
-            shown = ", ".join(f"{x} {_estimate(slopes[x])}" for x in [*up, *down])
-            how = "at the fixed layer" if name == FIXED else f"with {name}"
+    for strategy in (FIXED, *([scores.primary] if scores.primary else [])):
+        split = _letter_split({x: each[strategy].slope for x, each in scores.by_letter.items()})
+        if split:
+            how = "at the fixed layer" if strategy == FIXED else f"with {strategy_label(strategy)}"
             found.append(
-                f"{KINDS[kind]}: Warning: {how} the slope is {shown} by the letter of the positive "
-                "completion: the vector moves the letter, not the behavior, and gains are letter "
-                "bias."
+                _verdict(
+                    ("predictors", name, strategy),
+                    LETTER,
+                    f"{DIRECTION_SETS[name]}: Warning: {how} the slope is {split} by the letter of "
+                    "the positive completion: the vector moves the letter, not the behavior, and "
+                    "gains are letter bias.",
+                )
             )
     return found
 
 
-def shortcut_in_words(figures: Mapping[str, Any]) -> str:
-    """What of learned vectors' steerability is left without the letter direction."""
-    whole = figures["worth"][LEARNED]["base"]["mean"][FIXED]["slope"]
-    rest = figures["worth"][WITHOUT]["base"]["mean"][FIXED]["slope"]
-    said = (
-        f"steerability at the fixed layer is {_estimate(whole)}, and {_estimate(rest)} with the "
+def shortcut_verdict(sets: Mapping[str, DirectionSetScores]) -> Verdict:
+    """Judge what of learned vectors' steerability is left without the letter direction."""
+    about: _About = ("predictors", L2S, FIXED)
+    whole = sets[L2S].base.mean[FIXED].slope
+    rest = sets[L2S_WITHOUT_LETTER].base.mean[FIXED].slope
+    compared = (
+        f"teerability at the fixed layer is {whole}, and {rest} with the "
         "letter direction projected out of the learned vectors"
     )
-    if whole["low"] > 0 and rest["value"] < whole["value"] / 2:
-        return (
-            f"{KINDS[LEARNED]}: Warning: most of it is the letter. S{said[1:]}: the networks "
-            "learned to name the letter."
+    if whole.low > 0 and rest.value < whole.value / 2:
+        return _verdict(
+            about,
+            MOSTLY_LETTER,
+            f"{DIRECTION_SETS[L2S]}: Warning: most of it is the letter. S{compared}: the networks "
+            "learned to name the letter.",
         )
-    return f"{KINDS[LEARNED]}: {said}."
+    word = BEYOND_LETTER if whole.low > 0 else NOT_STEERABLE
+    return _verdict(about, word, f"{DIRECTION_SETS[L2S]}: s{compared}.")
 
 
-def _gain_of_random(figures: Mapping[str, Any]) -> Mapping[str, float] | None:
-    if figures["primary"].get(CONTROL) is None:
-        return None
-    name = w2s(figures["primary"][CONTROL])
-    gain: Mapping[str, float] = figures["worth"][CONTROL]["base"]["mean"][name]["gain"]
-    return gain
+def _letter_split(slopes: Mapping[str, Interval]) -> str:
+    """The slopes of letters above 0 and of letters below it, if there are both; else empty."""
+    up = [x for x, slope in slopes.items() if slope.low > 0]
+    down = [x for x, slope in slopes.items() if slope.high < 0]
+    return ", ".join(f"{x} {slopes[x]}" for x in [*up, *down]) if up and down else ""
 
 
-def _estimate(found: Mapping[str, float]) -> str:
-    return str(Interval(**found))
+def _verdict(about: _About, word: str, sentence: str) -> Verdict:
+    stage, subject, strategy = about
+    return Verdict(
+        stage=stage,
+        about=subject,
+        strategy=strategy,
+        word=word,
+        sentence=sentence,
+        warning="Warning:" in sentence,
+    )

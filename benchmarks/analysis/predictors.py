@@ -187,8 +187,8 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
     """Run `analyze`; return the seconds of each part, and the peak memory of this process."""
     import torch
 
-    from actcache.analysis.analyze import analyze
     from actcache.analysis.config import AnalyzeConfig
+    from actcache.analysis.pipeline import analyze
     from actcache.analysis.sweep import run as sweep
     from actcache.progress import Silent
 
@@ -205,7 +205,7 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
             seconds[title] = time.perf_counter() - start
 
     start, busy = time.perf_counter(), time.process_time()
-    summary = analyze(
+    results = analyze(
         open_store(given["store"]),
         given["out"],
         config=AnalyzeConfig(stages=("vectors", "sweep", "predictors")),
@@ -214,15 +214,17 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
         device=given["device"],
     )
     whole = time.perf_counter() - start
-    worth = summary["predictors"]["worth"]["caa"]["base"]["mean"]
-    networks = summary["predictors"]["networks"]["planted"]
+    predictors = results.summary.predictors
+    assert predictors is not None
+    scores = predictors.sets["caa"].base.mean
+    network = predictors.networks["planted"]
     return {
         "seconds": {**seconds, REST: whole - sum(seconds.values()), "in all": whole},
         "processor": time.process_time() - busy,
         "peak": peak_resident(),
-        "gain of W2S Top-1": worth["W2S Top-1"]["gain"]["value"],
-        "gain of the oracle": worth["oracle"]["gain"]["value"],
-        "loss of L2S over the mean's": networks["validation_loss"] / networks["mean_loss"],
+        "gain of W2S Top-1": scores["w2s_top1"].gain.value,
+        "gain of the oracle": scores["oracle"].gain.value,
+        "loss of L2S over the mean's": network.validation_loss / network.mean_loss,
     }
 
 

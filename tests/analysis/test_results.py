@@ -1,65 +1,89 @@
-"""The results folder: whole files or none, nothing pickled, JSON that any reader takes."""
+"""The front door: from a store to results in one call, and what they hold in a notebook."""
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
-from actcache.analysis.results import write_arrays, write_aside, write_json, write_tensors
-from actcache.errors import ActcacheError
+from actcache import analysis
+from actcache.analysis import AnalyzeConfig, Interval, Summary
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.run import run_build
+from actcache.conventions import Stage
+from actcache.data.formats import read_samples
+from actcache.errors import FormatError, StoreNotFoundError
+from tests.support import tiny
+
+pytestmark = pytest.mark.model
+
+STAGES: tuple[Stage, ...] = ("vectors", "sweep")
 
 
-@dataclass(frozen=True)
-class Found:
-    mean: np.ndarray
-    name: str
-    parts: tuple[int, ...]
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    rows = tiny.lettered_rows(24, np.random.default_rng(0))
+    (folder / "tidy.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    config = BuildConfig(model=tiny.save(folder / "model"))
+    return run_build(plan_build(read_samples([folder / "tidy.jsonl"]), config), folder / "s.zarr")
 
 
-def test_frozen_results_become_json(tmp_path):
-    found = Found(np.array([1.5, 2.0]), "x", (1, 2))
-    write_json(tmp_path / "s.json", {"found": found, "n": np.int64(3), "none": None})
-
-    read = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
-    assert read == {
-        "found": {"mean": [1.5, 2.0], "name": "x", "parts": [1, 2]},
-        "n": 3,
-        "none": None,
-    }
+@pytest.fixture(scope="module")
+def results(store, tmp_path_factory):
+    """No model is given: the one that the store names is loaded."""
+    out = tmp_path_factory.mktemp("out")
+    return analysis.analyze(store, out, stages=STAGES, multipliers=(-1.0, -0.5, 0.5, 1.0), draws=20)
 
 
-def test_a_number_that_json_has_not_is_refused_and_the_old_file_stays(tmp_path):
-    write_json(tmp_path / "s.json", {"n": 1})
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(tmp_path / "s.json", {"n": float("nan")})
+def test_results_hold_directions_sweep_and_summary(store, results):
+    direction = results.directions["tidy"]
+    assert direction.shape == (store.n_layers, store.d_model)
+    assert direction.dtype == np.float32
+    sweep = results.sweep
+    assert sweep.propensity.shape == (store.n, store.n_layers, 4)
+    assert sweep.names == ["difference_of_means", "random"]
+    np.testing.assert_array_equal(sweep.ids, store["id"])
+    np.testing.assert_array_equal(sweep.layers, np.arange(store.n_layers))
+    np.testing.assert_array_equal(sweep.multipliers, [-1, -0.5, 0.5, 1])
 
-    assert json.loads((tmp_path / "s.json").read_text(encoding="utf-8")) == {"n": 1}
-
-
-def test_a_writer_that_breaks_leaves_nothing_behind(tmp_path):
-    def breaks(path):
-        path.write_text("half", encoding="utf-8")
-        raise OSError("disk full")
-
-    with pytest.raises(ActcacheError, match="disk full"):
-        write_aside(tmp_path / "x.png", breaks)
-    assert not list(tmp_path.iterdir())
-
-
-def test_arrays_come_back_without_pickle(tmp_path):
-    arrays = {"id": np.array(["a", "bé"]), "slope": np.eye(2)}
-    write_arrays(tmp_path / "a.npz", arrays)
-
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as read:
-        for name, array in arrays.items():
-            np.testing.assert_array_equal(read[name], array)
+    tidy = results.summary.behaviors["tidy"]
+    assert isinstance(tidy.fixed.slope, Interval)
+    rows = store["split"] == "test"
+    mean = sweep.slopes()[rows, tidy.fixed_layer].mean()
+    assert tidy.fixed.slope.value == pytest.approx(mean)
+    with np.load(results.path / "steerability.npz", allow_pickle=False) as arrays:
+        np.testing.assert_array_equal(arrays["slope"], sweep.slopes())
+        np.testing.assert_array_equal(arrays["random/slope"], sweep.slopes("random"))
 
 
-def test_tensors_are_those_that_were_given_whatever_their_memory_order(tmp_path):
-    from safetensors.numpy import load_file
+def test_what_was_left_is_opened_again(store, results, monkeypatch):
+    opened = analysis.open_results(str(results.path))
+    assert opened.summary == results.summary == Summary.read(results.path / "summary.json")
 
-    values = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    write_tensors(tmp_path / "t.safetensors", {"b/x": values}, about={"layer": "after block"})
+    def loaded(*_args, **_settings):
+        raise AssertionError("a finished sweep needs no weights")
 
-    np.testing.assert_array_equal(load_file(tmp_path / "t.safetensors")["b/x"], values)
+    monkeypatch.setattr("actcache.build.replay.load_store_model", loaded)
+    config = AnalyzeConfig(stages=STAGES, multipliers=(-1.0, -0.5, 0.5, 1.0))
+    again = analysis.analyze(store.path, results.path, config=config, draws=20)
+    assert again.summary == results.summary
+
+
+def test_a_notebook_shows_the_verdict_of_every_behavior(results):
+    page = results._repr_html_()
+    assert page.startswith("<p><b>Results</b>")
+    for verdict in results.summary.verdicts:
+        assert verdict.word in page
+
+
+def test_parts_that_are_not_there_say_which_stage_makes_them(results, tmp_path):
+    (tmp_path / "summary.json").write_bytes((results.path / "summary.json").read_bytes())
+    opened = analysis.open_results(tmp_path)
+    with pytest.raises(StoreNotFoundError, match="Run the stage vectors"):
+        _ = opened.directions
+    with pytest.raises(StoreNotFoundError):
+        _ = opened.sweep
+    (tmp_path / "directions.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(FormatError, match="is damaged"):
+        _ = opened.directions

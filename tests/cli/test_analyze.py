@@ -66,7 +66,7 @@ def test_results_of_another_store_are_refused_before_anything_is_replaced(
 
 
 @pytest.mark.model
-def test_steered_layers_keep_their_numbers(built, tmp_path, capsys):
+def test_steered_layers_keep_their_numbers(built, tmp_path):
     command = [
         "analyze",
         built,
@@ -79,9 +79,9 @@ def test_steered_layers_keep_their_numbers(built, tmp_path, capsys):
         *WITHOUT_PREDICTORS,
     ]
     assert main([str(word) for word in command]) == 0
-    shown = capsys.readouterr().out
-    assert "fixed layer 2 " in shown
-    assert "fixed layer 0" not in shown
+    sentences = (tmp_path / "out" / "tables.md").read_text(encoding="utf-8")
+    assert "fixed layer 2 " in sentences
+    assert "fixed layer 0" not in sentences
 
 
 @pytest.mark.model

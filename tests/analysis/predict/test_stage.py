@@ -1,7 +1,6 @@
 """The stage `predictors` on a tiny model: what it leaves, what it reuses, what it says and refuses."""
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -10,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.analysis.analyze import analyze
 from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.pipeline import analyze
 from actcache.analysis.predict import learned_vectors as learned
 from actcache.analysis.predict import selections as predicted
 from actcache.analysis.predict import stage as predictors
@@ -22,7 +21,8 @@ from actcache.analysis.predict.selections import train_predictors
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
-from actcache.analysis.report.verdicts import shortcut_in_words, words
+from actcache.analysis.results import open_results
+from actcache.analysis.summary import Summary
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
@@ -84,50 +84,55 @@ def model(store):
 @pytest.fixture(scope="module")
 def done(store, model, small, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    summary = analyze(store, out, config=CONFIG, model=lambda: model)
-    return out, summary["predictors"]
+    results = analyze(store, out, config=CONFIG, model=lambda: model, device="cpu")
+    return out, results.summary
 
 
 def test_leaves_arrays_tables_pictures_and_a_summary_in_json(store, done):
-    out, found = done
-    assert json.loads((out / "summary.json").read_text())["predictors"] == found
+    out, summary = done
+    assert Summary.read(out / "summary.json") == summary
+    summary.write(out / "again.json")
+    assert (out / "again.json").read_bytes() == (out / "summary.json").read_bytes()
     assert (out / "embeddings.png").stat().st_size > 5000
     text = (out / "tables.md").read_text(encoding="utf-8")
-    for table in predictor_tables(found):
+    for verdict in summary.verdicts:
+        assert verdict.sentence in text
+    for table in predictor_tables(summary):
         assert f"## {table.title}" in text
         assert {len(row) for row in table.rows} == {len(table.columns)}
     with np.load(out / "predictors.npz", allow_pickle=False) as arrays:
         np.testing.assert_array_equal(arrays["id"], store["id"])
-        assert arrays["caa/W2S Top-2/layer"].shape == (2, store.n)
+        assert arrays["caa/w2s_top2/layer"].shape == (2, store.n)
         assert arrays["l2s/slope"].shape == (store.n, 4)
 
 
-def test_every_figure_can_be_had_again_from_the_arrays(done):
-    out, found = done
+def test_every_score_follows_from_the_arrays(done):
+    out, summary = done
     with np.load(out / "predictors.npz", allow_pickle=False) as arrays:
         base = (arrays["variant"] == "base") & (arrays["split"] == "test")
-        for kind in found["worth"]:
-            slope, fixed = arrays[f"{kind}/slope"], arrays[f"{kind}/fixed_layer"]
+        for name, scores in summary.predictors.sets.items():
+            slope, fixed = arrays[f"{name}/slope"], arrays[f"{name}/fixed_layer"]
             of_behaviors = []
-            for behavior in found["behaviors"]:
+            for behavior in summary.predictors.behaviors:
                 rows = np.flatnonzero(base & (arrays["behavior"] == behavior))
                 mean = np.mean([slope[i, fixed[i]] for i in rows])
-                worth = found["worth"][kind]["base"]["behaviors"][behavior]
-                assert worth["fixed"]["slope"]["value"] == pytest.approx(mean)
-                if f"{kind}/W2S Top-1/layer" in arrays:
-                    layers = arrays[f"{kind}/W2S Top-1/layer"]
+                by_strategy = scores.base.behaviors[behavior]
+                assert by_strategy["fixed"].slope.value == pytest.approx(mean)
+                if f"{name}/w2s_top1/layer" in arrays:
+                    layers = arrays[f"{name}/w2s_top1/layer"]
                     by_seed = [np.mean([slope[i, each[i]] for i in rows]) for each in layers]
                     of_behaviors.append(np.mean(by_seed))
-                    assert worth["W2S Top-1"]["slope"]["value"] == pytest.approx(of_behaviors[-1])
+                    assert by_strategy["w2s_top1"].slope.value == pytest.approx(of_behaviors[-1])
             if of_behaviors:
-                mean = found["worth"][kind]["base"]["mean"]["W2S Top-1"]["slope"]["value"]
+                mean = scores.base.mean["w2s_top1"].slope.value
                 assert mean == pytest.approx(np.mean(of_behaviors))
 
 
-def test_learned_vectors_were_swept_as_networks_say_them(store, done):
-    out, found = done
-    assert list(found["worth"]) == ["caa", "l2s", "oracle_vectors", "l2s_without_letter", "random"]
-    networks = VectorPredictor.load(out / "predictors" / "b%20old" / "l2s" / "networks.safetensors")
+def test_learned_vectors_were_swept_as_networks_predict_them(store, done):
+    out, summary = done
+    sets = ["caa", "l2s", "oracle_vectors", "l2s_without_letter", "random"]
+    assert list(summary.predictors.sets) == sets
+    networks = VectorPredictor.load(out / "predictors" / "b-old" / "l2s" / "networks.safetensors")
     rows = predicted.predictor_rows(store, vectors=("caa", "l2s"))
     vectors = learned._Vectors(store, rows, {"b old": networks}, [0, 1, 2, 3])
     at = rows["b old"].at[:3]
@@ -139,18 +144,19 @@ def test_learned_vectors_were_swept_as_networks_say_them(store, done):
 
 
 def test_the_fixed_layer_of_learned_vectors_is_chosen_by_the_samples_own_differences(done):
-    out, found = done
+    out, summary = done
+    sets = summary.predictors.sets
     with np.load(out / "predictors.npz", allow_pickle=False) as arrays:
         train = (arrays["variant"] == "base") & (arrays["split"] == "train")
-        for behavior in found["behaviors"]:
+        for behavior in summary.predictors.behaviors:
             rows = train & (arrays["behavior"] == behavior)
             best = int(arrays["oracle_vectors/slope"][rows].mean(0).argmax())
-            assert found["fixed_layer"]["l2s"][behavior] == best
-            assert found["fixed_layer"]["l2s_without_letter"][behavior] == best
+            assert sets["l2s"].fixed_layer[behavior] == best
+            assert sets["l2s_without_letter"].fixed_layer[behavior] == best
 
 
 def test_a_second_run_trains_nothing_and_needs_no_model(store, done, monkeypatch):
-    out, found = done
+    out, summary = done
 
     def never(*_args, **_kinds):
         raise AssertionError("asked for what is there")
@@ -158,7 +164,7 @@ def test_a_second_run_trains_nothing_and_needs_no_model(store, done, monkeypatch
     monkeypatch.setattr(predictors, "train_predictors", never)
     monkeypatch.setattr(VectorPredictor, "fit", never)
     again = analyze(store, out, config=CONFIG, model=never)
-    assert again["predictors"] == found
+    assert again.summary == summary
 
 
 def test_the_device_reaches_all_that_is_trained_and_is_no_setting(
@@ -178,10 +184,9 @@ def test_the_device_reaches_all_that_is_trained_and_is_no_setting(
 
     monkeypatch.setattr(predictors, "train_predictors", seen("layers", train_predictors))
     monkeypatch.setattr(VectorPredictor, "fit", seen("vectors", VectorPredictor.fit))
-    summary = analyze(store, tmp_path, config=CONFIG, model=lambda: model, device="meta")
+    results = analyze(store, tmp_path, config=CONFIG, model=lambda: model, device="meta")
     assert asked == {("layers", "meta"), ("vectors", "meta")}
-    before = json.loads((out / "summary.json").read_text())
-    assert summary["config"] == before["config"]
+    assert results.summary.config == Summary.read(out / "summary.json").config
 
 
 def test_a_device_that_is_left_open_is_one_that_is_there():
@@ -191,8 +196,13 @@ def test_a_device_that_is_left_open_is_one_that_is_there():
 
 def test_a_saved_predictor_chooses_layers_and_vectors_for_new_prompts(store, done):
     out, _ = done
-    folder = next((out / "predictors" / "kind").glob("caa-*"))
-    predictor = LayerPredictor.load(folder / "W2S%20Top-1.safetensors")
+    path = out / "predictors" / "kind" / "caa-cache-2" / "top1.safetensors"
+    predictor = LayerPredictor.load(path)
+    opened = open_results(out).predictor("kind", top=1)
+    np.testing.assert_array_equal(opened.active_layers, predictor.active_layers)
+    assert open_results(out).predictor("b old", directions="l2s").layers.tolist() == [0, 1, 2, 3]
+    with pytest.raises(MismatchError, match="no predictor of 'caa' for behavior 'cold'"):
+        open_results(out).predictor("cold")
     state = store.resid("prompt").layer(2)[:5].astype(np.float32)
     layers = predictor.predict(state / np.linalg.norm(state, axis=1, keepdims=True))
     assert layers.shape == (2, 5)
@@ -221,55 +231,17 @@ def test_rows_that_are_too_few_leave_predictors_out_unless_they_were_asked_for(
         settings = replace(CONFIG, **changes)
         return analyze(small, tmp_path / "out", config=settings, model=lambda: model)
 
-    assert re.search(
-        "'d' has no base rows of the split 'validation'", run()["predictors"]["left_out"]
-    )
+    summary = run().summary
+    assert summary.predictors is None
+    [reason] = summary.left_out
+    assert reason.startswith("predictors: behavior 'd' has no base rows of the split 'validation'")
     with pytest.raises(MismatchError, match="or pass --vectors caa"):
         run(stages=("predictors",))
 
 
-def test_words_warn_of_each_thing_that_undoes_a_gain():
-    def estimate(value, low, high):
-        return {"value": value, "low": low, "high": high}
-
-    def figures(gain, *, beyond=(0.3, 0.2, 0.4), random=(0.0, -0.1, 0.1), letters=(1.0, 1.0)):
-        def worth(gain, slope=1.0):
-            return {"gain": estimate(*gain), "slope": estimate(slope, slope - 0.1, slope + 0.1)}
-
-        nothing = (0.0, 0.0, 0.0)
-        ways = {"fixed": worth(nothing), "W2S Top-1": worth(gain), "W2S shuffled": worth(nothing)}
-        control = {**ways, "W2S Top-1": worth(random)}
-        by_letter = {
-            x: {name: worth(nothing, slope) for name in ("fixed", "W2S Top-1")}
-            for x, slope in zip("AB", letters, strict=True)
-        }
-        return {
-            "primary": {"caa": 1, "random": 1},
-            "worth": {"caa": {"base": {"mean": ways}}, "random": {"base": {"mean": control}}},
-            "beyond": {"caa": estimate(*beyond)},
-            "by_letter": {"caa": by_letter, "random": by_letter},
-        }
-
-    good = (0.5, 0.4, 0.6)
-    (said,) = words(figures(good))
-    assert said == (
-        "CAA: W2S Top-1 gains 0.5 [0.4, 0.6] per unit multiplier over the fixed layer, mean over "
-        "behaviors (traded prompts: 0 [0, 0]; random vectors: 0 [-0.1, 0.1])."
-    )
-    for changes, warning in (
-        ({"gain": (0.1, -0.1, 0.3)}, "its interval is not above 0"),
-        ({"gain": good, "beyond": (0.1, -0.1, 0.3)}, "a predictor of traded prompts does as well"),
-        ({"gain": good, "random": (0.5, 0.4, 0.6)}, "random vectors of the same norm are not"),
-        ({"gain": good, "letters": (2.0, -1.0)}, "the vector moves the letter"),
-    ):
-        said = " ".join(words(figures(**changes)))
-        assert "Warning" in said
-        assert warning in said
-
-
 def test_the_terminals_table_is_the_first_one_without_comparisons(done):
-    _, found = done
-    rows = {row[0] for row in short_table(found).rows}
+    _, summary = done
+    rows = {row[0] for row in short_table(summary).rows}
     assert {"CAA, fixed layer", "CAA, W2S Top-2", "L2S, oracle"} <= rows
     assert not {"CAA, third", "CAA, random layer"} & rows
 
@@ -277,13 +249,14 @@ def test_the_terminals_table_is_the_first_one_without_comparisons(done):
 def test_the_command_shows_the_table_the_verdicts_and_where_the_rest_is(store, tmp_path, capsys):
     flags = ["--draws", "50", "--seeds", "2", "--top", "1", "--vectors", "caa", "--json"]
     assert main(["analyze", str(store.path), "-o", str(tmp_path / "out"), *flags]) == 0
-    found = json.loads(capsys.readouterr().out)["predictors"]
+    verdicts = json.loads(capsys.readouterr().out)["verdicts"]
     assert main(["info", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "CAA, W2S Top-1" in shown
     assert "tables.md" in shown
-    for sentence in found["words"]:
-        assert sentence[:40] in shown
+    assert verdicts
+    for verdict in verdicts:
+        assert verdict["word"].split()[0] in shown
 
 
 @pytest.mark.parametrize(
@@ -308,38 +281,30 @@ def test_settings_that_cannot_be_are_refused_in_one_line(store, tmp_path, capsys
     assert "\n" not in error
 
 
-def test_the_controls_gain_is_read_over_the_predictor_of_traded_prompts(done):
-    out, found = done
+def test_the_gain_over_shuffled_prompts_equals_its_loop(done):
+    out, summary = done
     with np.load(out / "predictors.npz", allow_pickle=False) as arrays:
         base = (arrays["variant"] == "base") & (arrays["split"] == "test")
-        for kind in found["beyond"]:
-            ways = [f"{kind}/W2S Top-{found['primary'][kind]}/layer", f"{kind}/W2S shuffled/layer"]
+        for name, scores in summary.predictors.sets.items():
+            if scores.primary is None:
+                continue
+            strategies = [f"{name}/{each}/layer" for each in (scores.primary, "w2s_shuffled")]
             differences = []
-            for behavior in found["behaviors"]:
+            for behavior in summary.predictors.behaviors:
                 rows = np.flatnonzero(base & (arrays["behavior"] == behavior))
-                slope = arrays[f"{kind}/slope"][rows]
-                own, traded = (
-                    np.mean([slope[np.arange(len(rows)), each[rows]] for each in arrays[way]])
-                    for way in ways
+                slope = arrays[f"{name}/slope"][rows]
+                own, shuffled = (
+                    np.mean([slope[np.arange(len(rows)), each[rows]] for each in arrays[strategy]])
+                    for strategy in strategies
                 )
-                differences.append(own - traded)
-            assert found["beyond"][kind]["value"] == pytest.approx(np.mean(differences))
+                differences.append(own - shuffled)
+            assert scores.over_shuffled.value == pytest.approx(np.mean(differences))
 
 
-def test_train_rows_trade_embeddings_and_others_keep_theirs():
+def test_train_rows_shuffle_embeddings_and_others_keep_theirs():
     own = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     train = np.arange(30) % 3 > 0
-    traded = predicted._shuffled(own, train, 0)
-    np.testing.assert_array_equal(traded[~train], own[~train])
-    assert (traded[train] != own[train]).any(1).mean() > 0.8
-    np.testing.assert_array_equal(np.sort(traded[train], axis=0), np.sort(own[train], axis=0))
-
-
-@pytest.mark.parametrize(("low", "warned"), [(0.8, True), (-0.1, False)])
-def test_what_is_not_shown_to_be_there_is_not_said_to_be_the_letter(low, warned):
-    def mean(value, low, high):
-        slope = {"value": value, "low": low, "high": high}
-        return {"base": {"mean": {"fixed": {"slope": slope}}}}
-
-    worth = {"l2s": mean(1.0, low, 1.9), "l2s_without_letter": mean(0.1, 0.0, 0.2)}
-    assert ("Warning" in shortcut_in_words({"worth": worth})) == warned
+    shuffled = predicted._shuffled(own, train, 0)
+    np.testing.assert_array_equal(shuffled[~train], own[~train])
+    assert (shuffled[train] != own[train]).any(1).mean() > 0.8
+    np.testing.assert_array_equal(np.sort(shuffled[train], axis=0), np.sort(own[train], axis=0))

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -24,7 +25,7 @@ def found():
     propensity = rng.normal(size=(40, 6, 1)) * GRID + rng.normal(size=(40, 6, 7))
     return summarize(
         propensity, GRID, train=train, test=~train, rng=rng, control=propensity[None], draws=20
-    )
+    ).scores
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def assert_picture(path):
 def test_steerability_by_layer_names_every_behavior_the_fixed_layer_and_the_unit(
     found, tmp_path, n
 ):
-    behaviors = {f"behavior {i}": found.choice for i in range(n)}
+    behaviors = {f"behavior {i}": found for i in range(n)}
     plot_steerability(tmp_path / "a.png", behaviors, control=found.control)
     plot_steerability(tmp_path / "a.svg", behaviors, control=found.control)
 
@@ -93,8 +94,8 @@ def test_zero_is_white_even_in_a_grid_of_zeros_without_multiplier_zero(tmp_path)
 
 def test_layers_carry_their_numbers_where_some_are_steered(tmp_path, found):
     layers = [17, 19, 23, 29, 31, 37]
-    choice = {"tidy": found.choice}
-    plot_steerability(tmp_path / "s.svg", choice, layers=layers)
+    behaviors = {"tidy": replace(found, fixed_layer=23)}
+    plot_steerability(tmp_path / "s.svg", behaviors, layers=layers)
     plot_grid(tmp_path / "g.svg", {"tidy": np.ones((6, 7))}, GRID, layers=layers)
     for name in ("s.svg", "g.svg"):
         assert "<!-- 23 -->" in text(tmp_path / name)
@@ -142,7 +143,7 @@ else:
 
 def test_drawing_leaves_the_settings_alone(found, tmp_path):
     before = dict(mpl.rcParams)
-    plot_steerability(tmp_path / "a.png", {"x": found.choice})
+    plot_steerability(tmp_path / "a.png", {"x": found})
     assert dict(mpl.rcParams) == before
 
 

@@ -11,6 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
+from actcache.analysis.report.verdicts import (
+    GAIN,
+    LETTER,
+    NO_GAIN,
+    NOT_TESTED,
+    fixed_layer_verdict,
+    sample_gain_verdict,
+)
 from actcache.analysis.stats.slopes import fit_quality, slopes, split_grid
 from actcache.analysis.sweep.steerability import summarize
 from actcache.analysis.sweep.strategies import slope_table
@@ -110,29 +118,52 @@ def test_a_grid_without_halves_says_why_and_the_rest_is_still_read(grid, reason)
     propensity = rng().normal(size=(20, 3, 3))
     found = summarize(propensity, grid, rng=rng(), control=propensity[None], **split(20))
 
-    assert found.choice.crossfit is None
-    assert found.crossfit_layer is None
-    assert found.comparison is None
-    assert reason in found.crossfit_reason
-    assert reason in found.verdict
-    assert found.verdict.startswith("Warning")
-    assert not found.exceeds
-    assert found.choice.oracle.value >= found.choice.fixed.value
+    assert found.scores.cross_fitted is None
+    assert found.cross_fitted_layer is None
+    assert found.scores.comparison is None
+    assert reason in found.scores.no_cross_fit
+    verdict = sample_gain_verdict("x", found.scores)
+    assert reason in verdict.sentence
+    assert verdict.sentence.startswith("Warning")
+    assert verdict.warning
+    assert verdict.word == NOT_TESTED
+    assert found.scores.oracle.slope.value >= found.scores.fixed.slope.value
 
 
-def assert_choice_equals(found, propensity, train, test):
+def assert_scores_equal(found, propensity, train, test):
     expected, crossfit = reference.layer_choice(propensity, GRID.tolist(), train, test)
+    read = {
+        "n": found.n,
+        "mean": [mean.value for mean in found.by_layer],
+        "share_steerable": found.share_by_layer,
+        "fixed_layer": found.fixed_layer,
+        "fixed": found.fixed.slope.value,
+        "fixed_share": found.fixed.share,
+        "best_on_test_layer": found.best_on_test_layer,
+        "best_on_test": max(mean.value for mean in found.by_layer),
+        "random_layer": found.random.slope.value,
+        "oracle": found.oracle.slope.value,
+        "oracle_share": found.oracle.share,
+        "oracle_gain": found.oracle.gain.value,
+        "oracle_deviation": found.oracle_distance,
+    }
+    assert read.keys() == expected.keys()
     for name, value in expected.items():
-        read = getattr(found, name)
-        np.testing.assert_allclose(getattr(read, "value", read), value, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(read[name], value, atol=1e-9, err_msg=name)
+    by_halves = {
+        "oracle": found.cross_fitted.slope.value,
+        "fixed": found.fixed_by_halves.value,
+        "gain": found.cross_fitted.gain.value,
+        "deviation": found.cross_fitted_distance,
+    }
+    assert by_halves.keys() == crossfit.keys()
     for name, value in crossfit.items():
-        read = getattr(found.crossfit, name)
-        np.testing.assert_allclose(getattr(read, "value", read), value, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(by_halves[name], value, atol=1e-9, err_msg=name)
 
 
 @settings(deadline=None, max_examples=40)
 @given(st.data())
-def test_every_number_of_a_choice_equals_the_definition(data):
+def test_every_score_equals_the_definition(data):
     n = data.draw(st.integers(2, 7))
     shape = (n, data.draw(st.integers(1, 4)), len(GRID))
     # Whole numbers far apart: no near tie that rounding could turn.
@@ -151,45 +182,47 @@ def test_every_number_of_a_choice_equals_the_definition(data):
         **masks,
     )
 
-    assert_choice_equals(found.choice, propensity, **masks)
-    assert_choice_equals(found.control[0], propensity[::-1], **masks)
+    assert_scores_equal(found.scores, propensity, **masks)
+    assert_scores_equal(found.scores.control[0], propensity[::-1], **masks)
     read = {x for x, inside in zip(letters, ~train, strict=True) if inside and x}
-    assert set(found.by_letter) == read
-    for letter, choice in found.by_letter.items():
+    assert set(found.scores.by_letter) == read
+    for letter, scores in found.scores.by_letter.items():
         rows = ~train & (np.array(letters) == letter)
-        assert_choice_equals(choice, propensity, train, rows)
+        assert_scores_equal(scores, propensity, train, rows)
 
 
 def test_intervals_are_those_of_resampled_samples():
     propensity = sweep(rng(1).normal(size=(30, 4)), noise=0.5)
     masks = split(30)
-    found = summarize(propensity, GRID, rng=rng(3), draws=200, **masks).choice
+    found = summarize(propensity, GRID, rng=rng(3), draws=200, **masks).scores
 
     s = reference.slope_table(propensity, GRID)[masks["test"]]
     rows = rng(3).integers(len(s), size=(200, len(s)))
     gain = s.max(1) - s[:, found.fixed_layer]
     bounds = np.quantile([gain[r].mean() for r in rows], [0.025, 0.975])
-    np.testing.assert_allclose([found.oracle_gain.low, found.oracle_gain.high], bounds)
+    np.testing.assert_allclose([found.oracle.gain.low, found.oracle.gain.high], bounds)
     layers = np.quantile([s[r].mean(0) for r in rows], [0.025, 0.975], axis=0)
-    np.testing.assert_allclose(found.interval, layers.T)
-    assert (found.fixed.low, found.fixed.high) == tuple(found.interval[found.fixed_layer])
+    intervals = [(mean.low, mean.high) for mean in found.by_layer]
+    np.testing.assert_allclose(intervals, layers.T)
+    fixed = found.fixed.slope
+    np.testing.assert_allclose((fixed.low, fixed.high), intervals[found.fixed_layer])
 
 
 def test_all_ties_go_to_the_first_layer():
     propensity = np.tile(GRID, (6, 3, 1))
     found = summarize(propensity, GRID, rng=rng(), **split(6))
-    assert (found.choice.fixed_layer, found.choice.best_on_test_layer) == (0, 0)
+    assert (found.scores.fixed_layer, found.scores.best_on_test_layer) == (0, 0)
     np.testing.assert_array_equal(found.oracle_layer, 0)
-    np.testing.assert_array_equal(found.crossfit_layer, 0)
+    np.testing.assert_array_equal(found.cross_fitted_layer, 0)
 
 
 def test_the_fixed_layer_is_chosen_on_train_even_where_test_disagrees():
     slope = np.ones((10, 2))
     masks = split(10)
     slope[masks["train"], 0], slope[masks["test"], 1] = 2, 3
-    found = summarize(sweep(slope, noise=0), GRID, rng=rng(), **masks).choice
+    found = summarize(sweep(slope, noise=0), GRID, rng=rng(), **masks).scores
     assert (found.fixed_layer, found.best_on_test_layer) == (0, 1)
-    np.testing.assert_allclose([found.fixed.value, found.best_on_test], [1, 3])
+    np.testing.assert_allclose([found.fixed.slope.value, found.by_layer[1].value], [1, 3])
 
 
 def test_a_planted_best_layer_per_sample_is_recovered_and_the_verdict_says_so():
@@ -200,15 +233,17 @@ def test_a_planted_best_layer_per_sample_is_recovered_and_the_verdict_says_so():
     masks = split(n)
     found = summarize(sweep(slope, noise=0.2), GRID, rng=rng(), control=control, **masks)
 
-    assert found.choice.crossfit
-    assert found.comparison
+    assert found.scores.cross_fitted
+    assert found.scores.comparison
     np.testing.assert_array_equal(found.oracle_layer, best)
-    np.testing.assert_array_equal(found.crossfit_layer, np.stack([best, best], axis=1))
-    true_gain = 2 - 2 * (best[masks["test"]] == found.choice.fixed_layer).mean()
-    np.testing.assert_allclose(found.choice.crossfit.gain.value, true_gain, atol=0.05)
-    assert found.exceeds
-    assert found.comparison.difference.low > 1
-    assert found.verdict.startswith("A layer chosen per sample gains")
+    np.testing.assert_array_equal(found.cross_fitted_layer, np.stack([best, best], axis=1))
+    true_gain = 2 - 2 * (best[masks["test"]] == found.scores.fixed_layer).mean()
+    np.testing.assert_allclose(found.scores.cross_fitted.gain.value, true_gain, atol=0.05)
+    verdict = sample_gain_verdict("x", found.scores)
+    assert verdict.word == GAIN
+    assert not verdict.warning
+    assert found.scores.comparison.difference.low > 1
+    assert verdict.sentence.startswith("A layer chosen per sample gains")
 
 
 def test_pure_noise_gives_the_oracle_a_large_gain_and_the_crossfitted_one_none():
@@ -217,14 +252,15 @@ def test_pure_noise_gives_the_oracle_a_large_gain_and_the_crossfitted_one_none()
     control = rng(2).normal(size=(2, n, n_layers, len(GRID)))
     found = summarize(propensity, GRID, rng=rng(), control=control, **split(n))
 
-    assert found.choice.oracle_gain.low > 0.6  # largest of 24 with deviation 0.38: about 0.75
-    crossfit = found.choice.crossfit
+    assert found.scores.oracle.gain.low > 0.6  # largest of 24 with deviation 0.38: about 0.75
+    crossfit = found.scores.cross_fitted
     assert crossfit
     assert abs(crossfit.gain.value) < 0.07  # deviation of its mean over 600 samples: 0.02
     assert crossfit.gain.low < 0 < crossfit.gain.high
-    assert not found.exceeds
-    assert "Warning: no gain" in found.verdict
-    assert "its interval is not above 0" in found.verdict
+    verdict = sample_gain_verdict("x", found.scores)
+    assert verdict.word == NO_GAIN
+    assert "Warning: no gain" in verdict.sentence
+    assert "its interval is not above 0" in verdict.sentence
 
 
 def test_a_gain_that_random_directions_have_too_is_warned_of():
@@ -234,15 +270,17 @@ def test_a_gain_that_random_directions_have_too_is_warned_of():
     propensity = sweep(slope, noise=0.1)
     found = summarize(propensity, GRID, rng=rng(), control=sweep(twin, noise=0.1)[None], **split(n))
 
-    assert found.choice.crossfit
-    assert found.comparison
-    assert found.choice.crossfit.gain.low > 1  # real, but no more than a random direction's
-    assert found.comparison.control_gain.low > 1
-    assert not found.exceeds
-    assert "not shown to exceed theirs" in found.verdict
+    assert found.scores.cross_fitted
+    assert found.scores.comparison
+    assert found.scores.cross_fitted.gain.low > 1  # real, but no more than a random direction's
+    assert found.scores.comparison.control_gain.low > 1
+    verdict = sample_gain_verdict("x", found.scores)
+    assert verdict.word == NO_GAIN
+    assert "not shown to exceed theirs" in verdict.sentence
     alone = summarize(propensity, GRID, rng=rng(), **split(n))
-    assert alone.exceeds
-    assert "No control was run" in alone.verdict
+    verdict = sample_gain_verdict("x", alone.scores)
+    assert verdict.word == GAIN
+    assert "No control was run" in verdict.sentence
 
 
 def test_no_gain_stays_none_beside_a_control_that_loses():
@@ -253,32 +291,35 @@ def test_no_gain_stays_none_beside_a_control_that_loses():
     control = np.tile(losing, (1, 20, 1, 1))
     found = summarize(propensity, GRID, rng=rng(), control=control, **split(20))
 
-    assert found.comparison
-    np.testing.assert_allclose(found.comparison.control_gain.value, -10)
-    assert found.comparison.difference.low > 0
-    assert not found.exceeds
-    assert "its interval is not above 0" in found.verdict
+    assert found.scores.comparison
+    np.testing.assert_allclose(found.scores.comparison.control_gain.value, -10)
+    assert found.scores.comparison.difference.low > 0
+    verdict = sample_gain_verdict("x", found.scores)
+    assert verdict.word == NO_GAIN
+    assert "its interval is not above 0" in verdict.sentence
 
 
 def test_a_sample_that_does_not_move_is_not_steerable():
     propensity = np.zeros((4, 2, 7))
     propensity[2, 1] = GRID
-    found = summarize(propensity, GRID, rng=rng(), **split(4, 0.5)).choice
+    found = summarize(propensity, GRID, rng=rng(), **split(4, 0.5)).scores
 
-    np.testing.assert_array_equal(found.share_steerable, [0, 0.5])
-    assert (found.fixed_share, found.oracle_share) == (0, 0.5)
+    assert list(found.share_by_layer) == [0, 0.5]
+    assert [found.fixed.share, found.oracle.share] == [0, 0.5]
 
 
 def test_the_comparison_pairs_samples_and_averages_the_control_sets():
     propensity = sweep(rng(1).normal(size=(40, 5)), noise=0.3)
     control = np.stack([sweep(rng(s).normal(size=(40, 5)), noise=0.3, seed=s) for s in (2, 3)])
     found = summarize(propensity, GRID, rng=rng(), control=control, **split(40))
-    gains = [c.crossfit.gain.value for c in (found.choice, *found.control) if c.crossfit]
+    every = (found.scores, *found.scores.control)
+    gains = [scores.cross_fitted.gain.value for scores in every if scores.cross_fitted]
+    comparison = found.scores.comparison
 
     assert len(gains) == 3
-    assert found.comparison
-    np.testing.assert_allclose(found.comparison.control_gain.value, np.mean(gains[1:]))
-    np.testing.assert_allclose(found.comparison.difference.value, gains[0] - np.mean(gains[1:]))
+    assert comparison
+    np.testing.assert_allclose(comparison.control_gain.value, np.mean(gains[1:]))
+    np.testing.assert_allclose(comparison.difference.value, gains[0] - np.mean(gains[1:]))
 
 
 def test_one_seed_gives_one_result():
@@ -287,9 +328,8 @@ def test_one_seed_gives_one_result():
         summarize(propensity, GRID, rng=rng(seed), letters=["A", "B"] * 15, **split(30))
         for seed in (0, 0, 1)
     )
-    np.testing.assert_array_equal(one.choice.interval, again.choice.interval)
-    assert one.verdict == again.verdict
-    assert (one.choice.interval != other.choice.interval).any()
+    assert one.scores == again.scores
+    assert one.scores.by_layer != other.scores.by_layer
 
 
 def test_float32_and_float64_sweeps_give_the_same_slopes():
@@ -373,9 +413,10 @@ def test_a_direction_that_moves_the_letter_is_said_to(bias):
         letters=letters,
     )
 
-    assert bool(found.letter_warning) == (bias > 0)
+    verdict = fixed_layer_verdict("x", found.scores)
+    assert (verdict.word == LETTER) == verdict.warning == (bias > 0)
     if bias:
-        assert "moves the letter" in found.letter_warning
+        assert "moves the letter" in verdict.sentence
 
 
 def test_a_fixed_layer_that_is_given_is_taken_for_all_samples_and_for_each_letter():
@@ -389,9 +430,9 @@ def test_a_fixed_layer_that_is_given_is_taken_for_all_samples_and_for_each_lette
         letters=["A", "B"] * 30,
         draws=50,
     )
-    assert found.choice.fixed_layer == 3
-    assert {each.fixed_layer for each in found.by_letter.values()} == {3}
-    np.testing.assert_allclose(found.choice.fixed.value, slope[24:, 3].mean())
+    assert found.scores.fixed_layer == 3
+    assert {scores.fixed_layer for scores in found.scores.by_letter.values()} == {3}
+    np.testing.assert_allclose(found.scores.fixed.slope.value, slope[24:, 3].mean())
 
 
 def test_a_letter_of_few_samples_gives_no_warning():
@@ -399,4 +440,4 @@ def test_a_letter_of_few_samples_gives_no_warning():
         letters = np.array(["A", "B"] * (n // 2))
         slope = np.where(letters == "A", 1.0, -1.0)[:, None] * np.ones((n, 3))
         found = summarize(sweep(slope, noise=0), GRID, **split(n), rng=rng(), letters=letters)
-        assert bool(found.letter_warning) == warned
+        assert (fixed_layer_verdict("x", found.scores).word == LETTER) == warned

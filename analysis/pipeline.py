@@ -1,0 +1,339 @@
+"""From a store to a results folder: vectors, layers, sweep, predictors, and the report on them.
+
+Stages run in order and each reads what the ones before it gave. Only the sweep needs the model, and
+only then is torch imported.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from actcache.analysis.arrays import write_steerability, write_vectors
+from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.directions.difference_of_means import (
+    BATCH_ROWS,
+    Directions,
+    label_codes,
+    label_directions,
+    pair_directions,
+    random_directions,
+    two_labels,
+)
+from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
+from actcache.analysis.documents import typed
+from actcache.analysis.files import write_aside, write_text
+from actcache.analysis.names import METHOD, control_set
+from actcache.analysis.report.pages import markdown_page, pictures
+from actcache.analysis.report.verdicts import verdicts
+from actcache.analysis.results import Results, require_same_store
+from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
+from actcache.analysis.sweep.open_sweep import Sweep
+from actcache.analysis.sweep.steerability import Steerability, summarize
+from actcache.conventions import NO_PRESET, STAGES, sweep_settings
+from actcache.encoders import parse_encoder
+from actcache.errors import MismatchError
+from actcache.progress import SILENT, Progress
+from actcache.store.copies.selection import require_all_layers
+from actcache.store.storage.atomic import make_folder, os_errors_explained
+from actcache.store.store import Store, open_store
+
+if TYPE_CHECKING:  # torch comes in with these
+    from actcache.analysis.predict.outcome import PredictorScores
+    from actcache.engine.model import LanguageModel
+    from actcache.engine.steered_scores import SteeringRule
+
+
+def analyze(
+    store: Store | str | Path,
+    out: str | Path,
+    *,
+    config: AnalyzeConfig | None = None,
+    model: "Callable[[], LanguageModel] | None" = None,
+    progress: Progress = SILENT,
+    device: str = "auto",
+    **settings: Any,
+) -> Results:
+    """Run the stages and write the results folder; the same as `actcache analyze`.
+
+    Args:
+        store: a finished store of residuals, or its path.
+        out: the folder; made if it is not there. A sweep of the same settings in it is reused, an
+            interrupted one is resumed.
+        config: the settings; by default those of the store's preset.
+        model: gives the model that the store was built with, called only if a sweep must run; by
+            default it is loaded from where the build found it.
+        progress: shows long loops, and what an encoder of prompts will cost before it is paid.
+        device: where the model runs and predictors are trained: a torch device, or `auto` (cuda,
+            else cpu). Not a setting: it changes nothing beyond rounding.
+        settings: fields of `AnalyzeConfig`, for example `stages=("vectors", "sweep")`.
+
+    Raises:
+        MismatchError: the store is no store of residuals, lacks what a stage reads, or the folder
+            holds results of another store or a sweep of other settings.
+
+    Example:
+        results = analyze("tidy.zarr", "out", controls=5)
+        results.summary.behaviors["tidy"].fixed.slope
+    """
+    store = store if isinstance(store, Store) else open_store(store)
+    if config is None:
+        preset = settings.pop("preset", store.config.get("preset", NO_PRESET))
+        config = AnalyzeConfig(**sweep_settings(preset, settings))
+    elif settings:
+        config = replace(config, **settings)
+    if store.kind != "residuals":
+        raise MismatchError(
+            f"'{store.path}' holds a {store.kind}, expected residuals. Pass what build wrote."
+        )
+    require_all_layers(store)  # the stages know layers by their place
+    out = Path(out)
+    paired = not any(store["label"].tolist())
+    left_out = _stages_left_out(store, config.stages)
+    if paired and "predictors" in config.stages:
+        _require_predictable(store, config)
+    require_same_store(out, store)
+    with os_errors_explained(f"'{out}' cannot be written"):
+        make_folder(out.absolute())
+    train = (store["split"] == "train") & (store["variant"] == "base")
+    summary = Summary(
+        store=StoreSummary(
+            path=str(store.path),
+            n=store.n,
+            n_layers=store.n_layers,
+            d_model=store.d_model,
+            provenance=store.provenance,
+            certificate=store.certificate,
+        ),
+        config=config,
+        left_out=left_out,
+    )
+    if paired:
+        directions = pair_directions(store, rows=train)
+    else:
+        labels = two_labels(store, config.labels)
+        directions = label_directions(store, rows=train, labels=labels)
+        summary = replace(summary, labels=labels)
+        if "layers" in config.stages:
+            scores = _score_layers(store, directions, labels, config)
+            summary = replace(summary, layers={directions.names[0]: scores})
+    if "vectors" in config.stages:
+        summary = replace(summary, vectors=write_vectors(out, store, directions))
+    if paired and {"sweep", "predictors"} & set(config.stages):
+        if model is None:
+
+            def model() -> "LanguageModel":
+                from actcache.build.replay import load_store_model
+
+                return load_store_model(store, device=device)
+
+        run = _Run(store, out, config, cache(model), progress, device)  # one load for both sweeps
+        summary = _run_sweep_stages(run, directions, train, summary)
+    summary = replace(summary, verdicts=verdicts(summary))
+    summary.write(out / "summary.json")
+    write_report(out, summary)
+    return Results(out)
+
+
+def write_report(out: Path, summary: Summary) -> None:
+    """Write `tables.md` and the pictures."""
+    page = markdown_page(summary)
+    if page:
+        write_text(out / "tables.md", page)
+    for name, draw in pictures(summary, out).items():
+        write_aside(out / name, draw)
+
+
+def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
+    """Which stages cannot run on a store's rows: asked before any of them takes time.
+
+    Returns:
+        A sentence, where `sweep` or `predictors` were asked for one by one and rows have labels;
+        else nothing: all stages means all that there are.
+
+    Raises:
+        MismatchError: none of them can run, or a split that one reads has no rows.
+    """
+    paired = not any(store["label"].tolist())
+    unfit = ("layers",) if paired else ("sweep", "predictors")
+    have, need = ("pairs", "labels") if paired else ("labels", "pairs")
+    left = [stage for stage in stages if stage in unfit]
+    reason = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
+    if len(left) == len(stages):
+        fit = ",".join(stage for stage in STAGES if stage not in unfit)
+        raise MismatchError(f"no stage can run on {reason}. Pass --stages {fit}.")
+    if not paired:
+        return (reason,) if left and tuple(stages) != STAGES else ()
+    if "sweep" in stages and "test" not in store["split"].tolist():
+        raise MismatchError(
+            f"'{store.path}' has no rows of the split 'test', which the stage sweep reads. Build "
+            "from more rows, give rows a split, or pass --stages vectors."
+        )
+    return ()
+
+
+def _require_predictable(store: Store, config: AnalyzeConfig) -> None:
+    """Refuse before the sweep what predictors would refuse after it."""
+    from actcache.analysis.predict.selections import predictor_rows
+
+    for text in config.encoders:
+        parse_encoder(text)
+    if tuple(config.stages) != STAGES:  # else they are left out, with the reason
+        predictor_rows(store, vectors=config.vectors)
+
+
+def _score_layers(
+    store: Store, directions: Directions, labels: tuple[str, str], config: AnalyzeConfig
+) -> LayerScores:
+    """Discriminative layers and their scores, on the samples that made no direction."""
+    code = label_codes(store, labels)
+    held_out = (store["split"] != "train") & (code >= 0)
+    batches = store.resid("prompt").batches(rows=BATCH_ROWS, select=held_out)
+    projections = project((resid for _, resid in batches), directions.values[0])
+    return layer_scores(
+        projections,
+        1 - code[held_out],  # 1 is the positive class
+        rng=np.random.default_rng(config.seed),
+        normalize=config.normalize,
+        draws=config.draws,
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the stages that steer the model share."""
+
+    store: Store
+    out: Path
+    config: AnalyzeConfig
+    model: "Callable[[], LanguageModel]"
+    progress: Progress
+    device: str
+
+
+def _run_sweep_stages(
+    run: _Run, directions: Directions, train: Bool[np.ndarray, " n"], summary: Summary
+) -> Summary:
+    """The stages `sweep` and `predictors`; predictors run a sweep where the folder has none."""
+    from actcache.engine.steered_scores import SteeringRule
+
+    rule = SteeringRule(first_steered=run.config.first_steered, score=run.config.score)
+    sweep = _sweep(run, directions)
+    if "sweep" in run.config.stages:
+        summary = replace(summary, sweep=_score_sweep(run, directions, train, rule, sweep))
+    if "predictors" in run.config.stages:
+        predictors = _predict(run, sweep)
+        if isinstance(predictors, str):
+            left_out = (*summary.left_out, f"predictors: {predictors}")
+            return replace(summary, left_out=left_out)
+        summary = replace(summary, predictors=predictors)
+    return summary
+
+
+def _sweep(run: _Run, directions: Directions) -> Sweep:
+    """The sweep: run, resumed, or as it is."""
+    from actcache.analysis.sweep.row_directions import shared_directions
+    from actcache.analysis.sweep.run import run_sweep
+
+    config = run.config
+    of = np.searchsorted(list(directions.names), run.store["behavior"]).astype(np.int64)
+    rng = np.random.default_rng(config.seed)
+    # [behavior][control, layer, d]
+    random = [random_directions(values, rng, count=config.controls) for values in directions.values]
+    sets = {METHOD: shared_directions(directions.values, of)}
+    for i in range(config.controls):
+        sets[control_set(i)] = shared_directions(np.stack([each[i] for each in random]), of)
+    return run_sweep(
+        run.store,
+        sets,
+        multipliers=config.multipliers,
+        out=run.out / "sweep.zarr",
+        model=run.model,
+        first_steered=config.first_steered,
+        score=config.score,
+        layers=config.layers,
+        batch_tokens=config.batch_tokens,
+        progress=run.progress,
+    )
+
+
+def _score_sweep(
+    run: _Run,
+    directions: Directions,
+    train: Bool[np.ndarray, " n"],
+    rule: "SteeringRule",
+    sweep: Sweep,
+) -> SweepSummary:
+    """Steerability of every behavior and variant that has test samples."""
+    store, config = run.store, run.config
+    controls = [control_set(i) for i in range(config.controls)]
+    control = np.stack([sweep.propensity_of(name) for name in controls]) if controls else None
+    layers = sweep.layers.tolist()
+    propensity = sweep.propensity
+    results: dict[str, Steerability] = {}
+    for behavior in directions.names:
+        for variant in dict.fromkeys(store["variant"].tolist()):
+            rows = store["behavior"] == behavior
+            tested = rows & (store["variant"] == variant) & (store["split"] == "test")
+            if not tested.any():
+                continue
+            results[behavior if variant == "base" else f"{behavior}@{variant}"] = summarize(
+                propensity,
+                sweep.multipliers,
+                train=train & rows,
+                test=tested,
+                rng=np.random.default_rng(config.seed),
+                letters=store["letter"],
+                control=control,
+                layers=layers,
+                draws=config.draws,
+            )
+    if not results:
+        raise MismatchError(
+            "no behavior has test samples, so there is nothing to report; expected rows of the "
+            "split 'test'. Build from more rows, or give rows a split."
+        )
+    write_steerability(run.out, store, sweep, results, controls)
+
+    means = {}
+    for behavior in directions.names:
+        rows = (store["behavior"] == behavior) & (store["split"] == "test")
+        if rows.any():
+            grid: Float[np.ndarray, "layer m"] = propensity[rows].mean(0)
+            means[behavior] = tuple(map(tuple, grid.tolist()))
+    return SweepSummary(
+        layers=tuple(layers),
+        multipliers=tuple(sweep.multipliers.tolist()),
+        unit=rule.unit,
+        self_check=typed(SelfCheck, sweep.certificate),
+        behaviors={name: each.scores for name, each in results.items()},
+        mean_propensity=means,
+    )
+
+
+def _predict(run: _Run, sweep: Sweep) -> "PredictorScores | str":
+    """Layer and vector predictors and their scores; or why they were left out."""
+    from actcache.analysis.predict.adamw_stack import training_device
+    from actcache.analysis.predict.selections import predictor_rows
+    from actcache.analysis.predict.stage import run_predictors
+
+    try:
+        behaviors = predictor_rows(run.store, vectors=run.config.vectors)
+    except MismatchError as error:
+        if tuple(run.config.stages) != STAGES:
+            raise
+        return str(error)  # the other stages were asked for as much
+    return run_predictors(
+        run.out,
+        run.store,
+        behaviors,
+        sweep=sweep,
+        config=run.config,
+        model=run.model,
+        progress=run.progress,
+        device=training_device(run.device),
+    )

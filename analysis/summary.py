@@ -1,0 +1,205 @@
+"""The summary of an analysis: every number of its tables, typed; summary.json in memory."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.directions.discriminative import LayerScores
+from actcache.analysis.documents import plain, typed
+from actcache.analysis.files import write_json
+from actcache.analysis.predict.outcome import (
+    DirectionSetScores,
+    EncoderScore,
+    NetworkScore,
+    PredictorScores,
+    VariantScores,
+)
+from actcache.analysis.stats.bootstrap import Interval
+from actcache.analysis.sweep.steerability import LETTER_SAMPLES, BehaviorScores
+from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
+from actcache.errors import ActcacheError, FormatError
+
+__all__ = [
+    "LETTER_SAMPLES",
+    "BehaviorScores",
+    "DirectionSetScores",
+    "EncoderScore",
+    "Interval",
+    "LayerScores",
+    "NetworkScore",
+    "PredictorScores",
+    "SelfCheck",
+    "SteerabilityScores",
+    "StoreSummary",
+    "StrategyScore",
+    "Summary",
+    "SweepSummary",
+    "VariantScores",
+    "VectorSummary",
+    "Verdict",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSummary:
+    """The store that was analyzed."""
+
+    path: str
+    n: int
+    n_layers: int
+    d_model: int
+    provenance: dict[str, Any]
+    certificate: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorSummary:
+    """The direction of one behavior, or of two labels."""
+
+    n_positive: int
+    n_negative: int
+
+    norm: tuple[float, ...]
+    """By layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCheck:
+    """How exact the cells of a sweep are, in units of the score."""
+
+    naive_error: float
+    """Largest difference between a few cells and two full passes each."""
+
+    noise_floor: float
+    """Largest difference between cells that add nothing and the unsteered pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepSummary:
+    """The stage `sweep`."""
+
+    layers: tuple[int, ...]
+    multipliers: tuple[float, ...]
+
+    unit: str
+    """Of propensity."""
+
+    self_check: SelfCheck
+
+    behaviors: dict[str, BehaviorScores]
+    """By behavior; other variants of its prompts as `behavior@variant`."""
+
+    mean_propensity: dict[str, tuple[tuple[float, ...], ...]]
+    """`[layer, multiplier]` of each behavior, mean over test samples of all variants."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What numbers show, in a word or two and in a sentence."""
+
+    stage: Literal["sweep", "predictors"]
+
+    about: str
+    """The behavior, or the direction set."""
+
+    strategy: str
+    """The strategy that is judged: `fixed`, `cross_fitted`, `w2s_top2`, …"""
+
+    word: str
+    """For a column of a table: `steerable`, `no gain`, …"""
+
+    sentence: str
+
+    warning: bool
+    """Whether the table's numbers mislead without the sentence."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Summary:
+    """All that `analyze` found; a stage that did not run is None."""
+
+    store: StoreSummary
+    config: AnalyzeConfig
+
+    left_out: tuple[str, ...] = ()
+    """Stages that were asked for and could not run, each with the reason."""
+
+    labels: tuple[str, str] | None = None
+    """The positive and the negative label; None for pairs."""
+
+    vectors: dict[str, VectorSummary] | None = None
+    layers: dict[str, LayerScores] | None = None
+    sweep: SweepSummary | None = None
+    predictors: PredictorScores | None = None
+    verdicts: tuple[Verdict, ...] = ()
+
+    format: Literal[2] = 2
+    """Of summary.json."""
+
+    @property
+    def behaviors(self) -> dict[str, BehaviorScores]:
+        """The sweep's scores by behavior; empty where the stage did not run."""
+        return {} if self.sweep is None else self.sweep.behaviors
+
+    def verdicts_on(self, stage: str, about: str, strategy: str | None = None) -> list[Verdict]:
+        """Find the verdicts on a behavior or direction set, on one strategy or on all."""
+        return [
+            verdict
+            for verdict in self.verdicts
+            if (verdict.stage, verdict.about) == (stage, about)
+            and strategy in (None, verdict.strategy)
+        ]
+
+    def write(self, path: Path) -> None:
+        """Write summary.json."""
+        write_json(path, self)
+
+    @classmethod
+    def read(cls, path: Path) -> "Summary":
+        """Read what `write` wrote.
+
+        Raises:
+            FormatError: it is damaged, or something else.
+        """
+        try:
+            return typed(cls, _parse(path))
+        except (*_NOT_OURS, ActcacheError, TypeError) as error:
+            raise _not_ours(path, error) from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Summary) and plain(self) == plain(other)
+
+    __hash__ = None  # type: ignore[assignment]  # holds arrays, as unhashable classes are declared
+
+
+def read_store(path: Path) -> StoreSummary:
+    """Read which store a summary.json is of; formats of earlier versions say it too.
+
+    Raises:
+        FormatError: the file is damaged, or something else.
+    """
+    try:
+        return typed(StoreSummary, _parse(path)["store"])
+    except (*_NOT_OURS, KeyError, TypeError) as error:
+        raise _not_ours(path, error) from None
+
+
+_NOT_OURS = (ValueError, RecursionError)  # JSON's errors, UTF-8's and DocumentError are ValueErrors
+
+
+def _parse(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _not_ours(path: Path, error: Exception) -> FormatError:
+    reason = (str(error).splitlines() or [""])[0]
+    return FormatError(
+        f"'{path}' is not what analyze writes ({type(error).__name__}: {reason}), expected its "
+        "summary. Choose another folder with -o, or run analyze with --overwrite."
+    )
