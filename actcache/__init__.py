@@ -1,22 +1,39 @@
 """Cache a language model's residuals once; answer steering research's questions from the cache.
 
-    store = actcache.open_store("STORE.zarr")
+    store = actcache.build_store("rows/*.jsonl", "tidy.zarr", model="meta-llama/Llama-2-7b-chat-hf")
+    store = actcache.open_store("tidy.zarr")
 
-Opening and reading a store needs NumPy alone, neither torch nor the model.
+Opening and reading a store needs NumPy alone, neither torch nor the model. The analyses are in
+`actcache.analysis`, the command line is `actcache`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from actcache.lazy import attach
 
 if TYPE_CHECKING:
-    from actcache.store.store import Residuals, Store, open_store
+    from actcache import demo
+    from actcache.build import build_store
+    from actcache.encoders import encode
+    from actcache.engine import load_model
+    from actcache.errors import ActcacheError
+    from actcache.exchange import export, import_store
+    from actcache.store import Residuals, Store, merge, open_store, subset, verify
 
-__all__ = ["Residuals", "Store", "open_store"]
+__all__ = [
+    "ActcacheError",
+    "Residuals",
+    "Store",
+    "build_store",
+    "demo",
+    "encode",
+    "export",
+    "import_store",
+    "load_model",
+    "merge",
+    "open_store",
+    "subset",
+    "verify",
+]
 
-
-def __getattr__(name: str) -> Any:
-    # Imported on first use: `actcache --help` starts without NumPy.
-    if name in __all__:
-        from actcache.store import store
-
-        return getattr(store, name)
-    raise AttributeError(f"module 'actcache' has no attribute '{name}'")
+__getattr__ = attach(__name__, __file__)

@@ -37,10 +37,10 @@ def attach(package: str, file: str) -> Callable[[str], Any]:
         module = homes.get(name)
         if module is None:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
+        if module == package:  # a module of the package itself
+            return importlib.import_module(f"{package}.{name}")
         value = getattr(importlib.import_module(module), name)
-        vars(importlib.import_module(package))[name] = (
-            value  # found without this function next time
-        )
+        setattr(importlib.import_module(package), name, value)  # asked for only once
         return value
 
     return getattr_of_package

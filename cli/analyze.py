@@ -24,7 +24,6 @@ from actcache.cli.options import (
     given_settings,
     preset_help,
 )
-from actcache.cli.show import show_or_print
 
 EXAMPLE = "actcache analyze rows.zarr -o results --multipliers -1:1:0.5"
 
@@ -65,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         console.print_result(dry_run(store, out, args), as_json=args.json)
     else:
+        from actcache.cli.show import show_or_print  # imports rich
+
         show_or_print(run_analyze(store, out, args), as_json=args.json, out=out)
 
 

@@ -7,9 +7,8 @@ Model-Written Evaluations. It is a test bed for methods, not evidence about lang
 import argparse
 from pathlib import Path
 
-from actcache.cli import analyze, build, console
+from actcache.cli import console
 from actcache.cli.options import add_json, add_output
-from actcache.cli.show import show_or_print
 
 EXAMPLE = "actcache demo -o demo-out"
 
@@ -24,41 +23,30 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """The same two commands as a user's, on what the package brings."""
-    from actcache.demo import model_path, personas_path, row_files
-    from actcache.store.store import open_store
+    """Build and analyze, as a user's script would, on what the package brings."""
+    import actcache
+    from actcache import analysis
+    from actcache.analysis.results import remove_results
+    from actcache.cli.info import describe
+    from actcache.cli.show import show_or_print
 
     folder = Path(args.output)
-    store, out = folder / "demo.zarr", folder / "results"
-    build_args = [*map(str, row_files()), "--model", str(model_path()), "-o", str(store)]
-    build_args += ["--dtype", "float32", "--personas", str(personas_path()), "--overwrite"]
-    analyze_args = [str(store), "-o", str(out), "--overwrite", "--controls", "5"]
-    if args.json:
-        summary = analyze.run_analyze(
-            open_store(_built(build_args)), out, _parsed(analyze, analyze_args)
-        )
-        show_or_print(summary, as_json=True, out=out)
-        return
-    for name, module, given in (("build", build, build_args), ("analyze", analyze, analyze_args)):
-        shown = " ".join(given).replace(str(model_path().parent), "DEMO")
-        console.err().rule(f"actcache {name}")
-        console.err().print(f"actcache {name} {shown}", highlight=False, markup=False)
-        module.run(_parsed(module, given))
-    pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
-    console.err().print(f"pictures: {pictures}", highlight=False, soft_wrap=True)
-
-
-def _parsed(module: object, given: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)  # type: ignore[attr-defined]  # each command module has it
-    return parser.parse_args(given)
-
-
-def _built(given: list[str]) -> str:
-    import contextlib
-    import io
-
-    args = _parsed(build, [*given, "--json"])
-    with contextlib.redirect_stdout(io.StringIO()):  # one document alone goes to stdout
-        build.run(args)
-    return str(args.output)
+    bars = console.Bars(quiet=args.json)
+    store = actcache.build_store(
+        actcache.demo.row_files(),
+        folder / "demo.zarr",
+        model=str(actcache.demo.model_path()),
+        dtype="float32",
+        personas=actcache.demo.personas_path(),
+        overwrite=True,
+        progress=bars,
+    )
+    if not args.json:
+        console.print_result(describe(store), as_json=False)
+    out = folder / "results"
+    remove_results(out)
+    results = analysis.analyze(store, out, controls=5, progress=bars)
+    show_or_print(results.summary, as_json=args.json, out=out)
+    if not args.json:
+        pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
+        console.say(f"pictures: {pictures}")

@@ -14,9 +14,10 @@ def model_path() -> Path:
     return _HERE / "model"
 
 
-def row_files() -> list[Path]:
-    """The files of rows, one for each behavior, in the order of their names."""
-    return sorted((_HERE / "rows").glob("*.jsonl"))
+def row_files(*behaviors: str) -> list[Path]:
+    """List the files of rows, one a behavior, sorted by name; without names, all six."""
+    files = sorted((_HERE / "rows").glob("*.jsonl"))
+    return [path for path in files if not behaviors or path.stem in behaviors]
 
 
 def personas_path() -> Path:

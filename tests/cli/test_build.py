@@ -63,7 +63,7 @@ def test_build_refuses_settings_in_one_line(folder, tmp_path, capsys, flags, rem
     ("flags", "remedy"),
     [
         (["--dtype", "int4"], "expected auto, float32"),
-        (["--device", "cuda:77"], "Pass one that is there"),
+        (["--device", "cuda:77"], "Pass one that this machine has"),
         (["--template", "nowhere.jinja"], "Jinja file"),
         (["--template", "none", "--system", "Be kind."], "--template FILE"),
     ],

@@ -21,6 +21,7 @@ from actcache.analysis.directions.difference_of_means import (
 )
 from actcache.analysis.stats.moments import class_moments
 from actcache.errors import MismatchError
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
@@ -161,7 +162,7 @@ def write(path, **columns):
         "provenance": {},
         "shard_rows": 7,
     }
-    with Writer.create(path, **settings) as writer:
+    with Writer.create(path, StoreContents(**settings)) as writer:
         while writer.committed < n:
             rows = writer.next_rows
             writer.commit({f"resid_post/{p}": values[rows] for p, values in resid.items()})
