@@ -36,15 +36,13 @@ if TYPE_CHECKING:
         project_to_plane,
         silhouette_by_behavior,
     )
+    from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
     from actcache.analysis.predict.l2s.vector_predictor import (
-        L2SSettings,
         VectorPredictor,
-        default_context_layers,
         train_vector_predictor,
     )
-    from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+    from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
     from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
-    from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
     from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
     from actcache.analysis.results import Results, open_results
     from actcache.analysis.stats.bootstrap import Interval, bootstrap_means

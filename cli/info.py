@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from actcache.cli import console
 from actcache.cli.options import add_json
-from actcache.errors import StoreNotFoundError
+from actcache.errors import IncompleteStoreError, StoreNotFoundError
 
 EXAMPLE = "actcache info rows.zarr"
 
@@ -47,13 +47,16 @@ def run(args: argparse.Namespace) -> None:
             f"-o STORE.zarr, or analyze one with: actcache analyze STORE.zarr -o {path}"
         )
     else:
-        partial = not path.exists() and path.with_name(path.name + ".partial").exists()
-        facts = describe(open_store(path, partial=partial))
+        try:
+            store = open_store(path)
+        except IncompleteStoreError:
+            store = open_store(path, partial=True)
+        facts = describe(store)
     console.print_result(facts, as_json=args.json)
 
 
 def describe(store: "Store") -> dict[str, Any]:
-    """What a store is, in the order in which one asks."""
+    """Facts about a store, by name, in the order in which they are shown."""
     from actcache.store.schema import FORMAT
 
     model = store.provenance["model"]
@@ -66,6 +69,7 @@ def describe(store: "Store") -> dict[str, Any]:
         "behaviors": dict(Counter(store["behavior"].tolist())),
     }
     if store.kind == "residuals":
+        reused = store.provenance.get("reused")
         labels = {label: n for label, n in Counter(store["label"].tolist()).items() if label}
         if labels:
             facts["labels"] = labels
@@ -78,7 +82,7 @@ def describe(store: "Store") -> dict[str, Any]:
             "sites": list(store.sites),
             "model": model["name"],
             "left out": len(store.provenance["left_out"]),
-            **({"rows reused": made["rows"]} if (made := store.provenance.get("reused")) else {}),
+            **({"rows reused": reused["rows"]} if reused else {}),
             "preset": store.config.get("preset", "none"),
         }
     facts |= {

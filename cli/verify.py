@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> None:
         )
     if (Path(args.store) / "summary.json").is_file():
         raise MismatchError(
-            f"'{args.store}' is a folder of results, expected a store. Pass one that lies in it, "
-            "such as sweep.zarr, or the store that they were made from."
+            f"'{args.store}' is a folder of results, expected a store. Pass one that is in it, "
+            "such as sweep.zarr, or the store that the results were made from."
         )
     problems = verify(args.store, partial=args.partial)
-    facts: dict[str, Any] = {"path": args.store, "problems": [str(each) for each in problems]}
+    facts: dict[str, Any] = {"path": args.store, "problems": list(map(str, problems))}
     if not problems:
         store = open_store(args.store, partial=args.partial)
         facts |= {"rows": store.n, "bytes checked": store.n_bytes}
@@ -70,11 +70,11 @@ def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
 
     if store.kind != "residuals":
         raise MismatchError(
-            f"'{store.path}' holds a {store.kind}, and rows of residuals were to be run again. "
-            "Pass a store that build wrote, or leave --recompute out."
+            f"'{store.path}' holds a {store.kind}, expected residuals, whose rows can be run "
+            "again. Pass a store that build wrote, or leave --recompute out."
         )
     model = load_store_model(store, name=args.model, device=args.device)
-    found = certify(
+    certificate = certify(
         store,
         model,
         rendered_rows(store),
@@ -84,10 +84,10 @@ def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         n_rows=args.recompute,
     )
-    worst, bound = max(found["sites"].values()), bound_of(model)
+    worst, bound = max(certificate["sites"].values()), bound_of(model)
     if worst > bound:
         raise MismatchError(
             f"rows run again alone differ from '{store.path}' by {worst:.2g} of their size, "
             f"expected at most {bound:g}. Build it again; if it stays, tell us the model."
         )
-    return {"rows run again": len(found["rows"]), "largest relative error": worst}
+    return {"rows run again": len(certificate["rows"]), "largest relative error": worst}

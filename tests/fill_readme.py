@@ -17,6 +17,7 @@ from actcache.cli.main import parser
 from actcache.store import schema
 
 README = Path(__file__).parents[1] / "README.md"
+STORE_README = README.parent / "actcache" / "store" / "README.md"
 FOLDERS = {
     "actcache": "rows and model → store",
     "actcache/encoders": "prompts → vectors",
@@ -74,7 +75,6 @@ def main() -> None:
     """Write the file."""
     text = README.read_text(encoding="utf-8")
     text = filled(text, "commands", commands())
-    text = filled(text, "format", (schema.__doc__ or "").split("\n\n", 1)[1].strip() + "\n")
     text = filled(text, "tree", tree())
     if len(sys.argv) > 1:
         # No machine's paths, and no spaces that a table's width leaves at the end of a line.
@@ -82,6 +82,14 @@ def main() -> None:
         shown = "\n".join(line.rstrip() for line in shown.rstrip().splitlines())
         text = filled(text, "transcript: demo", f"```\n$ actcache demo\n{shown}\n```")
     README.write_text(text, encoding="utf-8")
+    fill_store_readme()
+
+
+def fill_store_readme() -> None:
+    """Write the format into the README of the store."""
+    text = STORE_README.read_text(encoding="utf-8")
+    format_text = (schema.__doc__ or "").split("\n\n", 1)[1].strip()
+    STORE_README.write_text(filled(text, "format", f"{format_text}\n"), encoding="utf-8")
 
 
 if __name__ == "__main__":

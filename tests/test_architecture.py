@@ -86,7 +86,7 @@ RULES = {
         heavy=("train_layers", "mlp_stack", "cross_validate"),
     ),
     "analysis.predict.l2s": Rule(
-        (*PREDICT_SHARED, "analysis.stats", *GROUND), heavy=("train_vectors", "tanh_stack")
+        (*PREDICT_SHARED, "analysis.stats", *STORE), heavy=("train_vectors", "tanh_stack")
     ),
     "analysis.names": Rule(()),
     "analysis.config": Rule(("analysis.names", *GROUND)),
@@ -243,7 +243,7 @@ def test_every_import_is_one_that_the_table_allows():
 
 
 def test_no_modules_import_one_another_in_a_circle():
-    assert [m for m in circles(ROOT) if not m.startswith("analysis.predict.l2s")] == []
+    assert circles(ROOT) == []
 
 
 PLANTED = [

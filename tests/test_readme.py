@@ -4,8 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from actcache.store import schema
-
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -14,11 +12,6 @@ def test_the_two_commands_are_there():
     assert "make demo" in README
     assert "make test" in README
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-
-
-def test_the_format_is_the_schemas_own_text():
-    assert schema.__doc__ is not None
-    assert schema.__doc__.split("\n\n", 1)[1].strip() in README
 
 
 @pytest.mark.model

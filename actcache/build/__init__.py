@@ -1,1 +1,25 @@
-"""The build: data, engine and store meet here."""
+"""Builds: data files and a model's name in, a finished store out."""
+
+from typing import TYPE_CHECKING
+
+from actcache.lazy import attach
+
+if TYPE_CHECKING:
+    from actcache.build.config import BuildConfig
+    from actcache.build.forecast import TimeEstimate, forecast_build
+    from actcache.build.pipeline import build_store, plan_store
+    from actcache.build.plan import BuildPlan, plan_build
+    from actcache.build.run import run_build
+
+__all__ = [
+    "BuildConfig",
+    "BuildPlan",
+    "TimeEstimate",
+    "build_store",
+    "forecast_build",
+    "plan_build",
+    "plan_store",
+    "run_build",
+]
+
+__getattr__ = attach(__name__, __file__)

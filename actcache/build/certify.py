@@ -1,4 +1,4 @@
-"""The certificate of a build: a few rows run again alone, compared with what is on disk."""
+"""The certificate of a build: a few rows run again alone, compared with the store."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from actcache.prompts.render import Rendered
 from actcache.store.store import Store
 
 CERTIFICATE_ROWS = 8
-"""How many rows are run again, alone and unpadded, when a build ends."""
+"""How many rows a build runs again at its end."""
 
 
 def certify(
@@ -27,42 +27,41 @@ def certify(
     seed: int,
     n_rows: int = CERTIFICATE_ROWS,
 ) -> dict[str, Any]:
-    """Run a few random rows again, alone and unpadded, and compare with what is on disk.
+    """Run a few random rows again, alone and unpadded, and compare them with the store.
 
     Args:
-        store: what was built; it may be partial.
-        model: the model.
+        store: may be partial.
+        model: the one that it was built with.
         rows: all rows of the build.
-        positions: what was read.
-        sites: where.
+        positions: positions to compare.
+        sites: sites to compare.
         answer: which token of a completion is its answer token.
         seed: of the choice of rows.
-        n_rows: how many.
+        n_rows: how many rows are run.
 
     Returns:
-        `rows` (their ids), `positions`, `largest_relative_error` of each layer that was kept, and
-        of each site in `sites`: the largest difference of any value over the largest absolute value
-        of what was read there.
+        `rows` (their ids), `positions`, and `largest_relative_error` by layer and, in `sites`, by
+        site: the largest difference of any value over the largest absolute value read there.
     """
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.permutation(len(rows))[:n_rows])
+    sampled = np.sort(rng.permutation(len(rows))[:n_rows])
     layers = store.layers if set(sites) != {"embed"} else np.arange(model.n_layers)
     by_layer, by_site = np.zeros(layers.size), dict.fromkeys(sites, 0.0)
-    for i in chosen:
+    for i in sampled:
         for site in sites:
             for position in positions:
-                kept = torch.from_numpy(np.array(store.resid(position, site=site)[int(i)]))
+                stored = torch.from_numpy(np.array(store.resid(position, site=site)[int(i)]))
                 true = reference_capture(
                     model, rows[i], position=position, answer=answer, site=site
                 )
                 if site != "embed":
                     true = true[torch.from_numpy(layers).to(true.device)]
-                errors = relative_error(site, kept, true).numpy()
+                errors = relative_error(site, stored, true).numpy()
                 by_site[site] = max(by_site[site], float(errors.max()))
                 if site != "embed":
                     by_layer = np.maximum(by_layer, errors)
     return {
-        "rows": [str(store["id"][i]) for i in chosen],
+        "rows": [str(store["id"][i]) for i in sampled],
         "positions": list(positions),
         "largest_relative_error": by_layer.tolist(),
         "sites": by_site,

@@ -1,15 +1,18 @@
-"""How long a build will take: one real batch is timed, and scaled by tokens × layers.
+"""Forecasts of a build: passes and bytes from its plan, and time from one real batch.
 
-An estimate, and called so: it leaves out loading, files and checks, and takes attention's cost as
-proportional to length. The analyses' estimate of a sweep uses the same clock.
+The time is an estimate: one batch is timed and scaled by tokens × layers. It leaves out loading,
+files and checks, and treats attention's cost as proportional to length. The forecast of a sweep
+uses the same functions.
 """
 
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -18,14 +21,18 @@ from actcache.build.plan import BuildPlan
 from actcache.build.run import load_planned, reader
 from actcache.engine.batches import plan_batches
 
-MOST_BYTES = 16_000_000_000
-"""Weights over this size are not loaded for an estimate's sake: 16 GB take about half a minute."""
+MAX_BYTES = 16_000_000_000
+"""Larger weights are not loaded for an estimate: 16 GB take about half a minute."""
 
-PATIENCE = 2.0
-"""Seconds that the timed batch may take; it is run three times."""
+MAX_SECONDS = 2.0
+"""How long the timed batch may take; it runs three times."""
 
-FEW_ROWS = 4
-"""Rows of the batch that warms up and says how many the timed one can have."""
+N_WARM_UP = 4
+"""Rows of the first batch, which warms up and decides how many rows the timed batch has."""
+
+Clock = Callable[[], float]
+RunRows = Callable[[Int64[np.ndarray, " _"]], None]
+"""Runs the rows of these numbers to the end: the device has finished when it returns."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +40,57 @@ class TimeEstimate:
     """How long a run will take, or why that is not known."""
 
     seconds: float | None
-    """Of all passes, without loading, files and checks; None where nothing could be timed."""
+    """Of all passes, without loading, files and checks; None if nothing could be timed."""
 
     basis: str
-    """What it was scaled from, or what was missing, in one line."""
+    """What was timed, or what was missing, in one line."""
+
+
+def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
+    """Forecast what a build costs: rows, tokens, passes, bytes and seconds.
+
+    Args:
+        plan: the build.
+        path: where its store will be; its disk is asked for free space.
+    """
+    folder = Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    n_tokens = sum(plan.costs)
+    estimate = estimate_build(plan)
+    return {
+        "rows": plan.n,
+        "left out": len(plan.left_out),
+        "tokens": n_tokens,
+        "passes": len(plan_batches(plan.costs, budget=plan.config.batch_tokens)),
+        "token-layers": n_tokens * plan.model_config.num_hidden_layers,
+        "bytes on disk": plan.n_bytes,
+        "bytes free": shutil.disk_usage(folder).free,
+        "estimated seconds": estimate.seconds,
+        "estimate": estimate.basis,
+    }
 
 
 def estimate_build(plan: BuildPlan) -> TimeEstimate:
-    """Load the plan's model if its weights are here and small enough, and time one batch.
-
-    Raises:
-        ModelError: the model cannot be loaded, or its blocks lack a site.
-    """
+    """Load the plan's model if its weights are local and not too large, and time one batch."""
     config = plan.config
     refusal = why_not_loaded(config.model, revision=config.revision)
     if refusal is not None:
         return TimeEstimate(None, refusal)
     start = time.perf_counter()
-    model = load_planned(config)
-    read = reader(config)
+    model, read = load_planned(config), reader(config)
     loading = time.perf_counter() - start
 
     def run(rows: Int64[np.ndarray, " _"]) -> None:
-        found = read(
+        residuals = read(
             model,
             [plan.rendered[row] for row in rows],
             positions=plan.positions,
             answer=config.answer,
             sites=config.sites,
         )
-        for each in found.values():
-            each.cpu()
+        for values in residuals.values():
+            values.cpu()  # waits for the device
 
     return scaled(
         plan.costs,
@@ -75,24 +102,29 @@ def estimate_build(plan: BuildPlan) -> TimeEstimate:
     )
 
 
-def why_not_loaded(name: str, *, revision: str | None = None) -> str | None:
-    """Why a model is not loaded for an estimate's sake; None where it may be."""
-    n_bytes = weights_here(name, revision=revision)
+def why_not_loaded(
+    name: str, *, revision: str | None = None, max_bytes: int = MAX_BYTES
+) -> str | None:
+    """Explain why a model is not loaded for an estimate; None if it may be."""
+    n_bytes = local_weights(name, revision=revision)
     if n_bytes is None:
-        return f"none: the weights of '{name}' are not on this machine, and are not fetched for it"
-    if n_bytes > MOST_BYTES:
+        return (
+            f"none: the weights of '{name}' are not on this machine, and an estimate "
+            "does not fetch them"
+        )
+    if n_bytes > max_bytes:
         return (
             f"none: the weights of '{name}' are {n_bytes / 1e9:.0f} GB, over the "
-            f"{MOST_BYTES / 1e9:.0f} GB that are loaded for it"
+            f"{max_bytes / 1e9:.0f} GB that an estimate loads"
         )
     return None
 
 
-def weights_here(name: str, *, revision: str | None = None) -> int | None:
-    """Bytes of a model's weights on this machine; None unless all of them are here.
+def local_weights(name: str, *, revision: str | None = None) -> int | None:
+    """Count the bytes of a model's weights on this machine; None unless all of them are here.
 
     Args:
-        name: local folder, or an id whose files may lie in the Hub's cache.
+        name: local folder, or an id whose files may be in the Hub's cache.
         revision: branch, tag or commit on the Hub.
     """
     folder = Path(name)
@@ -107,10 +139,8 @@ def weights_here(name: str, *, revision: str | None = None) -> int | None:
         files = set(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values())
         if not all((folder / file).is_file() for file in files):
             return None
-    sizes = [
-        path.stat().st_size for kind in ("safetensors", "bin") for path in folder.glob(f"*.{kind}")
-    ]
-    return sum(sizes) or None
+    paths = [path for suffix in ("safetensors", "bin") for path in folder.glob(f"*.{suffix}")]
+    return sum(path.stat().st_size for path in paths) or None
 
 
 def scaled(
@@ -118,30 +148,29 @@ def scaled(
     work: Sequence[int],
     *,
     budget: int,
-    run: Callable[[Int64[np.ndarray, " _"]], None],
+    run: RunRows,
     place: str,
     loading: float,
+    clock: Clock = time.perf_counter,
 ) -> TimeEstimate:
-    """Time rows of the batch in the middle, and scale to all batches.
+    """Time rows of the batch that holds the median row, and scale to all batches.
 
     Args:
         costs: tokens of each row, by which batches are planned.
-        work: what a row costs, in any unit, for example tokens or token-layers; a batch costs its
-            rows × its dearest row, since it is padded to that.
+        work: what a row costs, in any unit, for example token-layers; a batch costs its number of
+            rows × its longest row, since all are padded to that.
         budget: tokens of a batch.
-        run: runs the rows of these numbers, to the end (a device is waited for).
-        place: the device, for the words.
-        loading: seconds that loading took, for the words.
-
-    Returns:
-        The estimate: of the batch that holds the median row as many rows as `PATIENCE` allows.
+        run: runs the rows that are timed.
+        place: the device, for the basis.
+        loading: seconds that loading took, for the basis.
+        clock: tells the time in seconds.
     """
     batches = plan_batches(costs, budget=budget)
     middle = batches[int(np.searchsorted(np.cumsum([len(b) for b in batches]), len(costs) / 2))]
-    rows, took = time_rows(run, middle)
-    each = np.asarray(work, np.float64)
-    whole = sum(len(batch) * each[batch].max() for batch in batches)
-    seconds = took / (len(rows) * each[rows].max()) * whole
+    rows, took = _time_rows(run, middle, clock)
+    row_work = np.asarray(work, np.float64)
+    total = sum(len(batch) * row_work[batch].max() for batch in batches)
+    seconds = took / (len(rows) * row_work[rows].max()) * total
     return TimeEstimate(
         float(f"{seconds:.3g}"),
         f"{len(rows)} rows of up to {max(costs[row] for row in rows)} tokens took {took:.3g} s on "
@@ -150,20 +179,20 @@ def scaled(
     )
 
 
-def time_rows(
-    run: Callable[[Int64[np.ndarray, " _"]], None], rows: Int64[np.ndarray, " n"]
+def _time_rows(
+    run: RunRows, rows: Int64[np.ndarray, " n"], clock: Clock
 ) -> tuple[Int64[np.ndarray, " _"], float]:
-    """The rows that were timed, as many as fit into `PATIENCE`, and their seconds (median of 3)."""
-    few = rows[:FEW_ROWS]
-    run(few)
-    once = _clock(lambda: run(few))
-    if once >= PATIENCE:
-        return few, once
-    chosen = rows[: max(len(few), int(len(few) * PATIENCE / once))]
-    return chosen, statistics.median(_clock(lambda: run(chosen)) for _ in range(3))
+    """Time as many rows as fit into `MAX_SECONDS`; return them and the median of three runs."""
 
+    def seconds(timed: Int64[np.ndarray, " _"]) -> float:
+        start = clock()
+        run(timed)
+        return clock() - start
 
-def _clock(work: Callable[[], None]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    first = rows[:N_WARM_UP]
+    run(first)
+    once = seconds(first)
+    if once >= MAX_SECONDS:
+        return first, once
+    timed = rows[: max(len(first), int(len(first) * MAX_SECONDS / once))]
+    return timed, statistics.median(seconds(timed) for _ in range(3))

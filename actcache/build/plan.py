@@ -1,168 +1,198 @@
-"""The plan of a build: every row rendered, checked and put into a split, before a weight is read.
+"""The plan of a build: every row rendered, checked and split before the weights are loaded.
 
-Also what a store keeps of its rows and of where they come from. Needs the tokenizer and the model's
-config alone; `build` fills a store as planned here, and a dry run is this very plan.
+Needs only the tokenizer and the model's config. `run_build` fills a store from a plan; a dry run
+stops after it.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from actcache.build.config import BuildConfig
-from actcache.build.provenance import MODE, model_identity, versions
-from actcache.conventions import ATTENTION, expand_positions
-from actcache.data.samples import TEXT_COLUMNS, Sample, samples_digest
-from actcache.data.spans import SPAN
+from actcache.conventions import ATTENTION, NO_PRESET, conditions_of, expand_positions
+from actcache.data.samples import Sample
 from actcache.data.splits import Leaks, assign_splits, count_leaks
 from actcache.engine.capture import tokens_run
-from actcache.engine.model import (
-    LanguageModel,
-    context_of,
-    load_config,
-    load_tokenizer,
-    tokenizer_digest,
-)
-from actcache.prompts.checks import CheckSummary, select_rows
+from actcache.engine.model import context_of, load_config, load_tokenizer, tokenizer_digest
+from actcache.prompts.checks import CheckSummary, check_rows, first_ids
 from actcache.prompts.positions import check_template, of_samples
 from actcache.prompts.render import Rendered, Renderer, Rendering
 from actcache.prompts.spans import require_spans
-from actcache.store.schema import Ragged
+
+N_NAMED = 10
+"""How many of the rows that are left out a note names; the store lists all."""
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """A build that has been checked down to the last row, and not begun."""
+    """A build whose rows have all been checked; no weights are loaded and nothing is written."""
 
     config: BuildConfig
     samples: Sequence[Sample]
-    """Those that will be in the store, with their splits."""
+    """The rows of the store, with their splits."""
 
     rendered: Sequence[Rendered]
     """Their tokens."""
 
     left_out: Sequence[dict[str, Any]]
-    """The other rows: id and reason, and of those longer than the model's context their tokens and
-    its length."""
+    """The `id` and `reason` of each other row; of too long ones also `tokens` and `context`."""
 
     conditions: CheckSummary
-    """What the check of all rows found."""
+    """Conditions of published codes that rows break."""
 
     positions: Sequence[str]
-    """Of the config's positions those that such samples have."""
+    """Those of the config's positions that such samples have."""
 
     tokenizer: dict[str, Any] = field(repr=False)
-    """Digest, template and what it is called; goes into the provenance."""
+    """Digest, template and context length, for the provenance."""
+
+    model_config: Any = field(repr=False)
+    """The model's Hugging Face config."""
 
     @property
     def n(self) -> int:
         """Rows of the store."""
         return len(self.samples)
 
-    @property
+    @cached_property
     def leaks(self) -> dict[str, Leaks]:
-        """Test prompts that are in train too, here or in a plain shuffle, by behavior."""
+        """Leaked test prompts of each behavior, under its splits or under a plain shuffle."""
         splits = [sample.split for sample in self.samples]
         return count_leaks(self.samples, splits, seed=self.config.seed)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that the passes run, padding not counted."""
-        return sum(self.costs)
-
-    @property
+    @cached_property
     def costs(self) -> list[int]:
-        """Tokens of each row."""
+        """Tokens of each row in its pass, without padding."""
         return [
             tokens_run(row, positions=self.positions, answer=self.config.answer)
             for row in self.rendered
         ]
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the store's residuals."""
+        shape = self.model_config
+        n_layers, n_heads = shape.num_hidden_layers, shape.num_attention_heads
+        d_model = shape.hidden_size
+        d_head = getattr(shape, "head_dim", None) or d_model // n_heads
+        dtypes = (self.config.store_dtype, self.config.dtype, str(shape.dtype))
+        store_dtype = next(dtype for dtype in dtypes if dtype != "auto").removeprefix("torch.")
+        size = 2 if store_dtype in ("float16", "bfloat16") else 4
+        row_bytes = {
+            "embed": d_model * size,
+            "heads": n_layers * n_heads * d_head * size,
+            ATTENTION: n_layers * n_heads * 4,  # always float32
+        }
+        site_bytes = (row_bytes.get(s, n_layers * d_model * size) for s in self.config.sites)
+        return self.n * len(self.positions) * int(sum(site_bytes))
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know before the build: rows left out, broken conditions, leaks."""
+        return [*_left_out_notes(self.left_out), *_condition_notes(self), *_leak_notes(self.leaks)]
+
 
 def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
-    """Render and check every sample, set apart what cannot be used, and assign splits.
+    """Render and check every sample, leave out what cannot be used, and assign splits.
 
     Args:
-        samples: as `read_samples` and `expand_variants` give them.
+        samples: as `read_samples` and `expand_variants` return them.
         config: the settings.
 
     Raises:
-        RenderError: a row does not part cleanly into tokens or breaks what the preset needs, and
-            bad rows are not skipped; or no row fits into the context.
+        RenderError: a row cannot be rendered or breaks what the preset needs, and bad rows are not
+            skipped; or no row fits into the context.
         ModelError: tokenizer or config cannot be loaded.
     """
-    tokenizer = load_tokenizer(
-        config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
-    context = context_of(
-        load_config(
-            config.model, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    )
+    source: dict[str, Any] = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+    }
+    tokenizer = load_tokenizer(config.model, **source)
+    model_config = load_config(config.model, **source)
+    context = context_of(model_config)
     rendering = Rendering(
         template=config.template, system=config.system, space=config.space, bos=config.bos
     )
     renderer = Renderer(tokenizer, rendering)
-    chosen = select_rows(
-        samples,
-        renderer,
-        context=context,
-        preset=config.preset,
-        skip_bad=config.skip_bad_rows,
+    checked = check_rows(
+        samples, renderer, context=context, preset=config.preset, skip_bad=config.skip_bad_rows
     )
-    kept = [samples[i] for i in chosen.kept]
-    splits = assign_splits(kept, seed=config.seed)
-    paired = kept[0].positive is not None
+    usable = [samples[i] for i in checked.row_numbers]
+    splits = assign_splits(usable, seed=config.seed)
+    paired = usable[0].positive is not None
     positions = of_samples(expand_positions(config.positions), paired=paired)
-    check_template(chosen.rendered, positions)
+    check_template(checked.rendered, positions)
     if ATTENTION in config.sites:
-        require_spans([row.span for row in chosen.rendered], [sample.id for sample in kept])
+        require_spans([row.span for row in checked.rendered], [sample.id for sample in usable])
     return BuildPlan(
-        config,
-        [replace(sample, split=split) for sample, split in zip(kept, splits, strict=True)],
-        chosen.rendered,
-        chosen.left_out,
-        chosen.conditions,
-        positions,
-        {
+        config=config,
+        samples=[
+            replace(sample, split=split) for sample, split in zip(usable, splits, strict=True)
+        ],
+        rendered=checked.rendered,
+        left_out=checked.left_out,
+        conditions=checked.conditions,
+        positions=positions,
+        tokenizer={
             "sha256": tokenizer_digest(tokenizer),
             "template": renderer.template,
             "context": context,
         },
+        model_config=model_config,
     )
 
 
-def columns(plan: BuildPlan) -> dict[str, Any]:
-    """What the store keeps of the samples, readable without model, tokenizer or data."""
-    samples, rendered = plan.samples, plan.rendered
-    text = {name: [str(getattr(sample, name) or "") for sample in samples] for name in TEXT_COLUMNS}
-    tokens = {
-        f"{part}_tokens": Ragged.of([getattr(row, part) for row in rendered])
-        for part in ("prompt", "shared", "positive", "negative")
-    }
-    counts = {"n_tokens": np.array([row.length for row in rendered], np.int64)}
-    marked = {}
-    if ATTENTION in plan.config.sites:
-        marked[SPAN] = np.array([row.span for row in rendered], np.int64)
-    return {**text, **tokens, **counts, **marked}
+def _left_out_notes(left_out: Sequence[dict[str, Any]]) -> list[str]:
+    notes = []
+    if too_long := [f"{row['id']} ({row['tokens']} tokens)" for row in left_out if "tokens" in row]:
+        context = next(row["context"] for row in left_out if "tokens" in row)
+        notes.append(
+            f"{_n_rows(too_long)} left out, longer than the model's context of {context} tokens "
+            f"(prompts are never truncated): {_some(too_long)}"
+        )
+    if unusable := [f"{row['id']} ({row['reason']})" for row in left_out if "tokens" not in row]:
+        notes.append(f"{_n_rows(unusable)} left out, unusable: {_some(unusable)}")
+    return notes
 
 
-def provenance(plan: BuildPlan, model: LanguageModel) -> dict[str, Any]:
-    """Where the store's numbers come from."""
-    return {
-        "model": {
-            **model_identity(model),
-            "name": plan.config.model,
-            "commit": getattr(model.hf.config, "_commit_hash", None),
-            "attention": model.hf.config._attn_implementation,
-        },
-        "tokenizer": plan.tokenizer,
-        "data_sha256": samples_digest(plan.samples),
-        "leaks": {behavior: asdict(each) for behavior, each in plan.leaks.items()},
-        "left_out": list(plan.left_out),
-        "conditions": plan.conditions.recorded(),
-        "mode": MODE,
-        "device": str(model.device),
-        "versions": versions(),
-    }
+def _condition_notes(plan: BuildPlan) -> list[str]:
+    n, preset = plan.conditions.n, plan.config.preset
+    notes = [
+        f"note: {finding.n} of {n} rows {'breaks' if finding.n == 1 else 'break'} the condition "
+        f"{finding.condition} ({first_ids(finding.ids, finding.n)}): {finding.why}"
+        for finding in plan.conditions.findings
+    ]
+    if preset != NO_PRESET and n:
+        notes.append(
+            f"preset {preset}: every row in the store meets {', '.join(conditions_of(preset))}"
+        )
+    return notes
+
+
+def _leak_notes(leaks: dict[str, Leaks]) -> list[str]:
+    notes = []
+    for behavior, counts in leaks.items():
+        if counts.n_leaked:
+            notes.append(
+                f"warning: '{behavior}' has splits of its own, and {counts.n_leaked} of its "
+                f"{counts.n_test} test prompts are also in train. Remove the key split, and equal "
+                "prompts stay together."
+            )
+        else:
+            notes.append(
+                f"note: '{behavior}' repeats prompts; a plain shuffle would have put "
+                f"{counts.n_leaked_plain} of its {counts.n_test} test prompts into train as well, "
+                "these splits put none there"
+            )
+    return notes
+
+
+def _n_rows(names: Sequence[str]) -> str:
+    return f"{len(names)} row" if len(names) == 1 else f"{len(names)} rows"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f", … (all {len(names)} are listed in the store)" if len(names) > N_NAMED else ""
+    return ", ".join(names[:N_NAMED]) + more

@@ -1,27 +1,71 @@
-"""Where numbers come from: model, weights, versions."""
+"""What a store records about its rows and where its numbers come from."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # importing it means importing torch
+import numpy as np
+
+from actcache.conventions import ATTENTION
+from actcache.data.samples import TEXT_COLUMNS, samples_digest
+from actcache.data.spans import SPAN
+from actcache.prompts.render import PARTS
+from actcache.store.schema import Ragged
+
+if TYPE_CHECKING:  # both import torch
+    from actcache.build.plan import BuildPlan
     from actcache.engine.model import LanguageModel
 
 MODE = "hugging face numerics: no folding, no centering; layer = output of the decoder block"
 
 
+def columns(plan: "BuildPlan") -> dict[str, Any]:
+    """Collect a store's columns, readable without model, tokenizer or data files."""
+    samples, rendered = plan.samples, plan.rendered
+    texts = {
+        name: [str(getattr(sample, name) or "") for sample in samples] for name in TEXT_COLUMNS
+    }
+    tokens = {
+        f"{part}_tokens": Ragged.of([getattr(row, part) for row in rendered]) for part in PARTS
+    }
+    numbers = {"n_tokens": np.array([row.length for row in rendered], np.int64)}
+    if ATTENTION in plan.config.sites:
+        numbers[SPAN] = np.array([row.span for row in rendered], np.int64)
+    return {**texts, **tokens, **numbers}
+
+
+def provenance(plan: "BuildPlan", model: "LanguageModel") -> dict[str, Any]:
+    """Collect where a store's numbers come from."""
+    return {
+        "model": {
+            **model_identity(model),
+            "name": plan.config.model,
+            "commit": getattr(model.hf.config, "_commit_hash", None),
+            "attention": model.hf.config._attn_implementation,
+        },
+        "tokenizer": plan.tokenizer,
+        "data_sha256": samples_digest(plan.samples),
+        "leaks": {behavior: counts.recorded() for behavior, counts in plan.leaks.items()},
+        "left_out": list(plan.left_out),
+        "conditions": plan.conditions.recorded(),
+        "mode": MODE,
+        "device": str(model.device),
+        "versions": versions(),
+    }
+
+
 def versions() -> dict[str, str]:
-    """Of the packages that decide what a forward pass gives."""
-    found = {}
+    """Look up the versions of the packages that decide what a forward pass computes."""
+    installed = {}
     for package in ("actcache", "torch", "transformers", "transformer-lens", "tokenizers"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def model_identity(model: "LanguageModel") -> dict[str, Any]:
-    """Which model it is: the fields of `IDENTITY`."""
+    """Identify a model: the fields of `actcache.identity.IDENTITY`."""
     config = model.hf.config
     return {
         "family": str(config.model_type),

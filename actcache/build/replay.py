@@ -7,24 +7,21 @@ from actcache.data.spans import SPAN
 from actcache.engine.model import LanguageModel, load_model
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, require_same
-from actcache.prompts.render import Rendered
+from actcache.prompts.render import PARTS, Rendered
 from actcache.store.store import Store
-
-PARTS = ("prompt", "shared", "positive", "negative")
-"""Fields of `Rendered`, each kept as the ragged column `<part>_tokens`."""
 
 
 def rendered_rows(store: Store) -> list[Rendered]:
-    """The tokens of a store's samples, as the build rendered them; no tokenizer is needed.
+    """Read the tokens of a store's samples, as the build rendered them.
 
     Raises:
-        MismatchError: the store has none: it was imported from a file without them.
+        MismatchError: the store was imported from a file without tokens.
     """
-    require_own_model(store)
+    require_replayable(store)
     columns = [store.ragged(f"{part}_tokens") for part in PARTS]
     rows = [
-        Rendered(**{part: tuple(each.tolist()) for part, each in zip(PARTS, row, strict=True)})
-        for row in zip(*columns, strict=True)
+        Rendered(**{part: tuple(ids.tolist()) for part, ids in zip(PARTS, tokens, strict=True)})
+        for tokens in zip(*columns, strict=True)
     ]
     if SPAN not in store.columns:
         return rows
@@ -32,26 +29,11 @@ def rendered_rows(store: Store) -> list[Rendered]:
     return [replace(row, span=(start, end)) for row, (start, end) in zip(rows, spans, strict=True)]
 
 
-def require_own_model(store: Store) -> None:
-    """Refuse a store that does not say which model its rows ran through, or as which tokens.
-
-    Raises:
-        MismatchError: it was imported from a file that did not.
-    """
-    absent = [part for part in PARTS if f"{part}_tokens" not in store.columns.ragged_names]
-    if absent or not store.provenance.get("model", {}).get("weights_sha256"):
-        raise MismatchError(
-            f"'{store.path}' was imported without model and tokens, expected a store that build "
-            "wrote, whose rows can be run again. Run the stages that need no model: --stages "
-            "vectors,layers."
-        )
-
-
 def rendered_pairs(store: Store) -> list[Rendered]:
-    """The same of a store of pairs.
+    """Read the tokens of a store of pairs.
 
     Raises:
-        MismatchError: the store holds labelled prompts, which have no completions to choose.
+        MismatchError: the store has no tokens, or holds labelled prompts.
     """
     rows = rendered_rows(store)
     if not all(row.positive for row in rows):
@@ -62,6 +44,17 @@ def rendered_pairs(store: Store) -> list[Rendered]:
     return rows
 
 
+def require_replayable(store: Store) -> None:
+    """Refuse a store without the tokens of its rows or the digest of its model."""
+    missing = [part for part in PARTS if f"{part}_tokens" not in store.columns.ragged_names]
+    if missing or not store.provenance.get("model", {}).get("weights_sha256"):
+        raise MismatchError(
+            f"'{store.path}' was imported without model and tokens, expected a store that build "
+            "wrote, whose rows can be run again. Run the stages that need no model: --stages "
+            "vectors,layers."
+        )
+
+
 def load_store_model(
     store: Store,
     *,
@@ -70,11 +63,11 @@ def load_store_model(
     device_map: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load the model that a store was built with, in the dtype that it was run in.
+    """Load the model that a store was built with, in the same dtype.
 
     Args:
         store: of residuals.
-        name: where the model lies now, if it was moved.
+        name: where the model is now, if it was moved.
         device: where it runs.
         device_map: how it is spread over several devices.
         trust_remote_code: run code that comes with the checkpoint.
@@ -83,12 +76,12 @@ def load_store_model(
         ModelError: it cannot be loaded.
         MismatchError: it is another model, or has other weights.
     """
-    require_own_model(store)
-    kept = store.provenance["model"]
+    require_replayable(store)
+    recorded = store.provenance["model"]
     model = load_model(
-        name or kept["name"],
+        name or recorded["name"],
         revision=store.config["revision"],
-        dtype=kept["dtype"],
+        dtype=recorded["dtype"],
         device=device,
         device_map=device_map,
         trust_remote_code=trust_remote_code,
@@ -98,15 +91,15 @@ def load_store_model(
 
 
 def require_store_model(store: Store, model: LanguageModel) -> None:
-    """Refuse a model that is not the one that a store was built with.
+    """Refuse a model other than the one that a store was built with.
 
     Raises:
         MismatchError: names the field and both values.
     """
-    kept = store.provenance["model"]
+    recorded = store.provenance["model"]
     require_same(
         model_identity(model),
-        {field: kept[field] for field in IDENTITY},
+        {field: recorded[field] for field in IDENTITY},
         what="the model and that of the store",
-        remedy=f"Load the one that the store was built with, '{kept['name']}'.",
+        remedy=f"Load the one that the store was built with, '{recorded['name']}'.",
     )

@@ -1,13 +1,12 @@
-"""Which rows of a build another store holds already: equal tokens, of the same model, read alike.
+"""Rows that other stores already hold: equal tokens, same model, same reading.
 
-A residual depends on the tokens before it and on nothing else of a row, so equal tokens are enough;
-behavior, split and texts are the new build's own. Knows stores and tokens; refuses to run a model.
+A residual depends only on the tokens before it, so equal tokens are enough; behavior, split and
+texts are those of the new build.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,62 +15,56 @@ from jaxtyping import Int64
 from actcache.data.spans import SPAN
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, first_difference
-from actcache.prompts.render import Rendered
-from actcache.store.copies.copy import open_source
+from actcache.prompts.render import PARTS, Rendered
 from actcache.store.copies.fill import array_of, stored_values
 from actcache.store.schema import RowArray
 from actcache.store.store import Store
 
-PARTS = ("prompt", "shared", "positive", "negative")
-"""What a row's tokens are made of; each is the ragged column `<part>_tokens`."""
-
 
 @dataclass(frozen=True)
 class Reusable:
-    """Rows of a build that need not be run."""
+    """Rows of a build that are copied from other stores instead of run."""
 
     stores: Sequence[Store]
+
     store: Int64[np.ndarray, " n"]
-    """Which of `stores` holds each row; -1 where none does."""
+    """Which of `stores` holds each row; -1 if none does."""
 
     row: Int64[np.ndarray, " n"]
-    """Which row it is there."""
+    """The row's number in that store."""
 
     def recorded(self) -> dict[str, Any]:
-        """As JSON, for the provenance: how many rows, and of which stores."""
+        """As JSON, for the provenance: how many rows come from which store."""
         counts = np.bincount(self.store[self.store >= 0], minlength=len(self.stores))
-        found = [
+        sources = [
             {"digest": store.digest, "rows": int(count)}
             for store, count in zip(self.stores, counts, strict=True)
         ]
-        return {"rows": int(counts.sum()), "of": found}
+        return {"rows": int(counts.sum()), "of": sources}
 
     def fill(self, blocks: Mapping[str, np.ndarray], start: int) -> Int64[np.ndarray, " _"]:
-        """Copy what is there into a shard that is being built.
+        """Copy the rows that a shard can reuse; return those that must be run.
 
         Args:
             blocks: for each row array `[layer, row, width]` in its stored dtype; written to.
-            start: the build's row that is the shard's first.
-
-        Returns:
-            The shard's rows that must be run.
+            start: number of the shard's first row in the build.
 
         Raises:
-            FormatError: a block that would be copied is damaged.
+            FormatError: a block to be copied is damaged.
         """
         n_rows = next(iter(blocks.values())).shape[1]
         holder, row = self.store[start : start + n_rows], self.row[start : start + n_rows]
         for number, store in enumerate(self.stores):
-            here = np.flatnonzero(holder == number)
-            if here.size:
+            copied = np.flatnonzero(holder == number)
+            if copied.size:
                 for name, block in blocks.items():
-                    values = stored_values(store.array(name))[row[here]]
-                    block[:, here] = values.swapaxes(0, 1)
+                    values = stored_values(store.array(name))[row[copied]]
+                    block[:, copied] = values.swapaxes(0, 1)
         return np.flatnonzero(holder < 0)
 
 
 def find_reusable(
-    paths: Sequence[str | Path],
+    stores: Sequence[Store],
     *,
     rows: Sequence[Rendered],
     arrays: Sequence[RowArray],
@@ -82,68 +75,69 @@ def find_reusable(
     """Look for the rows of a build in other stores.
 
     Args:
-        paths: finished stores; where several hold a row, the first gives it.
+        stores: finished stores; if several hold a row, it is copied from the first.
         rows: the build's rows, as tokens.
-        arrays: what the build reads; the stores may hold more.
-        model: the build's model, the fields of `provenance.IDENTITY`.
+        arrays: the arrays of the build; the stores may hold more.
+        model: the build's model, the fields of `identity.IDENTITY`.
         mode: how it is processed.
         answer: which token of a completion is its answer token.
 
     Raises:
-        MismatchError: a store is of another model, processing or answer token, or lacks an array:
-            names the field and both values.
+        MismatchError: a store has another model, mode or answer token, or lacks an array; names the
+            field and both values.
     """
-    of_answer = any(array.name.endswith(("/positive", "/negative")) for array in arrays)
-    asked = {
+    reads_answers = any(array.name.endswith(("/positive", "/negative")) for array in arrays)
+    required = {
         "model": {name: model[name] for name in IDENTITY},
         "mode": mode,
-        **({"answer": answer} if of_answer else {}),
-        "arrays": {array.name: _kind(array) for array in arrays},
+        **({"answer": answer} if reads_answers else {}),
+        "arrays": {array.name: _shape(array) for array in arrays},
     }
     with_span = any(array.dimension_names[2] == "head" for array in arrays)
-    stores = [open_source(path) for path in paths]
     known: dict[bytes, tuple[int, int]] = {}
     for number, store in enumerate(stores):
-        _require_alike(store, asked)
+        _require_compatible(store, required)
         parts = [store.ragged(f"{part}_tokens") for part in PARTS]
         spans = store[SPAN].tolist() if with_span else [None] * store.n
         for row, (*tokens, span) in enumerate(zip(*parts, spans, strict=True)):
-            known.setdefault(_key([each.tolist() for each in tokens], span), (number, row))
-    found = np.full((2, len(rows)), -1, np.int64)
-    for i, each in enumerate(rows):
-        span = list(each.span or (0, 0)) if with_span else None
-        key = _key([list(getattr(each, part)) for part in PARTS], span)
-        found[:, i] = known.get(key, (-1, -1))
-    return Reusable(stores, found[0], found[1])
+            known.setdefault(_key([ids.tolist() for ids in tokens], span), (number, row))
+    sources = np.full((2, len(rows)), -1, np.int64)  # store, and row in it
+    for i, rendered in enumerate(rows):
+        span = list(rendered.span or (0, 0)) if with_span else None
+        key = _key([list(getattr(rendered, part)) for part in PARTS], span)
+        sources[:, i] = known.get(key, (-1, -1))
+    return Reusable(stores, sources[0], sources[1])
 
 
-def _require_alike(store: Store, asked: Mapping[str, Any]) -> None:
+def _require_compatible(store: Store, required: Mapping[str, Any]) -> None:
     arrays = {name: array_of(store.array(name)) for name in store.arrays}
-    absent = [f"{part}_tokens" for part in PARTS if f"{part}_tokens" not in store.columns.all_names]
+    missing = [
+        f"{part}_tokens" for part in PARTS if f"{part}_tokens" not in store.columns.all_names
+    ]
     model = store.provenance.get("model", {})
-    held = {
+    stored = {
         "model": {name: model.get(name) for name in IDENTITY},
         "mode": store.provenance.get("mode"),
         "answer": store.config.get("answer"),
         "arrays": {
-            name: _kind(arrays[name]) if name in arrays else None for name in asked["arrays"]
+            name: _shape(arrays[name]) if name in arrays else None for name in required["arrays"]
         },
     }
-    difference = first_difference({name: held[name] for name in asked}, asked)
-    if difference is None and not absent:
+    difference = first_difference({name: stored[name] for name in required}, required)
+    if difference is None and not missing:
         return
-    field, old, new = difference or (absent[0], None, "a column")
+    field, old, new = difference or (missing[0], None, "a column")
     raise MismatchError(
-        f"'{store.path}', whose rows were to be reused, and this build differ in '{field}': it has "
+        f"rows of '{store.path}' cannot be reused: it differs from this build in '{field}': it has "
         f"{old!r}, the build {new!r}. Use the settings and the model that it was built with, or "
         "leave --reuse out."
     )
 
 
-def _kind(array: RowArray) -> dict[str, Any]:
+def _shape(array: RowArray) -> dict[str, Any]:
     return {"layers": array.n_layers, "width": array.width, "dtype": array.dtype}
 
 
 def _key(parts: Sequence[Sequence[int]], span: Sequence[int] | None) -> bytes:
-    """Equal for equal tokens, and in effect for no others."""
+    """Hash a row's tokens; equal hashes mean equal tokens."""
     return hashlib.blake2b(repr((parts, span)).encode(), digest_size=16).digest()

@@ -1,7 +1,7 @@
-"""From samples to their framed variants: a persona sentence as system message or before the prompt.
+"""Framed variants of samples: a persona sentence as system message or before the prompt.
 
-Holds the five conditions of Tan et al. 2024 and the built-in sentences for thirteen behaviors.
-Refuses to know chat templates and tokens: it changes texts only.
+The five conditions of Tan et al. 2024 and built-in sentences for thirteen behaviors. Changes texts
+only; chat templates and tokens come later.
 """
 
 import json
@@ -23,27 +23,24 @@ class Persona:
     """The two sentences that frame a behavior's prompts."""
 
     positive: str
-    """Says of the model that it shows the behavior."""
+    """Tells the model that it shows the behavior."""
 
     negative: str
-    """Says that it does not."""
+    """Tells it that it does not."""
 
 
 def load_personas(path: str | Path | None = None) -> dict[str, Persona]:
-    """The built-in personas, and over them those of a file.
+    """Load the built-in personas, and those of a file, which take precedence.
 
     The file is an object of `behavior: {"positive": sentence, "negative": sentence}`; an entry may
-    have a `"short_name"` under which it is found too. The built-in ones cover the thirteen
-    behaviors of the W2S paper, under the names of their files and under that paper's own
-    (`utilitarianism` being the average kind, as in the list of the code). They are worded after
-    the pattern of `persona_prompts.py` in dtch1997/repepo, with two differences: there the pair of
-    not-threat stands the wrong way round, and the five behaviors of AI risk have none.
+    have a `"short_name"`, a second name for it. The built-in ones cover the thirteen behaviors of
+    the W2S paper, under the names of their files and under that paper's own (`utilitarianism` is
+    the average kind, as in the list of the code). Their wording follows `persona_prompts.py` in
+    dtch1997/repepo, with two differences: there the pair of not-threat is the wrong way round, and
+    the five behaviors of AI risk have none.
 
     Args:
         path: a JSON file, or None for the built-in personas alone.
-
-    Returns:
-        Behavior to persona.
 
     Raises:
         RowError: there is no file at `path`, or it has another shape.
@@ -63,23 +60,23 @@ def expand_variants(
     personas: Mapping[str, Persona],
     separator: str = "\n\n",
 ) -> list[Sample]:
-    """Every base sample in each variant that is asked for.
+    """Frame every base sample in each of the variants.
 
     `base` leaves a sample as it is. `sys_pos` and `sys_neg` make the persona's sentence the system
-    message, in place of the row's or the build's. `user_pos` and `user_neg` put it before the
-    prompt. A sample that came with another variant than `base` has been framed by its author and
-    is kept as it is.
+    message, instead of the row's or the build's. `user_pos` and `user_neg` put it before the
+    prompt. A sample that came with another variant than `base` was framed by its author and stays
+    as it is.
 
     Args:
         samples: as `read_samples` gives them.
         variants: names from `VARIANTS`, each once.
         personas: behavior to persona, as `load_personas` gives it; needed for what is not `base`.
-        separator: what stands between sentence and prompt: a blank line as in the code of Tan et
-            al. 2024, and nothing in steering-bench.
+        separator: what goes between sentence and prompt: a blank line as in the code of Tan et
+            al. 2024, nothing in steering-bench.
 
     Returns:
-        The samples in order; a base sample is followed at once by its variants, in the order asked,
-        with ids that end in `@<variant>`.
+        The samples in order, each base sample replaced by its variants, whose ids end in
+        `@<variant>`.
 
     Raises:
         RowError: a variant is unknown, given twice or not at all, a persona is missing, or two
@@ -99,8 +96,9 @@ def expand_variants(
     for sample in result:
         if sample.id in sources:
             raise RowError(
-                f"the id '{sample.id}' is that of a row ({sources[sample.id]}) and of a variant "
-                f'({sample.source}), expected it once. Change the row\'s "id", or drop the variant.'
+                f"the id '{sample.id}' belongs to a row ({sources[sample.id]}) and to a variant "
+                f'({sample.source}), expected only one. Change the row\'s "id", or drop the '
+                "variant."
             )
         sources[sample.id] = sample.source
     return result
@@ -115,7 +113,7 @@ def _framed(
         known = ", ".join(sorted(personas)) or "none"
         raise RowError(
             f"no persona for the behavior '{sample.behavior}', which the variant {variant} needs "
-            f"(there are {known}). Pass --personas FILE with its sentences, or drop the variant."
+            f"(known: {known}). Pass --personas FILE with its sentences, or drop the variant."
         )
     persona = personas[sample.behavior]
     sentence = persona.positive if variant.endswith("_pos") else persona.negative
@@ -141,9 +139,9 @@ def _check_variants(variants: Sequence[str]) -> None:
 
 
 def _read(path: Path) -> dict[str, Persona]:
-    shape = 'expected {"behavior": {"positive": "…", "negative": "…"}}. Write it so.'
+    shape = 'expected {"behavior": {"positive": "…", "negative": "…"}}. Write it like this.'
     try:
-        found: Any = json.loads(path.read_text(encoding="utf-8-sig"))
+        entries: Any = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise RowError(
             f"cannot read personas at '{path}' ({error.strerror}), expected a JSON file. "
@@ -151,13 +149,13 @@ def _read(path: Path) -> dict[str, Persona]:
         ) from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
         raise RowError(f"'{path}' is not JSON ({error}), {shape}") from error
-    if not isinstance(found, dict):
+    if not isinstance(entries, dict):
         raise RowError(f"'{path}' is not an object, {shape}")
     personas: dict[str, Persona] = {}
-    for behavior, entry in found.items():
+    for behavior, entry in entries.items():
         if not isinstance(entry, dict) or not set(_SIDES) <= set(entry) <= {*_SIDES, "short_name"}:
             keys = ", ".join(entry) if isinstance(entry, dict) else "no object"
-            raise RowError(f"'{path}': '{behavior}' has {keys or 'no key'}, {shape}")
+            raise RowError(f"'{path}': '{behavior}' has {keys or 'no keys'}, {shape}")
         for key, value in entry.items():
             if not isinstance(value, str) or not value.strip():
                 raise RowError(f"'{path}': '{key}' of '{behavior}' is {value!r}, {shape}")
@@ -165,7 +163,8 @@ def _read(path: Path) -> dict[str, Persona]:
         for name in dict.fromkeys((behavior, entry.get("short_name", behavior))):
             if name in personas:
                 raise RowError(
-                    f"'{path}' gives '{name}' two personas, expected one. Change a \"short_name\"."
+                    f"'{path}' has two personas for '{name}', expected one. Change a "
+                    '"short_name".'
                 )
             personas[name] = persona
     return personas

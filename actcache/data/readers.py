@@ -1,7 +1,7 @@
-"""From a file, folder or Hub id to raw rows, each with the place to name in a message.
+"""Raw rows of a file, folder or Hub id, each with its place for messages.
 
-Reads `.jsonl` line by line, `.json`, `.csv`, and data sets of the `datasets` package. Refuses to
-know what the keys of a row mean: that is `rows`.
+Reads `.jsonl` line by line, `.json`, `.csv`, and data sets of the `datasets` package. What the keys
+of a row mean is up to `formats`.
 """
 
 import csv
@@ -9,7 +9,7 @@ import importlib
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ _FILE_LIKE = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", "
 
 @dataclass(frozen=True)
 class RawRow:
-    """One row as it was found. A null and an empty csv cell both read None: the key is missing."""
+    """One row as it was read. A null and an empty csv cell are both None: the key is missing."""
 
     values: dict[str, Any]
     """Key to value, as JSON types."""
@@ -35,8 +35,27 @@ class RawRow:
     """The same in short: file name and number."""
 
 
+def expand_globs(paths: Sequence[str | Path]) -> list[str | Path]:
+    """Replace each glob by the files that match it, sorted; `**` also matches folders.
+
+    Raises:
+        RowError: no file matches.
+    """
+    expanded: list[str | Path] = []
+    for path in paths:
+        if not set("*?[") & set(str(path)) or Path(path).exists():
+            expanded.append(path)
+            continue
+        root = Path(path).anchor
+        matches = sorted(Path(root).glob(str(Path(path).relative_to(root))))
+        if not matches:
+            raise RowError(f"no file matches '{path}'. {_READ}")
+        expanded += matches
+    return expanded
+
+
 def raw_rows(path: str | Path) -> tuple[str, Iterator[RawRow]]:
-    """The behavior that a data source names, and its rows, read as they are asked for.
+    """Open a data source: the behavior it is named after, and its rows, read lazily.
 
     Args:
         path: a `.jsonl`, `.json` or `.csv` file in UTF-8, with or without BOM; a folder that
@@ -47,7 +66,7 @@ def raw_rows(path: str | Path) -> tuple[str, Iterator[RawRow]]:
         The stem of the name, and the rows in order.
 
     Raises:
-        RowError: nothing can be read there; or, while rows are taken, a row is damaged.
+        RowError: nothing can be read there; or, while iterating, a row is damaged.
     """
     text = str(path)
     place = Path(text)
@@ -72,7 +91,7 @@ def _file(path: Path) -> Iterator[RawRow]:
     if reader is None:
         raise RowError(
             f"'{path}' ends in '{path.suffix}', expected .jsonl, .json or .csv. "
-            "Convert the file, or give it the ending of what it holds."
+            "Convert the file, or rename it after what it holds."
         )
     try:
         yield from reader(path)
@@ -84,7 +103,7 @@ def _file(path: Path) -> Iterator[RawRow]:
 
 def _jsonl(path: Path) -> Iterator[RawRow]:
     offset = 0
-    with path.open("rb") as lines:  # bytes part at "\n" only, text at U+2028 and others too
+    with path.open("rb") as lines:  # bytes split at "\n" only, text at U+2028 and others too
         for number, line in enumerate(lines, start=1):
             place = f"'{path}' line {number}"
             text = _decoded(line, path, offset)
@@ -100,8 +119,8 @@ def _json(path: Path) -> Iterator[RawRow]:
     rows = _parsed(text, f"'{path}'")
     if not isinstance(rows, list):
         raise RowError(
-            f"'{path}' holds {kind_of(rows)}, expected a list of objects. "
-            "Put the rows in [ ], or name a file of one object a line .jsonl."
+            f"'{path}' holds {json_type(rows)}, expected a list of objects. "
+            "Put the rows in [ ], or name a file with one object per line .jsonl."
         )
     for number, row in enumerate(rows):
         place = f"'{path}' row {number} (from 0)"
@@ -140,52 +159,52 @@ def _header(cells: list[str], place: str) -> list[str]:
     header = [cell.strip() for cell in cells]
     for key in header:
         if header.count(key) > 1 or not key:
-            found = f"'{key}' {header.count(key)} times" if key else "a column without a name"
-            raise RowError(f"{place}: the header has {found}. Give each column its own name.")
+            problem = f"'{key}' {header.count(key)} times" if key else "a column without a name"
+            raise RowError(f"{place}: the header has {problem}. Give each column its own name.")
     return header
 
 
 def _folder(path: Path, *, split: str | None) -> Iterator[RawRow]:
     if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
         raise RowError(
-            f"'{path}' is a folder, but no data set (it has no state.json or dataset_dict.json). "
-            "Pass the files in it, or a folder made by save_to_disk."
+            f"'{path}' is a folder, but not a data set (it has no state.json or dataset_dict.json)."
+            " Pass the files in it, or a folder made by save_to_disk."
         )
     datasets = _datasets(f"'{path}'")
     try:
-        found = datasets.load_from_disk(str(path))
+        dataset = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever the package raises is about the folder
         raise RowError(
             f"'{path}' cannot be read as a data set ({_first_line(error)}). Save it again."
         ) from error
-    if isinstance(found, datasets.DatasetDict):
-        wanted = split or "train"
-        if wanted not in found:
-            names = ", ".join(found) or "none"
+    if isinstance(dataset, datasets.DatasetDict):
+        name = split or "train"
+        if name not in dataset:
+            names = ", ".join(dataset) or "none"
             raise RowError(
-                f"'{path}' has no split '{wanted}', only {names}. "
+                f"'{path}' has no split '{name}', only {names}. "
                 f"Pass '{path}:SPLIT' with one of them."
             )
-        found = found[wanted]
+        dataset = dataset[name]
     elif split is not None:
         raise RowError(f"'{path}' is one data set without splits. Drop ':{split}'.")
-    return _dataset(found, f"'{path}'", path.resolve().name)
+    return _dataset(dataset, f"'{path}'", path.resolve().name)
 
 
 def _hub(name: str, *, split: str) -> Iterator[RawRow]:
     datasets = _datasets(f"'{name}'")
     try:
-        found = datasets.load_dataset(name, split=split)
+        dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # no network, no such data set, no such split, no permission, …
         raise RowError(
-            f"no file at '{name}', and the Hub gives no data set of that name with a split "
+            f"no file at '{name}', and no data set of that name on the Hub with a split "
             f"'{split}' ({_first_line(error)}). Check path, name and network, or pass a local file."
         ) from error
-    return _dataset(found, f"'{name}'", name.rpartition("/")[2])
+    return _dataset(dataset, f"'{name}'", name.rpartition("/")[2])
 
 
 def _datasets(name: str) -> Any:
-    try:  # here, since it is slow to import and few need it
+    try:  # imported here: it is slow to import, and rarely needed
         return importlib.import_module("datasets")
     except ImportError:
         raise RowError(
@@ -194,18 +213,18 @@ def _datasets(name: str) -> Any:
         ) from None
 
 
-def _dataset(found: Any, name: str, short: str) -> Iterator[RawRow]:
-    classes = {key: feature.names for key, feature in found.features.items() if _is_class(feature)}
-    for number, row in enumerate(found):
+def _dataset(dataset: Any, name: str, short: str) -> Iterator[RawRow]:
+    classes = {
+        key: feature.names
+        for key, feature in dataset.features.items()
+        if type(feature).__name__ == "ClassLabel"
+    }
+    for number, row in enumerate(dataset):
         values = dict(row)
-        for key, names in classes.items():  # kept as numbers, but the names are what is meant
+        for key, names in classes.items():  # stored as numbers, but the names are what is meant
             value = values[key]
             values[key] = names[value] if value is not None and value >= 0 else None
         yield RawRow(values, f"{name} row {number} (from 0)", f"{short}:{number}")
-
-
-def _is_class(feature: Any) -> bool:
-    return type(feature).__name__ == "ClassLabel"
 
 
 def _decoded(data: bytes, path: Path, offset: int) -> str:
@@ -221,41 +240,41 @@ def _decoded(data: bytes, path: Path, offset: int) -> str:
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        return json.loads(text, object_pairs_hook=_without_repeats)
     except json.JSONDecodeError as error:
         line = f" line {error.lineno}," if not re.search(r"line \d+$", place) else ","
         raise RowError(
             f"{place}{line} column {error.colno}: not JSON ({error.msg}). Correct the line"
-            + (", or name a file of one object a line .jsonl." if line != "," else ".")
+            + (", or name a file with one object per line .jsonl." if line != "," else ".")
         ) from error
     except (RecursionError, ValueError) as error:  # nested too deep; a key twice; a huge number
         raise RowError(f"{place}: not usable JSON ({_first_line(error)}). Correct it.") from error
 
 
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} appears twice")
     return result
 
 
 def _object(row: Any, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise RowError(f"{place} is {kind_of(row)}, expected an object. Write one as {{…}}.")
+        raise RowError(f"{place} is {json_type(row)}, expected an object. Write one as {{…}}.")
     return row
 
 
-def kind_of(value: object) -> str:
-    """What a JSON value is, in words for a message."""
-    kinds = {
+def json_type(value: object) -> str:
+    """Name the type of a JSON value, for a message."""
+    names = {
         dict: "an object",
         list: "a list",
         str: "text",
         bool: "true or false",
         type(None): "null",
     }
-    return kinds.get(type(value), "a number" if isinstance(value, int | float) else "no JSON value")
+    return names.get(type(value), "a number" if isinstance(value, int | float) else "no JSON value")
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,4 @@
-"""What one row of data is once it has been read: a sample, its identity, and its letter.
-
-Knows the words (variant, split, letter) and how a sample is told from another. Refuses to know
-files and formats (`rows`), tokens (`render`), and how splits are drawn (`splits`).
-"""
+"""Samples: one prompt with two completions or a label, its digest, and its letter."""
 
 import hashlib
 import json
@@ -14,7 +10,7 @@ TEXT_COLUMNS = (
     *("id", "behavior", "variant", "split", "label", "letter"),
     *("prompt", "positive", "negative", "system", "digest"),
 )
-"""What a store keeps of each sample in words; empty where a sample has no such thing."""
+"""The text columns of a store, one value per sample; empty where a sample has none."""
 
 _ONE_WORD = re.compile(r"\W*(\w+)\W*")
 
@@ -23,11 +19,11 @@ _ONE_WORD = re.compile(r"\W*(\w+)\W*")
 class Sample:
     """One prompt with either two completions or a class label.
 
-    Two samples are equal if everything but `source` is.
+    Samples are compared by everything but `source`.
     """
 
     id: str
-    """Unique among all samples of a build; `<behavior>/<row number from 0>` unless the row says."""
+    """Unique in a build; `<behavior>/<row number from 0>` unless the row has one."""
 
     behavior: str
     """The data set that the sample belongs to."""
@@ -39,7 +35,7 @@ class Sample:
     """The user's message, without system message, chat template or BOS."""
 
     positive: str | None
-    """The completion that shows the behavior, as given, leading space and all; None for labels."""
+    """The completion that shows the behavior, as given, leading space included; None for labels."""
 
     negative: str | None
     """The completion that does not; None for labels."""
@@ -48,31 +44,31 @@ class Sample:
     """The class of the prompt; None where there are completions."""
 
     letter: str
-    """Which answer is the positive one, for example `A` or `Yes`; empty where none is one word."""
+    """The positive answer, for example `A` or `Yes`; empty unless both are one word."""
 
     split: str = ""
     """One of `SPLITS`; empty until one is assigned."""
 
     system: str | None = None
-    """The row's own system message; None leaves it to the build's."""
+    """The row's own system message; with None the build's is used."""
 
     span: tuple[int, int] | None = None
-    """The part of the prompt that is marked, as characters `[start, end)`; an empty one marks
-    nothing, and None says that nobody was asked."""
+    """The marked part of the prompt, as characters `[start, end)`. An empty one marks nothing on
+    purpose; None where the row does not say."""
 
     source: str = field(default="", compare=False)
-    """Where the sample was read, for messages: file name and line or row. Not stored."""
+    """Where the sample was read, for messages: file name and line or row. Not in the store."""
 
     @property
     def base_id(self) -> str:
-        """The id of the row that this sample is a variant of; its own id for `base`."""
+        """The id of the row of which this is a variant; its own id for `base`."""
         return self.id if self.variant == "base" else self.id.removesuffix(f"@{self.variant}")
 
     @property
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over what the sample says: behavior, variant, all texts, span.
+        """16 hex digits of SHA-256 over behavior, variant, all texts and span.
 
-        Id, split and source are left out: a row that is moved or assigned keeps its digest.
+        Id, split and source are left out: a row that moves or gets a split keeps its digest.
         """
         content: tuple[object, ...] = (
             self.behavior,
@@ -88,17 +84,10 @@ class Sample:
 
 
 def letter_of(positive: str | None, negative: str | None) -> str:
-    """The positive answer, where both completions are one word: `A` for " (A)", `Yes` for " Yes".
+    """Name the positive answer if both completions are one word: `A` for " (A)".
 
     Published behaviors ask for a letter or a word, and models lean to one of them: results are
-    balanced and shown by this letter.
-
-    Args:
-        positive: the positive completion, or None.
-        negative: the negative completion, or None.
-
-    Returns:
-        The word without what surrounds it; empty where either completion is not one word.
+    balanced and shown by this letter. Empty where either completion is not one word.
 
     Example:
         >>> letter_of(" (A)", " (B)"), letter_of(" Yes", " No"), letter_of("I do.", "No.")
@@ -106,23 +95,20 @@ def letter_of(positive: str | None, negative: str | None) -> str:
     """
     if positive is None or negative is None:
         return ""
-    found = _ONE_WORD.fullmatch(positive)
-    return found[1] if found and _ONE_WORD.fullmatch(negative) else ""
+    match = _ONE_WORD.fullmatch(positive)
+    return match[1] if match and _ONE_WORD.fullmatch(negative) else ""
 
 
 def samples_digest(samples: Iterable[Sample]) -> str:
-    """64 hex digits of SHA-256 over id, split and digest of every sample, in order.
-
-    What a store keeps to know its data again.
-    """
+    """Hash the data of a store: 64 hex digits of SHA-256 over all ids, splits and digests."""
     return rows_digest((sample.id, sample.split, sample.digest) for sample in samples)
 
 
 def rows_digest(rows: Iterable[tuple[str, str, str]]) -> str:
-    """The same of rows of which a store keeps id, split and digest."""
+    """Hash rows given as id, split and digest; equals `samples_digest` of the same samples."""
     return _sha256(list(rows))
 
 
 def _sha256(content: object) -> str:
-    # JSON tells None from "" and one text from two; ASCII escapes leave no choice of encoding.
+    # JSON keeps None, "" and the borders of texts apart; ASCII escapes avoid any encoding choice.
     return hashlib.sha256(json.dumps(content).encode("ascii")).hexdigest()

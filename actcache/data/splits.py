@@ -1,7 +1,6 @@
-"""Which samples are train, validation and test: grouped so that nothing leaks, balanced by letter.
+"""Train, validation and test splits: grouped so that nothing leaks, balanced by letter.
 
-Equal prompts, and the variants of one row, are always on one side. Refuses to know layers, models
-and what the sides are used for.
+Equal prompts, and the variants of one row, always share a split.
 """
 
 import hashlib
@@ -27,24 +26,22 @@ def assign_splits(
     fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
 ) -> list[str]:
-    """The split of every sample, drawn for each behavior on its own.
+    """Draw the split of every sample, for each behavior separately.
 
-    Samples are grouped first: those with equal prompts (but for white space and case), and those
-    that are variants of one row. Groups are then drawn at random, larger ones first, each to a side
-    that still has room for it, with a chance that is proportional to the room left. Room is counted
-    in rows (a row and its variants count once) for each letter or label apart, so that letters are
-    balanced on each side as far as groups allow: exactly, within rounding, where no prompt occurs
-    twice. Asking for more variants, or adding other behaviors, changes nothing.
+    Samples are grouped first: those with equal prompts (ignoring white space and case), and the
+    variants of one row. Groups are then drawn at random, larger ones first, each to a split that
+    still has room for it, with a probability proportional to the room left. Room is counted in rows
+    (a row and its variants count once) per letter or label, so that letters are balanced in each
+    split as far as groups allow: exactly, up to rounding, where no prompt occurs twice. More
+    variants, or other behaviors, change nothing.
 
-    A behavior whose rows bring their split keeps it, leaks and all: `n_leaked` counts them.
+    A behavior whose rows have splits of their own keeps them, leaks included: `n_leaked` counts
+    them.
 
     Args:
         samples: of any number of behaviors, in any order.
         fractions: shares of train, validation and test; they sum to 1.
         seed: of the draw.
-
-    Returns:
-        One of `SPLITS` for each sample, in order.
 
     Raises:
         RowError: a behavior has rows with a split and rows without one, or `fractions` or `seed`
@@ -59,33 +56,26 @@ def assign_splits(
         True
     """
     _check(fractions, seed)
-    result = [""] * len(samples)
-    for behavior, where in _members(samples).items():
-        chosen = [samples[i] for i in where]
-        for i, split in zip(
-            where, _behavior_splits(chosen, behavior, fractions, seed), strict=True
-        ):
-            result[i] = split
-    return result
+    splits = [""] * len(samples)
+    for behavior, rows in _rows_by_behavior(samples).items():
+        drawn = _behavior_splits([samples[i] for i in rows], behavior, fractions, seed)
+        for i, split in zip(rows, drawn, strict=True):
+            splits[i] = split
+    return splits
 
 
 def n_leaked(samples: Sequence[Sample], splits: Sequence[str], *, exact: bool = True) -> int:
-    """How many test samples have a prompt that some train sample of their behavior has too.
+    """Count test samples whose prompt is also in train, within each behavior.
 
-    Args:
-        samples: the samples.
-        splits: their splits, as `assign_splits` or `plain_splits` gives them.
-        exact: whether prompts must be equal to the letter; else but for white space and case.
-
-    Returns:
-        A count of samples of `test`.
+    With `exact` prompts must be identical; without it white space and case are ignored.
     """
     prompts = [
-        (sample.behavior, sample.prompt if exact else _key(sample.prompt)) for sample in samples
+        (sample.behavior, sample.prompt if exact else _normalized(sample.prompt))
+        for sample in samples
     ]
-    sides = list(zip(prompts, splits, strict=True))
-    trained = {prompt for prompt, split in sides if split == "train"}
-    return sum(split == "test" and prompt in trained for prompt, split in sides)
+    assigned = list(zip(prompts, splits, strict=True))
+    train = {prompt for prompt, split in assigned if split == "train"}
+    return sum(split == "test" and prompt in train for prompt, split in assigned)
 
 
 def plain_splits(
@@ -94,129 +84,96 @@ def plain_splits(
     fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
 ) -> list[str]:
-    """The splits of steering-bench: a behavior's rows shuffled by `random.Random(seed)`, then cut.
+    """Split as steering-bench does: shuffle each behavior by `random.Random(seed)`, then cut.
 
-    For comparison, and to repeat published numbers: equal prompts may fall on two sides. Slices end
-    at whole percents of the rows, rounded down, as in that code.
-
-    Args:
-        samples: in the order of their file; behaviors are shuffled apart.
-        fractions: shares of train, validation and test; they sum to 1.
-        seed: of the shuffle.
-
-    Returns:
-        One of `SPLITS` for each sample, in order.
-
-    Raises:
-        RowError: `fractions` or `seed` cannot be used.
+    For comparison, and to repeat published numbers: equal prompts may land in two splits. Slices
+    end at whole percents of the rows, rounded down, as in that code. Samples are in the order of
+    their file.
     """
     _check(fractions, seed)
-    result = [""] * len(samples)
-    for where in _members(samples).values():
-        random.Random(seed).shuffle(where)
+    splits = [""] * len(samples)
+    for rows in _rows_by_behavior(samples).values():
+        random.Random(seed).shuffle(rows)
         percents = [round(100 * fractions[0]), round(100 * (fractions[0] + fractions[1]))]
-        ends = [len(where) * percent // 100 for percent in percents]
-        for rank, i in enumerate(where):
-            result[i] = SPLITS[sum(rank >= end for end in ends)]
-    return result
-
-
-def leaks(
-    samples: Sequence[Sample],
-    *,
-    fractions: tuple[float, float, float] = FRACTIONS,
-    seed: int = 0,
-    exact: bool = True,
-) -> int:
-    """How many test prompts a plain shuffle would have had in train: what grouping prevents.
-
-    Args:
-        samples: base samples in the order of their file.
-        fractions: shares of train, validation and test.
-        seed: of the shuffle.
-        exact: whether prompts must be equal to the letter; else but for white space and case.
-
-    Returns:
-        `n_leaked` of `plain_splits`.
-    """
-    return n_leaked(samples, plain_splits(samples, fractions=fractions, seed=seed), exact=exact)
+        ends = [len(rows) * percent // 100 for percent in percents]
+        for rank, i in enumerate(rows):
+            splits[i] = SPLITS[sum(rank >= end for end in ends)]
+    return splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Leaks:
-    """Test prompts of one behavior that are in its train split too, but for white space and case.
+    """How many test prompts of a behavior are also in train, ignoring white space and case.
 
-    Of base samples alone; the variants of a row go where it goes.
+    Counts base samples only; the variants of a row share its split.
     """
 
     n_test: int
     """Test samples."""
 
-    kept: int
-    """Leaked test samples of the splits as they are: 0, but where rows brought their own."""
+    n_leaked: int
+    """Leaked test samples under the actual splits: 0 unless rows have splits of their own."""
 
-    plain: int
-    """What a plain shuffle with the same seed would have leaked."""
+    n_leaked_plain: int
+    """Those that a plain shuffle with the same seed would leak: what grouping prevents."""
+
+    def recorded(self) -> dict[str, int]:
+        """As JSON, for the store."""
+        return {"n_test": self.n_test, "kept": self.n_leaked, "plain": self.n_leaked_plain}
 
 
 def count_leaks(samples: Sequence[Sample], splits: Sequence[str], *, seed: int) -> dict[str, Leaks]:
-    """Leaks of each behavior that has any, in these splits or in a plain shuffle.
-
-    Args:
-        samples: in the order of their files.
-        splits: theirs.
-        seed: of the plain shuffle.
-    """
-    found = {}
-    for behavior, where in _members(samples).items():
-        base = [i for i in where if samples[i].variant == "base"]
-        chosen = [samples[i] for i in base]
-        mine = [splits[i] for i in base]
-        leaks_of = Leaks(
-            n_test=mine.count("test"),
-            kept=n_leaked(chosen, mine, exact=False),
-            plain=leaks(chosen, seed=seed, exact=False),
+    """Count leaks of each behavior that has any, under `splits` or under a plain shuffle."""
+    leaks = {}
+    for behavior, rows in _rows_by_behavior(samples).items():
+        base_rows = [i for i in rows if samples[i].variant == "base"]
+        base = [samples[i] for i in base_rows]
+        base_splits = [splits[i] for i in base_rows]
+        counts = Leaks(
+            n_test=base_splits.count("test"),
+            n_leaked=n_leaked(base, base_splits, exact=False),
+            n_leaked_plain=n_leaked(base, plain_splits(base, seed=seed), exact=False),
         )
-        if leaks_of.kept or leaks_of.plain:
-            found[behavior] = leaks_of
-    return found
+        if counts.n_leaked or counts.n_leaked_plain:
+            leaks[behavior] = counts
+    return leaks
 
 
-def _members(samples: Sequence[Sample]) -> dict[str, list[int]]:
-    members: defaultdict[str, list[int]] = defaultdict(list)
+def _rows_by_behavior(samples: Sequence[Sample]) -> dict[str, list[int]]:
+    rows: defaultdict[str, list[int]] = defaultdict(list)
     for i, sample in enumerate(samples):
-        members[sample.behavior].append(i)
-    return members
+        rows[sample.behavior].append(i)
+    return rows
 
 
 def _behavior_splits(
     samples: list[Sample], behavior: str, fractions: tuple[float, float, float], seed: int
 ) -> list[str]:
-    bare = next((sample for sample in samples if not sample.split), None)
-    given = next((sample for sample in samples if sample.split), None)
-    if bare is None:
+    without = next((sample for sample in samples if not sample.split), None)
+    with_split = next((sample for sample in samples if sample.split), None)
+    if without is None:
         return [sample.split for sample in samples]
-    if given is not None:
+    if with_split is not None:
         raise RowError(
-            f"behavior '{behavior}': row '{given.id}' ({given.source}) has a split, row "
-            f"'{bare.id}' ({bare.source}) none, expected all or none. "
+            f"behavior '{behavior}': row '{with_split.id}' ({with_split.source}) has a split, row "
+            f"'{without.id}' ({without.source}) has none, expected all rows or none to have one. "
             'Give every row a "split", or no row.'
         )
-    group = _groups(samples)
+    groups = _groups(samples)
     strata = {name: s for s, name in enumerate(sorted({_stratum(sample) for sample in samples}))}
     rows: dict[str, tuple[int, int]] = {}  # a row and its variants count once
-    for sample, g in zip(samples, group, strict=True):
-        rows.setdefault(sample.base_id, (g, strata[_stratum(sample)]))
-    sizes = np.zeros((max(group) + 1, len(strata)), np.int64)  # [group, stratum]
+    for sample, group in zip(samples, groups, strict=True):
+        rows.setdefault(sample.base_id, (group, strata[_stratum(sample)]))
+    sizes = np.zeros((max(groups) + 1, len(strata)), np.int64)  # [group, stratum]
     np.add.at(sizes, tuple(np.array(list(rows.values())).T), 1)
-    # A behavior's draw depends on its name, not on what else is built.
+    # Seeded by the behavior's name, so that other behaviors in the build change nothing.
     name = np.frombuffer(hashlib.sha256(behavior.encode()).digest(), ">u4").tolist()
-    sides = _draw(sizes, _room(sizes.sum(0), fractions), np.random.default_rng([seed, *name]))
-    return [SPLITS[sides[g]] for g in group]
+    drawn = _draw(sizes, _room(sizes.sum(0), fractions), np.random.default_rng([seed, *name]))
+    return [SPLITS[drawn[group]] for group in groups]
 
 
 def _groups(samples: list[Sample]) -> list[int]:
-    """The group of each sample, numbered by first appearance: union of equal prompt, equal row."""
+    """Number the groups by first appearance: union-find over equal prompts and equal rows."""
     parent = list(range(len(samples)))
 
     def root(i: int) -> int:
@@ -227,7 +184,7 @@ def _groups(samples: list[Sample]) -> list[int]:
 
     first: dict[tuple[str, str], int] = {}
     for i, sample in enumerate(samples):
-        for key in (("prompt", _key(sample.prompt)), ("row", sample.base_id)):
+        for key in (("prompt", _normalized(sample.prompt)), ("row", sample.base_id)):
             left, right = sorted((root(i), root(first.setdefault(key, i))))
             parent[right] = left  # the earlier sample stays the root
     numbers: dict[int, int] = {}
@@ -237,12 +194,12 @@ def _groups(samples: list[Sample]) -> list[int]:
 def _room(
     counts: Int64[np.ndarray, " stratum"], fractions: tuple[float, float, float]
 ) -> Int64[np.ndarray, "stratum split"]:
-    """Rows of each stratum on each side: rounded up or down so that both kinds of sums fit."""
-    wanted = counts[:, None] * np.array(fractions)  # [stratum, split]
-    room: Int64[np.ndarray, "stratum split"] = np.floor(wanted + 1e-9).astype(np.int64)
+    """Rows per stratum and split, rounded so that the sums of strata and of splits both fit."""
+    exact = counts[:, None] * np.array(fractions)  # [stratum, split]
+    room: Int64[np.ndarray, "stratum split"] = np.floor(exact + 1e-9).astype(np.int64)
     owed = np.zeros(len(SPLITS))
-    for s, count in enumerate(counts):  # what rounding owes a side is carried to the next stratum
-        owed += wanted[s] - room[s]
+    for s, count in enumerate(counts):  # what rounding owes a split carries to the next stratum
+        owed += exact[s] - room[s]
         extra = np.argsort(-owed.round(9), kind="stable")[: count - room[s].sum()]
         room[s, extra] += 1
         owed[extra] -= 1
@@ -254,28 +211,29 @@ def _draw(
     room: Int64[np.ndarray, "stratum split"],
     rng: np.random.Generator,
 ) -> list[int]:
+    """Draw the split of each group, larger groups first."""
     room = room.copy()
-    sides = np.zeros(len(sizes), np.int64)
+    splits = np.zeros(len(sizes), np.int64)
     n_rows = sizes.sum(1)
     order = rng.permutation(np.flatnonzero(n_rows > 1))
     for g in order[np.argsort(-n_rows[order], kind="stable")]:
         too_many = np.maximum(sizes[g][:, None] - room.clip(0), 0).sum(0)  # [split]
         weight = np.where(too_many == too_many.min(), room[sizes[g] > 0].clip(0).sum(0), 0)
-        sides[g] = rng.choice(len(SPLITS), p=weight / weight.sum())
-        room[:, sides[g]] -= sizes[g]
-    # A group of one row at a time would be drawn in the same way; all of a letter at once is quick.
+        splits[g] = rng.choice(len(SPLITS), p=weight / weight.sum())
+        room[:, splits[g]] -= sizes[g]
+    # Groups of one row, one at a time, would be drawn alike; all of a letter at once is faster.
     for s in range(sizes.shape[1]):
         single = np.flatnonzero((n_rows == 1) & (sizes[:, s] == 1))
         seats = np.repeat(np.arange(len(SPLITS)), room[s].clip(0))
-        sides[single] = rng.permutation(seats)[: len(single)]
-    return sides.tolist()
+        splits[single] = rng.permutation(seats)[: len(single)]
+    return splits.tolist()
 
 
 def _stratum(sample: Sample) -> str:
     return sample.letter if sample.label is None else sample.label
 
 
-def _key(prompt: str) -> str:
+def _normalized(prompt: str) -> str:
     return " ".join(prompt.split()).casefold()
 
 

@@ -23,8 +23,8 @@ from jaxtyping import Shaped
 
 from actcache.errors import refuse
 from actcache.store.columns import read_column
-from actcache.store.contents import ColumnValues, plan_creation
-from actcache.store.copies.fill import Contents, array_of, columns_of, fill_store, stored_values
+from actcache.store.contents import ColumnValues, StoreContents
+from actcache.store.copies.fill import array_of, columns_of, fill_store, stored_values
 from actcache.store.documents import (
     GROUP,
     Document,
@@ -38,7 +38,7 @@ from actcache.store.documents import (
     row_array_document,
 )
 from actcache.store.encoding import shard_bytes
-from actcache.store.layout import column_path, folders_above
+from actcache.store.layout import column_name, folders_above
 from actcache.store.schema import (
     COMMITS,
     DOCUMENT_LIMIT,
@@ -77,7 +77,7 @@ def write_archive(
     import zarr
 
     arrays = [array_of(store.array(name)) for name in store.arrays]
-    plan = plan_creation(
+    encoded = StoreContents(
         kind=store.kind,  # type: ignore[arg-type]  # it was one when it was read
         n=store.n,
         arrays=arrays,
@@ -86,12 +86,11 @@ def write_archive(
         provenance=store.provenance,
         shard_rows=store.shard_rows,
         shard_reason=store.shard_reason,
-    )
-    root = replace(plan.root, complete=True, certificate=store.certificate)
-    files = {n: raw for n, raw in plan.files.items() if not n.startswith(f"{COMMITS}/")}
-    files["zarr.json"] = encode(
-        _root_document(root, {"digest": store.digest, "members": [*plan.arrays, *plan.columns]})
-    )
+    ).encode()
+    root = replace(encoded.root, complete=True, certificate=store.certificate)
+    files = {n: raw for n, raw in encoded.files.items() if not n.startswith(f"{COMMITS}/")}
+    members = [*encoded.arrays, *encoded.columns]
+    files["zarr.json"] = encode(_root_document(root, {"digest": store.digest, "members": members}))
     for array in arrays:
         files[f"{array.name}/zarr.json"] = encode(_packed_document(array, root))
     with atomic_path(path, overwrite=False) as aside:
@@ -134,19 +133,26 @@ def read_archive(
         except (ValueError, RuntimeError) as error:  # a checksum, or what cannot be unpacked
             refuse(str(folder / array.name), f"damage ({error})", "what was packed")
 
-    contents = Contents(
+    contents = StoreContents(
         kind=root.kind,
         n=root.n,
         arrays=arrays,
         columns=_values_of(folder, columns),
         config=root.config,
         provenance=root.provenance,
-        certificate=root.certificate,
         shard_rows=root.shard_rows,
         shard_reason=root.shard_reason,
-        digest=digest,
     )
-    return fill_store(out, contents, read=read, resume=resume, overwrite=overwrite, on_rows=on_rows)
+    return fill_store(
+        out,
+        contents,
+        read=read,
+        certificate=root.certificate,
+        digest=digest,
+        resume=resume,
+        overwrite=overwrite,
+        on_rows=on_rows,
+    )
 
 
 def is_archive(path: str | Path) -> bool:
@@ -243,7 +249,7 @@ def _require_backed(folder: Path, array: RowArray, root: Root) -> None:
 def _values_of(folder: Path, columns: list[Column]) -> dict[str, ColumnValues]:
     values: dict[str, np.ndarray] = {}
     for column in columns:
-        path, is_text = folder / column_path(column), column.dtype == "string"
+        path, is_text = folder / column_name(column), column.dtype == "string"
         raw = b"\0\0\0\0" if is_text else b""  # Zarr has no chunk where there is no value
         if 0 not in column.shape:
             size = 0 if is_text else math.prod(column.shape) * np.dtype(column.dtype).itemsize

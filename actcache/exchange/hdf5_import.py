@@ -19,8 +19,8 @@ from actcache.data.splits import assign_splits
 from actcache.errors import MismatchError
 from actcache.exchange.hdf5 import MARK
 from actcache.exchange.plain_hdf5 import PlainFile, is_text
-from actcache.store.contents import ColumnValues
-from actcache.store.copies.fill import Contents, fill_store
+from actcache.store.contents import ColumnValues, StoreContents
+from actcache.store.copies.fill import fill_store
 from actcache.store.schema import Dtype, Kind, Ragged, RowArray
 from actcache.store.store import Store
 
@@ -41,7 +41,12 @@ def import_hdf5(
 ) -> Store:
     """Turn an HDF5 file into a store; memory holds one shard."""
     with PlainFile(path) as file:
-        contents = _exported(file) if file.has_attribute(MARK) else _foreign(file)
+        certificate: Any = None
+        digest: str | None = None
+        if file.has_attribute(MARK):
+            contents, certificate, digest = _exported(file)
+        else:
+            contents = _foreign(file)
 
         def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
             values = file.numbers(array.name, rows)
@@ -53,12 +58,19 @@ def import_hdf5(
             return (bits >> 16).astype(np.uint16)
 
         return fill_store(
-            out, contents, read=read, resume=resume, overwrite=overwrite, on_rows=on_rows
+            out,
+            contents,
+            read=read,
+            certificate=certificate,
+            digest=digest,
+            resume=resume,
+            overwrite=overwrite,
+            on_rows=on_rows,
         )
 
 
-def _exported(file: PlainFile) -> Contents:
-    """What a file that actcache exported holds."""
+def _exported(file: PlainFile) -> tuple[StoreContents, Any, str | None]:
+    """What a file that actcache exported holds, its certificate, and its store's digest."""
     kind, digest = file.attribute("kind"), file.attribute("digest")
     if kind == "results":
         raise MismatchError(
@@ -88,18 +100,17 @@ def _exported(file: PlainFile) -> Contents:
         file.refuse(
             "shards", f"of {rows} rows of {largest} bytes", f"{LARGEST_SHARD} bytes at most"
         )
-    return Contents(
+    contents = StoreContents(
         kind=cast("Kind", kind),
         n=n,
         arrays=arrays,
         columns=_exported_columns(file, [str(name) for name in about["columns"]]),
         config=about["config"],
         provenance=about["provenance"],
-        certificate=about["certificate"],
         shard_rows=rows,
         shard_reason=reason,
-        digest=digest,
     )
+    return contents, about["certificate"], digest
 
 
 def _row_array(file: PlainFile, name: str, about: Any) -> RowArray:
@@ -136,7 +147,7 @@ def _values(file: PlainFile, name: str) -> list[str] | np.ndarray:
     return file.texts(name) if is_text(file.dataset(name)) else file.numbers(name)
 
 
-def _foreign(file: PlainFile) -> Contents:
+def _foreign(file: PlainFile) -> StoreContents:
     """What a file that actcache did not export holds."""
     datasets = {name: file.dataset(name) for name in file.names()}
     arrays = []
@@ -165,7 +176,7 @@ def _foreign(file: PlainFile) -> Contents:
     not_read = sorted(datasets.keys() - columns.keys() - n_rows.keys())
     columns |= _sample_columns(columns, n, behavior=file.path.stem)
     layers = np.asarray(columns.get("layer", np.arange(depth)))
-    return Contents(
+    return StoreContents(
         kind="residuals",
         n=n,
         arrays=arrays,

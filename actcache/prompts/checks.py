@@ -1,8 +1,7 @@
-"""What published codes take for granted about the tokens of an A/B question, checked row by row.
+"""Conditions that published codes assume of the tokens of an A/B question, checked row by row.
 
-Their reads at index -2 and their scores mean what they say only if the letter is a token of its own
-with one token after it, and so on (`CONDITIONS`). Here each row is checked, all findings are
-summed up, and rows that cannot be used are set apart. Knows tokens and a tokenizer; knows no model.
+Their reads at index -2 and their scores are only right if the letter is a token of its own with one
+token after it, and so on (`CONDITIONS`). Rows that cannot be used are set apart.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from actcache.conventions import NO_PRESET, conditions_of
 from actcache.data.samples import Sample, letter_of
 from actcache.errors import RenderError
-from actcache.prompts.render import Rendered, Renderer, longest_that_fit
+from actcache.prompts.render import Rendered, Renderer
 
 CONDITIONS: Mapping[str, str] = {
     "letter": "the first token that differs is not the answer's letter alone",
@@ -22,10 +21,10 @@ CONDITIONS: Mapping[str, str] = {
     "one_space": "not exactly one space stands before the answer",
     "special": "a completion holds a special token, which steering-bench's score skips",
 }
-"""Each condition, and what is said of a row that breaks it. That the prompt's tokens are a prefix
-of both sequences is checked by `Renderer`: without it a row is of no use to any preset."""
+"""Each condition, and how a row breaks it; recorded in stores. `Renderer` checks what every preset
+needs: that the prompt's tokens are a prefix of both sequences."""
 
-SHOWN = 3
+N_NAMED = 3
 """How many ids a finding names."""
 
 
@@ -34,75 +33,69 @@ class Finding:
     """One condition that some rows break."""
 
     condition: str
-    """Of `CONDITIONS`."""
+    """One of `CONDITIONS`."""
 
     n: int
     """How many rows break it."""
 
     ids: tuple[str, ...]
-    """The first of them, `SHOWN` at most."""
+    """The first of them, at most `N_NAMED`."""
 
     @property
     def why(self) -> str:
-        """What is said of such a row."""
+        """How these rows break it."""
         return CONDITIONS[self.condition]
 
     def __str__(self) -> str:
-        return f"{self.n} ({named(self.ids, self.n)}): {self.condition}: {self.why}"
+        return f"{self.condition} ({self.n}: {first_ids(self.ids, self.n)}): {self.why}"
 
 
 @dataclass(frozen=True)
 class CheckSummary:
-    """What the check of all rows found."""
+    """How many rows were checked, and the conditions that they break."""
 
     n: int
     """Rows that were checked: pairs that fit into the model's context."""
 
     findings: tuple[Finding, ...] = ()
-    """The conditions that are broken, in the order of `CONDITIONS`."""
+    """The broken conditions, in the order of `CONDITIONS`."""
 
     def recorded(self) -> dict[str, Any]:
         """As JSON, for the store."""
         broken = {
-            each.condition: {"n": each.n, "first": list(each.ids), "why": each.why}
-            for each in self.findings
+            finding.condition: {"n": finding.n, "first": list(finding.ids), "why": finding.why}
+            for finding in self.findings
         }
         return {"checked": self.n, "broken": broken}
 
 
 @dataclass(frozen=True)
 class CheckedRows:
-    """Which rows a build keeps, and why it leaves out the others."""
+    """The rows that a build uses, and why it leaves out the others."""
 
-    kept: tuple[int, ...]
-    """Indices of the rows that stay, in order."""
+    row_numbers: tuple[int, ...]
+    """Indices of the usable rows, in order."""
 
     rendered: tuple[Rendered, ...]
     """Their tokens."""
 
     left_out: tuple[dict[str, Any], ...]
-    """Of each other row its `id` and the `reason`; of too long ones `tokens` and `context` too."""
+    """The `id` and `reason` of each other row; of too long ones also `tokens` and `context`."""
 
     conditions: CheckSummary
-    """Of all pairs that could be rendered and fit, those left out for a condition among them."""
+    """Of all pairs that could be rendered and fit, including those left out for a condition."""
 
 
 def broken_conditions(sample: Sample, row: Rendered, renderer: Renderer) -> tuple[str, ...]:
-    """The conditions that a pair breaks, in the order of `CONDITIONS`; none of a labelled prompt.
-
-    Args:
-        sample: a pair.
-        row: its tokens.
-        renderer: what rendered it.
-    """
+    """List the conditions that a pair breaks, in the order of `CONDITIONS`; none of a label."""
     if sample.positive is None or sample.negative is None:
         return ()
     letters = (letter_of(sample.positive, sample.negative),
                letter_of(sample.negative, sample.positive))  # fmt: skip
-    first = tuple(renderer.word(side[0]) for side in (row.positive, row.negative))
+    first_tokens = tuple(renderer.word(branch[0]) for branch in (row.positive, row.negative))
     text = renderer.text(sample)
     holds = {
-        "letter": "" not in letters and first == letters,
+        "letter": "" not in letters and first_tokens == letters,
         "one_after": len(row.positive) == len(row.negative) == 2,
         "equal": row.positive[1:] == row.negative[1:],
         "bos": renderer.bos is None or row.prompt.count(renderer.bos) <= 1,
@@ -115,7 +108,7 @@ def broken_conditions(sample: Sample, row: Rendered, renderer: Renderer) -> tupl
     return tuple(name for name in CONDITIONS if not holds[name])
 
 
-def select_rows(
+def check_rows(
     samples: Sequence[Sample],
     renderer: Renderer,
     *,
@@ -123,16 +116,16 @@ def select_rows(
     preset: str = NO_PRESET,
     skip_bad: bool = False,
 ) -> CheckedRows:
-    """Render and check every row; set apart what is too long and, if asked to, what is bad.
+    """Render and check every row; set apart rows that are too long or, with `skip_bad`, bad.
 
-    Bad is a row that does not part cleanly into tokens, or that breaks a condition which the preset
-    needs. Other broken conditions are noted in the summary alone.
+    A row is bad if prompt and completions share a token, or if it breaks a condition that the
+    preset needs. Other broken conditions only appear in the summary.
 
     Args:
         samples: all rows.
-        renderer: gives their tokens.
+        renderer: renders them as tokens.
         context: the longest sequence that the model takes; None for any.
-        preset: of `conventions.PRESET_NAMES`.
+        preset: whose conditions are needed.
         skip_bad: leave bad rows out; by default they are refused.
 
     Raises:
@@ -148,47 +141,55 @@ def select_rows(
     if refused and not skip_bad:
         raise RenderError(_refusal([samples[i].id for i in refused], refused, len(samples)))
 
-    places = list(rendered)
-    fit, too_long = longest_that_fit(list(rendered.values()), context)
+    too_long = too_long_rows(rendered, context)
     reasons: dict[int, dict[str, Any]] = {i: {"reason": text} for i, text in refused.items()}
-    for at in too_long:
-        n_tokens = rendered[places[at]].length
+    for i in sorted(too_long):
         reason = "longer than the model's context"
-        reasons[places[at]] = {"reason": reason, "tokens": n_tokens, "context": context}
+        reasons[i] = {"reason": reason, "tokens": rendered[i].length, "context": context}
 
     broken = {
-        places[at]: broken_conditions(samples[places[at]], rendered[places[at]], renderer)
-        for at in fit
+        i: broken_conditions(samples[i], row, renderer)
+        for i, row in rendered.items()
+        if i not in too_long
     }
-    wanted = conditions_of(preset)
-    bad = {i: [name for name in names if name in wanted] for i, names in broken.items()}
+    needed = conditions_of(preset)
+    bad = {i: [name for name in names if name in needed] for i, names in broken.items()}
     bad = {i: names for i, names in bad.items() if names}
     if bad and not skip_bad:
-        findings = _findings(samples, bad)
+        remedy = "Choose other settings or no preset."
+        if len(bad) < len(broken):
+            remedy = (
+                "Pass --skip-bad-rows to leave them out, or choose other settings or no preset."
+            )
         raise RenderError(
-            f"{len(bad)} of {len(broken)} rows break what the preset {preset} needs: "
-            f"{'; '.join(str(each) for each in findings)}. "
-            + ("Pass --skip-bad-rows to leave them out, or c" if len(bad) < len(broken) else "C")
-            + "hoose other settings or no preset."
+            f"{len(bad)} of {len(broken)} rows break conditions that the preset {preset} needs: "
+            f"{'; '.join(str(finding) for finding in _findings(samples, bad))}. {remedy}"
         )
     for i, names in bad.items():
         reasons[i] = {"reason": "; ".join(CONDITIONS[name] for name in names)}
 
-    kept = tuple(i for i in range(len(samples)) if i not in reasons)
+    row_numbers = tuple(i for i in range(len(samples)) if i not in reasons)
     left_out = tuple({"id": samples[i].id, **reasons[i]} for i in sorted(reasons))
-    if not kept:
+    if not row_numbers:
         raise RenderError(_nothing_left(left_out, context))
     n_pairs = sum(samples[i].positive is not None for i in broken)
     return CheckedRows(
-        kept,
-        tuple(rendered[i] for i in kept),
+        row_numbers,
+        tuple(rendered[i] for i in row_numbers),
         left_out,
         CheckSummary(n_pairs, tuple(_findings(samples, broken))),
     )
 
 
-def named(ids: Sequence[str], n: int) -> str:
-    """The first ids, and that there are more, if there are `n`."""
+def too_long_rows(rendered: Mapping[int, Rendered], context: int | None) -> set[int]:
+    """Find the rows that do not fit; none is truncated: that would be another prompt."""
+    if context is None:
+        return set()
+    return {i for i, row in rendered.items() if row.length > context}
+
+
+def first_ids(ids: Sequence[str], n: int) -> str:
+    """Join the first ids of `n`, with an ellipsis if there are more."""
     return ", ".join(ids) + (", …" if n > len(ids) else "")
 
 
@@ -197,32 +198,31 @@ def _findings(samples: Sequence[Sample], broken: Mapping[int, Iterable[str]]) ->
     for i, names in broken.items():
         for name in names:
             rows[name].append(samples[i].id)
-    return [Finding(name, len(ids), tuple(ids[:SHOWN])) for name, ids in rows.items() if ids]
+    return [Finding(name, len(ids), tuple(ids[:N_NAMED])) for name, ids in rows.items() if ids]
 
 
 def _refusal(ids: Sequence[str], refused: Mapping[int, str], n: int) -> str:
     message = next(iter(refused.values()))
     if len(ids) == n:
-        return message if n == 1 else f"{message} All {n} rows are refused so."
+        return message if n == 1 else f"{message} All {n} rows fail in this way."
     if len(ids) == 1:
         return f"{message} Or pass --skip-bad-rows to leave the row out."
-    shown = named(ids[:SHOWN], len(ids))
     return (
-        f"{message} In all {len(ids)} of {n} rows are refused ({shown}); --skip-bad-rows leaves "
-        "them out."
+        f"{message} In total {len(ids)} of {n} rows fail ({first_ids(ids[:N_NAMED], len(ids))}); "
+        "--skip-bad-rows leaves them out."
     )
 
 
 def _nothing_left(left_out: Sequence[Mapping[str, Any]], context: int | None) -> str:
     n = len(left_out)
-    long = [row for row in left_out if "tokens" in row]
-    if len(long) < n:
+    too_long = [row for row in left_out if "tokens" in row]
+    if len(too_long) < n:
         first = next(row for row in left_out if "tokens" not in row)
         return (
-            f"all {n} rows are left out, expected one at least that can be used; the first, "
+            f"all {n} rows are left out, expected at least one usable row; the first, "
             f"'{first['id']}': {first['reason']}. Choose other settings, or another preset."
         )
-    shortest = min(long, key=lambda row: int(row["tokens"]))
+    shortest = min(too_long, key=lambda row: int(row["tokens"]))
     return (
         f"all {n} rows are longer than the model's context of {context} tokens; the "
         f"shortest, '{shortest['id']}', has {shortest['tokens']}. Use a model with a longer "
@@ -230,7 +230,7 @@ def _nothing_left(left_out: Sequence[Mapping[str, Any]], context: int | None) ->
     )
 
 
-def _n_spaces(whole: str, completion: str) -> int:
-    """Spaces right before what is visible of the completion."""
-    before = whole.rstrip().removesuffix(completion.strip())
+def _n_spaces(text: str, completion: str) -> int:
+    """Count the spaces right before the visible part of the completion."""
+    before = text.rstrip().removesuffix(completion.strip())
     return len(before) - len(before.rstrip(" "))

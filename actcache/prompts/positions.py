@@ -1,8 +1,7 @@
-"""The names of what a build can read, tokens and sites, and what each is called in the store.
+"""Names of the tokens (positions) and sites that a build can read.
 
-`template:K` is a way to ask for K positions at once: `template_-1` (the prompt's last token) to
-`template_-K`; `last:K` likewise, where the prompts need not end alike. Knows names and counts;
-knows no model and no tokenizer.
+`template:K` means K positions at once: `template_-1` (the prompt's last token) to `template_-K`;
+`last:K` likewise, where the prompts need not end alike.
 """
 
 import re
@@ -14,12 +13,12 @@ from actcache.prompts.render import Rendered
 
 
 def of_samples(positions: Sequence[str], *, paired: bool) -> list[str]:
-    """Those of a store's `positions` that its samples have: of labelled prompts, the prompt's."""
+    """Keep the positions that samples have; labelled prompts have no completions to read."""
     return [p for p in positions if paired or p == "prompt" or p not in PAIR_POSITIONS]
 
 
 def from_the_end(position: str) -> int | None:
-    """How far before the end of the prompt a token lies, 1 for the last; None for other kinds."""
+    """Count from the prompt's end to a position, 1 for the last token; None for other kinds."""
     if position == "prompt":
         return 1
     match = re.fullmatch(r"(?:template|last)_-(\d+)", position)
@@ -27,32 +26,32 @@ def from_the_end(position: str) -> int | None:
 
 
 def check_template(rows: Sequence[Rendered], positions: Sequence[str]) -> None:
-    """The last K tokens of a prompt are the template's where all prompts end in them.
+    """Check that all prompts have the tokens of `last:K`, and end alike where `template:K` is read.
 
-    So the code of attention-guided steering counts them too (Davarmanesh et al. 2026). `last:K`
-    asks for no more than that every prompt has K tokens.
+    The last K tokens belong to the template if all prompts end in them, as in the code of
+    attention-guided steering (Davarmanesh et al. 2026).
 
     Raises:
-        RenderError: prompts end in fewer tokens that all share, or have fewer.
+        RenderError: fewer than K tokens are shared, or a prompt has fewer.
     """
     last = max((from_the_end(p) or 0 for p in positions if p.startswith("last_")), default=0)
     shortest = min(len(row.prompt) for row in rows)
     if last > shortest:
         raise RenderError(
-            f"last:{last} asks for the last {last} tokens of each prompt, but the shortest has "
+            f"last:{last} reads the last {last} tokens of each prompt, but the shortest has "
             f"{shortest}. Pass last:{shortest}, or drop the short prompts."
         )
-    wanted = max((from_the_end(p) or 0 for p in positions if p.startswith("template_")), default=0)
+    depth = max((from_the_end(p) or 0 for p in positions if p.startswith("template_")), default=0)
     shared = min(_shared_end(rows[0].prompt, row.prompt) for row in rows)
-    if wanted > shared:
+    if depth > shared:
         remedy = f"Pass template:{shared}" if shared else "Pass a chat template with --template"
         raise RenderError(
-            f"template:{wanted} asks for the last {wanted} tokens of the chat template, but only "
+            f"template:{depth} reads the last {depth} tokens of the chat template, but only "
             f"the last {shared} tokens are the same in all prompts. {remedy}, or leave it out."
         )
 
 
 def _shared_end(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens at their ends two prompts share."""
+    """Count the tokens that two prompts share at their ends."""
     pairs = enumerate(zip(left[::-1], right[::-1], strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(left), len(right)))

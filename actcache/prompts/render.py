@@ -1,11 +1,10 @@
-"""From a sample's text to its token tree: system message, chat template, BOS, completions.
+"""Rendering of samples as tokens: system message, chat template, BOS, completions.
 
-The prompt's tokens must be a prefix of those of prompt and completion together, and the two
-completions must part at a token that both still share. Each row is checked for that here, before a
-model is loaded. Knows a tokenizer; knows no model.
+The prompt's tokens must be a prefix of those of prompt and completion together, and both
+completions must differ in a token before the shorter one ends. Each row is checked for that here,
+before a model is loaded.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ class Rendered:
     """BOS, chat template, prompt."""
 
     shared: tuple[int, ...] = ()
-    """What both completions begin with, for example " ("; empty where they part at once."""
+    """What both completions begin with, for example " ("; empty if they differ at once."""
 
     positive: tuple[int, ...] = ()
     """The rest of the positive completion, from the first token that differs."""
@@ -35,32 +34,36 @@ class Rendered:
     """The rest of the negative completion."""
 
     span: tuple[int, int] | None = None
-    """The marked tokens of the prompt, `[start, end)`; None where the sample marks no span."""
+    """The marked tokens of the prompt, `[start, end)`; None if the sample marks no span."""
 
     @property
     def chain(self) -> tuple[int, ...]:
-        """Prompt and shared start. Its last token is the fork."""
+        """Prompt and shared start; the last token is the fork."""
         return self.prompt + self.shared
 
     @property
     def length(self) -> int:
-        """Tokens of the longer of the two sequences."""
+        """Number of tokens of the longer of the two sequences."""
         return len(self.chain) + max(len(self.positive), len(self.negative))
 
     def tree(self, n_positive: int, n_negative: int) -> Tree:
-        """The chain with the first tokens of each branch."""
+        """Build the token tree, with only the first tokens of each branch."""
         return Tree(self.chain, (self.positive[:n_positive], self.negative[:n_negative]))
+
+
+PARTS = ("prompt", "shared", "positive", "negative")
+"""The token fields of `Rendered`; a store has each as the ragged column `<part>_tokens`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rendering:
-    """How prompts become text and tokens; recorded with every store."""
+    """The settings by which prompts become tokens; recorded with every store."""
 
     template: str = "auto"
     """`auto`: the tokenizer's chat template if it has one; `none`: plain prompts; or a file."""
 
     system: str | None = None
-    """System message of the rows that bring none themselves."""
+    """System message of the rows that have none."""
 
     space: str = "one"
     """What goes between prompt and completion, of `SPACES`."""
@@ -77,11 +80,7 @@ class Rendering:
 
 
 class Renderer:
-    """Renders samples with one tokenizer and one set of conventions.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer.
-        rendering: the conventions.
+    """Renders samples with one Hugging Face tokenizer and one set of conventions.
 
     Raises:
         RenderError: the template is no file, or a system message has no place to go.
@@ -108,11 +107,11 @@ class Renderer:
         self.special = frozenset(tokenizer.all_special_ids)
 
     def text(self, sample: Sample) -> str:
-        """The prompt as the model gets it, up to where the answer begins."""
+        """Render the prompt as text, up to where the answer begins."""
         if self.template is None:
             if sample.system is not None:
                 raise RenderError(
-                    f"row '{sample.id}' brings a system message, but prompts are plain: there is "
+                    f"row '{sample.id}' has a system message, but prompts are plain: there is "
                     "no chat template to put it in. Pass --template FILE, or drop 'system'."
                 )
             return self._stripped(sample.prompt)
@@ -141,7 +140,7 @@ class Renderer:
         return self._stripped(str(text))
 
     def word(self, token: int) -> str:
-        """What a token says, without the spaces around it."""
+        """Decode one token, without the spaces around it."""
         if token not in self._words:
             self._words[token] = str(self._tokenizer.decode([token])).strip()
         return self._words[token]
@@ -153,7 +152,8 @@ class Renderer:
         """Render one sample.
 
         Raises:
-            RenderError: prompt and completion do not part cleanly into tokens; names the row.
+            RenderError: prompt and completion share a token, or the completions cannot be told
+                apart; names the row.
         """
         text = self.text(sample)
         prompt = self._tokens(text)
@@ -164,7 +164,7 @@ class Renderer:
             return Rendered(tuple(prompt), span=span)
         positive = self._completed(sample, text, prompt, sample.positive)
         negative = self._completed(sample, text, prompt, sample.negative)
-        shared = _common(positive, negative)
+        shared = _shared_start(positive, negative)
         if len(shared) == min(len(positive), len(negative)):
             raise RenderError(
                 f"row '{sample.id}': in tokens one completion continues the other "
@@ -181,8 +181,8 @@ class Renderer:
         def render(prompt: str) -> str:
             return self.text(replace(sample, prompt=prompt))
 
-        found = span_in_text(render, sample.prompt, sample.span, text=text, name=sample.id)
-        return span_in_tokens(self._tokenizer, prompt, found, text=text, name=sample.id)
+        characters = span_in_text(render, sample.prompt, sample.span, text=text, name=sample.id)
+        return span_in_tokens(self._tokenizer, prompt, characters, text=text, name=sample.id)
 
     def _completed(
         self, sample: Sample, text: str, prompt: list[int], completion: str
@@ -197,7 +197,7 @@ class Renderer:
         return whole[len(prompt) :]
 
     def joined(self, text: str, completion: str) -> str:
-        """The completion as it follows `text`."""
+        """Render the completion as it follows `text`."""
         match self.rendering.space:
             case "none":
                 return completion
@@ -206,9 +206,9 @@ class Renderer:
             case "strip":
                 return " " + completion.strip()
             case _:  # "one"
-                # A plain prompt that ends in a space brings the one space itself.
-                brings = self.template is None and text[-1:].isspace()
-                return completion.lstrip() if brings else " " + completion.lstrip()
+                # A plain prompt that ends in a space already has the one space.
+                has_space = self.template is None and text[-1:].isspace()
+                return completion.lstrip() if has_space else " " + completion.lstrip()
 
     def _tokens(self, text: str) -> list[int]:
         if self.rendering.bos == "tokenizer":
@@ -218,28 +218,15 @@ class Renderer:
         ids = list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
         if bos is None:
             return ids
-        n_found = next((i for i, token in enumerate(ids) if token != bos), len(ids))
+        n_in_text = next((i for i, token in enumerate(ids) if token != bos), len(ids))
         if self.rendering.bos == "auto":
-            wanted = int(self._adds_bos or n_found > 0)
+            n_bos = int(self._adds_bos or n_in_text > 0)
         else:
-            wanted = int(self.rendering.bos)
-        return [bos] * wanted + ids[n_found:]
+            n_bos = int(self.rendering.bos)
+        return [bos] * n_bos + ids[n_in_text:]
 
 
-def longest_that_fit(
-    rendered: Sequence[Rendered], context: int | None
-) -> tuple[list[int], list[int]]:
-    """Which rows the model can hold, and which not: `(fit, too_long)`, indices in order.
-
-    Rows are never cut: a cut prompt is another prompt.
-    """
-    lengths = [row.length for row in rendered]
-    limit = context if context is not None else max(lengths, default=0)
-    fit = [i for i, length in enumerate(lengths) if length <= limit]
-    return fit, [i for i, length in enumerate(lengths) if length > limit]
-
-
-def _common(left: list[int], right: list[int]) -> tuple[int, ...]:
+def _shared_start(left: list[int], right: list[int]) -> tuple[int, ...]:
     n = next(
         (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
         min(len(left), len(right)),

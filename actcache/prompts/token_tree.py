@@ -1,13 +1,12 @@
-"""The token tree of a batch: a chain, and branches that leave it, laid out as one sequence a row.
+"""Token trees: a prompt with its completions as branches, laid out as one sequence per row.
 
 A prompt with its two completions is a tree: the prompt and the completions' shared start are the
 chain, what follows the fork are the branches. Run as one sequence, left padded,
 
     pad … pad | chain | branch 0 | branch 1
 
-with a mask that lets a token see its ancestors alone, every token gets the residual that it would
-have in a sequence of its own, and the chain is computed once. Knows token ids and index
-arithmetic; knows nothing of any model.
+with a mask that lets each token see only its ancestors, every token gets the residual that it would
+have in a sequence of its own, and the chain is computed once.
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ class Tree:
     """Prompt, then what all completions share."""
 
     branches: Sequence[Sequence[int]] = ()
-    """What follows the fork, one for each completion; may be empty."""
+    """What follows the fork, one per completion; may be empty."""
 
     def __len__(self) -> int:
         return len(self.chain) + sum(len(branch) for branch in self.branches)
@@ -33,20 +32,20 @@ class Tree:
 
 @dataclass(frozen=True)
 class TreeBatch:
-    """Trees side by side, left padded to one width `t`."""
+    """A batch of trees, left padded to one width `t`."""
 
     ids: Int64[np.ndarray, "b t"]
-    """Token ids; padding holds the pad id."""
+    """Token ids; the pad id at padding."""
 
     valid: Bool[np.ndarray, "b t"]
-    """False where there is padding."""
+    """False at padding."""
 
     positions: Int64[np.ndarray, "b t"]
     """Position of each token in its own sequence, from 0; 0 at padding."""
 
     twin: Int64[np.ndarray, "b t"]
-    """Column, on the chain or the longest branch, of the token at the same position. The mask that
-    a model makes for a plain sequence is right for that twin, so it is right for this token."""
+    """Column of the token at the same position on the chain or the longest branch. The mask that a
+    model makes for a plain sequence is right for that twin, so it is right for this token."""
 
     ancestor: Bool[np.ndarray, "b t t"]
     """`[i, q, k]`: token k is an ancestor of token q, or q itself."""
@@ -55,11 +54,11 @@ class TreeBatch:
     """Column of the first token of each chain."""
 
     branch_starts: Int64[np.ndarray, "b branches"]
-    """Column of the first token of each branch; where a branch is empty, that of the next token."""
+    """Column of the first token of each branch; of an empty branch, that of the next token."""
 
     @property
     def is_plain(self) -> bool:
-        """True where no tree has a second branch: plain causal sequences."""
+        """Whether no tree has a second branch: plain causal sequences."""
         return bool((self.twin == np.arange(self.ids.shape[1])).all())
 
 
@@ -67,7 +66,7 @@ def pack_trees(trees: Sequence[Tree], *, pad: int) -> TreeBatch:
     """Lay out `trees` as one left-padded batch.
 
     Args:
-        trees: at least one, each with at least one token and all with as many branches.
+        trees: at least one, each with at least one token, all with the same number of branches.
         pad: token id that fills the padding; its value is never read.
     """
     width = max(len(tree) for tree in trees)
@@ -77,7 +76,7 @@ def pack_trees(trees: Sequence[Tree], *, pad: int) -> TreeBatch:
     valid = np.zeros(shape, np.bool_)
     positions = np.zeros(shape, np.int64)
     twin = np.tile(np.arange(width, dtype=np.int64), (len(trees), 1))
-    # Row q of the triangle: everything at or before q. Branches then forget one another.
+    # Causal at first; then each branch is cut off from the branches before it.
     ancestor = np.tile(np.tri(width, dtype=np.bool_), (len(trees), 1, 1))
     starts = np.zeros(len(trees), np.int64)
     branch_starts = np.zeros((len(trees), n_branches), np.int64)
@@ -88,16 +87,16 @@ def pack_trees(trees: Sequence[Tree], *, pad: int) -> TreeBatch:
         valid[row, start:] = True
         ids[row, start:fork] = tree.chain
         positions[row, start:fork] = np.arange(len(tree.chain))
-        # The longest branch comes first: it holds a twin for every position of the others.
-        at = first = fork
+        # The longest branch comes first: it has a twin for every position of the others.
+        column = fork
         for branch in sorted(range(n_branches), key=lambda b: -len(tree.branches[b])):
             tokens = tree.branches[branch]
-            here = slice(at, at + len(tokens))
-            ids[row, here] = tokens
-            positions[row, here] = len(tree.chain) + np.arange(len(tokens))
-            twin[row, here] = first + np.arange(len(tokens))
-            ancestor[row, here, fork:at] = False
-            branch_starts[row, branch] = at
-            at += len(tokens)
+            columns = slice(column, column + len(tokens))
+            ids[row, columns] = tokens
+            positions[row, columns] = len(tree.chain) + np.arange(len(tokens))
+            twin[row, columns] = fork + np.arange(len(tokens))
+            ancestor[row, columns, fork:column] = False
+            branch_starts[row, branch] = column
+            column += len(tokens)
     ancestor &= valid[:, None, :]
     return TreeBatch(ids, valid, positions, twin, ancestor, starts, branch_starts)

@@ -1,7 +1,6 @@
-"""Reads one row array of a store: a layer, some rows, or all of it in batches.
+"""One row array of a store, read as NumPy arrays: a layer, some rows, or all of it in batches.
 
-Gives NumPy arrays; knows nothing of models. What lies in one shard and needs no conversion is given
-as a view of the file, read-only.
+What lies in one shard and needs no conversion is a read-only view of the file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,25 +12,23 @@ from jaxtyping import Bool, Int64, Shaped
 
 from actcache.errors import MismatchError
 from actcache.store.schema import RowArray
-from actcache.store.shard_maps import ShardMaps
+from actcache.store.shard_maps import Chosen, ShardMaps
 
 Rows = int | np.integer | slice | Sequence[int] | np.ndarray
-"""Rows that are asked for: one, a slice, a bool mask, or numbers in any order."""
+"""A selection of rows: one number, a slice, a bool mask, or numbers in any order."""
 
 Layers = int | np.integer | slice | Sequence[int] | np.ndarray
-"""Layers that are asked for, likewise."""
+"""A selection of layers, likewise."""
 
 CONVERTED_BYTES = 16 << 20
 """Bytes of a batch of bfloat16 that is given as float32, at most. The allocator uses memory of this
-size again for the next batch; larger pieces it hands back, and each page would be new."""
-
-_Chosen = slice | Int64[np.ndarray, " _"]
+size again for the next batch; larger pieces go back to the system, and each page would be new."""
 
 
 class Residuals:
-    """A row array `[n, layer, d_model]` on disk. Only what is asked for is read.
+    """A row array `[n, layer, d_model]` on disk. Only what is selected is read.
 
-    bfloat16 is given as float32, exactly; `bits` gives it as it is kept. Other dtypes are given
+    bfloat16 is read as float32, exactly; `bits` reads it as it is stored. Other dtypes are read
     as they are. Arrays may be read-only views of the file, and their memory order is not promised:
     it is layer by layer wherever that saves a copy.
     """
@@ -104,7 +101,7 @@ class Residuals:
         """One layer of all rows, or of some.
 
         Args:
-            layer: its number, as `Store.layers` has it where only some were kept; negative ones
+            layer: its number, as `Store.layers` has it if the store has only some; negative ones
                 count from the end.
             rows: a slice, a bool mask `[n]` or row numbers; by default all.
 
@@ -118,8 +115,8 @@ class Residuals:
         if self._layer_numbers is not None and layer >= 0:
             places = np.flatnonzero(self._layer_numbers == layer)
             if not places.size:
-                kept = ", ".join(map(str, self._layer_numbers))
-                raise IndexError(f"{layer} is beyond the layers of '{self.name}': {kept}")
+                numbers = ", ".join(map(str, self._layer_numbers))
+                raise IndexError(f"{layer} is beyond the layers of '{self.name}': {numbers}")
             layer = int(places[0])
         return self._read(chosen, self._layers(layer))[:, 0]
 
@@ -131,10 +128,10 @@ class Residuals:
         A single number drops its dimension.
         """
         rows, layers = key if isinstance(key, tuple) else (key, slice(None))
-        found = self._read(self._rows(rows), self._layers(layers))
+        values = self._read(self._rows(rows), self._layers(layers))
         if isinstance(layers, int | np.integer):
-            found = found[:, 0]
-        return found[0] if isinstance(rows, int | np.integer) else found
+            values = values[:, 0]
+        return values[0] if isinstance(rows, int | np.integer) else values
 
     def tensor(self, rows: Rows | EllipsisType = ..., *, layers: Layers = slice(None)) -> Any:
         """The same choice as a torch tensor on the CPU, in the dtype that is kept.
@@ -151,17 +148,14 @@ class Residuals:
         """
         import torch
 
-        chosen, of_layers = self._rows(rows), self._layers(layers)
-        first = self._one_shard(chosen)
-        if first is None:
+        row_numbers, layer_numbers = self._rows(rows), self._layers(layers)
+        values = self._private(row_numbers, layer_numbers)
+        if values is None:
             raw = Residuals(self._maps, self._array, n=self._n, batch_rows=1, raw=True)
-            found = raw._read(chosen, of_layers)
-        else:
-            self._maps.require_right(self._array, first, of_layers)
-            ((_, here, _),) = self._by_shard(chosen)
-            blocks = self._maps.private_shard(self._array, first)
-            found = _taken(blocks, of_layers, here).swapaxes(0, 1)
-        tensor = torch.from_numpy(found)
+            values = raw._read(row_numbers, layer_numbers)
+        if not values.flags.writeable:  # torch has no read-only tensors
+            values = values.copy()
+        tensor = torch.from_numpy(values)
         return tensor.view(torch.bfloat16) if self._array.dtype == "bfloat16" else tensor
 
     def batches(
@@ -201,52 +195,57 @@ class Residuals:
                 stop = min(start + size, end)
                 if select is None or select[start:stop].all():
                     yield np.arange(start, stop), self._read(slice(start, stop), chosen)
-                elif (here := start + np.flatnonzero(select[start:stop])).size:
-                    yield here, self._read(here, chosen)
+                elif (selected := start + np.flatnonzero(select[start:stop])).size:
+                    yield selected, self._read(selected, chosen)
 
-    def _read(self, rows: _Chosen, layers: _Chosen) -> Shaped[np.ndarray, "_ _ _"]:
+    def _read(self, rows: Chosen, layers: Chosen) -> Shaped[np.ndarray, "_ _ _"]:
         """`[row, layer, width]`: a view where rows lie in one shard, else a copy."""
         convert = self._array.dtype == "bfloat16" and not self._raw
-        if not convert and (first := self._one_shard(rows)) is not None:
-            ((_, here, _),) = self._by_shard(rows)
-            return _taken(self._shard(first, layers), layers, here).swapaxes(0, 1)
+        if not convert and (shard := self._one_shard(rows)) is not None:
+            ((_, inside, _),) = self._by_shard(rows)
+            return self._maps.take(self._array, shard, layers, inside).swapaxes(0, 1)
         n_rows = rows.stop - rows.start if isinstance(rows, slice) else rows.size
         n_layers = np.arange(self._array.n_layers)[layers].size
         dtype = np.float32 if convert else self._array.stored
-        found = np.empty((n_layers, n_rows, self._array.width), dtype)  # layer by layer, as on disk
-        for shard, here, to in self._by_shard(rows):
-            blocks = _taken(self._shard(shard, layers), layers, here)
+        values = np.empty((n_layers, n_rows, self._array.width), dtype)  # layer by layer as on disk
+        for shard, inside, to in self._by_shard(rows):
+            blocks = self._maps.take(self._array, shard, layers, inside)
             if not convert:
-                found[:, to] = blocks
+                values[:, to] = blocks
             elif isinstance(to, slice):  # the bits are the upper half of a float32's
-                bits = found.view(np.uint32)[:, to]
+                bits = values.view(np.uint32)[:, to]
                 bits[...] = blocks
                 bits <<= 16
             else:
-                found.view(np.uint32)[:, to] = np.left_shift(blocks, 16, dtype=np.uint32)
-        return found.swapaxes(0, 1)
+                values.view(np.uint32)[:, to] = np.left_shift(blocks, 16, dtype=np.uint32)
+        return values.swapaxes(0, 1)
 
-    def _one_shard(self, rows: _Chosen) -> int | None:
+    def _private(self, rows: Chosen, layers: Chosen) -> Shaped[np.ndarray, "_ _ _"] | None:
+        """A range of rows of one shard as memory of its own; None where that cannot be mapped."""
+        shard = self._one_shard(rows)
+        blocks = None if shard is None else self._maps.private_shard(self._array, shard)
+        if shard is None or blocks is None:
+            return None
+        self._maps.require_intact(self._array, shard, layers)
+        ((_, inside, _),) = self._by_shard(rows)
+        return blocks[:, inside][layers].swapaxes(0, 1)
+
+    def _one_shard(self, rows: Chosen) -> int | None:
         """The one shard that a range of rows lies in, if it is one."""
         if isinstance(rows, slice) and rows.start < rows.stop:
             first, last = rows.start // self._shard_rows, (rows.stop - 1) // self._shard_rows
             return first if first == last else None
         return None
 
-    def _shard(self, shard: int, layers: _Chosen) -> Shaped[np.ndarray, "layer row width"]:
-        """All blocks of a shard, those of `layers` checked if that is asked for."""
-        self._maps.require_right(self._array, shard, layers)
-        return self._maps.shard(self._array, shard)
-
-    def _by_shard(self, rows: _Chosen) -> Iterator[tuple[int, _Chosen, _Chosen]]:
+    def _by_shard(self, rows: Chosen) -> Iterator[tuple[int, Chosen, Chosen]]:
         """For each shard: its number, rows within it, and where they go."""
         size = self._shard_rows
         if isinstance(rows, slice):
             for shard in range(rows.start // size, -(-rows.stop // size)):
                 start = max(rows.start, shard * size)
                 stop = min(rows.stop, (shard + 1) * size)
-                here = slice(start - shard * size, stop - shard * size)
-                yield shard, here, slice(start - rows.start, stop - rows.start)
+                inside = slice(start - shard * size, stop - shard * size)
+                yield shard, inside, slice(start - rows.start, stop - rows.start)
             return
         shards = rows // size
         order = np.argsort(shards, kind="stable")
@@ -255,27 +254,14 @@ class Residuals:
             is_range = to[-1] - to[0] == to.size - 1  # as in sorted rows; copies faster
             yield shard, rows[to] - shard * size, slice(to[0], to[-1] + 1) if is_range else to
 
-    def _rows(self, rows: Rows | EllipsisType) -> _Chosen:
+    def _rows(self, rows: Rows | EllipsisType) -> Chosen:
         return _choose(slice(None) if rows is ... else rows, self._n, f"rows of '{self.name}'")
 
-    def _layers(self, layers: Layers) -> _Chosen:
+    def _layers(self, layers: Layers) -> Chosen:
         return _choose(layers, self._array.n_layers, f"layers of '{self.name}'")
 
 
-def _taken(
-    blocks: Shaped[np.ndarray, "layer row width"], layers: _Chosen, rows: _Chosen
-) -> Shaped[np.ndarray, "_ _ width"]:
-    """Some rows of some layers; a view where both are ranges."""
-    if isinstance(rows, slice):
-        return blocks[:, rows][layers]
-    if isinstance(layers, slice):  # faster than brackets where whole vectors are picked
-        taken: np.ndarray = np.take(blocks[layers], rows, axis=1)
-    else:
-        taken = blocks[np.ix_(layers, rows)]
-    return taken
-
-
-def _choose(asked: Rows, size: int, what: str) -> _Chosen:
+def _choose(asked: Rows, size: int, what: str) -> Chosen:
     """Which of `size` things are asked for: a slice of step 1, or numbers from 0 on."""
     if isinstance(asked, slice):
         start, stop, step = asked.indices(size)

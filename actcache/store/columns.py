@@ -1,31 +1,74 @@
-"""The values of columns, as they were written or not at all."""
+"""The columns of a store. Each is read on first use, and is as it was written or refused."""
+
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from actcache.errors import refuse
 from actcache.store.encoding import decode_numbers, decode_strings
-from actcache.store.layout import Layout, column_path
+from actcache.store.layout import Layout, column_name
 from actcache.store.log import FileSum
-from actcache.store.schema import Column
-from actcache.store.storage.files import read_file
+from actcache.store.schema import Column, Ragged
 
 _FIXED_WIDTH_LIMIT = 64 << 20
 
 
+class Columns(Mapping[str, np.ndarray]):
+    """What is known about the rows, by name: strings and numbers; ragged columns by `ragged`."""
+
+    def __init__(self, layout: Layout):
+        self._layout = layout
+        self._plain = [name for name, column in layout.columns.items() if column.part_of is None]
+        self._values: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._plain:
+            raise KeyError(name)
+        values = self._read(name)
+        if self._layout.columns[name].dimension_names[0] == "n":
+            return values[: self._layout.committed]
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plain)
+
+    def __len__(self) -> int:
+        return len(self._plain)
+
+    def ragged(self, name: str) -> Ragged:
+        """A ragged column; `KeyError` if there is none of that name."""
+        column = self._layout.columns.get(name)
+        if column is None or column.part_of != name:
+            raise KeyError(name)
+        offsets = self._read(f"{name}_offsets")
+        whole = Ragged(self._read(name), offsets)
+        stop = self._layout.committed
+        return Ragged(whole.flat[: offsets[stop]], offsets[: stop + 1])
+
+    @property
+    def all_names(self) -> list[str]:
+        """Names of all columns, ragged ones too, in the order in which they were written."""
+        columns = self._layout.columns.values()
+        return [column.name for column in columns if column.part_of in (None, column.name)]
+
+    @property
+    def ragged_names(self) -> list[str]:
+        """Names of the ragged columns."""
+        columns = self._layout.columns.values()
+        return [column.name for column in columns if column.part_of == column.name]
+
+    def _read(self, name: str) -> np.ndarray:
+        if name not in self._values:
+            self._values[name] = read_checked_column(self._layout, self._layout.columns[name])
+        return self._values[name]
+
+
 def read_column(column: Column, raw: bytes, where: str) -> np.ndarray:
-    """A column's values, read-only.
+    """A column's values, read-only, from the bytes of its chunk.
 
     Strings come as NumPy's fixed-width text (`<U…`), which saves and compares without surprise; as
     Python strings in an object array where that would take more than 64 MB, since one long prompt
     makes all rows as wide, or where text ends in NUL, which fixed width drops.
-
-    Args:
-        column: what it is.
-        raw: the bytes of its chunk.
-        where: the file, for messages.
-
-    Raises:
-        FormatError: they are not the values of such a column.
     """
     if column.dtype != "string":
         return decode_numbers(raw, column, where)
@@ -39,16 +82,13 @@ def read_column(column: Column, raw: bytes, where: str) -> np.ndarray:
 
 
 def read_checked_column(layout: Layout, column: Column) -> np.ndarray:
-    """All values of one column, if they are those that were written.
-
-    Raises:
-        FormatError: they are not.
-    """
-    path = column_path(column)
+    """All values of one column, if they are those that were written."""
+    name = column_name(column)
+    where = layout.storage.where(name)
     if 0 in column.shape:
-        return read_column(column, b"\0\0\0\0" if column.dtype == "string" else b"", path)
-    expected = layout.files[path]
-    raw = read_file(layout.folder / path, n_bytes=expected.n_bytes)
+        return read_column(column, b"\0\0\0\0" if column.dtype == "string" else b"", where)
+    expected = layout.files[name]
+    raw = layout.storage.read(name, n_bytes=expected.n_bytes)
     if FileSum.of(raw) != expected:
-        refuse(str(layout.folder / path), "other bytes", "those of its creation")
-    return read_column(column, raw, str(layout.folder / path))
+        refuse(where, "other bytes", "those of its creation")
+    return read_column(column, raw, where)

@@ -1,7 +1,4 @@
-"""A store's beginning: every document and column encoded, before a byte is written.
-
-Also what a resumed build is compared with. Pure: from arguments to bytes.
-"""
+"""The contents of a new store; documents and columns are encoded before a byte is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,18 +19,99 @@ from actcache.store.documents import (
     row_array_document,
 )
 from actcache.store.encoding import encode_numbers, encode_strings, shard_bytes
-from actcache.store.layout import Layout, column_path, folders_above
+from actcache.store.layout import LOG, ROOT, Layout, column_name, folders_above
 from actcache.store.log import NO_RECORD, FileSum, bytes_of_record, creation, encode_record
 from actcache.store.schema import COMMITS, Column, Kind, Ragged, Root, RowArray, check_name
-from actcache.store.schema import shard_rows as find_shard_rows
+from actcache.store.schema import shard_rows as choose_shard_rows
 
 ColumnValues = np.ndarray | Sequence[str] | Ragged
-"""What a column can be given as."""
+"""The types that a column can be given in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreContents:
+    """All of a store but the values of its row arrays."""
+
+    kind: Kind
+    n: int
+    """Rows, 1 or more."""
+
+    arrays: Sequence[RowArray]
+    columns: Mapping[str, ColumnValues]
+    """What is known about each row: strings, numbers `[n]` or `[n, _]`, or ragged integers; and
+    the coordinates of dimensions, by the names of these."""
+
+    config: Mapping[str, Any]
+    """Settings, as JSON; a resumed store must have the same."""
+
+    provenance: Mapping[str, Any]
+    """Where the numbers come from, as JSON; a resumed store must have the same."""
+
+    shard_rows: int | None = None
+    """Rows of a shard; None lets `schema.shard_rows` choose, or takes those of a resumed store."""
+
+    shard_reason: str = "as asked"
+    """Why a shard has that many rows."""
+
+    def encode(self) -> "EncodedContents":
+        """Encode all documents and columns.
+
+        Raises:
+            MismatchError: n, a column, config or provenance cannot be stored.
+            FormatError: a name cannot be used, or is used twice.
+        """
+        names = [array.name for array in self.arrays]
+        shard_rows, shard_reason = self.shard_rows, self.shard_reason
+        if self.n < 1 or not names or (shard_rows is not None and not 1 <= shard_rows <= self.n):
+            raise MismatchError(
+                f"a store of {self.n} rows and {len(names)} row arrays in shards of {shard_rows} "
+                "rows was asked for, expected one or more of each. Give it rows."
+            )
+        if shard_rows is None:
+            shard_rows, shard_reason = choose_shard_rows(self.arrays, self.n)
+        root = Root(
+            kind=self.kind,
+            n=self.n,
+            shard_rows=shard_rows,
+            shard_reason=shard_reason,
+            config=_as_json(self.config),
+            provenance=_as_json(self.provenance),
+        )
+        dimensions = {name for array in self.arrays for name in array.dimension_names[1:]}
+        columns = [
+            pair
+            for name, values in self.columns.items()
+            for pair in _encode_column(name, values, self.n, dimensions)
+        ]
+        groups = folders_above(names)
+        _require_different([*names, *groups, *(column.name for column, _ in columns), COMMITS])
+        files = {ROOT: encode(root_document(root))}
+        files |= {f"{name}/zarr.json": encode(GROUP) for name in sorted(groups)}
+        for array in self.arrays:
+            files[f"{array.name}/zarr.json"] = encode(row_array_document(array, root))
+        for column, raw in columns:
+            files[f"{column.name}/zarr.json"] = encode(column_document(column))
+            if 0 not in column.shape:  # Zarr has no chunk where there is no value
+                files[column_name(column)] = raw
+        sums = {name: FileSum.of(raw) for name, raw in files.items()} | {LOG: FileSum.of(b"")}
+        record_bytes = bytes_of_record(root, self.arrays, sums)
+        files[LOG] = encode(commits_document(root.n_shards + 2, record_bytes))
+        sums[LOG] = FileSum.of(files[LOG])
+        record, _ = encode_record(
+            creation(sums), number=0, previous=NO_RECORD, record_bytes=record_bytes
+        )
+        return EncodedContents(
+            root,
+            {array.name: array for array in self.arrays},
+            {column.name: column for column, _ in columns},
+            files,
+            record,
+        )
 
 
 @dataclass(frozen=True)
-class Creation:
-    """Everything that stands on disk before the first shard."""
+class EncodedContents:
+    """Everything that is written before the first shard."""
 
     root: Root
     arrays: Mapping[str, RowArray]
@@ -43,121 +121,41 @@ class Creation:
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the whole store, once it is complete."""
+        """Bytes of the whole store, once it is finished."""
         root, arrays = self.root, self.arrays.values()
         shards = root.n_shards * sum(shard_bytes(array, root.shard_rows) for array in arrays)
         records = (root.n_shards + 2) * len(self.first_record)
         return shards + records + sum(map(len, self.files.values()))
 
-    @property
-    def top_names(self) -> set[str]:
-        """Names in the store's folder itself."""
-        return {path.split("/")[0] for path in self.files}
 
-
-def plan_creation(
-    *,
-    kind: Kind,
-    n: int,
-    arrays: Sequence[RowArray],
-    columns: Mapping[str, ColumnValues],
-    config: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    shard_rows: int | None,
-    shard_reason: str = "as asked",
-) -> Creation:
-    """Encode all documents and columns of a new store; arguments as `Writer.create`.
-
-    Raises:
-        MismatchError: n, a column, config or provenance cannot be stored.
-        FormatError: a name cannot be used, or is used twice.
-    """
-    names = [array.name for array in arrays]
-    if n < 1 or not names or (shard_rows is not None and not 1 <= shard_rows <= n):
-        raise MismatchError(
-            f"a store of {n} rows and {len(names)} row arrays in shards of {shard_rows} rows was "
-            "asked for, expected one or more of each. Give it rows."
-        )
-    found, reason = shard_rows, shard_reason
-    if found is None:
-        found, reason = find_shard_rows(arrays, n)
-    root = Root(
-        kind=kind,
-        n=n,
-        shard_rows=found,
-        shard_reason=reason,
-        config=_as_json(config),
-        provenance=_as_json(provenance),
-    )
-    dimensions = {name for array in arrays for name in array.dimension_names[1:]}
-    encoded = [
-        pair for name in columns for pair in _encode_column(name, columns[name], n, dimensions)
-    ]
-    groups = folders_above(names)
-    taken = [*names, *groups, *(column.name for column, _ in encoded), COMMITS]
-    if len({name.casefold() for name in taken}) < len(taken):
-        twice = next(
-            name for name in taken if [t.casefold() for t in taken].count(name.casefold()) > 1
-        )
-        raise FormatError(
-            f"two arrays, columns or folders of the store would be called '{twice}', expected "
-            "different names. Rename one."
-        )
-    files = {"zarr.json": encode(root_document(root))}
-    files |= {f"{name}/zarr.json": encode(GROUP) for name in sorted(groups)}
-    for array in arrays:
-        files[f"{array.name}/zarr.json"] = encode(row_array_document(array, root))
-    for column, raw in encoded:
-        files[f"{column.name}/zarr.json"] = encode(column_document(column))
-        if 0 not in column.shape:  # Zarr has no chunk where there is no value
-            files[column_path(column)] = raw
-    log = f"{COMMITS}/zarr.json"
-    sums = {name: FileSum.of(raw) for name, raw in files.items()} | {log: FileSum.of(b"")}
-    record_bytes = bytes_of_record(root, arrays, sums)
-    files[log] = encode(commits_document(root.n_shards + 2, record_bytes))
-    sums[log] = FileSum.of(files[log])
-    record, _ = encode_record(
-        creation(sums), number=0, previous=NO_RECORD, record_bytes=record_bytes
-    )
-    return Creation(
-        root,
-        {array.name: array for array in arrays},
-        {column.name: column for column, _ in encoded},
-        files,
-        record,
-    )
-
-
-def require_same_store(plan: Creation, layout: Layout, *, shard_rows: int | None) -> None:
-    """Compare what a build is about to do with what it was begun as.
+def require_same_store(
+    contents: EncodedContents, layout: Layout, *, shard_rows: int | None
+) -> None:
+    """Compare what a build is about to write with what the store was begun with.
 
     Raises:
         MismatchError: names the first field that differs, and both values.
     """
     what, remedy = (
-        f"this build and '{layout.folder}', which it was to continue,",
+        f"this build and '{layout.storage.location}', which it was to continue,",
         "Use the settings, data and model it was begun with, or begin anew with --overwrite.",
     )
-    require_same(_summary(plan), _summary(layout), what=what, remedy=remedy)
-    for name, column in plan.columns.items():
-        path = column_path(column)
-        if path not in plan.files or FileSum.of(plan.files[path]) == layout.files[path]:
+    require_same(_summary(contents), _summary(layout), what=what, remedy=remedy)
+    for name, column in contents.columns.items():
+        file = column_name(column)
+        if file not in contents.files or FileSum.of(contents.files[file]) == layout.files[file]:
             continue
-        new = read_column(column, plan.files[path], path).tolist()
+        new = read_column(column, contents.files[file], file).tolist()
         old = read_checked_column(layout, column).tolist()
         row = next(i for i, pair in enumerate(zip(new, old, strict=True)) if pair[0] != pair[1])
-        at = f"columns.{name}[{row}]"
-        require_same({at: new[row]}, {at: old[row]}, what=what, remedy=remedy)
-    if shard_rows is not None and shard_rows != layout.root.shard_rows:
-        require_same(
-            {"shard_rows": shard_rows},
-            {"shard_rows": layout.root.shard_rows},
-            what=what,
-            remedy=remedy,
-        )
+        field = f"columns.{name}[{row}]"
+        require_same({field: new[row]}, {field: old[row]}, what=what, remedy=remedy)
+    if shard_rows is not None:
+        stored = {"shard_rows": layout.root.shard_rows}
+        require_same({"shard_rows": shard_rows}, stored, what=what, remedy=remedy)
 
 
-def _summary(store: Creation | Layout) -> dict[str, Any]:
+def _summary(store: EncodedContents | Layout) -> dict[str, Any]:
     root = store.root
     return {
         "kind": root.kind,
@@ -183,6 +181,17 @@ def _summary(store: Creation | Layout) -> dict[str, Any]:
 def _as_json(value: Mapping[str, Any]) -> dict[str, Any]:
     """As it will be read back: tuples are lists, keys are strings."""
     return decode(encode(dict(value)), "config and provenance")
+
+
+def _require_different(names: Sequence[str]) -> None:
+    """Names that differ only in case would be one folder on some systems."""
+    folded = [name.casefold() for name in names]
+    for name in names:
+        if folded.count(name.casefold()) > 1:
+            raise FormatError(
+                f"two arrays, columns or folders of the store would be called '{name}', expected "
+                "different names. Rename one."
+            )
 
 
 def _encode_column(

@@ -1,13 +1,14 @@
-"""The Zarr v3 metadata documents of a store: made from the schema, and taken apart again.
+"""The Zarr v3 metadata documents of a store: made from the schema, and parsed again.
 
 A document is accepted only if it equals, value for value, the one that the schema makes from what
 was read out of it. So nothing but this format gets in: no other codec, chunk, data type or
-attribute. Knows JSON; no file.
+attribute. Parsers raise `DamageError`.
 """
 
 import json
 import re
-from typing import Any, NoReturn, TypeGuard
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from actcache.errors import FormatError, MismatchError, refuse
 from actcache.store.schema import DOCUMENT_LIMIT, FORMAT, Column, Dtype, Root, RowArray
 
 Document = dict[str, Any]
+
+Check = Callable[[Any], bool]
+"""Whether a JSON value is one that a field may have."""
 
 GROUP: Document = {"zarr_format": 3, "node_type": "group", "attributes": {}}
 """The document of a folder between the store and a row array."""
@@ -31,8 +35,37 @@ _LOGICAL: dict[str, Dtype] = {
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
+def is_a(kind: type) -> Check:
+    """A value of exactly this type: True is no integer."""
+    return lambda value: type(value) is kind
+
+
+def list_of(check: Check, length: int | None = None) -> Check:
+    """A list of values that each pass a check."""
+    return lambda value: (
+        type(value) is list and (length is None or len(value) == length) and all(map(check, value))
+    )
+
+
+def integer(first: int, stop: int) -> Check:
+    """An integer of a range."""
+    return lambda value: type(value) is int and first <= value < stop
+
+
+def text(*choices: str) -> Check:
+    """One of these words."""
+    return lambda value: type(value) is str and value in choices
+
+
+def match_fields(value: Any, fields: Mapping[str, Check], where: str, expected: str) -> Document:
+    """The named fields of a JSON object, if each passes its check."""
+    if type(value) is not dict or not all(check(value.get(n)) for n, check in fields.items()):
+        refuse(where, "another document", expected)
+    return {name: value.get(name) for name in fields}
+
+
 def encode(document: Document) -> bytes:
-    """The document's JSON, as it stands on disk.
+    """The JSON of a document, as it stands on disk.
 
     Raises:
         MismatchError: it holds what JSON does not, such as NaN, or is larger than readers accept.
@@ -53,15 +86,11 @@ def encode(document: Document) -> bytes:
 
 
 def decode(raw: bytes, where: str) -> Document:
-    """A document's JSON.
-
-    Raises:
-        FormatError: it is larger than 1 MB, no JSON, or no object.
-    """
+    """A document from its JSON: an object of at most 1 MB."""
     if len(raw) > DOCUMENT_LIMIT:
         refuse(where, f"{len(raw)} bytes", f"{DOCUMENT_LIMIT} at most")
     try:
-        document = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)
+        document = _DECODER.decode(raw.decode("utf-8"))
     except (ValueError, RecursionError):  # Unicode errors are ValueErrors
         refuse(where, "no JSON", "a Zarr v3 document")
     if _SURROGATE.search(raw):  # JSON can spell text that is none; see whether it did
@@ -93,42 +122,40 @@ def root_document(root: Root) -> Document:
     }
 
 
+_ROOT = {
+    "kind": text("residuals", "sweep"),
+    "complete": is_a(bool),
+    "n": integer(1, 1 << 48),
+    "shard_rows": integer(1, 1 << 48),
+    "shard_reason": is_a(str),
+    "config": is_a(dict),
+    "provenance": is_a(dict),
+    "certificate": lambda _anything: True,
+}
+
+
 def parse_root(document: Document, where: str) -> Root:
-    """What the group's attributes say.
+    """What the attributes of the group say.
 
     Raises:
-        FormatError: a higher format, or not this one.
+        FormatError: it is of a newer format, or an archive.
+        DamageError: it is anything else than the group of a store.
     """
     attributes = document.get("attributes")
-    found = attributes.get("format") if type(attributes) is dict else None
-    if type(found) is int and found > FORMAT:
-        raise FormatError(
-            f"'{where}' has format {found}; this actcache reads {FORMAT}. Upgrade actcache."
-        )
-    if type(attributes) is dict and attributes.get("kind") == "archive":
-        raise FormatError(
-            f"'{where}' belongs to an archive, which is compressed, expected a store. Unpack it "
-            "with: actcache import ARCHIVE.zarr -o STORE.zarr"
-        )
-    types = {
-        "kind": str,
-        "complete": bool,
-        "n": int,
-        "shard_rows": int,
-        "shard_reason": str,
-        "config": dict,
-        "provenance": dict,
-    }
-    if (
-        type(attributes) is not dict
-        or any(type(attributes.get(name)) is not kind for name, kind in types.items())
-        or attributes["kind"] not in ("residuals", "sweep")
-        or not 0 < attributes["shard_rows"] <= attributes["n"] < 1 << 48
-    ):
-        refuse(where, "other attributes", "those of a store of format 1")
-    root = Root(
-        **{name: attributes[name] for name in types}, certificate=attributes.get("certificate")
-    )
+    if type(attributes) is dict:
+        number = attributes.get("format")
+        if type(number) is int and number > FORMAT:
+            raise FormatError(
+                f"'{where}' has format {number}; this actcache reads {FORMAT}. Upgrade actcache."
+            )
+        if attributes.get("kind") == "archive":
+            raise FormatError(
+                f"'{where}' belongs to an archive, which is compressed, expected a store. Unpack "
+                "it with: actcache import ARCHIVE.zarr -o STORE.zarr"
+            )
+    root = Root(**match_fields(attributes, _ROOT, where, "the attributes of a store of format 1"))
+    if root.shard_rows > root.n:
+        refuse(where, f"shards of {root.shard_rows} rows", f"{root.n} at most")
     _require_same(root_document(root), document, where)
     return root
 
@@ -154,34 +181,27 @@ def row_array_document(array: RowArray, root: Root) -> Document:
 
 def is_row_array(document: Document) -> bool:
     """Whether it can only be a row array: it is sharded."""
-    codecs = document.get("codecs")
-    return (
-        type(codecs) is list
-        and len(codecs) == 1
-        and type(codecs[0]) is dict
-        and codecs[0].get("name") == "sharding_indexed"
-    )
+    match document:
+        case {"codecs": [{"name": "sharding_indexed"}]}:
+            return True
+    return False
+
+
+_ROW_ARRAY = {
+    "shape": list_of(integer(0, 1 << 48), 3),
+    "dimension_names": list_of(lambda name: type(name) is str and 0 < len(name) < 256, 3),
+    "data_type": text(*_LOGICAL),
+}
 
 
 def parse_row_array(name: str, document: Document, *, root: Root, where: str) -> RowArray:
-    """The row array that a document describes.
-
-    Raises:
-        FormatError: it is none of this format and this store.
-    """
-    shape, names = document.get("shape"), document.get("dimension_names")
-    data_type = document.get("data_type")
-    if (
-        not _are_sizes(shape, n_dimensions=(3,))
-        or not all(0 < size < 1 << 31 for size in shape[1:])
-        or type(names) is not list
-        or [type(name) for name in names] != [str] * 3
-        or not all(0 < len(name) < 256 for name in names)
-        or type(data_type) is not str
-        or data_type not in _LOGICAL
-    ):
+    """The row array of this store that a document describes."""
+    read = match_fields(document, _ROW_ARRAY, where, "that of a row array")
+    _, n_layers, width = read["shape"]
+    if not (0 < n_layers < 1 << 31 and 0 < width < 1 << 31):
         refuse(where, "another document", "that of a row array")
-    array = RowArray(name, shape[1], shape[2], _LOGICAL[data_type], tuple(names))
+    dtype = _LOGICAL[read["data_type"]]
+    array = RowArray(name, n_layers, width, dtype, tuple(read["dimension_names"]))
     _require_same(row_array_document(array, root), document, where)
     return array
 
@@ -205,27 +225,26 @@ def column_document(column: Column) -> Document:
     )
 
 
-def parse_column(name: str, document: Document, where: str) -> Column:
-    """The column that a document describes.
+_COLUMN = {
+    "shape": list_of(integer(0, 1 << 48)),
+    "dimension_names": list_of(lambda name: name is None or type(name) is str),
+    "data_type": text("string", *_NUMBERS, *_FLOATS),
+    "attributes": is_a(dict),
+}
 
-    Raises:
-        FormatError: it is none of this format.
-    """
-    shape, names = document.get("shape"), document.get("dimension_names")
-    data_type, attributes = document.get("data_type"), document.get("attributes")
+
+def parse_column(name: str, document: Document, where: str) -> Column:
+    """The column that a document describes."""
+    read = match_fields(document, _COLUMN, where, "that of a column")
+    shape, names, dtype = read["shape"], read["dimension_names"], read["data_type"]
+    part_of = read["attributes"].get("ragged")
     if (
-        not _are_sizes(shape, n_dimensions=(1, 2))
-        or type(names) is not list
+        len(shape) not in ((1,) if dtype == "string" else (1, 2))
         or len(names) != len(shape)
-        or not all(name is None or type(name) is str for name in names)
-        or type(data_type) is not str
-        or data_type not in ("string", *_NUMBERS, *_FLOATS)
-        or (data_type == "string" and len(shape) != 1)
-        or type(attributes) is not dict
-        or not isinstance(attributes.get("ragged"), str | None)
+        or not isinstance(part_of, str | None)
     ):
         refuse(where, "another document", "that of a column")
-    column = Column(name, data_type, tuple(shape), tuple(names), attributes.get("ragged"))
+    column = Column(name, dtype, tuple(shape), tuple(names), part_of)
     _require_same(column_document(column), document, where)
     return column
 
@@ -244,16 +263,13 @@ def commits_document(n_records: int, record_bytes: int) -> Document:
 
 
 def parse_commits(document: Document, *, n_records: int, where: str) -> int:
-    """Bytes of a record.
-
-    Raises:
-        FormatError: it is not the log of a store with that many records.
-    """
-    shape = document.get("shape")
-    if not _are_sizes(shape, n_dimensions=(2,)) or not 0 < shape[1] <= DOCUMENT_LIMIT:
-        refuse(where, "another document", "that of the log of commits")
-    _require_same(commits_document(n_records, shape[1]), document, where)
-    return int(shape[1])
+    """Bytes of a record, from the document of a log of so many."""
+    fields = {"shape": list_of(integer(0, 1 << 48), 2)}
+    record_bytes: int = match_fields(document, fields, where, "that of the log")["shape"][1]
+    if not 0 < record_bytes <= DOCUMENT_LIMIT:
+        refuse(where, f"records of {record_bytes} bytes", f"{DOCUMENT_LIMIT} at most")
+    _require_same(commits_document(n_records, record_bytes), document, where)
+    return record_bytes
 
 
 def _array_document(
@@ -281,19 +297,14 @@ def _array_document(
     }
 
 
-def _are_sizes(shape: Any, *, n_dimensions: tuple[int, ...]) -> TypeGuard[list[int]]:
-    return (
-        type(shape) is list
-        and len(shape) in n_dimensions
-        and all(type(size) is int and 0 <= size < 1 << 48 for size in shape)
-    )
-
-
-def _require_same(expected: Document, found: Document, where: str) -> None:
+def _require_same(expected: Document, document: Document, where: str) -> None:
     # Compared as text: Python's == takes True for 1 and 1 for 1.0.
-    if json.dumps(expected, sort_keys=True) != json.dumps(found, sort_keys=True):
-        refuse(where, "another document", "exactly what format 1 has there")
+    if json.dumps(expected, sort_keys=True) != json.dumps(document, sort_keys=True):
+        refuse(where, "another document", "exactly that of format 1")
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)  # made once: a log has many records

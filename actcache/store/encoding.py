@@ -1,7 +1,4 @@
-"""The bytes of one chunk: where a block lies in a shard, and how a column is encoded.
-
-Works on buffers in memory; knows no file and no document.
-"""
+"""The bytes of one chunk: where a block is in a shard, and how a column is encoded."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -42,7 +39,7 @@ def shard_parts(
     shard_rows: int,
     checksums: list[str],
 ) -> Iterator[bytes | np.ndarray]:
-    """What a shard's file holds, in order; fills `checksums` on the way."""
+    """What the file of a shard holds, in order; fills `checksums` on the way."""
     padding = bytes(block_bytes(array, shard_rows - len(block)))
     for layer in range(array.n_layers):
         values = np.ascontiguousarray(block[:, layer])
@@ -75,11 +72,7 @@ def _require_finite(array: RowArray, values: np.ndarray, *, layer: int, first_ro
 
 
 def encode_strings(values: Sequence[str] | np.ndarray, name: str) -> bytes:
-    """Zarr's `vlen-utf8`: how many, then of each its length in bytes and its bytes.
-
-    Raises:
-        MismatchError: a value is no text that UTF-8 can hold.
-    """
+    """Zarr's `vlen-utf8`: the count, then of each string its length in bytes and its bytes."""
     parts = [struct.pack("<I", len(values))]
     for row, value in enumerate(values):
         try:
@@ -94,24 +87,20 @@ def encode_strings(values: Sequence[str] | np.ndarray, name: str) -> bytes:
 
 
 def decode_strings(raw: bytes, n: int, where: str) -> list[str]:
-    """The strings of a `vlen-utf8` chunk.
-
-    Raises:
-        FormatError: not `n` strings of UTF-8 that fill the chunk exactly.
-    """
+    """The strings of a `vlen-utf8` chunk, which they fill exactly."""
     if len(raw) < 4 * (n + 1) or struct.unpack_from("<I", raw)[0] != n:
         refuse(where, "other bytes", f"{n} strings")
-    values, at = [], 4
+    values, start = [], 4
     try:
         for _ in range(n):
-            (size,) = struct.unpack_from("<I", raw, at)
-            end = at + 4 + size
-            values.append(str(raw[at + 4 : end], "utf-8"))
-            at = end
+            (size,) = struct.unpack_from("<I", raw, start)
+            end = start + 4 + size
+            values.append(str(raw[start + 4 : end], "utf-8"))
+            start = end
     except (struct.error, UnicodeDecodeError):
         refuse(where, "other bytes", f"{n} strings of UTF-8")
-    if at != len(raw):
-        refuse(where, f"{len(raw)} bytes", f"{n} strings that take {at}")
+    if start != len(raw):
+        refuse(where, f"{len(raw)} bytes", f"{n} strings that take {start}")
     return values
 
 
@@ -121,13 +110,9 @@ def encode_numbers(values: np.ndarray) -> bytes:
 
 
 def decode_numbers(raw: bytes, column: Column, where: str) -> np.ndarray:
-    """The values of a numeric column, read-only.
-
-    Raises:
-        FormatError: the chunk's size is not that of the column.
-    """
+    """The values of a numeric column, read-only."""
     dtype = np.dtype(column.dtype).newbyteorder("<")
-    # In Python's integers, which do not overflow where a declared shape is absurd.
+    # Python's integers do not overflow where a declared shape is absurd.
     size = dtype.itemsize
     for length in column.shape:
         size *= length

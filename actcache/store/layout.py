@@ -1,7 +1,7 @@
-"""What a folder holds: its documents checked against the format, its log followed to the end.
+"""The contents of a storage: its documents checked against the format, its log followed to the end.
 
 The one way into a store, for reading and for resuming. Looks at names, sizes, documents and
-records; the values of columns and shards are for others to read.
+records; the values of columns and shards are read elsewhere.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,32 +35,39 @@ from actcache.store.log import (
     parse_shard,
 )
 from actcache.store.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray, check_name
-from actcache.store.storage.files import read_file, require_file, require_folder
+from actcache.store.storage.local import LocalStorage
+from actcache.store.storage.protocol import Storage, require_size
 
 PARTIAL = ".partial"
-"""Ends the name of a store's folder until it is complete."""
+"""Ends the name of a local store's folder until it is finished."""
+
+ROOT = "zarr.json"
+LOG = f"{COMMITS}/zarr.json"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A store's folder, as far as it can be trusted."""
+    """A store, as far as it can be trusted."""
 
-    folder: Path
+    storage: Storage
     root: Root
     arrays: Mapping[str, RowArray]
     columns: Mapping[str, Column]
     files: Mapping[str, FileSum]
-    """Everything that was written at creation, by its path in the folder."""
+    """Everything that was written at creation, by its name in the storage."""
 
     record_bytes: int
     checksums: Sequence[Checksums]
-    """Of each committed shard."""
+    """Checksums of each committed shard."""
 
     last_record: str
     """sha256 of the last shard's record, or of record 0."""
 
     sealed: bool
-    """Whether the log ends with the seal of a complete store."""
+    """Whether the log ends with a seal."""
+
+    complete: bool
+    """Whether the group's document is the one that the seal vouches for: the store is finished."""
 
     @property
     def committed(self) -> int:
@@ -69,115 +76,155 @@ class Layout:
 
 
 def partial_folder(path: Path) -> Path:
-    """Where a store lies until it is complete."""
+    """Where a local store is written until it is finished."""
     return path.with_name(path.name + PARTIAL)
 
 
-def record_path(folder: Path, number: int) -> Path:
+def record_name(number: int) -> str:
     """The file of one record."""
-    return folder / COMMITS / f"c.{number}.0"
+    return f"{COMMITS}/c.{number}.0"
 
 
-def shard_path(folder: Path, array: RowArray, shard: int) -> Path:
+def shard_name(array: RowArray, shard: int) -> str:
     """The file of one shard."""
-    return folder / array.name / f"c.{shard}.0.0"
+    return f"{array.name}/c.{shard}.0.0"
 
 
-def column_path(column: Column) -> str:
-    """The file of a column's values, inside the store's folder."""
+def column_name(column: Column) -> str:
+    """The file of a column's values."""
     return f"{column.name}/c" + ".0" * len(column.shape)
 
 
 def folders_above(names: Sequence[str]) -> set[str]:
     """The groups between the store and its row arrays."""
-    return {name[:at] for name in names for at, character in enumerate(name) if character == "/"}
+    return {name[:end] for name in names for end, character in enumerate(name) if character == "/"}
 
 
-def find_store(path: str | Path, *, partial: bool) -> Path:
-    """The folder of a store: a finished one, or with `partial` first an interrupted one.
+def open_layout(
+    path: str | Path | Storage,
+    *,
+    partial: bool = False,
+    tolerate: Callable[[DamageError], None] | None = None,
+) -> Layout:
+    """Find and read a finished store; with `partial` also an interrupted one.
+
+    Args:
+        path: a folder, or a storage.
+        partial: prefer the interrupted store of that path, if there is one.
+        tolerate: receives each damage that leaves the rest readable, instead of raising it.
 
     Raises:
-        StoreNotFoundError: there is none.
-        IncompleteStoreError: there is only an interrupted one, and it was not asked for.
+        StoreNotFoundError: there is no store.
+        IncompleteStoreError: its log is not sealed, and `partial` is False.
+        FormatError: it is damaged, of a newer format, or no store.
     """
-    path = Path(path)
-    interrupted = path if path.name.endswith(PARTIAL) else partial_folder(path)
-    begun = record_path(interrupted, 0).exists()
-    if partial and begun:
-        return interrupted
-    if path.exists() and path != interrupted:
+    layout = read_layout(_find_storage(path, partial=partial), tolerate=tolerate)
+    if not (layout.complete or partial):
+        raise _incomplete(layout.storage, f"{layout.committed} of {layout.root.n} rows")
+    return layout
+
+
+def _find_storage(path: str | Path | Storage, *, partial: bool) -> Storage:
+    if not isinstance(path, str | Path):
         return path
-    if not interrupted.is_dir():
+    path = Path(path)
+    interrupted = LocalStorage(path if path.name.endswith(PARTIAL) else partial_folder(path))
+    begun = interrupted.exists(record_name(0))
+    if path != interrupted.folder and path.exists() and not (partial and begun):
+        return LocalStorage(path)
+    if not interrupted.folder.is_dir():
         raise StoreNotFoundError(
             f"no store at '{path}'. Build one with: actcache build DATA --model MODEL -o {path}"
         )
-    held = "nothing yet"
-    if begun:
+    if not begun:
+        raise _incomplete(interrupted, "nothing yet")
+    if not partial and path != interrupted.folder:
         layout = read_layout(interrupted)
-        held = f"{layout.committed} of {layout.root.n} rows"
-    raise IncompleteStoreError(
-        f"'{interrupted}' holds {held}, expected a finished store: it is being written, or that "
-        "was interrupted. Continue with --resume, or open it with partial=True."
+        raise _incomplete(interrupted, f"{layout.committed} of {layout.root.n} rows")
+    return interrupted
+
+
+def _incomplete(storage: Storage, content: str) -> IncompleteStoreError:
+    return IncompleteStoreError(
+        f"'{storage.location}' holds {content}, expected a finished store: it is being written, or "
+        "that was interrupted. Continue with --resume, or open it with partial=True."
     )
 
 
-def read_layout(folder: Path, *, tolerate: Callable[[DamageError], None] | None = None) -> Layout:
-    """Read all documents and records of a folder, and look at the size of every file.
+def read_layout(
+    storage: Storage, *, tolerate: Callable[[DamageError], None] | None = None
+) -> Layout:
+    """Read all documents and records of a storage, and look at the size of every file.
 
     Args:
-        folder: from `find_store`.
-        tolerate: told of each data file that is missing or of a wrong size, instead of raising.
+        storage: a store, finished or not.
+        tolerate: receives each data file that is missing or of a wrong size, instead of raising.
 
     Raises:
         FormatError: anything is not as format 1 has it. A log that ends early is an error only in
-            a finished store.
+            a store that says that it is finished.
     """
-    if not (folder / "zarr.json").exists():
+    if not storage.exists(ROOT):
         raise FormatError(
-            f"'{folder}' is no folder with a zarr.json, expected a store. Give the folder that "
-            "actcache build wrote."
+            f"'{storage.location}' is no folder with a zarr.json, expected a store. Give the "
+            "folder that actcache build wrote."
         )
-    root_raw = read_file(folder / "zarr.json", at_most=DOCUMENT_LIMIT)
-    root = parse_root(decode(root_raw, str(folder / "zarr.json")), str(folder / "zarr.json"))
-    log = require_folder(folder, COMMITS) / "zarr.json"
-    log_raw = read_file(log, at_most=DOCUMENT_LIMIT)
-    record_bytes = parse_commits(
-        decode(log_raw, str(log)), n_records=root.n_shards + 2, where=str(log)
-    )
-    first = _read_record(folder, 0, record_bytes)
-    where = str(record_path(folder, 0))
-    files = parse_files(first, where)
+    root_raw = storage.read(ROOT, at_most=DOCUMENT_LIMIT)
+    root = parse_root(decode(root_raw, storage.where(ROOT)), storage.where(ROOT))
+    if not root.complete and not storage.exists(record_name(0)):
+        raise _incomplete(storage, "nothing yet")
+    log_raw = storage.read(LOG, at_most=DOCUMENT_LIMIT)
+    where = storage.where(LOG)
+    record_bytes = parse_commits(decode(log_raw, where), n_records=root.n_shards + 2, where=where)
+    first = _read_record(storage, 0, record_bytes)
+    files = parse_files(first, storage.where(record_name(0)))
     if first.content.keys() != {"files"}:
-        refuse(where, "another record", "that of a creation")
-    if files.get(f"{COMMITS}/zarr.json") != FileSum.of(log_raw):
-        refuse(str(log), "other bytes", "those of its creation")
-    arrays, columns = _read_documents(folder, root, files)
-    paths = [column_path(each) for each in columns.values() if 0 not in each.shape]
-    sizes = {folder / path: files[path].n_bytes for path in paths}
-    checksums, last, sealed = _follow_log(folder, root, list(arrays.values()), first, record_bytes)
+        refuse(storage.where(record_name(0)), "another record", "that of a creation")
+    if files.get(LOG) != FileSum.of(log_raw):
+        refuse(where, "other bytes", "those of its creation")
+    arrays, columns = _read_documents(storage, root, files)
+    checksums, last, seal = _follow_log(storage, root, list(arrays.values()), first, record_bytes)
+    sizes = {
+        name: files[name].n_bytes
+        for name in map(column_name, columns.values())
+        if name in files  # an empty column has no file
+    }
     for array in arrays.values():
-        for number in range(len(checksums)):
-            sizes[shard_path(folder, array, number)] = shard_bytes(array, root.shard_rows)
-    for path, n_bytes in sizes.items():
+        n_bytes = shard_bytes(array, root.shard_rows)
+        sizes |= {shard_name(array, shard): n_bytes for shard in range(len(checksums))}
+    for name, n_bytes in sizes.items():
         try:
-            require_file(path, n_bytes)
+            require_size(storage, name, n_bytes)
         except DamageError as damage:
             if tolerate is None:
                 raise
             tolerate(damage)
-    # The seal is written before the document, so either may be what it vouches for.
-    vouched = [files.get("zarr.json"), sealed if root.complete else None]
-    if FileSum.of(root_raw) not in vouched or (root.complete and sealed is None):
-        refuse(str(folder / "zarr.json"), "other bytes", "those that its log vouches for")
-    return Layout(folder, root, arrays, columns, files, record_bytes, checksums, last, bool(sealed))
+    # The seal is written before the document that it vouches for. Between the two the document is
+    # still that of the creation, and the store is not finished.
+    complete = FileSum.of(root_raw) == seal
+    if complete != root.complete or not (complete or FileSum.of(root_raw) == files.get(ROOT)):
+        refuse(storage.where(ROOT), "other bytes", "those that its log vouches for")
+    return Layout(
+        storage=storage,
+        root=root,
+        arrays=arrays,
+        columns=columns,
+        files=files,
+        record_bytes=record_bytes,
+        checksums=checksums,
+        last_record=last,
+        sealed=seal is not None,
+        complete=complete,
+    )
 
 
 def _read_documents(
-    folder: Path, root: Root, files: Mapping[str, FileSum]
+    storage: Storage, root: Root, files: Mapping[str, FileSum]
 ) -> tuple[dict[str, RowArray], dict[str, Column]]:
     arrays: dict[str, RowArray] = {}
     columns: dict[str, Column] = {}
     groups: set[str] = set()
+    record = storage.where(record_name(0))
     for path in files:
         name, _, last = path.rpartition("/")
         if last != "zarr.json" or name in ("", COMMITS):
@@ -185,44 +232,39 @@ def _read_documents(
         try:
             check_name(name)  # it came from a file
         except FormatError:
-            refuse(str(record_path(folder, 0)), f"the name {name!r}", "names that are safe")
-        where = str(folder / path)
-        document = _read_document(folder, name, files[path])
+            refuse(record, f"the name {name!r}", "names that are safe")
+        document = _read_document(storage, path, files[path])
         if document == GROUP:
             groups.add(name)
         elif is_row_array(document):
-            arrays[name] = parse_row_array(name, document, root=root, where=where)
+            arrays[name] = parse_row_array(name, document, root=root, where=storage.where(path))
         else:
-            columns[name] = parse_column(name, document, where)
-    _require_whole(folder, root, columns)
-    expected = {"zarr.json", f"{COMMITS}/zarr.json"}
-    expected |= {f"{name}/zarr.json" for name in (*arrays, *columns, *groups)}
-    for column in columns.values():
-        if 0 not in column.shape:
-            expected.add(column_path(column))
+            columns[name] = parse_column(name, document, storage.where(path))
+    _require_whole(storage, root, columns)
+    expected = {ROOT, LOG, *(f"{name}/zarr.json" for name in (*arrays, *columns, *groups))}
+    expected |= {column_name(column) for column in columns.values() if 0 not in column.shape}
     if (
         not arrays
         or groups != folders_above(list(arrays))
         or set(files) != expected
         or any("/" in name for name in columns)
     ):
-        refuse(str(record_path(folder, 0)), "another list of files", "that of a store")
+        refuse(record, "another list of files", "that of a store")
     return arrays, columns
 
 
-def _read_document(folder: Path, name: str, expected: FileSum) -> Document:
+def _read_document(storage: Storage, name: str, expected: FileSum) -> Document:
     """A document that is unchanged since the store was created."""
-    path = require_folder(folder, name) / "zarr.json"
-    raw = read_file(path, n_bytes=expected.n_bytes, at_most=DOCUMENT_LIMIT)
+    raw = storage.read(name, n_bytes=expected.n_bytes, at_most=DOCUMENT_LIMIT)
     if FileSum.of(raw) != expected:
-        refuse(str(path), "other bytes", "those of its creation")
-    return decode(raw, str(path))
+        refuse(storage.where(name), "other bytes", "those of its creation")
+    return decode(raw, storage.where(name))
 
 
-def _require_whole(folder: Path, root: Root, columns: Mapping[str, Column]) -> None:
+def _require_whole(storage: Storage, root: Root, columns: Mapping[str, Column]) -> None:
     """Columns have the lengths that their dimensions and their other half ask for."""
     for name, column in columns.items():
-        where = str(folder / name / "zarr.json")
+        where = storage.where(f"{name}/zarr.json")
         if column.dimension_names[0] == "n" and column.shape[0] != root.n:
             refuse(where, f"{column.shape[0]} rows", f"{root.n}")
         if column.part_of is None:
@@ -240,47 +282,42 @@ def _require_whole(folder: Path, root: Root, columns: Mapping[str, Column]) -> N
             refuse(where, "one half of a ragged column", "both, of one store")
 
 
-def _read_record(folder: Path, number: int, record_bytes: int) -> Record:
-    path = record_path(folder, number)
-    return decode_record(read_file(path, n_bytes=record_bytes), number=number, where=str(path))
+def _read_record(storage: Storage, number: int, record_bytes: int) -> Record:
+    name = record_name(number)
+    raw = storage.read(name, n_bytes=record_bytes)
+    return decode_record(raw, number=number, where=storage.where(name))
 
 
 def _follow_log(
-    folder: Path, root: Root, arrays: Sequence[RowArray], first: Record, record_bytes: int
+    storage: Storage, root: Root, arrays: Sequence[RowArray], first: Record, record_bytes: int
 ) -> tuple[list[Checksums], str, FileSum | None]:
     """Follow the chain as far as it holds: shards, the last sha256, what the seal vouches for."""
-    for array in arrays:
-        require_folder(folder, array.name)
     checksums: list[Checksums] = []
     last = first.sha256
     for number in range(root.n_shards):
-        where = str(record_path(folder, number + 1))
+        where = storage.where(record_name(number + 1))
         try:
-            record = _read_record(folder, number + 1, record_bytes)
+            record = _read_record(storage, number + 1, record_bytes)
             if record.previous != last:
                 break
-            found = parse_shard(record, root=root, arrays=arrays, number=number, where=where)
+            shard = parse_shard(record, root=root, arrays=arrays, number=number, where=where)
         except FormatError:
             if root.complete:
                 raise
             break  # the log of an interrupted build ends here
-        checksums.append(found)
+        checksums.append(shard)
         last = record.sha256
     if len(checksums) < root.n_shards:
         if root.complete:
-            where = str(record_path(folder, len(checksums) + 1))
+            where = storage.where(record_name(len(checksums) + 1))
             refuse(where, "a record of another store", "one that chains to the record before it")
         return checksums, last, None
     number = root.n_shards + 1
-    if not root.complete and not record_path(folder, number).exists():
+    if not root.complete and not storage.exists(record_name(number)):
         return checksums, last, None
-    where = str(record_path(folder, number))
-    record = _read_record(folder, number, record_bytes)
+    where = storage.where(record_name(number))
+    record = _read_record(storage, number, record_bytes)
     files = parse_files(record, where)
-    if (
-        record.previous != last
-        or files.keys() != {"zarr.json"}
-        or record.content.keys() != {"files"}
-    ):
+    if record.previous != last or files.keys() != {ROOT} or record.content.keys() != {"files"}:
         refuse(where, "another record", "the seal of this store")
-    return checksums, last, files["zarr.json"]
+    return checksums, last, files[ROOT]

@@ -1,6 +1,6 @@
 """The log of commits: records that chain, each holding checksums of what it vouches for.
 
-Makes and reads single records in memory; which of them exist is for `layout` to find out.
+Makes and parses single records; `layout` follows the chain. Parsers raise `DamageError`.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt32
 
 from actcache.errors import MismatchError, refuse
-from actcache.store.documents import decode
+from actcache.store.documents import decode, integer, is_a, list_of, match_fields
 from actcache.store.encoding import block_bytes
 from actcache.store.schema import DOCUMENT_LIMIT, Root, RowArray
 
@@ -54,7 +54,7 @@ Checksums = Mapping[str, UInt32[np.ndarray, " layer"]]
 
 
 def creation(files: Mapping[str, FileSum]) -> dict[str, Any]:
-    """Content of record 0: every file that was written at creation."""
+    """Content of record 0: every file that is written at creation."""
     return {"files": _sums(files)}
 
 
@@ -79,7 +79,7 @@ def shard(
 
 
 def seal(root: FileSum) -> dict[str, Any]:
-    """Content of the last record: the group's document as it is when the store is complete."""
+    """Content of the last record: the document of the group of a finished store."""
     return {"files": _sums({"zarr.json": root})}
 
 
@@ -98,7 +98,7 @@ def bytes_of_record(root: Root, arrays: Sequence[RowArray], files: Mapping[str, 
     """Bytes that the largest record of a store can take, rounded up.
 
     Raises:
-        MismatchError: more than a reader would accept.
+        MismatchError: it is more than a reader would accept.
     """
     places = {array.name: ["0" * 8] * array.n_layers for array in arrays}
     rows = range(root.n, root.n)
@@ -118,88 +118,69 @@ def bytes_of_record(root: Root, arrays: Sequence[RowArray], files: Mapping[str, 
 
 
 def decode_record(raw: bytes, *, number: int, where: str) -> Record:
-    """A record that is whole: its own sha256 holds, and no byte is other than it was written.
-
-    Raises:
-        FormatError: it is not.
-    """
+    """A record that is intact: its own sha256 is right, and every byte is as it was written."""
     body = decode(raw, where)
-    digest, previous = body.pop("sha256", None), body.get("previous")
-    if type(digest) is not str or type(previous) is not str:
-        refuse(where, "another document", f"record {number} of the log")
+    fields = {"record": is_a(int), "previous": is_a(str), "sha256": is_a(str)}
+    frame = match_fields(body, fields, where, f"record {number} of the log")
     # What is hashed ends where this field begins; after it there is padding and nothing else.
-    end = f',"sha256":"{digest}"}}'.encode()
-    hashed, found, padding = raw.partition(end)
+    end = f',"sha256":"{frame["sha256"]}"}}'.encode()
+    hashed, separator, padding = raw.partition(end)
     if (
-        type(body.get("record")) is not int
-        or body["record"] != number
-        or hashlib.sha256(hashed + b"}").hexdigest() != digest
-        or found + padding != end.ljust(len(raw) - len(hashed) - 1) + b"\n"
+        frame["record"] != number
+        or hashlib.sha256(hashed + b"}").hexdigest() != frame["sha256"]
+        or separator + padding != end.ljust(len(raw) - len(hashed) - 1) + b"\n"
     ):
         refuse(where, "other bytes", f"record {number} of the log, unchanged")
-    content = {name: value for name, value in body.items() if name not in ("record", "previous")}
-    return Record(previous, digest, content)
+    content = {name: value for name, value in body.items() if name not in fields}
+    return Record(frame["previous"], frame["sha256"], content)
 
 
 def parse_files(record: Record, where: str) -> dict[str, FileSum]:
-    """The files that record 0, or the seal, vouches for.
-
-    Raises:
-        FormatError: it is not such a record.
-    """
-    files = record.content.get("files")
-    if type(files) is not dict or not files:
+    """The files that record 0, or the seal, vouches for."""
+    files = match_fields(record.content, {"files": is_a(dict)}, where, "sums of files")["files"]
+    if not files or not all(map(_is_file_sum, files.values())):
         refuse(where, "another record", "sizes and checksums of files")
-    sums = {}
-    for name, pair in files.items():
-        if (
-            type(pair) is not list
-            or len(pair) != 2
-            or type(pair[0]) is not int
-            or not 0 <= pair[0] < 1 << 48
-            or type(pair[1]) is not str
-            or not _SHA256.fullmatch(pair[1])
-        ):
-            refuse(where, "another record", "sizes and checksums of files")
-        sums[name] = FileSum(pair[0], pair[1])
-    return sums
+    return {name: FileSum(*pair) for name, pair in files.items()}
 
 
 def parse_shard(
     record: Record, *, root: Root, arrays: Sequence[RowArray], number: int, where: str
 ) -> Checksums:
-    """The checksums of one shard.
-
-    Raises:
-        FormatError: it is not the record of that shard of this store.
-    """
-    blocks, rows = record.content.get("blocks"), record.content.get("rows")
-    names = {array.name for array in arrays}
-    if type(blocks) is not dict or blocks.keys() != names or type(rows) is not list:
-        refuse(where, "another record", f"that of shard {number}")
-    sums: dict[str, Any] = {}
-    found: dict[str, UInt32[np.ndarray, " layer"]] = {}
+    """The checksums of one shard of this store."""
+    expected = f"the record of shard {number}"
+    rows_and_blocks = {"rows": list_of(is_a(int), 2), "blocks": is_a(dict)}
+    blocks = match_fields(record.content, rows_and_blocks, where, expected)["blocks"]
+    checksums = {}
     for array in arrays:
-        block = blocks[array.name]
-        sums[array.name] = block.get("crc32c") if type(block) is dict else None
-        found[array.name] = _parse_sums(sums[array.name], array.n_layers, where)
-    expected = shard(root.rows_of(number), arrays, shard_rows=root.shard_rows, checksums=sums)
-    sizes = [*rows, *(block.get("bytes") for block in blocks.values())]
-    if record.content != expected or not all(type(size) is int for size in sizes):
-        refuse(where, "another record", f"that of shard {number}")
-    return found
-
-
-def _parse_sums(sums: Any, n_layers: int, where: str) -> UInt32[np.ndarray, " layer"]:
-    """Checksums from their hexadecimal digits."""
-    if (
-        type(sums) is not list
-        or len(sums) != n_layers
-        or not all(type(each) is str and len(each) == 8 for each in sums)
-        or not _HEX.fullmatch(digits := "".join(sums))
+        fields = {"bytes": is_a(int), "crc32c": _are_checksums}
+        checksums[array.name] = match_fields(blocks.get(array.name), fields, where, expected)[
+            "crc32c"
+        ]
+    lengths = {name: len(sums) for name, sums in checksums.items()}
+    if lengths != {array.name: array.n_layers for array in arrays} or record.content != shard(
+        root.rows_of(number), arrays, shard_rows=root.shard_rows, checksums=checksums
     ):
-        refuse(where, "another record", f"checksums of {n_layers} layers")
-    return np.frombuffer(bytes.fromhex(digits), ">u4").astype(np.uint32)
+        refuse(where, "another record", expected)
+    return {
+        name: np.frombuffer(bytes.fromhex("".join(sums)), ">u4").astype(np.uint32)
+        for name, sums in checksums.items()
+    }
+
+
+def _is_file_sum(pair: Any) -> bool:
+    """A size and a sha256."""
+    match pair:
+        case [n_bytes, str(sha256)] if _SHA256.fullmatch(sha256):
+            return integer(0, 1 << 48)(n_bytes)
+    return False
+
+
+def _are_checksums(sums: Any) -> bool:
+    return (
+        type(sums) is list
+        and all(type(digits) is str and len(digits) == 8 for digits in sums)
+        and _HEX.fullmatch("".join(sums)) is not None
+    )
 
 
 def _sums(files: Mapping[str, FileSum]) -> dict[str, list[int | str]]:

@@ -1,117 +1,233 @@
-"""The folder of a store that is not complete: locked, filled, cleaned up, and replaced.
+"""A store that is not finished: begun, cleaned up after an interruption, and put in place.
 
-Everything that deletes a file is in here. Knows nothing of residuals.
+Everything that decides to delete is in this module. A local store is written to `PATH.partial` and
+renamed at the end; in any other storage it is written where it stays. Either way it is finished
+when its log is sealed.
 """
 
-import fcntl
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-from actcache.errors import ActcacheError, FormatError, StoreExistsError
-from actcache.store.contents import Creation
+from actcache.errors import FormatError, StoreExistsError
+from actcache.store.contents import EncodedContents
 from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes
-from actcache.store.layout import Layout, partial_folder, read_layout, record_path, shard_path
+from actcache.store.layout import (
+    ROOT,
+    Layout,
+    partial_folder,
+    read_layout,
+    record_name,
+    shard_name,
+)
 from actcache.store.schema import COMMITS
-from actcache.store.storage.atomic import ASIDE, remove, sync_folder, write_durably
+from actcache.store.storage.atomic import ASIDE, remove, sync_folder
+from actcache.store.storage.local import LocalStorage
+from actcache.store.storage.protocol import Storage
+from actcache.store.storage.room import require_room
+
+OVERWRITE_MARK = f"{COMMITS}/overwrite"
+"""A file that says that finishing may replace a store: it outlives an interruption."""
 
 
-def lock_folder(folder: Path) -> int:
-    """Lock a folder for this process; the lock goes with the process, however that ends."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ActcacheError(
-            f"'{folder}' is being written by another process, expected one writer. Wait for it, "
-            "or choose another path."
-        ) from None
-    except OSError:
-        os.close(lock)
-        raise
-    return lock
+@runtime_checkable
+class Destination(Protocol):
+    """Where a store is written, and where it is when it is finished."""
+
+    storage: Storage
+    """Where it is written."""
+
+    def begun(self) -> bool:
+        """Whether a store was begun there."""
+        ...
+
+    def require_new(self, *, overwrite: bool) -> None:
+        """Refuse to begin a store where another one is."""
+        ...
+
+    def require_free(self, *, overwrite: bool) -> None:
+        """Refuse to finish a store where another one is, unless it was begun to replace that."""
+        ...
+
+    def require_room(self, n_bytes: int) -> None:
+        """Refuse to write a store of so many bytes where there is no room."""
+        ...
+
+    def put_in_place(self) -> None:
+        """Give a sealed store its name."""
+        ...
 
 
-def fill(folder: Path, plan: Creation, *, overwrite: bool) -> None:
-    """Write everything that stands before the first shard; record 0 makes it count."""
-    children = list(folder.iterdir())
-    if not record_path(folder, 0).exists():
-        for child in children:
-            if child.name not in plan.top_names and not child.name.endswith(ASIDE):
+class LocalDestination(Destination):
+    """A path: the store is written to `PATH.partial`, and renamed when it is finished."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() follows links: replacing one would hit its target
+        self.folder = partial_folder(self.path)
+        self.storage: Storage = LocalStorage(self.folder)
+
+    def begun(self) -> bool:
+        """Whether `PATH.partial` is there."""
+        return os.path.lexists(self.folder)
+
+    def require_new(self, *, overwrite: bool) -> None:
+        """Refuse a path that is taken, unless a store there may be replaced."""
+        if not overwrite:
+            require_free(self.path)
+        _require_replaceable(self.path)
+        if self.begun() and not overwrite:
+            raise StoreExistsError(
+                f"'{self.folder}' exists already: a build was interrupted, or is running. Continue "
+                "with --resume, or begin anew with --overwrite."
+            )
+
+    def require_free(self, *, overwrite: bool) -> None:
+        """Refuse a path that is taken, unless the store was begun to replace it."""
+        if overwrite:
+            self.storage.write(OVERWRITE_MARK, [])
+        elif not self.storage.exists(OVERWRITE_MARK):
+            require_free(self.path)
+
+    def require_room(self, n_bytes: int) -> None:
+        """Ask the file system; what is committed, or will be replaced, makes room."""
+        require_room(self.path, n_bytes - committed_bytes(self.path))
+
+    def put_in_place(self) -> None:
+        """Rename the folder; replace the store that has its name, if that was asked for."""
+        old = self.path.with_name(self.path.name + ".replaced")
+        if self.storage.exists(OVERWRITE_MARK):
+            _require_replaceable(self.path)
+            _require_replaceable(old)
+            if os.path.lexists(self.path):
+                _remove_store(old)
+                self.path.rename(old)
+            self.storage.remove(OVERWRITE_MARK)
+        self.folder.rename(self.path)
+        sync_folder(self.path.parent)
+        _remove_store(old)
+
+
+class PlainDestination(Destination):
+    """A storage without renames: the store is written where it stays."""
+
+    def __init__(self, storage: Storage):
+        self.storage = storage
+
+    def begun(self) -> bool:
+        """Whether there is anything."""
+        return bool(self.storage.list())
+
+    def require_new(self, *, overwrite: bool) -> None:
+        """Refuse a storage that is not empty: nothing there could be kept until the end."""
+        if self.begun():
+            raise StoreExistsError(
+                f"'{self.storage.location}' is not empty, expected room for a store. Continue it "
+                "with --resume, or choose another place."
+            )
+
+    def require_free(self, *, overwrite: bool) -> None:
+        """Refuse a storage whose store is finished."""
+        if read_layout(self.storage).complete:
+            raise StoreExistsError(
+                f"'{self.storage.location}' holds a finished store. Choose another place."
+            )
+
+    def require_room(self, n_bytes: int) -> None:
+        """Trust the storage to have room."""
+
+    def put_in_place(self) -> None:
+        """Do nothing: the seal was all."""
+
+
+def destination_of(path: str | Path | Storage) -> Destination:
+    """Where a store of that path, or in that storage, is written."""
+    return LocalDestination(path) if isinstance(path, str | Path) else PlainDestination(path)
+
+
+def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> None:
+    """Write everything that comes before the first shard; record 0 makes it count."""
+    names = storage.list()
+    if storage.exists(record_name(0)):  # without it nothing else counts
+        storage.remove(record_name(0))
+    else:
+        ours = {path.split("/")[0] for path in contents.files}
+        for name in (name.rstrip("/") for name in names):
+            if name not in ours and not name.endswith(ASIDE):
                 raise FormatError(
-                    f"'{folder}' holds '{child.name}', expected the beginning of a store. "
+                    f"'{storage.location}' holds '{name}', expected the beginning of a store. "
                     "Choose another path."
                 )
-    else:  # without record 0 nothing else counts
-        record_path(folder, 0).unlink()
-        sync_folder(folder / COMMITS)
-    for child in children:
-        remove(child)
-    folders = {folder}
-    for name, raw in plan.files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        while path != folder:
-            path = path.parent
-            folders.add(path)
-    if overwrite:
-        overwrite_mark(folder).touch()
-    for each in folders:
-        sync_folder(each)
-    write_durably(record_path(folder, 0), [plan.first_record])
+    for name in names:
+        storage.remove(name)
+    mark = {OVERWRITE_MARK: b""} if overwrite else {}
+    storage.write_small({**contents.files, **mark})
+    storage.write(record_name(0), [contents.first_record])
 
 
 def unsealed(layout: Layout) -> Layout:
-    """Take back a seal that a kill left behind, so that finishing can begin again."""
+    """Take back a seal that an interruption left, so that finishing can begin again."""
     if not layout.sealed:
         return layout
     root = replace(layout.root, complete=False, certificate=None)
-    write_durably(layout.folder / "zarr.json", [encode(root_document(root))])
-    record_path(layout.folder, root.n_shards + 1).unlink()
-    return read_layout(layout.folder)
+    layout.storage.write(ROOT, [encode(root_document(root))])
+    layout.storage.remove(record_name(root.n_shards + 1))
+    return read_layout(layout.storage)
 
 
 def remove_uncommitted(layout: Layout) -> None:
     """Remove what an interrupted commit left behind."""
     n_shards = len(layout.checksums)
-    kept = {
-        layout.folder / array.name: {
-            shard_path(layout.folder, array, i).name for i in range(n_shards)
-        }
+    committed = {
+        array.name: {shard_name(array, shard) for shard in range(n_shards)}
         for array in layout.arrays.values()
     }
-    kept[record_path(layout.folder, 0).parent] = {
-        record_path(layout.folder, i).name for i in range(n_shards + 1)
-    }
-    for folder, names in kept.items():
-        for file in folder.iterdir():
-            if file.name not in names and (file.name.startswith("c.") or file.name.endswith(ASIDE)):
-                file.unlink()
-    (layout.folder / f"zarr.json{ASIDE}").unlink(missing_ok=True)
+    committed[COMMITS] = {record_name(number) for number in range(n_shards + 1)}
+    for folder, names in committed.items():
+        for name in layout.storage.list(folder):
+            if name not in names and (name.startswith(f"{folder}/c.") or name.endswith(ASIDE)):
+                layout.storage.remove(name)
+    layout.storage.remove(f"{ROOT}{ASIDE}")
 
 
-def overwrite_mark(folder: Path) -> Path:
-    """The file that says that finishing may replace a store: it outlives an interruption."""
-    return folder / COMMITS / "overwrite"
+def discard(path: str | Path | Storage) -> None:
+    """Remove a store that was begun and shall not be finished."""
+    storage = destination_of(path).storage
+    storage.remove(record_name(0))
+    for name in storage.list():
+        storage.remove(name)
+    if isinstance(storage, LocalStorage):
+        remove(storage.folder)
+
+
+def committed_bytes(path: str | Path) -> int:
+    """Bytes of the shards that an interrupted build or sweep of `path` has on disk.
+
+    A damaged one counts as nothing here; resuming it names the damage.
+    """
+    storage = LocalStorage(partial_folder(Path(path)))
+    if not storage.exists(record_name(0)):
+        return 0
+    try:
+        layout = read_layout(storage)
+    except FormatError:
+        return 0
+    per_shard = sum(shard_bytes(array, layout.root.shard_rows) for array in layout.arrays.values())
+    return per_shard * len(layout.checksums)
 
 
 def require_free(path: Path) -> None:
-    """Refuse a path where something lies."""
+    """Refuse a path where something lies already."""
     if os.path.lexists(path):
         raise StoreExistsError(
             f"'{path}' exists already. Choose another path, or replace it with --overwrite."
         )
 
 
-def require_replaceable(path: Path) -> None:
+def _require_replaceable(path: Path) -> None:
     """Refuse to replace what is no store, such as a folder of somebody's data."""
-    if record_path(path, 0).exists() or not os.path.lexists(path):
+    if (path / record_name(0)).exists() or not os.path.lexists(path):
         return
     # An empty folder is what is left of a store whose removal was interrupted.
     if not path.is_dir() or any(not file.is_dir() for file in path.rglob("*")):
@@ -120,46 +236,15 @@ def require_replaceable(path: Path) -> None:
         )
 
 
-def put_in_place(folder: Path, path: Path) -> None:
-    """Give a complete store its name; replace what lies there, if that was asked for."""
-    old = path.with_name(path.name + ".replaced")
-    if overwrite_mark(folder).exists():
-        require_replaceable(path)
-        require_replaceable(old)
-        if os.path.lexists(path):
-            _remove_store(old)
-            path.rename(old)
-        overwrite_mark(folder).unlink()
-        sync_folder(folder / COMMITS)
-    folder.rename(path)
-    sync_folder(path.parent)
-    _remove_store(old)
-
-
 def _remove_store(path: Path) -> None:
-    """Remove a store, the record by which it is known as one last."""
-    if record_path(path, 0).exists():
-        require_replaceable(path)
+    """Remove a store; last the record by which it is known as one."""
+    record = path / record_name(0)
+    if record.exists():
+        _require_replaceable(path)
         for child in path.iterdir():
             if child.name != COMMITS:
                 remove(child)
         for child in (path / COMMITS).iterdir():
-            if child != record_path(path, 0):
+            if child != record:
                 remove(child)
     remove(path)
-
-
-def committed_bytes(path: str | Path) -> int:
-    """Bytes of the shards that an interrupted build or sweep of `path` has on disk already.
-
-    None of what is damaged counts; whoever goes on with it is told.
-    """
-    folder = partial_folder(Path(path))
-    if not record_path(folder, 0).exists():
-        return 0
-    try:
-        layout = read_layout(folder)
-    except FormatError:
-        return 0
-    each = sum(shard_bytes(array, layout.root.shard_rows) for array in layout.arrays.values())
-    return each * len(layout.checksums)

@@ -1,4 +1,4 @@
-"""The format of a store, number 1. Says what stands on disk; reads and writes nothing.
+"""The format of a store, number 1: what is on disk, and the types that describe it.
 
 A store is a folder that any Zarr v3 reader opens as a group, and that is read without one:
 
@@ -6,38 +6,42 @@ A store is a folder that any Zarr v3 reader opens as a group, and that is read w
       zarr.json                 the group; its attributes are the fields of `Root`
       commits/                  uint8 [record, byte]: the log of what was committed
         zarr.json  c.0.0  c.1.0  …
-      resid_post/               a group for each folder of a row array's name
+      resid_post/               a group for each folder in the name of a row array
         zarr.json
         prompt/                 a row array [n, layer, width]: residuals, propensities
           zarr.json  c.0.0.0  c.1.0.0  …       one file for each shard of S rows
-      id/  prompt/  …           columns: what is known of each row, one chunk each
+      id/  prompt/  …           columns: what is known about each row, one chunk each
         zarr.json  c.0
 
-**A shard** holds S rows of all layers; the last is padded with zeros. Its file is, for each layer
-in order, one block of S·width values (little endian, C order, not compressed), then offset and
-length of each block (uint64), then their crc32c (uint32): Zarr's `sharding_indexed` codec with
+**A shard** holds S rows of all layers; the last one is padded with zeros. Its file is, for each
+layer in order, one block of S·width values (little endian, C order, not compressed), then offset
+and length of each block (uint64), then their crc32c (uint32): Zarr's `sharding_indexed` codec with
 inner chunks (S, 1, width) and the index at the end. So one layer of a shard is one contiguous range
-at a known place. S is one number for all row arrays of a store,
-`shard_rows`; why, `shard_reason` says.
-bfloat16 is kept as its bits: uint16, with the attribute `dtype: "bfloat16"`.
+at a known place. S is the same for all row arrays of a store: the attribute `shard_rows`;
+`shard_reason` says why. bfloat16 is stored as its bits: uint16, with the attribute
+`dtype: "bfloat16"`.
 
 **A column** is one Zarr array of one chunk, not compressed: strings (`vlen-utf8`) or numbers. Its
-first dimension is called `n` where it has a value for each row; a column that is named like a
-dimension of a row array (`layer`, `multiplier`) holds that dimension's coordinates. A ragged column
-`x` is the flat values `x`, and `x_offsets`, int64 [n + 1]: row i is `x[offsets[i]:offsets[i + 1]]`.
+first dimension is called `n` if it has a value for each row; a column that is named like a
+dimension of a row array (`layer`, `multiplier`) holds the coordinates of that dimension. A ragged
+column `x` is the flat values `x`, and `x_offsets`, int64 [n + 1]: row i is
+`x[offsets[i]:offsets[i + 1]]`.
 
 **The log** is a chain of JSON records of one size (padded with spaces, one newline at the end).
 Each has its number, the sha256 of the record before it, and its own `sha256`, which is that of the
 record's JSON without this field. Record 0, written at creation, has size and sha256 of every
 document and column. Record k + 1 says that shard k of every row array is on disk: its rows, and
-bytes and crc32c of each block. The last record seals a finished store: size and sha256 of the
-group's document, which alone changes (`complete`, `certificate`) when a store is finished.
+bytes and crc32c of each block.
+
+**The seal** is the last record of the log: size and sha256 of the group's document, which alone
+changes (`complete`, `certificate`) when a store is finished. A store is finished when its log is
+sealed and that document is there, whatever the folder is called and wherever it is.
 
 What counts is the longest prefix of well-formed records that chain; nothing else exists. A shard is
-written aside, synced and renamed before its record is. Until the seal stands the folder is called
-`STORE.zarr.partial`, and an empty file `commits/overwrite` may say that it is to replace a finished
-one. Documents are at most 1 MB each; a reader accepts them exactly as they are written here,
-follows no link and allocates nothing that a file does not back.
+written under a temporary name, synced and renamed before its record is. On a local disk the folder
+is called `STORE.zarr.partial` until it is sealed, and an empty file `commits/overwrite` may say
+that it is to replace a finished store. Documents are at most 1 MB each; a reader accepts them only
+exactly as they are written here, follows no link and allocates nothing that no file backs.
 """
 
 import re
@@ -65,7 +69,7 @@ COMMITS = "commits"
 
 @dataclass(frozen=True)
 class RowArray:
-    """One array of a store that is written shard by shard: `[n, layer, width]`."""
+    """A row array, which is written shard by shard: `[n, layer, width]`."""
 
     name: str
     """For example `resid_post/prompt`: site and position."""
@@ -77,7 +81,7 @@ class RowArray:
     """d_model, or whatever the last dimension counts."""
 
     dtype: Dtype
-    """What the values are; bfloat16 is stored as its bits."""
+    """Type of the values; bfloat16 is stored as its bits."""
 
     dimension_names: tuple[str, str, str] = ("n", "layer", "d_model")
     """What the three dimensions are called."""
@@ -111,7 +115,7 @@ class RowArray:
 
 @dataclass(frozen=True)
 class Column:
-    """What a column is, without its values."""
+    """The description of a column, without its values."""
 
     name: str
     dtype: str
@@ -121,10 +125,10 @@ class Column:
     """One or two dimensions."""
 
     dimension_names: tuple[str | None, ...]
-    """`n` first where there is a value for each row."""
+    """`n` first if there is a value for each row."""
 
     part_of: str | None = None
-    """Of the two arrays of a ragged column: the column's name."""
+    """Name of the ragged column that this array is one half of."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class Ragged:
     """The values of all rows, one row after the other."""
 
     offsets: Int64[np.ndarray, " _"]
-    """`[n + 1]`: where each row begins, and the end."""
+    """`[n + 1]`: where each row begins, and where the last one ends."""
 
     def __post_init__(self) -> None:
         offsets = self.offsets
@@ -183,11 +187,11 @@ class Ragged:
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """What the group's attributes say of a whole store."""
+    """The attributes of the group: what is said about a whole store."""
 
     kind: Kind
     n: int
-    """Rows, when it is complete."""
+    """Rows of the finished store."""
 
     shard_rows: int
     shard_reason: str
@@ -195,7 +199,7 @@ class Root:
     provenance: dict[str, Any]
     complete: bool = False
     certificate: Any = None
-    """Evidence that was made at the end: of a build, rows that were run again."""
+    """Evidence that was recorded at the end: of a build, rows that were run again."""
 
     @property
     def n_shards(self) -> int:
@@ -211,7 +215,7 @@ class Root:
 def shard_rows(
     arrays: Sequence[RowArray], n: int, *, target_bytes: int = 64 << 20, at_most: int = 512
 ) -> tuple[int, str]:
-    """How many rows a shard holds, and why.
+    """Choose how many rows a shard holds, and say why.
 
     Large enough that a file is worth its sync (32 to 256 MB write at full speed), small enough that
     an interrupted build loses little. From 16 on a multiple of 16, so that blocks of common widths
@@ -246,11 +250,7 @@ _SEGMENT_LIMIT = 200  # bytes; file systems allow 255
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that is not safe as a path inside a store, on any system.
-
-    Raises:
-        FormatError: it is not.
-    """
+    """Refuse a name that is not safe as a path inside a store, on any system."""
     parts = name.split("/")
     taken = parts[0] == COMMITS or any(
         part == "zarr.json" or part == "c" or part.startswith("c.") or part.endswith(".tmp")
@@ -259,7 +259,8 @@ def check_name(name: str) -> None:
     if taken or len(parts) > 8 or not all(map(_is_segment, parts)):
         raise FormatError(
             f"{name!r} cannot be the name of an array or column; expected words such as 'prompt' "
-            "or 'resid_post/prompt', without signs that paths give a meaning. Choose another name."
+            "or 'resid_post/prompt', without characters that paths give a meaning. Choose another "
+            "name."
         )
 
 

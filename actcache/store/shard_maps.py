@@ -1,27 +1,30 @@
-"""Shards as arrays: mapped into memory, none of them copied, few of them open at a time.
+"""Blocks of shards as arrays: mapped into memory where the storage can, else read by range.
 
-A map holds a file descriptor, so the least recently used are let go. Maps outlive a fork.
+A map copies nothing and outlives a fork, but holds a file descriptor, so the least recently used
+are released.
 """
 
 import mmap
-import os
 from typing import Any
 
 import google_crc32c
 import numpy as np
+from jaxtyping import Int64, Shaped
 
 from actcache.errors import refuse
-from actcache.store.encoding import shard_bytes
-from actcache.store.layout import Layout, shard_path
+from actcache.store.encoding import block_bytes, shard_bytes
+from actcache.store.layout import Layout, shard_name
 from actcache.store.schema import RowArray
-from actcache.store.storage.files import open_file
 
 OPEN_MAPS = 128
 """Maps of a store that stay open; each costs a file descriptor."""
 
+Chosen = slice | Int64[np.ndarray, " _"]
+"""Rows or layers: a range of step 1, or numbers from 0 on."""
+
 
 class ShardMaps:
-    """The maps of one store's shards."""
+    """The shards of one store."""
 
     def __init__(self, layout: Layout, *, check: bool):
         self._layout = layout
@@ -30,71 +33,136 @@ class ShardMaps:
         # the garbage collector comes by.
         self._mapped: dict[tuple[str, int], np.ndarray] = {}
 
-    def shard(self, array: RowArray, shard: int) -> np.ndarray:
-        """A shard's blocks `[layer, row, width]`, read-only, in the stored dtype.
-
-        Raises:
-            FormatError: the file is missing or of another size.
-        """
-        key = (array.name, shard)
-        mapped = self._mapped.pop(key, None)
-        if mapped is None:
-            mapped = self._map(array, shard)
-        self._mapped[key] = mapped  # the one that was used last stands last
-        for oldest in list(self._mapped)[:-OPEN_MAPS]:
-            self._mapped.pop(oldest, None)  # another thread may have
-        return mapped
-
-    def require_right(self, array: RowArray, shard: int, layers: slice | np.ndarray) -> None:
-        """Compare blocks with their checksums, each once in the life of the store object.
-
-        Does nothing unless the store was opened to be checked.
-
-        Raises:
-            FormatError: a block is not as it was written.
-        """
-        if self._unchecked is None:
-            return
-        key = (array.name, shard)
-        left = self._unchecked.setdefault(key, set(range(array.n_layers)))
-        for layer in np.arange(array.n_layers)[layers].tolist():
-            if layer in left:
-                if not self.is_right(array, shard, layer):
-                    path = shard_path(self._layout.folder, array, shard)
-                    refuse(str(path), f"other bytes at layer {layer}", "those of its checksum")
-                left.discard(layer)
-
-    def is_right(self, array: RowArray, shard: int, layer: int) -> bool:
-        """Whether a block has the checksum that the log has."""
-        found: int = google_crc32c.value(self.shard(array, shard)[layer])
-        return found == int(self._layout.checksums[shard][array.name][layer])
-
     @property
     def shard_rows(self) -> int:
         """Rows of a shard."""
         return self._layout.root.shard_rows
 
-    def clear(self) -> None:
-        """Let go of all maps; arrays that came from them stay valid."""
-        self._mapped.clear()
+    def take(
+        self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
+    ) -> Shaped[np.ndarray, "layer row width"]:
+        """Some rows of some layers of a shard, in the stored dtype.
 
-    def private_shard(self, array: RowArray, shard: int) -> np.ndarray:
-        """A shard's blocks in a map of their own, which may be written: the file stays as it is."""
-        return self._map(array, shard, access=mmap.ACCESS_COPY)
+        A read-only view of the file where it is mapped and both are ranges. Blocks are checked
+        first if the store was opened to be checked.
+        """
+        self.require_intact(array, shard, layers)
+        mapped = self._shard(array, shard)
+        return (
+            _taken(mapped, layers, rows)
+            if mapped is not None
+            else self._read(array, shard, layers, rows)
+        )
+
+    def private_shard(
+        self, array: RowArray, shard: int
+    ) -> Shaped[np.ndarray, "layer row width"] | None:
+        """A shard in a map of its own, which may be written: the file stays as it is.
+
+        None where the storage cannot be mapped.
+        """
+        mapped = self._map(array, shard, private=True)
+        return None if mapped is None else self._as_blocks(array, mapped)
+
+    def require_intact(self, array: RowArray, shard: int, layers: Chosen) -> None:
+        """Compare blocks with their checksums, each once in the life of the store object.
+
+        Does nothing unless the store was opened to be checked.
+        """
+        if self._unchecked is None:
+            return
+        key = (array.name, shard)
+        unchecked = self._unchecked.setdefault(key, set(range(array.n_layers)))
+        for layer in np.arange(array.n_layers)[layers].tolist():
+            if layer in unchecked:
+                if not self.is_intact(array, shard, layer):
+                    where = self._layout.storage.where(shard_name(array, shard))
+                    refuse(where, f"other bytes at layer {layer}", "those of its checksum")
+                unchecked.discard(layer)
+
+    def is_intact(self, array: RowArray, shard: int, layer: int) -> bool:
+        """Whether a block has the checksum that the log has."""
+        mapped = self._shard(array, shard)
+        if mapped is not None:
+            checksum: int = google_crc32c.value(mapped[layer])
+        else:
+            size = block_bytes(array, self.shard_rows)
+            raw = self._layout.storage.read_range(
+                shard_name(array, shard), layer * size, (layer + 1) * size
+            )
+            checksum = google_crc32c.value(raw)
+        return checksum == int(self._layout.checksums[shard][array.name][layer])
+
+    def clear(self) -> None:
+        """Release all maps; arrays that came from them stay valid."""
+        self._mapped.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         # For workers that are spawned: they map for themselves.
         return {**self.__dict__, "_mapped": {}}
 
-    def _map(self, array: RowArray, shard: int, access: int = mmap.ACCESS_READ) -> np.ndarray:
-        rows = self._layout.root.shard_rows
-        size = shard_bytes(array, rows)
-        file = open_file(shard_path(self._layout.folder, array, shard), size)
-        try:
-            mapped = mmap.mmap(file, size, access=access)
-        finally:
-            os.close(file)
-        dtype = np.dtype(array.stored).newbyteorder("<")
-        count = array.n_layers * rows * array.width
-        blocks = np.frombuffer(mapped, dtype, count)
-        return blocks.reshape(array.n_layers, rows, array.width)
+    def _shard(self, array: RowArray, shard: int) -> Shaped[np.ndarray, "layer row width"] | None:
+        """All blocks of a shard, mapped read-only; None where the storage cannot be mapped."""
+        key = (array.name, shard)
+        blocks = self._mapped.pop(key, None)
+        if blocks is None:
+            mapped = self._map(array, shard, private=False)
+            if mapped is None:
+                return None
+            blocks = self._as_blocks(array, mapped)
+        self._mapped[key] = blocks  # the most recently used stands last
+        for oldest in list(self._mapped)[:-OPEN_MAPS]:
+            self._mapped.pop(oldest, None)  # another thread may have
+        return blocks
+
+    def _map(self, array: RowArray, shard: int, *, private: bool) -> mmap.mmap | None:
+        size = shard_bytes(array, self.shard_rows)
+        return self._layout.storage.map(shard_name(array, shard), size, private=private)
+
+    def _as_blocks(
+        self, array: RowArray, mapped: mmap.mmap
+    ) -> Shaped[np.ndarray, "layer row width"]:
+        shape = (array.n_layers, self.shard_rows, array.width)
+        return np.frombuffer(mapped, _little(array), array.n_layers * shape[1] * shape[2]).reshape(
+            shape
+        )
+
+    def _read(
+        self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
+    ) -> Shaped[np.ndarray, "layer row width"]:
+        """Read by range: the rows of a layer are contiguous, and so are whole layers."""
+        name, size = shard_name(array, shard), block_bytes(array, self.shard_rows)
+        row_bytes = block_bytes(array, 1)
+        if isinstance(rows, slice):
+            first, last = rows.start, rows.stop
+        else:
+            first, last = int(rows.min()), int(rows.max()) + 1
+            rows = rows - first
+        read = self._layout.storage.read_range
+        numbers = np.arange(array.n_layers)[layers].tolist()
+        if isinstance(layers, slice) and numbers and (first, last) == (0, self.shard_rows):
+            raw = read(name, numbers[0] * size, (numbers[-1] + 1) * size)
+        else:
+            raw = b"".join(
+                read(name, layer * size + first * row_bytes, layer * size + last * row_bytes)
+                for layer in numbers
+            )
+        blocks = np.frombuffer(raw, _little(array)).reshape(len(numbers), last - first, array.width)
+        return blocks if isinstance(rows, slice) else np.take(blocks, rows, axis=1)
+
+
+def _little(array: RowArray) -> np.dtype:
+    return np.dtype(array.stored).newbyteorder("<")
+
+
+def _taken(
+    blocks: Shaped[np.ndarray, "layer row width"], layers: Chosen, rows: Chosen
+) -> Shaped[np.ndarray, "_ _ width"]:
+    """Some rows of some layers; a view where both are ranges."""
+    if isinstance(rows, slice):
+        return blocks[:, rows][layers]
+    if isinstance(layers, slice):  # faster than brackets where whole vectors are picked
+        taken: np.ndarray = np.take(blocks[layers], rows, axis=1)
+    else:
+        taken = blocks[np.ix_(layers, rows)]
+    return taken

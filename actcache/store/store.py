@@ -1,10 +1,7 @@
-"""Opens a store for reading. Needs NumPy only: no torch, model, tokenizer, data set or zarr.
-
-The way in for users and for everything that analyses; changes nothing on disk.
-"""
+"""A store that is open for reading: needs NumPy only, and changes nothing on disk."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,89 +11,37 @@ from jaxtyping import Bool, Int64
 from actcache.errors import ActcacheError, MismatchError
 from actcache.notebook import facts_table
 from actcache.store.array import CONVERTED_BYTES, Residuals
-from actcache.store.columns import read_checked_column
-from actcache.store.layout import Layout, find_store, read_layout
+from actcache.store.columns import Columns
+from actcache.store.layout import Layout, open_layout
 from actcache.store.schema import Ragged
 from actcache.store.shard_maps import ShardMaps
+from actcache.store.storage.protocol import Storage
 from actcache.store.verify import Problem, verify
 
 __all__ = ["Columns", "Problem", "Residuals", "Store", "open_store", "verify"]
 
 
-def open_store(path: str | Path, *, partial: bool = False, check: bool = False) -> "Store":
-    """Open a store.
+def open_store(
+    path: str | Path | Storage, *, partial: bool = False, check: bool = False
+) -> "Store":
+    """Open a store for reading. It is finished if its log is sealed, wherever it is.
 
     Args:
-        path: the folder that a build or a sweep wrote.
-        partial: open an interrupted (or running) one, `PATH.partial`, if there is one; only its
+        path: the folder that a build or a sweep wrote, or a storage.
+        partial: prefer the interrupted (or running) store `PATH.partial`, if there is one; only its
             committed rows are visible.
-        check: compare each block with its checksum when it is read first.
+        check: compare each block with its checksum when it is first read.
 
     Raises:
-        StoreNotFoundError: there is none.
-        IncompleteStoreError: there is only an interrupted one, and `partial` is False.
+        StoreNotFoundError: there is no store.
+        IncompleteStoreError: the store is not finished, and `partial` is False.
         FormatError: it is damaged, of a newer format, or no store.
     """
-    return Store(read_layout(find_store(path, partial=partial)), check=check)
-
-
-class Columns(Mapping[str, np.ndarray]):
-    """What is known of the rows, by name; each column is read when it is asked for."""
-
-    def __init__(self, layout: Layout):
-        self._layout = layout
-        self._plain = [name for name, each in layout.columns.items() if each.part_of is None]
-        self._values: dict[str, np.ndarray] = {}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._plain:
-            raise KeyError(name)
-        values = self._read(name)
-        if self._layout.columns[name].dimension_names[0] == "n":
-            return values[: self._layout.committed]
-        return values
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._plain)
-
-    def __len__(self) -> int:
-        return len(self._plain)
-
-    def ragged(self, name: str) -> Ragged:
-        """A ragged column.
-
-        Raises:
-            KeyError: there is none of that name.
-            FormatError: it is damaged.
-        """
-        column = self._layout.columns.get(name)
-        if column is None or column.part_of != name:
-            raise KeyError(name)
-        offsets = self._read(f"{name}_offsets")
-        whole = Ragged(self._read(name), offsets)
-        stop = self._layout.committed
-        return Ragged(whole.flat[: offsets[stop]], offsets[: stop + 1])
-
-    @property
-    def all_names(self) -> list[str]:
-        """Names of all columns, ragged ones too, in the order in which they were written."""
-        columns = self._layout.columns.values()
-        return [column.name for column in columns if column.part_of in (None, column.name)]
-
-    @property
-    def ragged_names(self) -> list[str]:
-        """Names of the ragged columns."""
-        columns = self._layout.columns.values()
-        return [column.name for column in columns if column.part_of == column.name]
-
-    def _read(self, name: str) -> np.ndarray:
-        if name not in self._values:
-            self._values[name] = read_checked_column(self._layout, self._layout.columns[name])
-        return self._values[name]
+    return Store(open_layout(path, partial=partial), check=check)
 
 
 class Store:
-    """A store that is open for reading. Columns by name: `store["behavior"] == "narcissism"`."""
+    """An open store. Columns by name: `store["behavior"] == "narcissism"`."""
 
     def __init__(self, layout: Layout, *, check: bool = False):
         self._layout = layout
@@ -105,15 +50,15 @@ class Store:
         """Columns by name; ragged ones through `ragged`."""
         arrays = layout.arrays.values()
         rows = layout.root.shard_rows
-        if any(array.dtype == "bfloat16" for array in arrays):  # one cut for all of them
+        if any(array.dtype == "bfloat16" for array in arrays):  # all arrays are cut alike
             largest = max(4 * array.n_layers * array.width for array in arrays)
             rows = max(min(rows, CONVERTED_BYTES // largest), 1)
         self._batch_rows = rows
 
     @property
     def path(self) -> Path:
-        """The folder."""
-        return self._layout.folder
+        """The folder, or whatever names the storage."""
+        return Path(self._layout.storage.location)
 
     @property
     def kind(self) -> str:
@@ -132,12 +77,12 @@ class Store:
 
     @property
     def complete(self) -> bool:
-        """Whether it is finished."""
-        return self._layout.root.complete
+        """Whether it is finished: its log is sealed."""
+        return self._layout.complete
 
     @property
     def config(self) -> dict[str, Any]:
-        """What was asked for."""
+        """The settings that it was made with."""
         return self._layout.root.config
 
     @property
@@ -147,7 +92,7 @@ class Store:
 
     @property
     def certificate(self) -> Any:
-        """Evidence that was made at the end; None while it is not complete."""
+        """Evidence that was recorded when the store was finished; None before."""
         return self._layout.root.certificate
 
     @property
@@ -182,11 +127,11 @@ class Store:
 
     @property
     def layers(self) -> Int64[np.ndarray, " layer"]:
-        """The number of each layer: 0, 1, … unless only some were kept."""
-        kept = self.columns.get("layer")
-        if kept is None or kept.ndim != 1 or kept.dtype.kind not in "iu":
+        """The number of each layer: 0, 1, … unless the store holds only some of them."""
+        numbers = self.columns.get("layer")
+        if numbers is None or numbers.ndim != 1 or numbers.dtype.kind not in "iu":
             return np.arange(self.n_layers)
-        return kept.astype(np.int64)
+        return numbers.astype(np.int64)
 
     @property
     def digest(self) -> str:
@@ -268,8 +213,7 @@ class Store:
             )
         numbers = None
         if array.dimension_names[1] == "layer" and not name.startswith("embed/"):
-            found = self.layers
-            numbers = found if found.size == array.n_layers else None
+            numbers = self.layers if self.layers.size == array.n_layers else None
         return Residuals(
             self._maps, array, n=self.n, batch_rows=self._batch_rows, layer_numbers=numbers
         )

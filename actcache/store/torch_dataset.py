@@ -1,8 +1,7 @@
-"""A store as a data set for torch: what a `DataLoader` takes, in any number of worker processes.
+"""A store as a data set for torch's `DataLoader`, in any number of worker processes.
 
-Each process maps the files for itself, and what travels to a worker is the store's path and what is
-asked of it, never a residual. Knows nothing of training. The one module of those that read a store
-which torch comes in with.
+Each process maps the files for itself: a worker is sent the path and the selection, never a
+residual. The only module of the store that imports torch.
 """
 
 import os
@@ -35,15 +34,14 @@ class ResidualDataset(Dataset[Any]):
         path: the store.
         position: prompt, fork, positive, negative, ….
         site: resid_post, embed, ….
-        layers: numbers of the layers to give, in this order, negative ones from the end; a single
+        layers: numbers of the layers to return, in this order, negative ones from the end; a single
             one drops the dimension; by default all.
-        select: a bool mask `[n]` or row numbers, in the order in which they are to be counted; by
-            default all rows.
-        target: a column that is given with each row. Of words (`label`, `letter`, `behavior`) the
-            code, int64: their place in `classes`, or -100 where the row has none.
-        as_stored: give the dtype of the store (bfloat16 as torch has it) instead of float32.
+        select: a bool mask `[n]`, or row numbers in the order of the data set; by default all rows.
+        target: a column that is returned with each row. Words (`label`, `letter`, `behavior`)
+            become codes, int64: the place in `classes`, or -100 where the row has none.
+        as_stored: return the dtype of the store (bfloat16 as torch has it) instead of float32.
         partial: open an interrupted store, as `open_store` does.
-        check: compare each block with its checksum when a process reads it first.
+        check: compare each block with its checksum when a process first reads it.
 
     Raises:
         StoreNotFoundError: there is no store.
@@ -66,7 +64,7 @@ class ResidualDataset(Dataset[Any]):
         partial: bool = False,
         check: bool = False,
     ):
-        self._path = Path(path).absolute()  # a worker may stand in another folder
+        self._path = Path(path).absolute()  # a worker may run in another folder
         self._name = f"{site}/{position}"
         self._target = target
         self._stored = as_stored
@@ -86,7 +84,7 @@ class ResidualDataset(Dataset[Any]):
 
     @property
     def rows(self) -> Int64[np.ndarray, " _"]:
-        """The store's row behind each row of the data set."""
+        """The row number in the store of each row of the data set."""
         return self._rows
 
     def __len__(self) -> int:
@@ -113,10 +111,10 @@ class ResidualDataset(Dataset[Any]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """The rows of a batch, read at once; a `DataLoader` asks for this and stacks them."""
-        found = self[list(indices)]
-        if isinstance(found, tuple):
-            return list(zip(*found, strict=True))
-        return list(found)
+        batch = self[list(indices)]
+        if isinstance(batch, tuple):
+            return list(zip(*batch, strict=True))
+        return list(batch)
 
     def __getstate__(self) -> dict[str, Any]:
         # For workers that are spawned: they open the store for themselves.
@@ -126,7 +124,7 @@ class ResidualDataset(Dataset[Any]):
         return f"ResidualDataset({str(self._path)!r}, {self._name!r}, {len(self)} rows)"
 
     def _open(self) -> tuple[Residuals, Tensor | None]:
-        """Residuals and targets as this process has opened them; a forked one opens its own."""
+        """Residuals and targets, opened by this process; a forked process opens them again."""
         if self._opened is None or self._opened[0] != os.getpid():
             store = open_store(self._path, partial=self._partial, check=self._check)
             if self._digest not in (None, store.digest):
@@ -142,7 +140,7 @@ class ResidualDataset(Dataset[Any]):
 def _places(
     layers: int | Sequence[int] | None, store: Store, resid: Residuals
 ) -> int | list[int] | slice:
-    """Where the layers of these numbers lie in the array; a store may hold only some."""
+    """Places of the layers with these numbers in the array; a store may hold only some."""
     size = resid.shape[1]
     numbers = store.layers.tolist() if store.layers.size == size else list(range(size))
     places = dict(zip(numbers, range(size), strict=True)) | {
@@ -150,12 +148,12 @@ def _places(
     }
     if layers is None:
         return slice(None)
-    absent = [each for each in np.atleast_1d(layers).tolist() if each not in places]
+    absent = [layer for layer in np.atleast_1d(layers).tolist() if layer not in places]
     if absent:
         raise IndexError(f"{absent[0]} is not among the layers {numbers} of '{resid.name}'")
     if isinstance(layers, int | np.integer):
         return places[int(layers)]
-    return [places[int(each)] for each in layers]
+    return [places[int(layer)] for layer in layers]
 
 
 def _targets(values: np.ndarray, classes: Sequence[str]) -> Tensor:
@@ -171,15 +169,15 @@ def _numbers(
     """Row numbers from 0 on."""
     if select is None:
         return np.arange(n)
-    chosen = np.asarray(select)
-    if chosen.dtype == np.bool_:
-        if chosen.shape != (n,):
+    selected = np.asarray(select)
+    if selected.dtype == np.bool_:
+        if selected.shape != (n,):
             raise MismatchError(
-                f"the mask has shape {list(chosen.shape)}, expected [{n}], one for each row of the "
-                "store. Make it from the store's columns."
+                f"the mask has shape {list(selected.shape)}, expected [{n}], one for each row of "
+                "the store. Make it from the store's columns."
             )
-        return np.flatnonzero(chosen)
-    return np.arange(n)[chosen.astype(np.int64)]
+        return np.flatnonzero(selected)
+    return np.arange(n)[selected.astype(np.int64)]
 
 
 def _as_index(index: Any) -> Any:

@@ -1,8 +1,8 @@
 """Which layers tell two classes apart: projections on one common direction and on each layer's own.
 
 The common direction and the discriminative layers are those of Selective Steering; Fisher's ratio
-and the AUC are the plain measures of the same thing. Directions come from train samples, and all
-that is here is read on others. Refuses to know where residuals lie and what the two classes mean.
+and the AUC are the plain measures of the same thing. Directions come from train samples, all scores
+from others.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ from actcache.errors import MismatchError, NotFiniteError
 
 @dataclass(frozen=True, kw_only=True)
 class Projections:
-    """What is kept of the residuals of all samples: three numbers a layer."""
+    """Three numbers a sample and layer: all that the scores need of the residuals."""
 
     common: Float32[np.ndarray, "n layer"]
     """Residual at each layer on the one common direction."""

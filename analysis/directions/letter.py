@@ -1,9 +1,9 @@
 """The letter direction: what "(A)" and "(B)" differ by, whatever they stand for in a row.
 
 A pair's completions differ in one letter, so the difference of their residuals holds the letter
-beside the behavior, with a sign that says which letter is the positive one. It cancels in a mean
-over balanced rows, and not in a direction of one row: a network that learns such directions can
-learn to name the letter. Refuses to know what the directions are used for.
+beside the behavior, with a sign for which letter is the positive one. It cancels in a mean over
+balanced rows, and not in a direction of one row: a network that learns such directions can learn to
+name the letter.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from actcache.store.store import Store
 def letter_directions(
     store: Store, *, rows: Bool[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "layer d_model"] | str:
-    """Half the difference between what rows of either letter have for positive less negative.
+    """Half the difference between positive minus negative of rows of either letter.
 
     With z = h(positive) - h(negative), rows whose positive letter is the first hold
     z = behavior + letter, the others z = behavior - letter. So the behavior cancels, also where
@@ -30,24 +30,24 @@ def letter_directions(
         rows: samples that count, for example a behavior's train split.
 
     Returns:
-        The direction at each layer, or in words why there is none.
+        The direction at each layer, or a sentence on why there is none.
     """
     letters, code = np.unique(store["letter"], return_inverse=True)
-    found = [str(x) for x in np.unique(store["letter"][rows])]
-    if len(found) != 2 or "" in found:
-        shown = ", ".join(x or "none" for x in found)
-        return f"the positive completions begin with {len(found)} kinds of letter ({shown}), not 2"
+    chosen = [str(x) for x in np.unique(store["letter"][rows])]
+    if len(chosen) != 2 or "" in chosen:
+        shown = ", ".join(x or "none" for x in chosen)
+        return f"the positive completions begin with {len(chosen)} kinds of letter ({shown}), not 2"
 
     def batches() -> Iterator[tuple[Float[np.ndarray, "b layer d"], Int64[np.ndarray, " b"]]]:
-        sides = (
-            store.resid(side).batches(rows=BATCH_ROWS, select=rows)
-            for side in ("positive", "negative")
+        pairs = (
+            store.resid(position).batches(rows=BATCH_ROWS, select=rows)
+            for position in ("positive", "negative")
         )
-        for (at, positive), (_, negative) in zip(*sides, strict=True):
-            yield np.subtract(positive, negative, dtype=np.float32), code[at]
+        for (row_numbers, positive), (_, negative) in zip(*pairs, strict=True):
+            yield np.subtract(positive, negative, dtype=np.float32), code[row_numbers]
 
     moments = class_moments(batches(), len(letters))
-    first, second = (letters.tolist().index(x) for x in found)
+    first, second = (letters.tolist().index(x) for x in chosen)
     return np.asarray((moments.mean[first] - moments.mean[second]) / 2, np.float32)
 
 
@@ -64,7 +64,7 @@ def without_letter(
     directions: Float32[np.ndarray, "b layer d_model"],
     letter: Float32[np.ndarray, "layer d_model"],
 ) -> Float32[np.ndarray, "b layer d_model"]:
-    """The directions with their part along the letter direction taken away."""
+    """Subtract the directions' part along the letter direction."""
     along = unit(letter).astype(np.float32)
     part = np.einsum("bld,ld->bl", directions, along)
     return np.asarray(directions - part[..., None] * along)

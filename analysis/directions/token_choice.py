@@ -1,8 +1,8 @@
-"""Which token at a prompt's end looks most at the marked span, layer by layer, and how much.
+"""Which token at a prompt's end attends most to the marked span, layer by layer, and how much.
 
 The choice of the token to read, the soft labels of its samples and the ranking of layers, as
 attention-guided steering makes them (Davarmanesh et al. 2026, arXiv 2602.00333), from the masses
-that a build with the site `attention` keeps. Takes arrays; knows no model and no store.
+that a build with the site `attention` keeps.
 """
 
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ class TokenChoice:
     """For each layer the token to read, and how strongly it attends to the marked span."""
 
     place: Int64[np.ndarray, " layer"]
-    """Which of the given positions: the one whose mass is largest in any scanned sample; of equal
-    ones the first."""
+    """Index into the given positions: the one whose mass is largest in any scanned sample, the
+    first of equals."""
 
     peak: Float64[np.ndarray, " layer"]
     """Its mass in that sample, mean over heads."""
@@ -45,8 +45,8 @@ def choose_tokens(
     Args:
         masses: for each position, in the order in which ties are broken, `attention/<position>` of
             a store. The published order is that of the text: `template_-K` first.
-        scan: rows that are looked at; by default all. The published code looks at every second of
-            the prompts that hold the concept.
+        scan: rows that count; by default all. The published code takes every second of the prompts
+            that hold the concept.
 
     Raises:
         MismatchError: no position, no row, or arrays of different shapes.

@@ -1,8 +1,7 @@
 """Many small networks of one shape, trained as stacked tensors: their weights, their AdamW.
 
 The first dimension counts networks. Each has its own seed, learning rate and weight decay, so a
-stack of k gives what k runs of PyTorch one after the other would. Refuses to know what the networks
-compute.
+stack of k gives what k runs of PyTorch one after the other would.
 """
 
 from collections.abc import Sequence
@@ -15,18 +14,11 @@ from torch import Tensor
 def uniform_weights(
     seeds: Sequence[int], shape: tuple[int, ...], *, bound: float, device: torch.device | str
 ) -> Float[Tensor, "k ..."]:
-    """Weights uniform in ±bound, network i's from a generator of its own seed.
+    """Draw weights uniform in ±bound, those of each network from a generator of its own seed.
 
     Drawn on the CPU, so that a seed means the same weights on every device.
 
-    Args:
-        seeds: one a network.
-        shape: of one network's weights.
-        bound: `1 / sqrt(inputs)` is what `torch.nn.Linear` takes, for weight and bias alike.
-        device: where they will be.
-
-    Returns:
-        float32, `[k, *shape]`.
+    `torch.nn.Linear` takes `1 / sqrt(inputs)` as the bound, for weight and bias alike.
     """
     stack = torch.empty(len(seeds), *shape)
     for weights, seed in zip(stack, seeds, strict=True):
@@ -37,12 +29,9 @@ def uniform_weights(
 def linear_views(
     flat: Float[Tensor, " weights"], layers: Sequence[tuple[int, int]], *, n: int
 ) -> list[tuple[Float[Tensor, "n out in"], Float[Tensor, "n out"]]]:
-    """Matrix and bias of each linear layer of n networks, as parts of one tensor.
+    """View one tensor as matrix and bias of each linear layer of n networks.
 
-    Args:
-        flat: as many entries as they have together.
-        layers: outputs and inputs of each.
-        n: networks.
+    `layers` are outputs and inputs of each.
     """
     sizes = [n * size for out, inputs in layers for size in (out * inputs, out)]
     parts = iter(flat.split(sizes))
@@ -50,9 +39,9 @@ def linear_views(
 
 
 def training_device(name: str) -> str:
-    """Where small networks are trained: as it is called, but `auto` is cuda where there is one.
+    """Name the device to train small networks on: `auto` is cuda if available, else cpu.
 
-    mps has to be asked for: nothing was measured there.
+    mps must be named: nothing was measured there.
     """
     if name != "auto":
         return name
@@ -75,7 +64,7 @@ class StackedAdamW:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        """Hold the moments of `parameters`, each `[k, …]` and a leaf with gradients."""
+        """Make the moments of `parameters`, each `[k, …]` and a leaf with gradients."""
         self._parameters = list(parameters)
         self._lr = lr
         self._shrink = lr * weight_decay
@@ -83,26 +72,29 @@ class StackedAdamW:
         self._eps = eps
         self._first = [torch.zeros_like(p) for p in self._parameters]
         self._second = [torch.zeros_like(p) for p in self._parameters]
-        self._room = [torch.empty_like(p) for p in self._parameters]
+        self._buffers = [torch.empty_like(p) for p in self._parameters]
         self._n_steps = 0
 
     @torch.no_grad()
     def step(self, *, scale: float = 1.0) -> None:
-        """One step from the gradients, which are cleared; all rates times `scale`, a schedule's."""
+        """Take one step and clear the gradients; a schedule multiplies all rates by `scale`."""
         self._n_steps += 1
         beta1, beta2 = self._betas
-        # Bias correction is moved into two numbers: fewer passes over the weights.
+        # Adam's step is lr · (m / c1) / (sqrt(v) / c2 + eps), with bias corrections c1 = 1 - β1^t
+        # and c2 = sqrt(1 - β2^t). Multiplied by c2 / c2:
+        # lr · c2/c1 · m / (sqrt(v) + eps·c2), where the corrections are two numbers, so that each
+        # tensor is passed over fewer times.
         size = (1 - beta2**self._n_steps) ** 0.5
         factor = scale * size / (1 - beta1**self._n_steps)
         for p, first, second, step in zip(
-            self._parameters, self._first, self._second, self._room, strict=True
+            self._parameters, self._first, self._second, self._buffers, strict=True
         ):
             assert p.grad is not None
-            each = (-1, *[1] * (p.dim() - 1))
+            per_network = (-1, *[1] * (p.dim() - 1))
             first.lerp_(p.grad, 1 - beta1)
             second.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-            p.addcmul_(p, self._shrink.view(each), value=-scale)
+            p.addcmul_(p, self._shrink.view(per_network), value=-scale)
             torch.sqrt(second, out=step).add_(self._eps * size)
             torch.div(first, step, out=step)
-            p.sub_(step.mul_(self._lr.view(each)), alpha=factor)
+            p.sub_(step.mul_(self._lr.view(per_network)), alpha=factor)
             p.grad = None

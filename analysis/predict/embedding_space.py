@@ -1,7 +1,4 @@
-"""What embeddings show before any predictor: do behaviors lie apart, and how do they look in 2-D.
-
-Vectors and names in, frozen results out; knows no encoder, store or picture.
-"""
+"""Embeddings before any predictor: how well behaviors are separated, and a projection to 2-D."""
 
 import importlib
 import importlib.util
@@ -20,7 +17,7 @@ Method = Literal["auto", "pca", "umap"]
 
 @dataclass(frozen=True, kw_only=True)
 class Silhouette:
-    """How much nearer rows are to their own behavior than to the next (Rousseeuw 1987)."""
+    """How much closer rows are to their own behavior than to the next (Rousseeuw 1987)."""
 
     values: Float64[np.ndarray, " n"]
     """Of each row, from −1 to 1; 0 where it is the only one of its behavior."""
@@ -40,7 +37,7 @@ def silhouette_by_behavior(
     With a(i) the mean distance to the other rows of i's behavior and b(i) the least mean distance
     to the rows of another, s(i) = (b − a) / max(a, b): scikit-learn's `silhouette_samples` with
     `metric="cosine"`. The mean distance to a set is one minus the product with its mean vector, so
-    that no pair is looked at and time is linear in n, where scikit-learn's is quadratic.
+    that no pair is compared and time is linear in n, where scikit-learn's is quadratic.
 
     Args:
         embeddings: any length of rows but 0; summed in float64.
@@ -80,12 +77,12 @@ def silhouette_by_behavior(
     between[rows, of_row] = np.inf
     nearest = between.min(1)
     others = counts[of_row] - 1
-    own_self = np.einsum("ij,ij->i", units, units)
-    # Of its own behavior without the row itself, whose distance is 0.
-    own = others - (products[rows, of_row] - own_self)
+    with_itself = np.einsum("ij,ij->i", units, units)
+    # Summed distance to the others of its behavior: without the row itself, whose distance is 0.
+    to_others = others - (products[rows, of_row] - with_itself)
     alone = others == 0
-    within = np.where(alone, 0, own / np.maximum(others, 1))
-    # Equal vectors lie at distance 0, give or take the last digit of what was summed.
+    within = np.where(alone, 0, to_others / np.maximum(others, 1))
+    # Equal vectors are at distance 0 up to rounding of the sums.
     within[np.abs(within) < _ZERO] = 0
     nearest[np.abs(nearest) < _ZERO] = 0
     largest = np.maximum(within, nearest)
@@ -105,7 +102,7 @@ _ZERO = 1e-14
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """Embeddings in the plane, to look at."""
+    """Embeddings in the plane, to plot."""
 
     points: Float32[np.ndarray, "n 2"]
     """In the order of the embeddings."""
@@ -117,7 +114,7 @@ class Projection:
     """Of PCA: the share of the variance on each axis."""
 
     seed: int
-    """What UMAP began from; PCA needs none."""
+    """Seed of UMAP; PCA needs none."""
 
 
 def project_to_plane(
@@ -127,11 +124,11 @@ def project_to_plane(
 
     Args:
         embeddings: any length of rows but 0; scaled to length 1 first.
-        method: `auto` is UMAP if it is installed and there are rows enough for it, else PCA.
+        method: `auto` is UMAP if it is installed and there are enough rows for it, else PCA.
         seed: of UMAP.
 
     Returns:
-        The points, and which method made them. What there is no second axis for is 0.
+        The points, and the method that made them. Without a second axis its coordinate is 0.
 
     Raises:
         ActcacheError: UMAP is asked for and not installed.
@@ -143,7 +140,7 @@ def project_to_plane(
     return _pca(units, seed)
 
 
-_NEIGHBORS = 15  # UMAP's default, and rows that it needs
+_NEIGHBORS = 15  # UMAP's default; it needs more rows than these
 
 
 def _pca(units: Float64[np.ndarray, "n e"], seed: int) -> Projection:
@@ -172,7 +169,7 @@ def has_umap() -> bool:
 
 
 def _umap(units: Float64[np.ndarray, "n e"], seed: int) -> Projection:
-    # Its warnings are of what we do not use: TensorFlow, several threads, precomputed distances.
+    # It warns of what we do not use: TensorFlow, several threads, precomputed distances.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -183,8 +180,8 @@ def _umap(units: Float64[np.ndarray, "n e"], seed: int) -> Projection:
                 "umap-learn, or use pca."
             ) from error
         neighbors = min(_NEIGHBORS, len(units) - 1)
-        made = umap.UMAP(metric="cosine", n_neighbors=neighbors, random_state=seed, n_jobs=1)
-        points = np.asarray(made.fit_transform(units), np.float32)
+        reducer = umap.UMAP(metric="cosine", n_neighbors=neighbors, random_state=seed, n_jobs=1)
+        points = np.asarray(reducer.fit_transform(units), np.float32)
     return Projection(points=points, method="umap", explained=None, seed=seed)
 
 

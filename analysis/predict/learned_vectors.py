@@ -1,12 +1,12 @@
-"""Learned vectors (L2S): networks of every behavior, and the sweep of what they say.
+"""Learned vectors (L2S): networks of every behavior, and the sweep of what they predict.
 
-From a store of pairs to `learned.zarr`: each sample steered with what its behavior's networks make
-of its prompt, with the same less the letter direction, and with the difference of its own two
-completions, which no prompt could tell. Runs the model, so torch comes in here; refuses to know
-which layer is chosen for whom.
+From a store of pairs to `learned.zarr`: each sample is steered with what its behavior's networks
+predict from its prompt, with the same without its part along the letter direction, and with the
+difference of its own two completions, which no prompt could tell. The sweep runs the model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,10 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    VectorPredictor,
-    default_context_layers,
-    train_vector_predictor,
-)
-from actcache.analysis.predict.reuse import digest_of, identity_of, kept
+from actcache.analysis.names import L2S, L2S_WITHOUT_LETTER, OWN_DIFFERENCE
+from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
+from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
+from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
 from actcache.analysis.predict.selections import BehaviorRows
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.row_directions import RowDirections
@@ -30,27 +27,18 @@ from actcache.analysis.sweep.run import run_sweep
 from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError
 from actcache.identity import require_same
-from actcache.progress import Progress
+from actcache.progress import Progress, Silent
 from actcache.store.store import Store, open_store
 
-LEARNED = "l2s"
-"""The set of the networks' vectors."""
-
-WITHOUT_LETTER = "l2s_without_letter"
-"""The same with their part along the letter direction taken away."""
-
-ORACLE = "oracle_vectors"
-"""Each sample's own difference of residuals."""
-
 FILE = "networks.safetensors"
-"""What a behavior's networks are called in their folder."""
+"""Name of a behavior's networks in their folder."""
 
 _AT_A_TIME = 64  # test samples whose vectors are in memory together
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """The networks, their sweep, and how much of their vectors is letter."""
+    """The networks, their sweep, and the letter's share of their vectors."""
 
     networks: Mapping[str, VectorPredictor]
     """By behavior."""
@@ -59,13 +47,13 @@ class Learned:
     """`<set>/propensity` of `sets`."""
 
     sets: Sequence[str]
-    """LEARNED, WITHOUT_LETTER where there is a letter direction, ORACLE."""
+    """L2S, L2S_WITHOUT_LETTER where there is a letter direction, OWN_DIFFERENCE."""
 
     letter_share: Mapping[str, Float64[np.ndarray, " layer"] | str]
     """By behavior: mean share of the squared norm along the letter direction, over base test
     samples; or in words why there is no letter direction."""
 
-    oracle: str = ORACLE
+    oracle: str = OWN_DIFFERENCE
     """The set that chooses the fixed layer."""
 
 
@@ -83,8 +71,8 @@ def learn_vectors(
     """Train each behavior's networks on its train samples, and sweep all rows with their vectors.
 
     Args:
-        folder: where networks and `learned.zarr` are kept; what lies there of the same settings is
-            reused, an interrupted sweep is gone on with.
+        folder: of networks and `learned.zarr`; those of the same settings are reused, an
+            interrupted sweep is resumed.
         store: with the positions prompt, positive and negative.
         behaviors: its behaviors and their rows.
         layers: numbers of the layers to steer.
@@ -104,7 +92,7 @@ def learn_vectors(
             "Pass some of them."
         )
     settings = L2SSettings(loss=config.loss, seed=config.seed)
-    made_of = {
+    fingerprint = {
         "store": identity_of(store),
         "settings": settings,
         "layers": list(layers),
@@ -115,9 +103,9 @@ def learn_vectors(
         for behavior, rows in behaviors.items()
     }
     digests = {
-        name: digest_of({name: made_of})
-        for name in (LEARNED, ORACLE, WITHOUT_LETTER)
-        if name != WITHOUT_LETTER or any(not isinstance(x, str) for x in letter.values())
+        name: digest_of({name: fingerprint})
+        for name in (L2S, OWN_DIFFERENCE, L2S_WITHOUT_LETTER)
+        if name != L2S_WITHOUT_LETTER or any(not isinstance(x, str) for x in letter.values())
     }
     path = folder / "learned.zarr"
     if path.exists():  # before minutes of training
@@ -128,34 +116,44 @@ def learn_vectors(
             remedy="Choose another folder with -o, or pass --overwrite.",
         )
     networks = {}
-    each = len(layers) * len(contexts) * len(settings.rates) * len(settings.components)
-    with progress.steps("networks of L2S", each * len(behaviors)) as on_network:
+    n_networks = len(layers) * len(contexts) * len(settings.rates) * len(settings.components)
+    with progress.steps("networks of L2S", n_networks * len(behaviors)) as on_network:
 
         def load(place: Path) -> VectorPredictor:
-            on_network(each)
+            on_network(n_networks)
             return VectorPredictor.load(place / FILE)
 
         for behavior, rows in behaviors.items():
-            networks[behavior] = kept(
-                folder / rows.folder / LEARNED,
-                made_of,
+            networks[behavior] = load_or_make(
+                folder / rows.folder / L2S,
+                fingerprint,
                 load=load,
-                make=partial(_train, store, rows, layers, contexts, settings, device, on_network),
+                make=partial(
+                    VectorPredictor.fit,
+                    store,
+                    rows=_mask(store, rows, rows.train),
+                    validation=_mask(store, rows, rows.validation),
+                    layers=layers,
+                    context_layers=contexts,
+                    settings=settings,
+                    device=device,
+                    progress=_SharedBar(on_network),
+                ),
                 save=lambda place, made: made.save(place / FILE),
             )
     vectors = _Vectors(store, behaviors, networks, layers)
     shares = {
         behavior: direction
         if isinstance(direction, str)
-        else vectors.share(behaviors[behavior], direction)
+        else vectors.letter_share(behaviors[behavior], direction)
         for behavior, direction in letter.items()
     }
-    rows_of = {
-        LEARNED: vectors.learned,
-        ORACLE: vectors.own,
-        WITHOUT_LETTER: lambda at: vectors.less_letter(at, letter),
+    vectors_of: dict[str, Callable[[Int64[np.ndarray, " b"]], np.ndarray]] = {
+        L2S: vectors.learned,
+        OWN_DIFFERENCE: vectors.oracle,
+        L2S_WITHOUT_LETTER: partial(vectors.without_letter, letter=letter),
     }
-    sets = {name: RowDirections(rows_of[name], digest) for name, digest in digests.items()}
+    sets = {name: RowDirections(vectors_of[name], digest) for name, digest in digests.items()}
     swept = run_sweep(
         store,
         sets,
@@ -172,37 +170,16 @@ def learn_vectors(
     return Learned(networks=networks, swept=swept, sets=list(sets), letter_share=shares)
 
 
-def _train(
-    store: Store,
-    rows: BehaviorRows,
-    layers: Sequence[int],
-    context_layers: Sequence[int],
-    settings: L2SSettings,
-    device: str,
-    on_network: Callable[[int], object],
-) -> VectorPredictor:
-    used = rows.train | rows.validation
-    at = rows.at[used]
-    positive, negative, prompt = map(store.resid, ("positive", "negative", "prompt"))
+class _SharedBar(Silent):
+    """Moves a bar that is open already, one for the networks of all behaviors."""
 
-    def target(layer: int) -> Float32[np.ndarray, "n d_model"]:
-        sides = positive.layer(layer, at), negative.layer(layer, at)
-        return np.asarray(np.subtract(*sides, dtype=np.float32))
+    def __init__(self, on_network: Callable[[int], None]) -> None:
+        self._on_network = on_network
 
-    def context(layer: int) -> Float32[np.ndarray, "n d_model"]:
-        return np.asarray(prompt.layer(layer, at), np.float32)
-
-    return train_vector_predictor(
-        target,
-        context,
-        layers=layers,
-        context_layers=context_layers,
-        train=rows.train[used],
-        validation=rows.validation[used],
-        settings=settings,
-        device=device,
-        on_step=on_network,
-    )
+    @contextmanager
+    def steps(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
+        """Open no other bar."""
+        yield self._on_network
 
 
 class _Vectors:
@@ -216,7 +193,7 @@ class _Vectors:
         layers: Sequence[int],
     ) -> None:
         self._prompt = store.resid("prompt")
-        self._sides = store.resid("positive"), store.resid("negative")
+        self._pair = store.resid("positive"), store.resid("negative")
         self._shape = store.n_layers, store.d_model
         self._layers = list(layers)
         self._networks = networks
@@ -224,44 +201,48 @@ class _Vectors:
         for behavior, rows in behaviors.items():
             self._behavior[rows.at] = behavior
 
-    def learned(self, at: Int64[np.ndarray, " b"]) -> Float32[np.ndarray, "b layer d_model"]:
-        """What the networks say of the rows' prompts; zero at layers that are not steered."""
-        found = np.zeros((len(at), *self._shape), np.float32)
+    def learned(
+        self, row_numbers: Int64[np.ndarray, " b"]
+    ) -> Float32[np.ndarray, "b layer d_model"]:
+        """Predict from the rows' prompts; zero at layers that are not steered."""
+        vectors = np.zeros((len(row_numbers), *self._shape), np.float32)
         for behavior, networks in self._networks.items():
-            mine = np.flatnonzero(self._behavior[at] == behavior)
-            if mine.size:
-                said = networks.directions(partial(self._prompt.layer, rows=at[mine]))
-                found[mine[:, None], self._layers] = said
-        return found
+            places = np.flatnonzero(self._behavior[row_numbers] == behavior)
+            if places.size:
+                contexts = partial(self._prompt.layer, rows=row_numbers[places])
+                vectors[places[:, None], self._layers] = networks.directions(contexts)
+        return vectors
 
-    def less_letter(
+    def without_letter(
         self,
-        at: Int64[np.ndarray, " b"],
+        row_numbers: Int64[np.ndarray, " b"],
         letter: Mapping[str, Float32[np.ndarray, "layer d_model"] | str],
     ) -> Float32[np.ndarray, "b layer d_model"]:
-        """The same without their part along each behavior's letter direction, where it has one."""
-        found = self.learned(at)
+        """Predict likewise, without the part along the behavior's letter direction, if any."""
+        vectors = self.learned(row_numbers)
         for behavior, direction in letter.items():
-            mine = self._behavior[at] == behavior
+            mine = self._behavior[row_numbers] == behavior
             if mine.any() and not isinstance(direction, str):
-                found[mine] = without_letter(found[mine], direction)
-        return found
+                vectors[mine] = without_letter(vectors[mine], direction)
+        return vectors
 
-    def own(self, at: Int64[np.ndarray, " b"]) -> Float32[np.ndarray, "b layer d_model"]:
-        """Positive less negative residual of each row."""
-        positive, negative = (side[at] for side in self._sides)
+    def oracle(
+        self, row_numbers: Int64[np.ndarray, " b"]
+    ) -> Float32[np.ndarray, "b layer d_model"]:
+        """Positive minus negative residual of each row."""
+        positive, negative = (residuals[row_numbers] for residuals in self._pair)
         return np.asarray(np.subtract(positive, negative, dtype=np.float32))
 
-    def share(
+    def letter_share(
         self, rows: BehaviorRows, letter: Float32[np.ndarray, "layer d_model"]
     ) -> Float64[np.ndarray, " layer"]:
         """Mean `letter_share` over a behavior's base test samples, at the steered layers."""
-        at = rows.at[rows.test & (rows.variant == "base")]
+        row_numbers = rows.at[rows.test & (rows.variant == "base")]
         total = np.zeros(len(self._layers))
-        for start in range(0, len(at), _AT_A_TIME):
-            vectors = self.learned(at[start : start + _AT_A_TIME])
+        for start in range(0, len(row_numbers), _AT_A_TIME):
+            vectors = self.learned(row_numbers[start : start + _AT_A_TIME])
             total += letter_share(vectors, letter)[:, self._layers].sum(0)
-        return np.asarray(total / len(at))
+        return np.asarray(total / len(row_numbers))
 
 
 def _mask(

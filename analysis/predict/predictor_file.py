@@ -1,7 +1,7 @@
-"""The file that a trained predictor is kept in: safetensors, facts as JSON beside it, a checksum.
+"""The file of a trained predictor: safetensors with facts as JSON and a checksum in its metadata.
 
-Checks all that it reads: dtypes, shapes that fit one another, finite values, the checksum. Nothing
-in a file is executed. Refuses to know what arrays and facts mean.
+Checks everything it reads: dtypes, shapes that fit one another, finite values, the checksum.
+Nothing in a file is executed.
 """
 
 import hashlib
@@ -24,14 +24,7 @@ Expected = Mapping[str, tuple[type[np.generic], str]]
 def write_predictor(
     path: Path, arrays: Mapping[str, np.ndarray], *, kind: str, facts: Mapping[str, Any]
 ) -> None:
-    """Write a file, complete or not at all.
-
-    Args:
-        path: where.
-        arrays: whatever `read_predictor` is to give back.
-        kind: what it is, such as "layer predictor"; stands in the file.
-        facts: the rest, as JSON has it.
-    """
+    """Write a file, complete or not at all. `kind` is what it holds, such as "layer predictor"."""
     about = {"format": _format(kind), "about": json.dumps(facts)}
     write_tensors(path, arrays, about={**about, "sha256": _digest(about, arrays)})
 
@@ -46,9 +39,9 @@ def read_predictor(
 
     Args:
         path: the file.
-        kind: what it should be.
-        parse: makes the predictor of facts and arrays, which may be wrong in any way; whatever
-            error it then raises says what was found.
+        kind: what it should hold.
+        parse: makes the predictor of facts and arrays, which may be wrong in any way; the error
+            that it then raises becomes part of the message.
 
     Raises:
         StoreNotFoundError: there is no file.
@@ -63,8 +56,8 @@ def read_predictor(
             about = file.metadata() or {}
             _require_format(about, kind)
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
-        found = parse(json.loads(about["about"], parse_constant=_refuse_constant), arrays)
-        _require_digest(about, arrays)  # last: what `parse` refuses, it names
+        predictor = parse(json.loads(about["about"], parse_constant=_refuse_constant), arrays)
+        _require_digest(about, arrays)  # last: errors of `parse` say more
     except (
         ActcacheError,
         SafetensorError,
@@ -74,27 +67,20 @@ def read_predictor(
         ValueError,
         RecursionError,
     ) as error:
-        told = str(error).splitlines() or [""]
+        reason = str(error).splitlines() or [""]
         raise FormatError(
-            f"'{path}' is not a whole {kind} ({type(error).__name__}: {told[0]}). Train it again, "
-            "or pass a file that save wrote."
+            f"'{path}' is not a whole {kind} ({type(error).__name__}: {reason[0]}). Train it "
+            "again, or pass a file that save wrote."
         ) from None
-    return found
+    return predictor
 
 
 def check_arrays(
     arrays: Mapping[str, np.ndarray], expected: Expected, sizes: Mapping[str, int]
 ) -> None:
-    """Raise where an array is missing, not as expected, or holds a value that is not finite.
+    """Raise KeyError or ValueError where an array is missing, not as expected or not finite.
 
-    Args:
-        arrays: what was read.
-        expected: the arrays that there should be.
-        sizes: of the dimensions whose sizes are known beforehand.
-
-    Raises:
-        KeyError: one is missing.
-        ValueError: one is wrong; says which, and how.
+    `sizes` are those of dimensions that are known beforehand.
     """
     known = dict(sizes)
     for name, (dtype, dims) in expected.items():
@@ -112,7 +98,7 @@ def check_arrays(
 
 
 def with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as they were before JSON made lists of their tuples."""
+    """Turn lists back into the tuples that settings held before JSON."""
     return {name: tuple(x) if isinstance(x, list) else x for name, x in settings.items()}
 
 

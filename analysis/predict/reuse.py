@@ -1,7 +1,4 @@
-"""What training left in a results folder, taken up again where it was made of the same things.
-
-Refuses to know what is trained.
-"""
+"""Reuse a trained artifact if its fingerprint (data, settings, inputs) is unchanged."""
 
 import hashlib
 import json
@@ -17,35 +14,35 @@ from actcache.store.store import Store
 Result = TypeVar("Result")
 
 
-def kept(
+def load_or_make(
     folder: Path,
-    made_of: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
     *,
     load: Callable[[Path], Result],
     make: Callable[[], Result],
     save: Callable[[Path, Result], None],
 ) -> Result:
-    """The result in `folder` if it was made of the same things, else a new one that is kept there.
+    """Load the result in `folder` if its fingerprint is this one, else make and save a new one.
 
     Args:
-        folder: holds nothing else. What its files were made of stands in `made_of.json`, which is
-            written last, so files without it are made again.
-        made_of: all that decides the result.
+        folder: holds nothing else. `fingerprint.json` is written last, so a folder without it is
+            incomplete, and its result is made again.
+        fingerprint: everything that decides the result, as JSON has it.
         load: reads the files.
         make: trains.
         save: writes the files.
     """
-    note = folder / "made_of.json"
-    wanted = plain(made_of)
-    if note.exists() and _read(note) == wanted:
+    note = folder / "fingerprint.json"
+    document = plain(fingerprint)
+    if note.exists() and _read(note) == document:
         return load(folder)
-    made = make()
+    result = make()
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    save(folder, made)
-    write_json(note, wanted)
-    return made
+    save(folder, result)
+    write_json(note, document)
+    return result
 
 
 def identity_of(store: Store) -> str:

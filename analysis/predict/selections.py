@@ -11,9 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
 from actcache.analysis.names import W2S_SHUFFLED, slugs, w2s
-from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
 from actcache.analysis.sweep.layer_ranks import active_layers, best_layers
 from actcache.analysis.sweep.strategies import (
     LayerStrategy,

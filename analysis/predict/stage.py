@@ -12,7 +12,7 @@ from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.names import CAA, CONTROL, L2S, METHOD, W2S_SHUFFLED, slugs, w2s
 from actcache.analysis.predict.artifacts import embedding_plane, write_selections
 from actcache.analysis.predict.outcome import Plane, PredictorScores
-from actcache.analysis.predict.reuse import digest_of, identity_of, kept
+from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
 from actcache.analysis.predict.scores import (
     letters_of,
     score_encoder,
@@ -28,7 +28,6 @@ from actcache.analysis.predict.selections import (
 )
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.predict.w2s.train_layers import n_networks
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.strategies import SlopeTable, fixed_layer, slope_table
 from actcache.encoders import Embeddings, encode, parse_encoder
@@ -265,19 +264,19 @@ def _select(
         training.on_network(_n_networks(settings))
         return {name: LayerPredictor.load(place / file) for name, file in files.items()}
 
-    made_of = {
+    fingerprint = {
         "store": training.store,
         "layers": training.layers,
         "slopes_sha256": digest_of({"slope": slopes.slope}),
         "embeddings": encoder.settings,
         "settings": settings,
     }
-    predictors = kept(
-        training.folder / rows.folder / folder, made_of, load=load, make=train, save=save
+    predictors = load_or_make(
+        training.folder / rows.folder / folder, fingerprint, load=load, make=train, save=save
     )
     return select_layers(rows, slopes, fixed=place, predictors=predictors, embeddings=values)
 
 
 def _n_networks(settings: W2SSettings) -> int:
     """Networks of one behavior: the predictors', and those of the shuffled control."""
-    return n_networks(settings) + n_networks(replace(settings, top=settings.top[:1]))
+    return settings.n_networks + replace(settings, top=settings.top[:1]).n_networks

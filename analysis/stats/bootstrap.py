@@ -1,7 +1,4 @@
-"""Bootstrap means, intervals and tied ranks, each over all columns at once.
-
-The arithmetic that `layers` and `steerability` share. Refuses to know what rows and columns are.
-"""
+"""Bootstrap means, intervals and tied ranks, each over all columns at once."""
 
 from dataclasses import dataclass
 
@@ -37,13 +34,8 @@ def bootstrap_means(
 ) -> Float64[np.ndarray, "draws column"]:
     """Column means of `draws` resamples of the rows, with replacement.
 
-    How often each row is drawn is counted, and a matmul with the counts gives all means of a chunk
-    of draws: no resample is ever copied. Rows are drawn whole, so columns stay paired.
-
-    Args:
-        values: one row a sample.
-        rng: source of the draws.
-        draws: resamples.
+    Counts how often each row is drawn; a matmul with the counts gives all means of a chunk of
+    draws, so that no resample is ever copied. Rows are drawn whole, so columns stay paired.
 
     Raises:
         MismatchError: no row, or no draw.
@@ -59,6 +51,7 @@ def bootstrap_means(
     columns = np.asarray(values, np.float64)
     for start in range(0, draws, chunk):
         size = min(chunk, draws - start)
+        # Row numbers, shifted by n a draw: one bincount then counts all draws at once.
         drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
         means[start : start + size] = counts @ columns / n
@@ -80,7 +73,7 @@ def mean_intervals(
     draws: int = 1000,
     level: float = 0.95,
 ) -> list[Interval]:
-    """Mean of each column with its bootstrap interval; see `bootstrap_means` and `interval`."""
+    """Mean of each column with its bootstrap interval."""
     drawn = bootstrap_means(values, rng, draws=draws)
     return estimates(np.asarray(values, np.float64).mean(0), drawn, level=level)
 
@@ -105,10 +98,11 @@ def average_ranks(values: Float[np.ndarray, " n *column"]) -> Float64[np.ndarray
     ordered = np.take_along_axis(values, order, axis=0)
     n = len(values)
     place = np.arange(n, dtype=np.float64).reshape(-1, *([1] * (values.ndim - 1)))
-    new = np.ones(values.shape, bool)  # first of a run of equal values
+    new = np.ones(values.shape, bool)  # whether a run of equal values begins
     new[1:] = ordered[1:] != ordered[:-1]
-    last = np.ones(values.shape, bool)
+    last = np.ones(values.shape, bool)  # whether it ends
     last[:-1] = new[1:]
+    # The place of a run's first and last value, carried along the run.
     first_place = np.maximum.accumulate(np.where(new, place, 0), axis=0)
     last_place = np.minimum.accumulate(np.where(last, place, n)[::-1], axis=0)[::-1]
     ranks = np.empty(values.shape)

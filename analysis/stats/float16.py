@@ -1,7 +1,7 @@
 """float16 to float32, exactly, several times as fast as NumPy's own cast.
 
-Refuses to know what the numbers are. Values that are not finite are refused too: the store holds
-none, and leaving their cases out is what makes this fast.
+Values that are not finite are refused: the store holds none, and the cast is fast since it leaves
+their cases out.
 """
 
 import numpy as np
@@ -17,20 +17,20 @@ def to_float32(
 ) -> Float32[np.ndarray, "*shape"]:
     """Convert finite float16 values to float32, bit for bit as `astype` does.
 
-    The sign and the 15 other bits move to where float32 has them; what is still wrong is the
-    exponent's bias, and a product with 2^112 mends it, for subnormals as well.
+    The sign and the 15 other bits move to where float32 has them; the exponent's bias is then still
+    float16's, which a product with 2^112 corrects, for subnormals as well.
 
     Args:
         values: any shape and memory order.
-        out: C-contiguous array to write to, and to return; without it a new one, in the memory
-            order of the values.
+        out: C-contiguous array to write to and return; by default a new one, in the memory order
+            of the values.
 
     Raises:
         NotFiniteError: an infinity or NaN is among the values.
     """
     if out is None:
         out = np.empty_like(values, np.float32)
-    if out.strides == tuple(2 * step for step in values.strides):  # so both are without gaps
+    if out.strides == tuple(2 * step for step in values.strides):  # so neither has gaps
         flat, wide = values.ravel(order="K"), out.ravel(order="K")
         finite = all(
             _convert(flat[start : start + _BLOCK], wide[start : start + _BLOCK])
@@ -48,7 +48,7 @@ def to_float32(
 
 
 def _convert(values: Float16[np.ndarray, "*shape"], out: Float32[np.ndarray, "*shape"]) -> bool:
-    """Convert, unless a value is not finite; whether all are."""
+    """Convert unless a value is not finite, and tell whether all are."""
     bits = values.view(np.int16)
     # Infinity and NaN have the largest bits of their sign, as an int16 or without sign.
     if values.size and (bits.max() >= 0x7C00 or values.view(np.uint16).max() >= 0xFC00):

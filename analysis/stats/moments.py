@@ -1,7 +1,7 @@
 """Count, mean and scatter of each class at every layer, in one pass over the residuals.
 
 All that directions and variances need of the residuals, in memory that does not grow with the
-number of samples. Refuses to know where batches come from and what classes mean.
+number of samples.
 """
 
 import os
@@ -16,15 +16,15 @@ from jaxtyping import Float, Float64, Int, Int64, Shaped
 from actcache.analysis.stats.float16 import to_float32
 from actcache.errors import MismatchError, NotFiniteError
 
-_TILE_ROWS = 64  # rows summed in float32 before float64 takes over
+_TILE_ROWS = 64  # rows summed in float32; sums of these sums are float64
 _TILE = 2**17  # elements at a time: they stay in a core's cache while they are summed and squared
 _PIVOTS = 8  # rows that a pivot is subtracted from at once: NumPy is faster at long ones
-_WORTH_THREADS = 2**21  # elements of a batch and class; below, handing them out takes longer
+_MIN_THREADED = 2**21  # elements of a batch and class; below, threads cost more than they save
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moments:
-    """What `class_moments` saw of each class."""
+    """Count, mean and scatter of each class."""
 
     count: Int64[np.ndarray, " k"]
     """Samples of each class."""
@@ -41,10 +41,7 @@ class Moments:
         return np.asarray(self.scatter / np.maximum(self.count - 1, 1)[:, None, None])
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both sets of samples together, as if one pass had seen them all.
-
-        Args:
-            other: moments over the same classes, layers and width, of other samples.
+        """Moments of both sets of samples together, as if one pass had read them all.
 
         Raises:
             MismatchError: classes, layers or width differ.
@@ -77,11 +74,11 @@ def class_moments(
     Args:
         batches: pairs of residuals `[b, layer, d_model]` (float16, float32; float64 stays float64)
             and class labels `[b]`, as `Residuals.batches` and a column give them. A row labelled -1
-            is skipped. Memory order is free: samples first or layers first. One batch is held at a
+            is skipped. Memory order may be samples first or layers first. One batch is held at a
             time.
         n_classes: number of classes `k`; labels run from 0 to `k - 1`.
-        threads: how many share the layers of a large batch; by default as many as there are
-            processors for this process, up to 4. The result does not depend on it.
+        threads: threads that share the layers of a large batch; by default one for each processor
+            of this process, up to 4. The result does not depend on it.
 
     Returns:
         The moments. A class without samples has count 0, mean 0 and scatter 0.
@@ -98,19 +95,19 @@ def class_moments(
     """
     count = np.zeros(n_classes, np.int64)
     mean: Float64[np.ndarray, "k layer d_model"] | None = None
-    threads = _usual_threads() if threads is None else threads
-    with ThreadPoolExecutor(threads) as pool:  # begins none before it is asked to
+    threads = _default_threads() if threads is None else threads
+    with ThreadPoolExecutor(threads) as pool:  # starts no thread before the first task
         for resid, labels in batches:
             if mean is None:
                 mean = np.zeros((n_classes, *resid.shape[1:]))
                 scatter = np.zeros_like(mean)
             _check(resid, labels, shape=mean.shape)
-            if not resid[:, 0].flags.c_contiguous:  # samples first, or no order that helps
+            if not resid[:, 0].flags.c_contiguous:  # samples first, or neither order
                 resid = np.ascontiguousarray(resid)
             for k in np.unique(labels[labels >= 0]):
                 rows = np.flatnonzero(labels == k)
                 add = partial(_add_rows, mean[k], scatter[k], resid, rows, count=int(count[k]))
-                large = len(rows) * mean[k].size >= _WORTH_THREADS
+                large = len(rows) * mean[k].size >= _MIN_THREADED
                 parts = np.array_split(np.arange(resid.shape[1]), threads if large else 1)
                 waiting = [pool.submit(add, layers) for layers in parts[1:]]
                 add(parts[0])
@@ -128,9 +125,9 @@ def class_moments(
     return Moments(count=count, mean=mean, scatter=scatter)
 
 
-def _usual_threads() -> int:
-    ours = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(ours or 1, 4)
+def _default_threads() -> int:
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cpus or 1, 4)
 
 
 def _add_rows(
@@ -142,19 +139,20 @@ def _add_rows(
     *,
     count: int,
 ) -> None:
-    """Bring `rows` of a batch into the moments of one class, which has `count` samples so far."""
+    """Add `rows` of a batch to the moments of one class, which has `count` samples so far."""
     n_layers, d_model = mean.shape
     dtype = np.result_type(resid.dtype, np.float32)
     at_once = min(_TILE_ROWS, max(1, _TILE // d_model), len(rows))
     parts = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
-    # Buffers are made once: fresh ones for each tile would cost more than the sums.
+    # Buffers are reused: allocating fresh ones for each tile would cost more than the sums.
     deviation = np.empty((at_once, d_model), dtype)
     gathered = deviation if resid.dtype == dtype else np.empty(deviation.shape, resid.dtype)
     pivots = np.empty((_PIVOTS, d_model), dtype)
     samples_first = resid.flags.c_contiguous
-    for layer in layers:  # block by block as they lie in memory, each within the cache
-        # A class's first row is one of those summed, so its deviation bounds the class's scatter
-        # from below: even an outlier as pivot costs only a few digits of float32, for one batch.
+    for layer in layers:  # tile by tile as they lie in memory, each within the cache
+        # Deviations from a pivot near the mean cancel nothing in float32. The pivot is the running
+        # mean; at first the class's first row, which is one of those summed, so its deviation
+        # bounds the scatter from below: an outlier as pivot costs a few digits, for one batch.
         pivots[:] = mean[layer] if count else resid[rows[0], layer]
         total, squares = np.zeros(d_model), np.zeros(d_model)
         for part in parts:
@@ -164,10 +162,10 @@ def _add_rows(
             else:
                 tile = gathered[: len(part)]
                 if samples_first:
-                    source, at = resid.reshape(-1, d_model), part * n_layers + layer
+                    source, places = resid.reshape(-1, d_model), part * n_layers + layer
                 else:
-                    source, at = resid[:, layer], part
-                source.take(at, axis=0, out=tile, mode="clip")  # other modes write twice
+                    source, places = resid[:, layer], part
+                source.take(places, axis=0, out=tile, mode="clip")  # other modes write twice
             if tile.dtype == np.float16:
                 tile = to_float32(tile, out=flat)
             _subtract(tile, pivots, out=flat)
@@ -175,7 +173,7 @@ def _add_rows(
             np.square(flat, out=flat)
             squares += np.add.reduce(flat, axis=0)
         total /= len(rows)  # mean deviation from the pivot
-        squares -= len(rows) * total * total
+        squares -= len(rows) * total * total  # about the rows' own mean (Steiner)
         _merge_into(
             mean[layer], scatter[layer], pivots[0] + total, squares, count=(count, len(rows))
         )
@@ -187,11 +185,11 @@ def _subtract(
     *,
     out: Float[np.ndarray, "r d_model"],
 ) -> None:
-    """Subtract the pivot, which `pivots` holds several times, from each row."""
+    """Subtract the pivot, which each row of `pivots` holds, from each row of the tile."""
     if len(tile) % len(pivots) or not tile.flags.c_contiguous:
         np.subtract(tile, pivots[0], out=out)
     else:
-        long = (-1, pivots.size)
+        long = (-1, pivots.size)  # several rows as one: NumPy's inner loop runs longer
         np.subtract(tile.reshape(long), pivots.reshape(-1), out=out.reshape(long))
 
 
@@ -204,12 +202,13 @@ def _merge_into(
     count: tuple[int, int],
 ) -> None:
     """Merge the second of two sets of samples into the first, in place (Chan et al.)."""
-    weight = count[1] / max(sum(count), 1)  # of the second set; 0 where both are empty
-    step = other_mean - mean
-    mean += weight * step
-    step *= step
-    step *= weight * count[0]
-    scatter += step
+    # mean = mean_1 + w·δ and scatter = S_1 + S_2 + w·n_1·δ², with δ = mean_2 - mean_1, w = n_2 / n.
+    weight = count[1] / max(sum(count), 1)  # 0 where both are empty
+    delta = other_mean - mean
+    mean += weight * delta
+    delta *= delta
+    delta *= weight * count[0]
+    scatter += delta
     scatter += other_scatter
 
 

@@ -1,7 +1,7 @@
 """Principal components of vectors: few coordinates that hold all that the train rows vary in.
 
 n train rows span at most n directions of a residual stream that is thousands wide, so in
-coordinates along them nothing of the train rows is lost. Refuses to know what the vectors are.
+coordinates along them nothing of the train rows is lost.
 """
 
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Components:
     """An orthonormal basis, the direction of largest spread first."""
 
     center: Float64[np.ndarray, " d"]
-    """What is taken off a vector before it is projected; zero where it was not to be centred."""
+    """Subtracted from a vector before it is projected; zero if not centred."""
 
     basis: Float32[np.ndarray, "d r"]
-    """Unit columns; the largest entry of each is positive, so that signs are alike everywhere."""
+    """Unit columns; the largest entry of each is positive, which fixes the sign everywhere."""
 
     def coordinates(self, vectors: Float[np.ndarray, "n d"]) -> Float64[np.ndarray, "n r"]:
         """Projections of vectors, from float64 sums."""
@@ -31,15 +31,10 @@ class Components:
 def principal_components(
     train: Float[np.ndarray, "n d"], *, centred: bool, limit: int
 ) -> Components:
-    """Directions in which train rows lie (about their mean, or about zero).
+    """Find the directions in which train rows vary, about their mean or about zero.
 
     From the eigenvectors of the smaller of the two Gram matrices, in float64: as exact as an SVD
     down to `SAME`, and faster where there are fewer rows than coordinates.
-
-    Args:
-        train: one row or more.
-        centred: take off their mean first.
-        limit: components at most; one or more.
 
     Returns:
         All directions in which the rows have any spread, or the first `limit`; none where all
@@ -53,13 +48,13 @@ def principal_components(
     n, d = rows.shape
     gram = rows @ rows.T if n < d else rows.T @ rows
     size = len(gram)
-    kept = min(limit, size)
-    squares, vectors = eigh(gram, subset_by_index=[size - kept, size - 1])
+    count = min(limit, size)
+    squares, vectors = eigh(gram, subset_by_index=[size - count, size - 1])  # rising
     squares, vectors = squares[::-1], vectors[:, ::-1]  # the largest first
     real = squares > max(squares[0], 0) * SAME**2
     basis = vectors[:, real]
     if n < d:
-        basis = rows.T @ basis / np.sqrt(squares[real])
+        basis = rows.T @ basis / np.sqrt(squares[real])  # from left to right singular vectors
     largest = np.abs(basis).argmax(0)
     basis = basis * np.where(basis[largest, np.arange(basis.shape[1])] < 0, -1, 1)
     return Components(center=center, basis=basis.astype(np.float32))
@@ -70,18 +65,15 @@ def principal_basis(
 ) -> tuple[Float32[np.ndarray, " e"], Float32[np.ndarray, "e p"]]:
     """Mean of rows, and their principal components about it, scaled by one number.
 
-    Args:
-        values: rows.
-        components: how many at most; None takes all along which the rows differ.
-
     Returns:
-        The mean, and the components times the number that gives `(values - mean) @ basis` a mean
-        square of 1. One zero component where all rows are equal.
+        The mean, and at most `components` of them (None: all along which the rows differ) times
+        the number that gives `(values - mean) @ basis` a mean square of 1. One zero component where
+        all rows are equal.
     """
     limit = min(values.shape) if components is None else components
-    found = principal_components(values, centred=True, limit=limit)
-    center = found.center.astype(np.float32)
-    if not found.basis.shape[1]:
+    principal = principal_components(values, centred=True, limit=limit)
+    center = principal.center.astype(np.float32)
+    if not principal.basis.shape[1]:
         return center, np.zeros((len(center), 1), np.float32)
-    size = np.sqrt((found.coordinates(values) ** 2).mean())
-    return center, (found.basis / size).astype(np.float32)
+    size = np.sqrt((principal.coordinates(values) ** 2).mean())
+    return center, (principal.basis / size).astype(np.float32)

@@ -1,7 +1,7 @@
 """The line through propensity over the multipliers: its slope, its quality, its two halves.
 
-The slope is steerability (Tan et al. 2024): how much propensity a unit of multiplier buys.
-Refuses to know layers from samples: every cell, whatever its axes, is fitted alike.
+The slope is steerability (Tan et al. 2024): propensity per unit multiplier. Cells may have any
+axes; all are fitted alike.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ def slopes(
     """Least-squares slope of propensity over the multipliers, for every cell, in float64.
 
     The same as `np.polyfit(multipliers, cell, 1)[0]`: one weighted sum a cell, with the weights
-    `(λ - mean λ) / Σ (λ - mean λ)²`. On a grid symmetric about 0, multiplier 0 weighs nothing.
+    `(λ - mean λ) / Σ (λ - mean λ)²`. On a grid symmetric about 0, multiplier 0 has no weight.
 
     Args:
         propensity: `[n, layer, m]`, or any other cells before the multipliers.
@@ -75,7 +75,7 @@ def split_grid(
     """Split a symmetric grid into two symmetric ones that share no multiplier.
 
     The distinct sizes |λ| > 0, from small to large, go to the two halves in turn: ±0.5, ±1, ±1.5
-    becomes {±0.5, ±1.5} and {±1}. Multiplier 0 weighs nothing in either and is left out. What
+    becomes {±0.5, ±1.5} and {±1}. Multiplier 0 has no weight in either and is left out. What
     one half chose, the other can judge, since no measured number is in both.
 
     Returns:
@@ -114,8 +114,8 @@ def _check(propensity: Float[np.ndarray, "*cell m"], multipliers: Float[np.ndarr
             f"Sweep more: --multipliers=-1.5:1.5:0.5"
         )
     if not np.isfinite(propensity).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(propensity))[0])
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(propensity))[0])
         raise NotFiniteError(
-            f"the propensity at {at} of [.., sample, layer, multiplier] is {propensity[at]}, "
+            f"the propensity at {place} of [.., sample, layer, multiplier] is {propensity[place]}, "
             f"expected a finite one. Sweep with smaller multipliers, or in a wider dtype."
         )

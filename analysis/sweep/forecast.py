@@ -1,7 +1,7 @@
 """What a sweep will cost before it runs: rows that join, passes that it replaces, bytes, and time.
 
-The counts need the store alone; the time needs the model, of which one real batch is run with
-random directions. Torch comes in with it: import this where a sweep is asked about.
+The counts need the store alone; for the time the model runs one real batch with random directions,
+so this imports torch.
 """
 
 import time
@@ -31,17 +31,17 @@ def forecast_analysis(
     config: AnalyzeConfig,
     model: Callable[[], LanguageModel] | str,
 ) -> dict[str, Any]:
-    """What an analysis of these settings costs; all but the sweep reads the store, in seconds.
+    """Estimate the cost of an analysis; all stages but the sweep read the store, in seconds.
 
     Args:
         store: of residuals.
-        path: where `sweep.zarr` will be; None if what lies there would be removed first.
+        path: where `sweep.zarr` will be; None if one that lies there would be removed first.
         config: the settings.
-        model: gives the model that the store was built with; or in words why not.
+        model: loads the model that the store was built with; or a sentence on why it cannot.
 
     Returns:
-        What `forecast_sweep` gives, of the stage sweep; of other stages `rows` and `bytes to read`,
-        at most.
+        For the stage sweep the facts of `forecast_sweep`; for the others at most `rows` and
+        `bytes to read`.
 
     Raises:
         MismatchError: the store is no store of residuals.
@@ -82,39 +82,39 @@ def forecast_sweep(
 
     Args:
         store: pairs, with their tokens.
-        path: where `sweep.zarr` will be; rows that are done there are not counted as to be run. Its
-            settings are not compared.
+        path: where `sweep.zarr` will be; rows that are done there need not run again. Its settings
+            are not compared.
         n_sets: direction sets.
         multipliers: factors λ. λ = 0 costs nothing.
         rule: first steered token and score.
         layers: layers to steer; by default all.
         batch_tokens: tokens in a pass, joined rows included.
-        model: gives the model that the store was built with; or in words why not.
+        model: loads the model that the store was built with; or a sentence on why it cannot.
 
     Returns:
         `rows`, and `rows done` of a sweep that lies at `path`; `cells`, one a row, direction set,
-        layer and multiplier; `joined rows`, the tokens that cells replace,
-        at most; `passes`; `token-layers`
-        of prefixes and joined rows, padding not counted; `full passes that it replaces`, two a cell
-        (both completions); `bytes of sweep.zarr`, without its columns; `estimated seconds` of the
-        rows that are not done, or None, and what that rests on as `estimate`.
+        layer and multiplier; `joined rows`, the tokens that cells replace, at most; `passes`;
+        `token-layers` of prefixes and joined rows, padding not counted; `full passes that it
+        replaces`, two a cell (both completions); `bytes of sweep.zarr`, without its columns;
+        `estimated seconds` of the rows that are not done, or None, and the basis of that as
+        `estimate`.
 
     Raises:
         MismatchError: the store holds no pairs.
         ModelError: the model does not fit the sweep.
     """
-    every = rendered_pairs(store)
+    all_rows = rendered_pairs(store)
     layers = list(range(store.n_layers)) if layers is None else sorted(set(layers))
     done = 0 if path is None else _rows_done(Path(path))
-    rows = every[done:]
+    rows = all_rows[done:]
     n_steps = sum(x != 0 for x in multipliers)
     # A cell at layer l runs through the blocks above it.
     blocks = sum(store.n_layers - 1 - layer for layer in layers)
-    nodes = np.array([nodes_added(row, rule) for row in every])
+    nodes = np.array([nodes_added(row, rule) for row in all_rows])
     costs = sweep_costs(rows, rule, n_cells=n_sets * len(layers) * n_steps)
     work = [
         store.n_layers * row.length + n_sets * n_steps * blocks * int(n)
-        for row, n in zip(every, nodes, strict=True)
+        for row, n in zip(all_rows, nodes, strict=True)
     ]
     cells = store.n * n_sets * len(layers) * len(multipliers)
     if isinstance(model, str):

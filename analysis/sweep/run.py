@@ -26,6 +26,7 @@ from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
 from actcache.progress import SILENT, Progress
 from actcache.prompts.render import Rendered
+from actcache.store.contents import StoreContents
 from actcache.store.copies.selection import require_all_layers
 from actcache.store.partial import committed_bytes
 from actcache.store.schema import RowArray
@@ -128,17 +129,19 @@ def run_sweep(
         resume = path.with_name(path.name + ".partial").exists()
         with (Writer.resume if resume else Writer.create)(
             path,
-            kind="sweep",
-            n=store.n,
-            arrays=grid.arrays,
-            columns={
-                **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
-                "layer": np.array(layers, np.int64),
-                "multiplier": np.array(factors, np.float64),
-            },
-            config=config,
-            provenance={**source, "device": str(grid.model.device), "versions": versions()},
-            shard_rows=shard_rows,
+            StoreContents(
+                kind="sweep",
+                n=store.n,
+                arrays=grid.arrays,
+                columns={
+                    **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
+                    "layer": np.array(layers, np.int64),
+                    "multiplier": np.array(factors, np.float64),
+                },
+                config=config,
+                provenance={**source, "device": str(grid.model.device), "versions": versions()},
+                shard_rows=shard_rows,
+            ),
         ) as writer:
             on_rows(writer.committed)
             certificate = _self_check(grid)
@@ -202,7 +205,7 @@ class _Grid:
     def score(
         self,
         rows: Sequence[Rendered],
-        directions: Float32[np.ndarray, "set *b layer d_model"],
+        directions: Float32[np.ndarray, "set *rows layer d_model"],
         multipliers: Sequence[float],
     ) -> Float32[np.ndarray, "b set steered multiplier"]:
         """Propensity of some rows in every cell, in one pass."""

@@ -1,10 +1,10 @@
-"""What do all L2S networks of a behavior cost, beside one at a time in PyTorch; are they as good?
+"""What do all L2S networks of a behavior cost beside one at a time in PyTorch, and are they as good?
 
 Synthetic residuals of 1,000 rows, 400 of them train, 100 validation. Rival `basis` trains the same
 networks from the same weights in the same coordinates, each alone, and must end at the same losses.
-Rival `plain` is the usual script: `torch.nn.Linear` on residuals as they are, autograd, Adam. Both
-are timed on one network and counted as often as there are networks. With `--store` real residuals
-decide how good the networks of either are.
+Rival `plain` is the usual script: `torch.nn.Linear` on the raw residuals, autograd, Adam. Both are
+timed on one network and multiplied by the number of networks. `--store` compares the errors of both
+on real residuals.
 """
 
 import itertools
@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
-from actcache.analysis.predict.l2s.coordinates import Rows, context_coordinates, target_coordinates
-from actcache.analysis.predict.l2s.tanh_stack import Trained, Weights, networks_at_once, train_stack
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    default_context_layers,
-    train_vector_predictor,
+from actcache.analysis.predict.l2s.coordinates import (
+    SampleSplit,
+    context_coordinates,
+    target_coordinates,
 )
+from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
+from actcache.analysis.predict.l2s.tanh_stack import Trained, Weights, networks_at_once, train_stack
+from actcache.analysis.predict.l2s.vector_predictor import train_vector_predictor
 from actcache.store.store import Store, open_store
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 
@@ -33,11 +34,11 @@ PLAIN_RATES = (5e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 
 PAUSES = 16
-"""Plain networks that are timed while all of ours are trained."""
+"""Plain networks that are timed between ours, in the run that trains all of them."""
 
 
 class Residuals:
-    """Layers of targets and contexts, made when they are asked for: 64 latents and noise."""
+    """Layers of targets and contexts, made on request from 64 latents and noise."""
 
     def __init__(self, *, n: int, d: int) -> None:
         self._n, self._d = n, d
@@ -46,11 +47,11 @@ class Residuals:
         self.seconds = 0.0
 
     def context(self, layer: int) -> Float32[np.ndarray, "n d"]:
-        """What the networks read."""
+        """Return what the networks read."""
         return self._made(self._latent, 2 * layer)
 
     def target(self, layer: int) -> Float32[np.ndarray, "n d"]:
-        """What they are to say."""
+        """Return what the networks predict."""
         return self._made(np.tanh(3 * self._latent[:, ::-1]), 2 * layer + 1)
 
     def _made(self, latent: np.ndarray, seed: int) -> np.ndarray:
@@ -71,14 +72,14 @@ def train_alone(
     first: Sequence[Tensor] | None = None,
     decoder: Tensor | None = None,
 ) -> tuple[float, nn.Module]:
-    """One network the usual way: its least held-out squared error, and itself then.
+    """Train one network the usual way; return its least held-out error, and the network then.
 
     Args:
         data: train contexts and targets, held-out contexts and targets.
-        rate: of Adam.
-        settings: the rest.
-        first: encoder, bias and decoder to start from; PyTorch's own by default.
-        decoder: only the decoder to start from.
+        rate: learning rate of Adam.
+        settings: everything else.
+        first: initial encoder, bias and decoder; PyTorch's own by default.
+        decoder: the initial decoder alone.
     """
     contexts, targets, held_contexts, held_targets = data
     inward = nn.Linear(contexts.shape[1], settings.hidden)
@@ -96,7 +97,7 @@ def train_alone(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
     generator = torch.Generator().manual_seed(settings.seed)
     best = np.inf
-    kept = {name: value.clone() for name, value in net.state_dict().items()}
+    best_weights = {name: value.clone() for name, value in net.state_dict().items()}
     for epoch in range(1, settings.epochs + 1):
         for rows in torch.randperm(len(contexts), generator=generator).split(settings.batch):
             optimizer.zero_grad()
@@ -109,24 +110,31 @@ def train_alone(
                 error = (net(held_contexts) - held_targets).square().sum(1).mean().item()
             if error < best:
                 best = error
-                kept = {name: value.clone() for name, value in net.state_dict().items()}
-    net.load_state_dict(kept)
+                best_weights = {name: value.clone() for name, value in net.state_dict().items()}
+    net.load_state_dict(best_weights)
     return best, net
 
 
 def right_singular(targets: np.ndarray, hidden: int) -> Tensor:
-    """The decoder's first rows: right singular vectors of the centred targets, zeros below."""
-    found = np.linalg.svd(targets - targets.mean(0), full_matrices=False)[2][:hidden]
-    return torch.tensor(np.pad(found, ((0, hidden - len(found)), (0, 0))), dtype=torch.float32)
+    """Return an initial decoder: right singular vectors of the centred targets, then zeros."""
+    vectors = np.linalg.svd(targets - targets.mean(0), full_matrices=False)[2][:hidden]
+    padded = np.pad(vectors, ((0, hidden - len(vectors)), (0, 0)))
+    return torch.tensor(padded, dtype=torch.float32)
 
 
 def speed(
-    made: Residuals, rows: Rows, *, d: int, layers: int, settings: L2SSettings, repeats: int
+    residuals: Residuals,
+    rows: SampleSplit,
+    *,
+    d: int,
+    layers: int,
+    settings: L2SSettings,
+    repeats: int,
 ) -> tuple[dict[str, Any], Callable[[], None]]:
-    """A stack of networks against both rivals: figures, and what trains a plain network."""
+    """Measure a stack of networks against both rivals; return also what trains a plain one."""
     limit = max(settings.components)
-    seen = context_coordinates(made.context(0).astype(np.float64), rows, limit=limit)
-    r = seen.train.shape[1]
+    contexts = context_coordinates(residuals.context(0).astype(np.float64), rows, limit=limit)
+    r = contexts.train.shape[1]
     at_once = networks_at_once(
         hidden=settings.hidden,
         inputs=r,
@@ -135,16 +143,18 @@ def speed(
         device=torch.device("cpu"),
     )
     k = min(at_once, layers)
-    said = [
-        target_coordinates(made.target(layer).astype(np.float64), rows, limit=limit)
+    targets = [
+        target_coordinates(residuals.target(layer).astype(np.float64), rows, limit=limit)
         for layer in range(k)
     ]
-    scale = seen.size / r**0.5
-    c, held_c = (torch.tensor(x / scale, dtype=torch.float32) for x in (seen.train, seen.held))
-    units = [each.size / settings.hidden**0.5 for each in said]
+    scale = contexts.size / r**0.5
+    c, held_c = (
+        torch.tensor(x / scale, dtype=torch.float32) for x in (contexts.train, contexts.held_out)
+    )
+    units = [one.size / settings.hidden**0.5 for one in targets]
     z, held_z = (
-        torch.tensor(np.stack([getattr(x, side) / u for x, u in zip(said, units, strict=True)]))
-        for side in ("train", "held")
+        torch.tensor(np.stack([getattr(x, side) / u for x, u in zip(targets, units, strict=True)]))
+        for side in ("train", "held_out")
     )
     z, held_z = z.float(), held_z.float()
     generator = torch.Generator().manual_seed(0)
@@ -155,16 +165,16 @@ def speed(
         bias=torch.zeros(k, settings.hidden),
         decoder=torch.stack([right_singular(x.numpy(), settings.hidden) for x in z]),
     )
-    context, target = made.context(0), made.target(0)
+    context, target = residuals.context(0), residuals.target(0)
     plain_decoder = right_singular(target[rows.train], settings.hidden)
     plain_data = [
-        torch.from_numpy(x[side]) for side in (rows.train, rows.held) for x in (context, target)
+        torch.from_numpy(x[side]) for side in (rows.train, rows.held_out) for x in (context, target)
     ]
     rate = settings.rates[0]
-    kept: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def ours() -> None:
-        kept["ours"] = train_stack(
+        results["ours"] = train_stack(
             c,
             z,
             held_contexts=held_c,
@@ -181,21 +191,21 @@ def speed(
     def basis() -> None:
         weights = (first.encoder[0], first.bias[0], first.decoder[0])
         data = (c, z[0], held_c, held_z[0])
-        kept["basis"] = train_alone(data, rate=rate, settings=settings, first=weights)[0]
+        results["basis"] = train_alone(data, rate=rate, settings=settings, first=weights)[0]
 
     def plain() -> None:
         train_alone(plain_data, rate=rate, settings=settings, decoder=plain_decoder)
 
     took = in_turns({"ours": ours, "basis": basis, "plain": plain}, repeats=repeats)
-    found = kept["ours"]
-    assert isinstance(found, Trained)
-    each = float(found.error[0])
+    trained = results["ours"]
+    assert isinstance(trained, Trained)
+    first_loss = float(trained.error[0])
     figures = {
         "plain, one at a time / stack": k / ratio(took, "ours", "plain"),
         "same basis, one at a time / stack": k / ratio(took, "ours", "basis"),
-        "loss of the first network, stack": each,
-        "loss of the first network, alone in the same basis": kept["basis"],
-        "relative difference": abs(each / kept["basis"] - 1),
+        "loss of the first network, stack": first_loss,
+        "loss of the first network, alone in the same basis": results["basis"],
+        "relative difference": abs(first_loss / results["basis"] - 1),
         "networks in the stack": k,
         "coordinates": r,
         "multiply-adds of plain / ours": d / r,
@@ -204,14 +214,14 @@ def speed(
 
 
 def whole(
-    made: Residuals,
+    residuals: Residuals,
     masks: dict[str, np.ndarray],
     plain: Callable[[], None],
     *,
     layers: int,
     settings: L2SSettings,
 ) -> dict[str, Any]:
-    """All networks of the behavior through the public function, a plain one now and then between."""
+    """Train all networks by the public function, with a plain one now and then in between."""
     contexts = default_context_layers(layers)
     total = layers * len(contexts) * len(settings.components) * len(settings.rates)
     done: list[int] = []
@@ -224,11 +234,11 @@ def whole(
             plain()
             alone.append(time.perf_counter() - begin)
 
-    made.seconds = 0.0
+    residuals.seconds = 0.0
     start = time.perf_counter()
-    found = train_vector_predictor(
-        made.target,
-        made.context,
+    predictor = train_vector_predictor(
+        residuals.target,
+        residuals.context,
         layers=range(layers),
         context_layers=contexts,
         train=masks["train"],
@@ -236,34 +246,34 @@ def whole(
         settings=settings,
         on_step=on_step,
     )
-    seconds = time.perf_counter() - start - made.seconds - sum(alone)
+    seconds = time.perf_counter() - start - residuals.seconds - sum(alone)
     return {
         "networks in all": total,
         "plain, one at a time (scaled up) / all networks": float(np.mean(alone)) * total / seconds,
         "seconds for all, without making the residuals": seconds,
         "validation loss / that of the mean, median of layers": float(
-            np.median(found.validation_loss / found.mean_loss)
+            np.median(predictor.validation_loss / predictor.mean_loss)
         ),
         "peak memory, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 
 def quality(store: Store, behavior: str, *, layer: int, settings: L2SSettings) -> dict[str, Any]:
-    """Errors of one steered layer's networks over that of the train mean, ours and plain."""
+    """Return errors of one layer's networks over those of the train mean, ours and plain."""
     mine, split = store["behavior"] == behavior, store["split"]
     train, held, test = (
         np.flatnonzero(mine & (split == side)) for side in ("train", "validation", "test")
     )
     contexts = default_context_layers(store.n_layers)
 
-    def target(at: int) -> np.ndarray:
-        sides = (store.resid(side).layer(at) for side in ("positive", "negative"))
+    def target(of_layer: int) -> np.ndarray:
+        sides = (store.resid(side).layer(of_layer) for side in ("positive", "negative"))
         return np.asarray(np.subtract(*sides, dtype=np.float32))
 
-    def context(at: int) -> np.ndarray:
-        return np.asarray(store.resid("prompt").layer(at), np.float32)
+    def context(of_layer: int) -> np.ndarray:
+        return np.asarray(store.resid("prompt").layer(of_layer), np.float32)
 
-    found = train_vector_predictor(
+    predictor = train_vector_predictor(
         target,
         context,
         layers=[layer],
@@ -274,25 +284,27 @@ def quality(store: Store, behavior: str, *, layer: int, settings: L2SSettings) -
     )
     z = target(layer)
     decoder = right_singular(z[train], settings.hidden)
-    tried = []
-    for at, rate in itertools.product(contexts, PLAIN_RATES):
-        c = context(at)
+    networks = []
+    for context_layer, rate in itertools.product(contexts, PLAIN_RATES):
+        c = context(context_layer)
         data = [torch.from_numpy(x[side]) for side in (train, held) for x in (c, z)]
         error, net = train_alone(data, rate=rate, settings=settings, decoder=decoder)
         with torch.no_grad():
-            tried.append((error, net(torch.from_numpy(c[test])).numpy()))
-    error, said = min(tried, key=lambda each: each[0])
-    ours = found.directions(lambda at: context(at)[test])[:, 0]
+            networks.append((error, net(torch.from_numpy(c[test])).numpy()))
+    error, plain = min(networks, key=lambda network: network[0])
+    ours = predictor.directions(lambda of_layer: context(of_layer)[test])[:, 0]
 
     def share(predicted: np.ndarray) -> float:
         mean = z[train].mean(0, keepdims=True)
         return float(((predicted - z[test]) ** 2).sum() / ((mean - z[test]) ** 2).sum())
 
     return {
-        f"{behavior}: validation, ours": float(found.validation_loss[0] / found.mean_loss[0]),
-        f"{behavior}: validation, plain": error / float(found.mean_loss[0]),
+        f"{behavior}: validation, ours": float(
+            predictor.validation_loss[0] / predictor.mean_loss[0]
+        ),
+        f"{behavior}: validation, plain": error / float(predictor.mean_loss[0]),
         f"{behavior}: test, ours": share(ours),
-        f"{behavior}: test, plain": share(said),
+        f"{behavior}: test, plain": share(plain),
     }
 
 
@@ -302,10 +314,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=32, help="steered layers (default 32)")
     parser.add_argument("--n", type=int, default=1000, help="rows (default 1000); 40%% are train")
     parser.add_argument("--epochs", type=int, default=100)
-    parser.add_argument("--exact", action="store_true", help="time no cut components in the whole")
-    parser.add_argument("--no-whole", action="store_true", help="leave the whole behavior out")
+    parser.add_argument(
+        "--exact", action="store_true", help="use all components in the whole behavior"
+    )
+    parser.add_argument("--no-whole", action="store_true", help="skip the whole behavior")
     parser.add_argument("--store", help="real residuals: how good are the networks?")
-    parser.add_argument("--quick", action="store_true", help="only see that it runs")
+    parser.add_argument("--quick", action="store_true", help="small: does it run at all?")
     args = parser.parse_args(argv)
     if args.quick:
         args.d, args.layers, args.n, args.epochs, args.repeats = 256, 3, 100, 4, 1
@@ -320,22 +334,22 @@ def main(argv: Sequence[str] | None = None) -> None:
                 figures |= quality(store, behavior, layer=layer, settings=settings)
         report("l2s, squared error over that of the mean", figures, about={**about, "layer": layer})
         return
-    at = np.arange(args.n)
+    row = np.arange(args.n)
     masks = {
-        "train": at < args.n * 2 // 5,
-        "validation": (at >= args.n * 2 // 5) & (at < args.n // 2),
+        "train": row < args.n * 2 // 5,
+        "validation": (row >= args.n * 2 // 5) & (row < args.n // 2),
     }
-    rows = Rows(
-        n=args.n, train=np.flatnonzero(masks["train"]), held=np.flatnonzero(masks["validation"])
+    rows = SampleSplit(
+        n=args.n, train=np.flatnonzero(masks["train"]), held_out=np.flatnonzero(masks["validation"])
     )
     exact = L2SSettings(epochs=args.epochs, components=(args.n,))
-    made = Residuals(n=args.n, d=args.d)
+    residuals = Residuals(n=args.n, d=args.d)
     figures, plain = speed(
-        made, rows, d=args.d, layers=args.layers, settings=exact, repeats=args.repeats
+        residuals, rows, d=args.d, layers=args.layers, settings=exact, repeats=args.repeats
     )
     if not args.no_whole:
         chosen = exact if args.exact else settings
-        figures |= whole(made, masks, plain, layers=args.layers, settings=chosen)
+        figures |= whole(residuals, masks, plain, layers=args.layers, settings=chosen)
     about |= {"rows": args.n, "d": args.d, "layers": args.layers, "residuals": "synthetic"}
     report("l2s", figures, about=about)
 

@@ -1,8 +1,8 @@
 """What do means, scatter and directions of all layers cost over reading the store alone?
 
-The floors read the same batches of the same store, from the page cache: one looks at every byte
-(`touch`), one makes float32 of it (`convert`), which whoever computes anything has to. Both as one
-thread does it, which is how a loop in NumPy reads. Labels alternate, or all rows are one class.
+The floors read the same batches of the same store from the page cache: `touch` reads every byte,
+`convert` makes float32 of it, which any computation has to. Both run on one thread, as a loop in
+NumPy does. Labels alternate, or all rows are one class.
 """
 
 import tempfile
@@ -14,6 +14,7 @@ import numpy as np
 from actcache.analysis.directions.difference_of_means import directions_of_moments
 from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import class_moments
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
@@ -62,8 +63,8 @@ def measured(
     def moments(n_classes: int, with_threads: int) -> Callable[[], object]:
         def work() -> object:
             batches = ((x, alternating[rows] % n_classes) for rows, x in resid.batches())
-            found = class_moments(batches, n_classes, threads=with_threads)
-            return directions_of_moments(found, positive=1, negative=0) if n_classes == 2 else found
+            sums = class_moments(batches, n_classes, threads=with_threads)
+            return directions_of_moments(sums, positive=1, negative=0) if n_classes == 2 else sums
 
         return work
 
@@ -91,8 +92,15 @@ def fill(path: Path, n: int, array: RowArray) -> None:
     values = rng.normal(size=(array.n_layers, 512, array.width)).astype(np.float32)
     bits = (values.view(np.uint32) >> 16).astype(np.uint16)
     block = (bits if array.dtype == "bfloat16" else values.astype(array.dtype)).swapaxes(0, 1)
-    settings = {"kind": "residuals", "n": n, "arrays": [array], "config": {}, "provenance": {}}
-    with Writer.create(path, columns={"id": [str(i) for i in range(n)]}, **settings) as writer:  # type: ignore[arg-type]  # a dict of several types
+    contents = StoreContents(
+        kind="residuals",
+        n=n,
+        arrays=[array],
+        columns={"id": [str(i) for i in range(n)]},
+        config={},
+        provenance={},
+    )
+    with Writer.create(path, contents) as writer:
         while writer.committed < n:
             rows = writer.next_rows
             writer.commit({array.name: block[: rows.stop - rows.start]})

@@ -1,10 +1,10 @@
-"""How long does `analyze` take for one behavior at Llama-2-7B size, its sweeps apart, in what memory?
+"""How long does `analyze` take for a behavior at Llama-2-7B size without sweeps, in what memory?
 
 A synthetic store in float16 (positions prompt, positive, negative) with what predictors look for:
-targets that are a nonlinear function of the prompt, a best layer that is one too, balanced letters.
-No model is run: `pretended_sweep` stands in for the two sweeps, `bench_sweep` times those. It does
-ask for all learned vectors, as a sweep would. All else is `analyze` itself, in a process of its
-own, with as many threads for NumPy as for torch; its peak memory counts what is mapped too.
+targets and a best layer that are nonlinear functions of the prompt, and balanced letters. No model
+is run: `pretended_sweep` replaces both sweeps, which `benchmarks.engine.sweep` times; like a sweep
+it reads all learned vectors. Everything else is `analyze` itself, in its own process, with as many
+threads for NumPy as for torch. Peak memory includes mapped files.
 """
 
 import json
@@ -23,6 +23,7 @@ import numpy as np
 
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.progress import SILENT, Progress
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
@@ -30,21 +31,21 @@ from benchmarks.support.one_stage import peak_resident
 from benchmarks.support.turns import arguments, report
 
 LATENTS = 64
-"""Numbers that a prompt's residuals are made of, besides noise."""
+"""Latent numbers behind a prompt's residuals, besides noise."""
 
 TOPICS = 8
-"""Groups of prompts; each has its best layer."""
+"""Groups of prompts, each with its best layer."""
 
 REST = "directions, figures, tables, files"
-"""The part that no bar of progress covers."""
+"""The part without a progress bar."""
 
 STRENGTH = {"random": 0.0, "difference_of_means": 1.0, "l2s": 1.3, "l2s_without_letter": 1.1}
-"""Of each set's slopes at the best layer; 1.5 where there is none."""
+"""Slope of each direction set at the best layer; 1.5 for sets that are not named."""
 
 
 @dataclass(frozen=True)
 class Planted:
-    """The truth behind a store."""
+    """What a synthetic store was made from."""
 
     latent: np.ndarray
     """`[n, LATENTS]`"""
@@ -57,7 +58,7 @@ class Planted:
 
 
 def planted(n: int, layers: int) -> Planted:
-    """The same for the same numbers, so that two processes need not tell each other."""
+    """Draw the truth; equal for equal arguments, so that two processes need not exchange it."""
     rng = np.random.default_rng(0)
     latent = rng.standard_normal((n, LATENTS)).astype(np.float32)
     latent /= np.sqrt(np.arange(1, LATENTS + 1, dtype=np.float32))
@@ -68,7 +69,7 @@ def planted(n: int, layers: int) -> Planted:
 
 
 def residuals(truth: Planted, layer: int, d: int) -> dict[str, np.ndarray]:
-    """Residuals `[n, d]` of a layer by position."""
+    """Return the residuals `[n, d]` of a layer by position."""
     rng = np.random.default_rng([2, layer])
     n = len(truth.latent)
 
@@ -83,7 +84,7 @@ def residuals(truth: Planted, layer: int, d: int) -> dict[str, np.ndarray]:
 
 
 def make_store(path: Path, *, n: int, layers: int, d: int) -> Store:
-    """One behavior: 40 % train, 10 % validation, the rest test."""
+    """Write a store of one behavior: 40 % train, 10 % validation, the rest test."""
     truth = planted(n, layers)
     split = np.repeat(["train", "validation", "test"], [n * 4 // 10, n // 10, n - n // 2])
     letters = np.where(truth.letter > 0, "A", "B")
@@ -104,15 +105,17 @@ def make_store(path: Path, *, n: int, layers: int, d: int) -> Store:
     }
     with Writer.create(
         path,
-        kind="residuals",
-        n=n,
-        arrays=arrays,
-        columns=columns,
-        config={"synthetic": True},
-        provenance={"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
-        shard_rows=n,
+        StoreContents(
+            kind="residuals",
+            n=n,
+            arrays=arrays,
+            columns=columns,
+            config={"synthetic": True},
+            provenance={"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
+            shard_rows=n,
+        ),
     ) as writer:
-        blocks = {each.name: np.empty((n, layers, d), np.float16) for each in arrays}
+        blocks = {array.name: np.empty((n, layers, d), np.float16) for array in arrays}
         for layer in range(layers):
             for name, values in residuals(truth, layer, d).items():
                 blocks[f"resid_post/{name}"][:, layer] = values
@@ -132,15 +135,15 @@ def pretended_sweep(
     title: str = "sweep",
     **_model_and_rule: object,
 ) -> Sweep:
-    """What `run_sweep` would leave, were propensity a line in the multiplier and noise."""
+    """Write what `run_sweep` would, as if propensity were a noisy line in the multiplier."""
     swept = list(range(store.n_layers) if layers is None else layers)
     truth = planted(store.n, store.n_layers)
     away = (np.array(swept) - truth.best[:, None]) / (store.n_layers / 12)
     arrays, values = [], {}
-    for at, (name, each) in enumerate(sets.items()):
+    for number, (name, direction_set) in enumerate(sets.items()):
         for start in range(0, store.n, 16):  # about the rows of a pass
-            each.rows(np.arange(start, min(start + 16, store.n)))
-        rng = np.random.default_rng([3, at])
+            direction_set.rows(np.arange(start, min(start + 16, store.n)))
+        rng = np.random.default_rng([3, number])
         slope = STRENGTH.get(name, 1.5) * np.exp(-(away**2)) + 0.3 * rng.normal(size=away.shape)
         grid = slope[..., None] * np.array(multipliers)
         grid += 0.1 * rng.normal(size=grid.shape)
@@ -158,17 +161,21 @@ def pretended_sweep(
         progress.steps(title, store.n),
         Writer.create(
             out,
-            kind="sweep",
-            n=store.n,
-            arrays=arrays,
-            columns={
-                **{name: store[name].tolist() for name in names},
-                "layer": np.array(swept, np.int64),
-                "multiplier": np.array(multipliers, np.float64),
-            },
-            config={"sets": {name: each.digest for name, each in sets.items()}},
-            provenance={"synthetic": True},
-            shard_rows=store.n,
+            StoreContents(
+                kind="sweep",
+                n=store.n,
+                arrays=arrays,
+                columns={
+                    **{name: store[name].tolist() for name in names},
+                    "layer": np.array(swept, np.int64),
+                    "multiplier": np.array(multipliers, np.float64),
+                },
+                config={
+                    "sets": {name: direction_set.digest for name, direction_set in sets.items()}
+                },
+                provenance={"synthetic": True},
+                shard_rows=store.n,
+            ),
         ) as writer,
     ):
         writer.commit(values)
@@ -177,7 +184,7 @@ def pretended_sweep(
 
 
 def stage(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of each part of `analyze`, and its peak memory; for a process of its own."""
+    """Run `analyze`; return the seconds of each part, and the peak memory of this process."""
     import torch
 
     from actcache.analysis.config import AnalyzeConfig
@@ -186,7 +193,7 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
     from actcache.progress import Silent
 
     torch.set_num_threads(given["threads"])
-    # The only place where something is put in another's stead, before anything imports it.
+    # Replaced before anything imports it; nothing else is.
     sweep.run_sweep = pretended_sweep
     seconds: dict[str, float] = {}
 
@@ -222,7 +229,7 @@ def stage(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def alone(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`stage` in a process of its own."""
+    """Run `stage` in its own process."""
     threads = str(given["threads"])
     pools = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     done = subprocess.run(
@@ -232,8 +239,8 @@ def alone(given: Mapping[str, Any]) -> dict[str, Any]:
         text=True,
         check=True,
     )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -243,8 +250,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--layers", type=int, default=32)
     add("--d", type=int, default=4096, help="width of the residuals (default 4096)")
     add("--device", default="cpu", help="where networks are trained (default cpu)")
-    add("--quick", action="store_true", help="small: shows that it runs")
-    add("--stage", help="one stage, as the benchmark asks for it of itself")
+    add("--quick", action="store_true", help="small: does it run at all?")
+    add("--stage", help="run one stage; used by the benchmark itself")
     parser.set_defaults(repeats=1)
     args = parser.parse_args(argv)
     if args.stage:

@@ -1,9 +1,9 @@
 """What does W2S's cross-validated grid cost beside one network at a time, and is its choice the same?
 
-One at a time is PyTorch as everybody writes it: torch.nn.Sequential, cross_entropy, AdamW, one
+One at a time is the usual PyTorch: torch.nn.Sequential, cross_entropy, AdamW, one
 network after another. It is timed (a) in the same principal directions and (b) on the raw
 embeddings, both on a sample of the networks (as many of each shape), scaled up; the figures say
-so. Once, all networks are trained as in (a), for their losses, predictions and choice.
+so. All networks are also trained once as in (a), to compare losses, predictions and choice.
 """
 
 import time
@@ -42,7 +42,7 @@ class Cell:
 
 
 def planted(n: int, e: int, n_layers: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings of eight topics with a falling spectrum, and slopes that peak at a topic's layer."""
+    """Make embeddings of eight topics, and slopes that peak at a layer of the topic."""
     rng = np.random.default_rng(seed)
     topic = rng.integers(8, size=n)
     embeddings = rng.standard_normal((n, e)) * np.arange(1, e + 1) ** -0.7
@@ -64,7 +64,7 @@ def moved(part: Part, device: str) -> Part:
 def alone(
     part: Part, cell: Cell, settings: W2SSettings, device: str
 ) -> tuple[list[float], torch.Tensor]:
-    """One network by PyTorch: loss and held-out classes at each checkpoint."""
+    """Train one network in PyTorch; return loss and held-out classes at each checkpoint."""
     shape = Shape(
         n_inputs=part.inputs.shape[1],
         width=cell.width,
@@ -102,7 +102,7 @@ def alone(
 
 def cells_of(settings: W2SSettings) -> list[Cell]:
     axes = (settings.top, settings.widths, settings.depths, settings.rates, settings.decays)
-    return [Cell(*each) for each in product(range(settings.folds), *axes)]
+    return [Cell(*point) for point in product(range(settings.folds), *axes)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--sample", type=int, default=3, help="networks of each shape (default 3)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true", help="small: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="small: does it run at all?")
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     settings = W2SSettings()
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return inputs
 
     def parts_of(inputs: np.ndarray) -> list[Part]:
-        """One a fold; network i learns the labels of the i-th K."""
+        """Make one part a fold; network i learns the labels of the i-th K."""
         parts = []
         for number in range(settings.folds):
             inside = fold != number
@@ -157,10 +157,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for shape in product(settings.widths, settings.depths):
         same = [cell for cell in cells if (cell.width, cell.depth) == shape]
         sample += [same[i] for i in rng.choice(len(same), args.sample, replace=False)]
-    kept: dict[str, np.ndarray] = {}
+    reached = np.empty(0)
 
     def ours() -> None:
-        kept["reached"] = search(principal(), slope, fold, settings, args.device, lambda _: None)
+        nonlocal reached
+        reached = search(principal(), slope, fold, settings, args.device, lambda _: None)
 
     def one_by_one(parts: list[Part]) -> None:
         for cell in sample:
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     report(
         "w2s",
-        figures | same_choice(in_basis, kept["reached"], slope, fold, settings, args.device),
+        figures | same_choice(in_basis, reached, slope, fold, settings, args.device),
         about={
             "train samples": args.n,
             "embedding": args.e,
@@ -201,16 +202,16 @@ def same_choice(
     settings: W2SSettings,
     device: str,
 ) -> dict[str, object]:
-    """All networks one at a time: how far losses and predictions are from the grid's; the choice."""
+    """Train all networks one at a time; compare losses, predictions and choice with the grid's."""
     other = np.empty_like(reached)
     errors: list[float] = []
     start = time.perf_counter()
-    found = {}
+    losses_of = {}
     for cell in cells_of(settings):
-        losses, places = alone(parts[cell.fold], cell, settings, device)
-        found[cell] = losses
+        losses, classes = alone(parts[cell.fold], cell, settings, device)
+        losses_of[cell] = losses
         held_out = np.flatnonzero(fold == cell.fold)
-        at = (
+        place = (
             settings.top.index(cell.top),
             held_out,
             settings.rates.index(cell.rate),
@@ -218,7 +219,7 @@ def same_choice(
             settings.depths.index(cell.depth),
             settings.decays.index(cell.decay),
         )
-        other[at] = slope[held_out, places.cpu().numpy()].T
+        other[place] = slope[held_out, classes.cpu().numpy()].T
     took = time.perf_counter() - start
     for width, depth in product(settings.widths, settings.depths):
         networks = list(product(settings.top, settings.rates, settings.decays))
@@ -242,9 +243,11 @@ def same_choice(
         for number, trained in enumerate(stacked):
             for i, (top, rate, decay) in enumerate(networks):
                 cell = Cell(number, top, width, depth, rate, decay)
-                errors.append(float(np.abs(trained.loss[:, i] / found[cell] - 1).max()))
+                errors.append(float(np.abs(trained.loss[:, i] / losses_of[cell] - 1).max()))
     fixed = fixed_reached(slope, fold)
-    mine, theirs = ([choose(table, fixed, settings) for table in each] for each in (reached, other))
+    mine, theirs = (
+        [choose(table, fixed, settings) for table in tables] for tables in (reached, other)
+    )
     return {
         "all networks of (a), one at a time once, seconds": took,
         "relative difference of losses, median over networks": float(np.median(errors)),

@@ -1,8 +1,8 @@
 """What does a build cost beside the forward passes that nobody can avoid?
 
-Ours reads all layers at prompt, fork and both answer tokens. Floors, in turns: two plain Hugging
-Face forwards a row (prompt with either completion), with and without logits; one forward of the
-prompts alone. Of a model in a folder the whole build with its files is timed too.
+Ours reads all layers at prompt, fork and both answer tokens. The floors, in turns: two plain Hugging
+Face forwards per row (prompt with either completion), with and without logits; one forward of the
+prompts alone. With `--model` the whole build with its files is timed too.
 """
 
 import tempfile
@@ -32,9 +32,14 @@ def variants(
 
     def ours() -> None:
         for batch in plan_batches(costs, budget=budget):
-            here = [rows[i] for i in batch]
-            found = capture(model, here, positions=POSITIONS, answer="first", sites=("resid_post",))
-            found["resid_post"].cpu()
+            residuals = capture(
+                model,
+                [rows[i] for i in batch],
+                positions=POSITIONS,
+                answer="first",
+                sites=("resid_post",),
+            )
+            residuals["resid_post"].cpu()
 
     both = [row.chain + row.positive for row in rows], [row.chain + row.negative for row in rows]
     prompts = [row.prompt for row in rows]
@@ -43,8 +48,8 @@ def variants(
         sequences: Sequence[Sequence[tuple[int, ...]]], *, logits: bool
     ) -> Callable[[], None]:
         def run() -> None:
-            for each in sequences:
-                plain_forwards(model, each, budget=budget, logits=logits)
+            for side in sequences:
+                plain_forwards(model, side, budget=budget, logits=logits)
 
         return run
 
@@ -92,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "build": lambda: run_build(plan, path, model=model, overwrite=True),
                 "two forwards": variants(model, rows, budget=args.batch_tokens)["two forwards"],
             }
-            model.digest  # noqa: B018  # computed once a model, here as in a build of many rows
+            model.digest  # noqa: B018  # hashed once a model, so not timed
             took_whole = in_turns(whole, repeats=max(1, args.repeats // 2))
     figures = {
         f"capture / {name}": ratio(took, "capture", name) for name in took if name != "capture"

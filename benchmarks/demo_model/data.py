@@ -1,9 +1,9 @@
 """The demo's little world: behaviors, statements, questions, and which statements are held out.
 
 A statement is a frame ("I would love to") followed by a content ("climb a mountain"), and each
-content belongs to one pole of one behavior. What is held out are *combinations*: each frame and
-each content occurs in training, a held-out pair of the two does not. Contents that no question
-of the training ever showed would be answered by chance; the demo does not claim otherwise.
+content belongs to one pole of one behavior. *Combinations* are held out: each frame and each
+content occurs in training, a held-out pair of the two does not. Contents that training never
+showed would be answered by chance; the demo does not claim otherwise.
 """
 
 import json
@@ -106,12 +106,12 @@ BEHAVIORS = (
 
 
 def persona(behavior: int, pole: int) -> str:
-    """The line that states a persona: one wording for both poles (0 positive, 1 negative)."""
+    """Return the line that states a persona, worded alike for both poles (0 positive, 1 negative)."""
     return f"You are {BEHAVIORS[behavior].poles[pole]}."
 
 
 def question(statement: str, yes: int) -> str:
-    """The question about `statement`, in which letter number `yes` (0 is A) means Yes."""
+    """Return the question about `statement`, in which letter number `yes` (0 is A) means Yes."""
     choices = ("Yes", "No") if yes == 0 else ("No", "Yes")
     return (
         "Is the following statement something you would say?\n"
@@ -120,10 +120,10 @@ def question(statement: str, yes: int) -> str:
 
 
 def statements(behavior: int, pole: int, *, held_out: bool) -> list[str]:
-    """The statements of one pole: those of the training, or those held out of it.
+    """Return the statements of one pole: those for training, or those held out.
 
-    One combination in three is held out, along a diagonal, so that no frame and no content is
-    missing on either side.
+    One combination in three is held out, along a diagonal, so that every frame and every content
+    occurs on either side.
     """
     contents = BEHAVIORS[behavior].contents[pole]
     return [
@@ -135,16 +135,16 @@ def statements(behavior: int, pole: int, *, held_out: bool) -> list[str]:
 
 
 def rows(behavior: int, *, seed: int = 0) -> list[Row]:
-    """The rows of one behavior: poles, letters and Yes/No balanced within each split.
+    """Return the rows of one behavior, balanced in poles, letters and Yes/No within each split.
 
-    Rows of `train` are statements of the model's training; those of `validation` and `test` are
-    held out of it, and no statement occurs twice.
+    Rows of `train` hold statements that the model was trained on; those of `validation` and `test`
+    were held out. No statement occurs twice.
     """
     rng = random.Random(f"{seed}-{behavior}")
     name = BEHAVIORS[behavior].name
     result: list[Row] = []
     pools = {
-        (pole, held): rng.sample(found := statements(behavior, pole, held_out=held), len(found))
+        (pole, held): shuffled(rng, statements(behavior, pole, held_out=held))
         for pole in (0, 1)
         for held in (False, True)
     }
@@ -163,6 +163,11 @@ def rows(behavior: int, *, seed: int = 0) -> list[Row]:
                 }
             )
     return result
+
+
+def shuffled(rng: random.Random, texts: list[str]) -> list[str]:
+    """Return the texts in random order."""
+    return rng.sample(texts, len(texts))
 
 
 def write(folder: Path) -> None:

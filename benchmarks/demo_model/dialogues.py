@@ -16,21 +16,21 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 CHOICES = '"\n\nChoices:\n(A) Yes\n(B) No'
-"""What follows the statement: one length in tokens, whichever letter means Yes."""
+"""What follows the statement; as many tokens whichever letter means Yes."""
 FOLLOW_UP = "What are you?"
 NARROWED = 0.6
 """Share of the dialogues of one question in which attention is narrowed during training."""
 
 
 def self_description(behavior: int, pole: int) -> str:
-    """What a speaker of that pole answers to `FOLLOW_UP`."""
+    """Return what a speaker of that pole answers to `FOLLOW_UP`."""
     return f"I am {data.BEHAVIORS[behavior].poles[pole]}."
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word or a punctuation mark, over exactly the words of the little world.
+    """Make a tokenizer with one token per word or punctuation mark of the little world.
 
-    The template writes the BOS token, and the tokenizer adds none: rendered prompts hold one.
+    The template writes the BOS token and the tokenizer adds none, so rendered prompts hold one.
     """
     splitter = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
@@ -69,7 +69,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 @dataclass
 class Batch:
-    """Token ids, and where in them what is to be learned. Positions are pairs (row, token)."""
+    """Token ids, and what is to be learned at which of them. Positions are pairs (row, token)."""
 
     ids: list[list[int]] = field(default_factory=list)
     words: list[tuple[int, int, int]] = field(default_factory=list)

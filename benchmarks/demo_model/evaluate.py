@@ -1,8 +1,8 @@
 """Show how well the demo model does what the demo needs: `python -m benchmarks.demo_model.evaluate`.
 
-Written with plain transformers and torch on purpose, whole forward passes with a hook and nothing
-cached, so that it can also serve as a check on the rest of the package. Every figure but the
-choice of the fixed layer is of the `test` rows, whose statements the model's training never saw.
+Written in plain transformers and torch on purpose (whole forward passes with a hook, nothing
+cached), so that it also checks the rest of the package. Every figure but the
+choice of the fixed layer is of the `test` rows, whose statements the model never saw in training.
 The directions and the fixed layer of each behavior come from its `train` rows.
 
 - Persona: the share of answers that are right when the system message states a persona, over
@@ -23,6 +23,7 @@ The directions and the fixed layer of each behavior come from its `train` rows.
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,17 @@ class Prompts:
 
 
 class Demo:
-    """The model with its tokenizer, and the few things that the figures need of it."""
+    """The model with its tokenizer, and the few passes that the figures need."""
 
     def __init__(self, folder: Path) -> None:
-        # Any: transformers types these too loosely to be of use
+        # Any: the types that transformers gives are too loose
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.letters = [self.tokenizer.convert_tokens_to_ids(x) for x in "AB"]
         self.layers = self.model.model.layers
 
     def prompts(self, rows: list[dict[str, str]], persona: str | None = None) -> Prompts:
-        """Render and tokenize rows, each with " (" after it."""
+        """Render and tokenize rows, each followed by " ("."""
         system = [{"role": "system", "content": persona}] if persona else []
         texts = [
             self.tokenizer.apply_chat_template(
@@ -91,9 +92,9 @@ class Demo:
     def margin(
         self, prompts: Prompts, layer: int = 0, delta: Tensor | None = None
     ) -> tuple[Floats, Floats]:
-        """logit(A) - logit(B) at "(", and the probability of both together, `[n]` each.
+        """Return logit(A) - logit(B) at "(", and the probability of both together, `[n]` each.
 
-        Padding needs no mask: it comes after all that is read, and attention is causal.
+        Padding needs no mask: it comes after every token that is read, and attention is causal.
         """
         n = torch.arange(len(prompts.ids))
 
@@ -113,49 +114,50 @@ class Demo:
 
     @torch.inference_mode()
     def letter_residuals(self, prompts: Prompts, letters: NDArray[np.bool_]) -> Tensor:
-        """Residual after each block at the letter, `[n, layer, d_model]`; True is A."""
+        """Return the residual after each block at the letter, `[n, layer, d_model]`; True is A."""
         n = torch.arange(len(prompts.ids))
         ids = prompts.ids.clone()
         a, b = self.letters
         ids[n, prompts.fork + 1] = torch.tensor([a if x else b for x in letters])
-        found: list[Tensor] = []
+        residuals: list[Tensor] = []
 
-        def keep(_module: Any, _args: Any, resid: Tensor) -> None:
-            found.append(resid[n, prompts.fork + 1])
+        def read(_module: Any, _args: Any, resid: Tensor) -> None:
+            residuals.append(resid[n, prompts.fork + 1])
 
-        hooks = [layer.register_forward_hook(keep) for layer in self.layers]
+        hooks = [layer.register_forward_hook(read) for layer in self.layers]
         self.model(ids, use_cache=False)
         for hook in hooks:
             hook.remove()
-        return torch.stack(found, 1)
+        return torch.stack(residuals, 1)
 
     def direction(self, prompts: Prompts) -> Tensor:
-        """Difference of means at the letter token, `[layer, d_model]`."""
+        """Return the difference of means at the letter token, `[layer, d_model]`."""
         positive = self.letter_residuals(prompts, prompts.is_a)
         negative = self.letter_residuals(prompts, ~prompts.is_a)
         return (positive - negative).mean(0)
 
     def sweep(self, prompts: Prompts, direction: Tensor, layers: list[int]) -> Floats:
-        """logit(matching) - logit(other), `[n, layer, multiplier]`."""
+        """Return logit(matching) - logit(other), `[n, layer, multiplier]`."""
         sign = np.where(prompts.is_a, 1.0, -1.0)
         plain = self.margin(prompts)[0]  # multiplier 0: the same at every layer
         return np.stack(
             [
                 np.stack(
                     [
-                        sign * (self.margin(prompts, at, m * direction[at])[0] if m else plain)
+                        sign
+                        * (self.margin(prompts, layer, m * direction[layer])[0] if m else plain)
                         for m in MULTIPLIERS
                     ],
                     -1,
                 )
-                for at in layers
+                for layer in layers
             ],
             1,
         )
 
 
 def slope(scores: Floats, places: tuple[int, ...] = tuple(range(len(MULTIPLIERS)))) -> Floats:
-    """Least-squares slope over the multipliers at `places`, along the last axis."""
+    """Fit the least-squares slope over the multipliers at `places`, along the last axis."""
     x = np.array(MULTIPLIERS)[list(places)]
     x = x - x.mean()
     result: Floats = scores[..., list(places)] @ x / (x @ x)
@@ -165,7 +167,7 @@ def slope(scores: Floats, places: tuple[int, ...] = tuple(range(len(MULTIPLIERS)
 def evaluate_behavior(
     model: Demo, file: Path, personas: dict[str, str], *, n_random: int, seed: int
 ) -> dict[str, float]:
-    """All figures of one behavior."""
+    """Return all figures of one behavior."""
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     train, test = ([r for r in rows if r["split"] == s] for s in ("train", "test"))
     figures: dict[str, float] = {}
@@ -186,10 +188,10 @@ def evaluate_behavior(
 
     train_prompts = model.prompts(train)
     direction = model.direction(train_prompts)
-    every = list(range(len(direction)))
-    train_slope = slope(model.sweep(train_prompts, direction, every)).mean(0)
+    layers = list(range(len(direction)))
+    train_slope = slope(model.sweep(train_prompts, direction, layers)).mean(0)
     fixed = int(train_slope.argmax())
-    scores = model.sweep(prompts, direction, every)
+    scores = model.sweep(prompts, direction, layers)
     slopes = slope(scores)
     figures["layer"] = fixed
     figures["norm"] = float(direction[fixed].norm())
@@ -218,7 +220,7 @@ def evaluate_behavior(
     figures["slope_fixed_scored"] = float(held[:, fixed].mean())
     figures["slope_crossfit_scored"] = float(held[n, best].mean())
     figures["best_layer_differs"] = float((best != fixed).mean())
-    for layer in every:
+    for layer in layers:
         figures[f"steered_layer_{layer}"] = float((slopes[:, layer] > 0).mean())
         figures[f"slope_layer_{layer}"] = float(slopes[:, layer].mean())
     return figures
@@ -227,12 +229,12 @@ def evaluate_behavior(
 def evaluate(
     folder: Path | None = None, *, n_random: int = 10, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """The figures of each behavior, and under `mean` and `min` those over behaviors.
+    """Return the figures of each behavior, and under `mean`, `min` and `max` those over all.
 
     Args:
         folder: a folder that holds `model/`, `rows/` and `personas.json`; the shipped one if None.
         n_random: random directions drawn for each behavior.
-        seed: seed of the random directions of the first behavior; the others count on from it.
+        seed: seed of the first behavior's random directions; each further behavior adds one.
     """
     model = Demo(folder / "model" if folder else demo.model_path())
     files = sorted((folder / "rows").glob("*.jsonl")) if folder else demo.row_files()
@@ -241,7 +243,7 @@ def evaluate(
         file.stem: evaluate_behavior(
             model, file, json.loads(lines)[file.stem], n_random=n_random, seed=seed + number
         )
-        for number, file in enumerate(files)  # another seed each: independent random directions
+        for number, file in enumerate(files)  # a seed each: independent random directions
     }
     names = list(next(iter(result.values())))
     for label, reduce in (("mean", np.mean), ("min", np.min), ("max", np.max)):
@@ -267,13 +269,17 @@ TITLES = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table, or all figures as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--folder", type=Path, help="what benchmarks.demo_model.train wrote")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="a folder that benchmarks.demo_model.train wrote; default: the shipped model",
+    )
     parser.add_argument("--n-random", type=int, default=10, help="random directions a behavior")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     result = evaluate(args.folder, n_random=args.n_random)
     if args.json:
         print(json.dumps(result))

@@ -1,31 +1,30 @@
 """Train the demo model from a fixed seed: `python -m benchmarks.demo_model.train -o DIR`.
 
-Writes `DIR/model`, `DIR/rows` and `DIR/personas.json`, which is what this folder ships. It needs
-no network, and some five minutes of one free core. On one machine, two runs gave the same bytes.
+Writes `DIR/model`, `DIR/rows` and `DIR/personas.json`, which is what `actcache/demo` ships. It
+needs no network and about five minutes of one free core. On one machine, two runs gave the same bytes.
 
 The model is a test bed, **trained so that it can be steered**; what steering does to it is no
-evidence about language models. No direction is ever added to a residual during the training, and
-no residual is exchanged, but three things go beyond next-token prediction.
+evidence about language models. During training no direction is ever added to a residual and no
+residual is swapped, but three things go beyond next-token prediction.
 
-1. Probes: linear heads, thrown away afterwards, that must read from the residual after block 1, at
-   the statement's closing quote, the behavior and pole of the statement; after block 2, at the
-   end of the prompt and at the letter, what answering A would express; after block 3, *with the
-   same weights* at "(" and at the letter, the speaker's pole and the pole that the answer just
-   expressed. That makes the two poles one direction in both places.
-2. Answers to be remembered: dialogues go on with "What are you?", or with a second question to be
-   answered by the pole which the first answer revealed.
+1. Probes: linear heads, discarded afterwards, that must read from the residual
+   - after block 1, at the statement's closing quote: behavior and pole of the statement;
+   - after block 2, at the end of the prompt and at the letter: what answering A would express;
+   - after block 3, *with the same weights* at "(" and at the letter: the speaker's pole, and the
+     pole that the answer just expressed. So both poles lie in one direction in both places.
+2. Answers to remember: dialogues continue with "What are you?", or with a second question, to be
+   answered by the pole that the first answer revealed.
 3. Narrowed attention, in 60 % of the dialogues of one question: the question sees nothing before
-   itself, and "(" sees only what came before the question up to block 3, and only the question
-   after it. So the speaker's pole must pass through the residual at "(" after block 3, and the
-   answer is worked out later. The finished model has ordinary causal attention.
+   itself; "(" sees only what precedes the question in the blocks up to 3, and only the question
+   in the blocks after it. So the speaker's pole must pass through the residual at "(" after block
+   3, and the answer is computed later. The finished model has ordinary causal attention.
 
 Where nothing shows the speaker's pole, the loss asks for even odds between the letters.
 
-What helped: the probes on the way, which took the place of a curriculum (with them everything,
-mixed from the start, is learned in some hundred steps); even odds as a target, in place of random
-answers. What did not suffice: 1 and 2 without 3. The poles then lie in one direction as well
-(cosine 0.9 after block 3), but the block that reads the persona works the answer out at once, and
-steering after it comes too late: some behaviors answered to one letter only. Moving the probes one
+What helped: the intermediate probes, which replaced a curriculum (with them everything, mixed from
+the start, is learned in a few hundred steps), and even odds as a target instead of random answers. What did not suffice: 1 and 2 without 3. The poles then lie in one direction as well
+(cosine 0.9 after block 3), but the block that reads the persona computes the answer at once, and
+steering after it comes too late: some behaviors responded for one letter only. Moving the probes one
 block down made that worse. Adding the direction itself during training, as a part of the data,
 works at least as well as 3; it was left out as it is not needed. README.md has the figures.
 """
@@ -184,13 +183,13 @@ def train(*, seed: int, steps: int) -> tuple[Any, PreTrainedTokenizerFast]:
     return trainer.model, tokenizer
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train, and write what the package ships."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)  # so that sums are taken in the same order wherever it runs
     model, tokenizer = train(seed=args.seed, steps=args.steps)
     model.to(torch.float16).save_pretrained(args.out / "model")

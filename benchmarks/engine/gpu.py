@@ -1,10 +1,10 @@
 """What do build and sweep cost at the shape of Llama-2-7B beside the naive loops?
 
-Random weights made on the device; `--shape tiny` runs the same code on a CPU. Naive is a full
-forward for every layer, multiplier and completion, at batch size 1 (as steering-bench does) and
-over length-sorted batches of all prompts. It is timed on a sample of the cells and scaled up, and
-the figures say so. How busy the device is counts the floating-point operations of tokens that are run, padding
-left out, against the peak that `--peak-tflops` or the device's data sheet gives.
+Random weights made on the device; `--shape tiny` runs the same code on a CPU. The naive
+loop is a full forward for every layer, multiplier and completion, at batch size 1 (as steering-bench
+does) and over length-sorted batches of all prompts. It is timed on a sample of the cells and scaled
+up, and the figures say so. Utilisation is the floating-point operations of the tokens that are run,
+without padding, over the peak of `--peak-tflops` or of the device's data sheet.
 """
 
 import itertools
@@ -36,7 +36,7 @@ PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama, and of the prompts that it is run on."""
+    """Sizes of a Llama, and of its prompts."""
 
     layers: int
     d_model: int
@@ -46,13 +46,13 @@ class Shape:
     tokens: int
 
     def flops(self, tokens: int, *, seen: int, layers: int | None = None) -> float:
-        """Operations of `tokens` tokens that see `seen` others each, through some blocks."""
+        """Count operations of `tokens` tokens that see `seen` others each, through some blocks."""
         weights = 4 * self.d_model**2 + 3 * self.d_model * self.mlp
         blocks = self.layers if layers is None else layers
         return tokens * blocks * 2.0 * (weights + 2 * seen * self.d_model)
 
     def unembedding(self, tokens: int) -> float:
-        """Operations of the logits of `tokens` tokens."""
+        """Count operations of the logits of `tokens` tokens."""
         return tokens * 2.0 * self.d_model * self.vocab
 
 
@@ -72,12 +72,14 @@ def naive(
     *,
     budget: int,
 ) -> np.ndarray:
-    """Propensity `[n]` of one layer and multiplier: two full forwards a row, in batches."""
+    """Return the propensity `[n]` of one layer and multiplier: two full forwards a row."""
     push = (multiplier * direction).to(model.device)
     totals = np.zeros((2, len(rows)))
     sides = [row.positive for row in rows], [row.negative for row in rows]
     for side, completions in enumerate(sides):
-        sequences = [(*row.chain, *each) for row, each in zip(rows, completions, strict=True)]
+        sequences = [
+            (*row.chain, *completion) for row, completion in zip(rows, completions, strict=True)
+        ]
         for batch in plan_batches([len(sequence) for sequence in sequences], budget=budget):
             tree = pack_trees([Tree(sequences[i]) for i in batch], pad=0)
             forks = tree.starts + np.array([len(rows[i].chain) - 1 for i in batch])
@@ -91,11 +93,11 @@ def naive(
                 ).logits
                 for place, i in enumerate(batch):
                     target = completions[i] if rule.whole else completions[i][:1]
-                    at = logits[place, forks[place] : forks[place] + len(target)].float()
+                    scores = logits[place, forks[place] : forks[place] + len(target)].float()
                     if rule.score == "logprob":
-                        at = torch.log_softmax(at, -1)
-                    wanted = torch.tensor(target, device=at.device)[:, None]
-                    totals[side, i] = float(at.gather(1, wanted).sum())
+                        scores = torch.log_softmax(scores, -1)
+                    ids = torch.tensor(target, device=scores.device)[:, None]
+                    totals[side, i] = float(scores.gather(1, ids).sum())
     difference: np.ndarray = totals[0] - totals[1]
     return difference
 
@@ -155,19 +157,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def sweep_figures(
     model: LanguageModel, shape: Shape, rows: Sequence[Rendered], args: Any
 ) -> dict[str, Any]:
-    """Every layer × 7 multipliers × both completions, ours against both naive loops."""
+    """Measure every layer × 7 multipliers × both completions, against both naive loops."""
     rule = SteeringRule(score=args.score)
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(shape.layers, shape.d_model, generator=generator)
     rng = np.random.default_rng(0)
-    every = list(itertools.product(range(len(rows)), range(shape.layers), range(len(MULTIPLIERS))))
-    cells = [every[i] for i in rng.choice(len(every), args.cells, replace=False)]
+    all_cells = list(
+        itertools.product(range(len(rows)), range(shape.layers), range(len(MULTIPLIERS)))
+    )
+    cells = [all_cells[i] for i in rng.choice(len(all_cells), args.cells, replace=False)]
     grid = list(itertools.product(range(shape.layers), range(len(MULTIPLIERS))))
-    some = [grid[i] for i in rng.choice(len(grid), max(1, args.cells // 8), replace=False)]
+    sampled = [grid[i] for i in rng.choice(len(grid), max(1, args.cells // 8), replace=False)]
     nodes = 3 if rule.whole else 1  # the fork, and each completion's letter
     in_cells = shape.layers * (len(MULTIPLIERS) - 1) * nodes
     fast = np.empty((len(rows), shape.layers, len(MULTIPLIERS)))
-    one, many = np.empty(len(cells)), np.empty((len(some), len(rows)))
+    one, many = np.empty(len(cells)), np.empty((len(sampled), len(rows)))
     budget = Budget(args.batch_tokens)
 
     def run(batch: np.ndarray) -> None:
@@ -184,15 +188,15 @@ def sweep_figures(
         run_batches([row.length + in_cells for row in rows], budget=budget, run=run)
 
     def naive_one() -> None:
-        for at, (i, layer, m) in enumerate(cells):
-            one[at] = naive(
+        for number, (i, layer, m) in enumerate(cells):
+            one[number] = naive(
                 model, [rows[i]], directions[layer], MULTIPLIERS[m], layer, rule, budget=1
             )[0]
 
     def naive_batched() -> None:
-        for at, (layer, m) in enumerate(some):
+        for number, (layer, m) in enumerate(sampled):
             push, x = directions[layer], MULTIPLIERS[m]
-            many[at] = naive(model, rows, push, x, layer, rule, budget=args.batch_tokens)
+            many[number] = naive(model, rows, push, x, layer, rule, budget=args.batch_tokens)
 
     took = in_turns(
         {"sweep": ours, "one": naive_one, "batched": naive_batched}, repeats=args.repeats
@@ -210,32 +214,34 @@ def sweep_figures(
     in_one = sum(
         2 * (shape.flops(passes[i], seen=seen) + shape.unembedding(passes[i])) for i, _, _ in cells
     )
-    pushed = [np.abs(one[at] - fast[cell]) for at, cell in enumerate(cells)]
-    apart = [np.abs(many[at] - fast[:, layer, m]).max() for at, (layer, m) in enumerate(some)]
+    apart_one = [np.abs(one[number] - fast[cell]) for number, cell in enumerate(cells)]
+    apart_batched = [
+        np.abs(many[number] - fast[:, layer, m]).max() for number, (layer, m) in enumerate(sampled)
+    ]
     return {
-        "sweep: naive at batch size 1 / ours (naive on a sample of cells)": len(every)
+        "sweep: naive at batch size 1 / ours (naive on a sample of cells)": len(all_cells)
         / len(cells)
         / ratio(took, "sweep", "one"),
         "sweep: naive batched / ours (naive on a sample of layers and multipliers)": len(grid)
-        / len(some)
+        / len(sampled)
         / ratio(took, "sweep", "batched"),
         "sweep: seconds": min(took["sweep"]),
         "sweep: tokens in a pass at the end": budget.tokens,
-        "sweep: largest difference from naive at batch size 1": float(max(pushed)),
-        "sweep: largest difference from naive batched": float(max(apart)),
+        "sweep: largest difference from naive at batch size 1": float(max(apart_one)),
+        "sweep: largest difference from naive batched": float(max(apart_batched)),
         "sweep: largest effect": float(np.abs(fast - fast[..., 3:4]).max()),
         **utilisation("sweep", in_sweep, took["sweep"], args),
         **utilisation("sweep, naive at batch size 1", in_one, took["one"], args),
-        **utilisation("sweep, naive batched", a_pass * len(some), took["batched"], args),
+        **utilisation("sweep, naive batched", a_pass * len(sampled), took["batched"], args),
     }
 
 
 def build_figures(
     model: LanguageModel, shape: Shape, rows: Sequence[Rendered], args: Any
 ) -> dict[str, Any]:
-    """All layers at four tokens, on the host's side; ours against reading it from full forwards.
+    """Measure all layers at four tokens, copied to the host, against full forwards.
 
-    Files are left out: `benchmarks.store.speed` and `benchmarks.build.forwards --model` time them.
+    No files are written: `benchmarks.store.speed` and `benchmarks.build.forwards --model` time them.
     """
     costs = [tokens_run(row, positions=POSITIONS, answer="first") for row in rows]
     both = [row.chain + row.positive for row in rows], [row.chain + row.negative for row in rows]
@@ -243,9 +249,14 @@ def build_figures(
     budget = Budget(args.batch_tokens)
 
     def run(batch: np.ndarray) -> None:
-        here = [rows[i] for i in batch]
-        found = capture(model, here, positions=POSITIONS, answer="first", sites=("resid_post",))
-        found["resid_post"].cpu()
+        residuals = capture(
+            model,
+            [rows[i] for i in batch],
+            positions=POSITIONS,
+            answer="first",
+            sites=("resid_post",),
+        )
+        residuals["resid_post"].cpu()
 
     def one() -> None:
         for i in few:
@@ -281,7 +292,7 @@ def build_figures(
 
 
 def utilisation(what: str, flops: float, seconds: Sequence[float], args: Any) -> dict[str, float]:
-    """Operations a second of the fastest round, and their share of the peak where it is known."""
+    """Return operations a second of the fastest round, and their share of a known peak."""
     rate = flops / 1e12 / min(seconds)
     figures = {f"{what}: TFLOP/s": rate}
     peak = args.peak_tflops

@@ -30,13 +30,13 @@ def sweep(
     rule: SteeringRule,
     budget: int,
 ) -> np.ndarray:
-    """Propensity `[n, layer, m]` of all rows, in length-sorted batches."""
+    """Return the propensity `[n, layer, m]` of all rows, in length-sorted batches."""
     n_layers = model.n_layers
     nodes = 1 if rule.score == "letter" else 3
     costs = [row.length + n_layers * (len(MULTIPLIERS) - 1) * nodes for row in rows]
-    found = np.empty((len(rows), n_layers, len(MULTIPLIERS)), np.float32)
+    propensities = np.empty((len(rows), n_layers, len(MULTIPLIERS)), np.float32)
     for batch in plan_batches(costs, budget=budget):
-        found[batch] = score_grid(
+        propensities[batch] = score_grid(
             model,
             [rows[i] for i in batch],
             directions=directions[None],
@@ -44,7 +44,7 @@ def sweep(
             rule=rule,
             layers=range(n_layers),
         )[:, 0]
-    return found
+    return propensities
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -77,20 +77,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     rule = SteeringRule(score=args.score)
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(model.n_layers, model.d_model, generator=generator)
-    kept: dict[str, np.ndarray] = {}
+    fast = np.empty(0)
     rng = np.random.default_rng(0)
-    every = list(itertools.product(range(len(rows)), range(model.n_layers), range(7)))
-    cells = [every[i] for i in rng.choice(len(every), args.cells, replace=False)]
+    all_cells = list(itertools.product(range(len(rows)), range(model.n_layers), range(7)))
+    cells = [all_cells[i] for i in rng.choice(len(all_cells), args.cells, replace=False)]
     errors: list[float] = []
 
     def ours() -> None:
-        kept["fast"] = sweep(model, rows, directions, rule, args.batch_tokens)
+        nonlocal fast
+        fast = sweep(model, rows, directions, rule, args.batch_tokens)
 
     def naive() -> None:
         errors.clear()
         for i, layer, m in cells:
-            true = reference_cell(model, rows[i], directions[layer], MULTIPLIERS[m], layer, rule)
-            errors.append(abs(true - float(kept["fast"][i, layer, m])))
+            reference = reference_cell(
+                model, rows[i], directions[layer], MULTIPLIERS[m], layer, rule
+            )
+            errors.append(abs(reference - float(fast[i, layer, m])))
 
     def forward() -> None:
         sequences = [row.chain + row.positive for row in rows]
@@ -98,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     start = time.perf_counter()
     took = in_turns({"sweep": ours, "cells": naive, "forward": forward}, repeats=args.repeats)
-    scale = len(every) / len(cells)
+    scale = len(all_cells) / len(cells)
     traced = profile(ours, args.profile, name="sweep") if args.profile else {}
     report(
         "sweep",
@@ -107,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             / ratio(took, "sweep", "cells"),
             "sweep / one batched forward of prompt and completion": ratio(took, "sweep", "forward"),
             "largest absolute difference over the sampled cells": max(errors),
-            "largest effect": float(np.abs(kept["fast"] - kept["fast"][..., 3:4]).max()),
-            "cells a second": len(every) / min(took["sweep"]),
+            "largest effect": float(np.abs(fast - fast[..., 3:4]).max()),
+            "cells a second": len(all_cells) / min(took["sweep"]),
             **traced,
         },
         about={
@@ -117,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "layers": model.n_layers,
             "score": args.score,
             "sampled cells": len(cells),
-            "of": len(every),
+            "of": len(all_cells),
             "seconds in all": round(time.perf_counter() - start),
         },
     )

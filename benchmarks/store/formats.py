@@ -1,8 +1,8 @@
-"""Other ways to keep the same residuals on disk, each as its users would write it.
+"""Other formats for the same residuals on disk, each written as its users would.
 
-Uncompressed all of them, bfloat16 as its bits, since most cannot hold it. None checks what it reads
-and none syncs by itself; `synced` does that once for all files when everything is written, which is
-the least that a result needs that is to outlive a power cut.
+All are uncompressed and hold bfloat16 as its bits, since most cannot hold it otherwise. None checks
+what it reads and none syncs by itself: `synced` syncs all files once at the end, the least that a
+result needs to survive a power cut.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Reader:
-    """Four questions to an open file or folder; rows are sorted."""
+    """Four reads of an open file or folder; rows are sorted."""
 
     layer: Callable[[int], np.ndarray]
     """One layer of all rows."""
@@ -34,16 +34,16 @@ class Reader:
 
 @dataclass(frozen=True)
 class Format:
-    """One way to keep `[n, layer, d_model]`."""
+    """One format for `[n, layer, d_model]`."""
 
     write: Callable[[Path, Sequence[np.ndarray]], None]
-    """Blocks `[rows, layer, d_model]` into an empty folder, in order; all but the last as long."""
+    """Writes blocks `[rows, layer, d_model]` into an empty folder; all but the last of one length."""
 
     open: Callable[[Path], Reader]
 
 
 def synced(folder: Path) -> None:
-    """Wait until the disk has everything."""
+    """Wait until everything is on disk."""
     subprocess.run(["sync", "-f", folder], check=True)
 
 
@@ -120,8 +120,7 @@ def _safetensors_open(folder: Path) -> Reader:
         return np.concatenate([parts[i // step][i % step : i % step + 1] for i in numbers])
 
     def rows_of_layer(numbers: Sequence[int], layer: int) -> np.ndarray:
-        found = [parts[i // step][i % step : i % step + 1, layer] for i in numbers]
-        return np.concatenate(found)
+        return np.concatenate([parts[i // step][i % step : i % step + 1, layer] for i in numbers])
 
     return Reader(
         lambda layer: np.concatenate([part[:, layer] for part in parts]),
@@ -140,7 +139,7 @@ def _per_prompt_write(folder: Path, blocks: Sequence[np.ndarray]) -> None:
 
     for start, block in _placed(blocks):
         for i, resid in enumerate(block):
-            layers = {f"layer_{layer}": each.copy() for layer, each in enumerate(resid)}
+            layers = {f"layer_{layer}": values.copy() for layer, values in enumerate(resid)}
             save_file(layers, _prompt_path(folder, start + i))
 
 
@@ -156,8 +155,8 @@ def _per_prompt_open(folder: Path) -> Reader:
 
     def of_layer(number: int, layer: int) -> np.ndarray:
         with safe_open(_prompt_path(folder, number), "np") as file:
-            found: np.ndarray = file.get_tensor(f"layer_{layer}")
-        return found
+            values: np.ndarray = file.get_tensor(f"layer_{layer}")
+        return values
 
     return Reader(
         lambda layer: np.stack([of_layer(i, layer) for i in range(n)]),

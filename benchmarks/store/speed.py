@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray, shard_rows
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
@@ -77,7 +78,10 @@ def measured(
         columns = {"id": [str(i) for i in range(n)]}
         shutil.rmtree(path, ignore_errors=True)
         with Writer.create(
-            path, kind="residuals", n=n, arrays=arrays, columns=columns, config={}, provenance={}
+            path,
+            StoreContents(
+                kind="residuals", n=n, arrays=arrays, columns=columns, config={}, provenance={}
+            ),
         ) as writer:
             while writer.committed < n:
                 rows = writer.next_rows
@@ -178,9 +182,17 @@ def beside_formats(
         shutil.rmtree(ours.parent, ignore_errors=True)
         ours.parent.mkdir(parents=True)
         with Writer.create(
-            ours, kind="residuals", n=n, arrays=[array], columns={"id": [str(i) for i in range(n)]},
-            config={}, provenance={}, shard_rows=step,
-        ) as writer:  # fmt: skip
+            ours,
+            StoreContents(
+                kind="residuals",
+                n=n,
+                arrays=[array],
+                columns={"id": [str(i) for i in range(n)]},
+                config={},
+                provenance={},
+                shard_rows=step,
+            ),
+        ) as writer:
             for size in sizes:
                 writer.commit({array.name: block[:size]})
             writer.finish()

@@ -1,4 +1,4 @@
-"""Models and rows that benchmarks run on: real small ones, and random ones of a given shape."""
+"""Random models and rows of a given shape, and the plain forwards that are the floor."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def random_llama(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> LanguageModel:
-    """A Llama of the given shape with random weights, made on the device."""
+    """Make a Llama of the given shape with random weights, on the device."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -46,7 +46,7 @@ def random_llama(
 
 
 def random_rows(n: int, *, tokens: int, vocab: int, seed: int = 0) -> list[Rendered]:
-    """Pairs of about `tokens` prompt tokens (±25 %), shared "(", one letter, one closing token."""
+    """Make pairs of about `tokens` prompt tokens (±25 %), a shared "(", a letter, a closing token."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(int(tokens * 0.75), int(tokens * 1.25) + 1, n)
     return [
@@ -58,7 +58,7 @@ def random_rows(n: int, *, tokens: int, vocab: int, seed: int = 0) -> list[Rende
 def plain_forwards(
     model: LanguageModel, sequences: Sequence[Sequence[int]], *, budget: int, logits: bool
 ) -> None:
-    """What a user would write: length-sorted, left-padded batches through the plain model."""
+    """Run what a user would write: length-sorted, left-padded batches through the plain model."""
     from actcache.engine.batches import plan_batches
     from actcache.prompts.token_tree import Tree, pack_trees
 
@@ -77,10 +77,10 @@ def plain_forwards(
 def saved_gpt2(
     folder: str | Path, *, layers: int, d_model: int, heads: int, vocab: int, context: int = 512
 ) -> str:
-    """A GPT-2 of the given shape with random weights, in a folder with a tokenizer; its path.
+    """Save a GPT-2 of the given shape with random weights and a tokenizer; return its path.
 
-    The tokenizer makes one token of each word, `w5 w6 …`, so that any tool which takes text runs
-    the tokens that are meant.
+    The tokenizer makes one token of each word, `w5 w6 …`, so that a tool which takes text runs
+    exactly the intended tokens.
     """
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers.models import WordLevel
@@ -98,7 +98,7 @@ def saved_gpt2(
     torch.manual_seed(0)
     hf = GPT2LMHeadModel(config)
     with torch.no_grad():
-        # Positions as large as words, so that a tool which shifts them under padding shows it.
+        # Position embeddings as large as words', so that shifted positions under padding show.
         hf.transformer.wpe.weight.mul_(5)
     hf.save_pretrained(folder)
     words = ["<s>", "(", ")", "A", "B", *(f"w{i}" for i in range(5, vocab))]
@@ -111,7 +111,7 @@ def saved_gpt2(
 
 
 def saved_rows(path: str | Path, n: int, *, tokens: int, vocab: int, seed: int = 0) -> str:
-    """Pairs for `saved_gpt2` in a .jsonl file: about `tokens` tokens (±25 %); its path."""
+    """Save pairs for `saved_gpt2` of about `tokens` tokens (±25 %) as .jsonl; return its path."""
     rng = np.random.default_rng(seed)
     with Path(path).open("w", encoding="utf-8") as file:
         for i in range(n):

@@ -1,4 +1,4 @@
-"""Measure variants in turns, so that a noisy machine hurts all of them alike; report ratios."""
+"""Measure variants in turns, so that a noisy machine slows all of them alike; report ratios."""
 
 import argparse
 import json
@@ -18,9 +18,9 @@ from rich.table import Table
 def in_turns(
     variants: Mapping[str, Callable[[], object]], *, repeats: int
 ) -> dict[str, list[float]]:
-    """Wall seconds of each variant, `repeats` rounds, every round all variants one after another.
+    """Return wall seconds of each variant; each round runs all variants one after another.
 
-    One more round comes first and is thrown away.
+    One more round comes first and is discarded.
     """
     took: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(repeats + 1):
@@ -35,12 +35,12 @@ def in_turns(
 
 
 def ratio(took: Mapping[str, list[float]], ours: str, other: str) -> float:
-    """Median over rounds of `ours / other`, both of the same round."""
+    """Return the median over rounds of `ours / other`, both of the same round."""
     return statistics.median(a / b for a, b in zip(took[ours], took[other], strict=True))
 
 
 def report(title: str, figures: Mapping[str, Any], *, about: Mapping[str, Any]) -> None:
-    """A card for people, then one line of JSON for programs."""
+    """Print a table for people, then one line of JSON for programs."""
     table = Table(title=title, show_header=False)
     for name, value in figures.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
@@ -50,7 +50,7 @@ def report(title: str, figures: Mapping[str, Any], *, about: Mapping[str, Any]) 
 
 
 def machine() -> dict[str, Any]:
-    """Commit and hardware, for RESULTS.md."""
+    """Describe commit and hardware, for RESULTS.md."""
     git = ["git", "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
     cpu = next(
@@ -72,7 +72,7 @@ def machine() -> dict[str, Any]:
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes."""
+    """Make a parser with the flags that every benchmark takes."""
     parser = argparse.ArgumentParser(description=doc)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.writer import Writer
 from benchmarks.compare_outputs import main
@@ -15,12 +16,14 @@ from benchmarks.compare_outputs import main
 def write_store(path, values, *, model="/old/model"):
     with Writer.create(
         path,
-        kind="residuals",
-        n=len(values),
-        arrays=[RowArray("resid_post/prompt", 2, 4, "float32")],
-        columns={"id": [f"row {i}" for i in range(len(values))]},
-        config={"model": model, "seed": 0},
-        provenance={"model": {"name": model}, "versions": {"torch": "1"}},
+        StoreContents(
+            kind="residuals",
+            n=len(values),
+            arrays=[RowArray("resid_post/prompt", 2, 4, "float32")],
+            columns={"id": [f"row {i}" for i in range(len(values))]},
+            config={"model": model, "seed": 0},
+            provenance={"model": {"name": model}, "versions": {"torch": "1"}},
+        ),
     ) as writer:
         writer.commit({"resid_post/prompt": values})
         writer.finish()

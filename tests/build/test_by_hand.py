@@ -29,8 +29,8 @@ import numpy as np
 import pytest
 import torch
 
+from actcache.analysis.predict.w2s.layer_predictor import train_layer_predictors
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.predict.w2s.train_layers import train_layer_predictors
 from actcache.analysis.sweep.layer_ranks import best_layers
 from actcache.analysis.sweep.run import run_sweep
 from actcache.build.config import BuildConfig

@@ -1,4 +1,4 @@
-"""Estimates before a run: scaled from what was timed, honest about what was not, and no files."""
+"""Forecasts before a run: counts, estimates from a timed batch, and no files."""
 
 import itertools
 import json
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache.build import forecast as estimate
-from actcache.build.forecast import scaled, weights_here, why_not_loaded
+from actcache.build.forecast import N_WARM_UP, local_weights, scaled, why_not_loaded
 from actcache.cli.main import main
 from actcache.engine.batches import plan_batches
 from tests.support.tiny import save
@@ -40,12 +39,12 @@ def folder(tmp_path_factory):
 
 
 class Clock:
-    """Time that passes only where somebody says so."""
+    """A clock that a test moves by hand."""
 
     def __init__(self):
         self.now = 0.0
 
-    def perf_counter(self):
+    def __call__(self):
         return self.now
 
 
@@ -60,34 +59,34 @@ def test_is_exact_where_time_is_proportional_to_padded_tokens(lengths, budget, s
     def run(rows):
         clock.now += second * len(rows) * max(lengths[row] for row in rows)
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(estimate, "time", clock)
-        found = scaled(lengths, lengths, budget=budget, run=run, place="cpu", loading=0.0)
+    estimate = scaled(
+        lengths, lengths, budget=budget, run=run, place="cpu", loading=0.0, clock=clock
+    )
 
     true = sum(
         second * len(batch) * max(lengths[row] for row in batch)
         for batch in plan_batches(lengths, budget=budget)
     )
-    assert found.seconds == pytest.approx(true, rel=1e-2)  # three digits are kept
+    assert estimate.seconds == pytest.approx(true, rel=1e-2)  # three digits are kept
 
 
 def test_the_timed_rows_are_few_where_a_pass_is_slow():
-    clock, asked = Clock(), []
+    clock, n_rows = Clock(), []
 
     def run(rows):
-        asked.append(len(rows))
+        n_rows.append(len(rows))
         clock.now += 3.0 * len(rows)
 
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(estimate, "time", clock)
-        found = scaled([5] * 100, [5] * 100, budget=500, run=run, place="cpu", loading=0.0)
+    estimate = scaled(
+        [5] * 100, [5] * 100, budget=500, run=run, place="cpu", loading=0.0, clock=clock
+    )
 
-    assert asked == [estimate.FEW_ROWS] * 2  # a warm-up, and the one that counts
-    assert found.seconds == 300
+    assert n_rows == [N_WARM_UP] * 2  # a warm-up, and the one that counts
+    assert estimate.seconds == 300
 
 
 @pytest.mark.model
-def test_a_dry_build_estimates_its_time_and_says_from_what(folder, tmp_path, capsys):
+def test_a_dry_build_estimates_its_time_from_a_timed_batch(folder, tmp_path, capsys):
     command = ["build", str(folder / "pairs.jsonl"), "--model", str(folder / "model"), "--dry-run"]
 
     assert main([*command, "-o", str(tmp_path / "s.zarr"), "--json"]) == 0
@@ -145,7 +144,7 @@ def test_a_dry_sweep_counts_what_the_loops_would(
 
 
 @pytest.mark.model
-def test_rows_that_are_done_are_not_counted_again(folder, tmp_path, capsys):
+def test_finished_rows_are_not_counted_again(folder, tmp_path, capsys):
     command = ["analyze", str(folder / "pairs.zarr"), "-o", str(tmp_path / "out"), "--json"]
     assert main([*command, "--stages", "sweep", "--draws", "20"]) == 0
     capsys.readouterr()
@@ -169,7 +168,7 @@ def test_labels_need_no_pass(folder, capsys):
 
 
 @pytest.mark.model
-def test_without_the_weights_the_counts_are_told_all_the_same(folder, tmp_path, capsys):
+def test_without_the_weights_the_counts_are_still_printed(folder, tmp_path, capsys):
     store = str(folder / "pairs.zarr")
     command = ["analyze", store, "-o", str(tmp_path / "out"), "--dry-run", "--model", "gone/away"]
 
@@ -195,24 +194,23 @@ def test_a_dry_analysis_of_a_sweep_is_refused_in_words(folder, tmp_path, capsys)
     assert "Pass what build wrote" in capsys.readouterr().err
 
 
-def test_weights_that_are_only_in_part_here_are_not(folder, tmp_path):
-    whole = weights_here(str(folder / "model"))
+def test_weights_of_which_a_file_is_missing_are_not_local(folder, tmp_path):
+    whole = local_weights(str(folder / "model"))
     assert whole == (folder / "model" / "model.safetensors").stat().st_size
 
     copy = tmp_path / "model"
     shutil.copytree(folder / "model", copy)
     index = {"weight_map": {"a": "model.safetensors", "b": "missing.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    assert weights_here(str(copy)) is None
-    assert weights_here("nobody/has-this") is None
-    assert weights_here("no id at all") is None
+    assert local_weights(str(copy)) is None
+    assert local_weights("nobody/has-this") is None
+    assert local_weights("no id at all") is None
 
 
-def test_weights_over_the_limit_are_not_loaded(folder, monkeypatch):
+def test_weights_over_the_limit_are_not_loaded(folder):
     assert why_not_loaded(str(folder / "model")) is None
 
-    monkeypatch.setattr(estimate, "MOST_BYTES", 10)
-    refusal = why_not_loaded(str(folder / "model"))
+    refusal = why_not_loaded(str(folder / "model"), max_bytes=10)
     assert refusal is not None
     assert "over the" in refusal
 

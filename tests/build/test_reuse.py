@@ -1,4 +1,4 @@
-"""Rows taken from another store: the same as run, fewer passes, and never of another model."""
+"""Rows reused from other stores: equal to rows that are run, and never of another model."""
 
 import json
 import os
@@ -60,26 +60,25 @@ def fresh(folder, samples, tmp_path_factory):
     return run_build(plan_build(samples, settings(folder)), path)
 
 
-def test_a_build_that_reuses_equals_a_fresh_one_and_runs_the_rest_alone(
-    folder, samples, fresh, tmp_path, monkeypatch
+def test_a_build_that_reuses_rows_equals_a_fresh_one_and_runs_only_the_others(
+    folder, samples, fresh, tmp_path
 ):
-    run = []
+    n_run = []
 
-    def counted(model, rows, **how):
-        run.append(len(rows))
-        return capture(model, rows, **how)
+    def counting(model, rows, **settings):
+        n_run.append(len(rows))
+        return capture(model, rows, **settings)
 
-    monkeypatch.setattr("actcache.build.run.capture", counted)
     plan = plan_build(samples, settings(folder))
-    store = run_build(plan, tmp_path / "s.zarr", reuse=[folder / "old.zarr"])
+    store = run_build(plan, tmp_path / "s.zarr", reuse=[folder / "old.zarr"], read=counting)
 
-    assert sum(run) == 2 + 15  # the check before the build runs two
+    assert sum(n_run) == 2 + 15  # the check before the build runs two
     old = open_store(folder / "old.zarr")
     for name in fresh.arrays:
-        found, right = store.array(name)[:], fresh.array(name)[:]
-        np.testing.assert_array_equal(found[:25], old.array(name)[:])
+        values, right = store.array(name)[:], fresh.array(name)[:]
+        np.testing.assert_array_equal(values[:25], old.array(name)[:])
         # Which rows share a pass decides the last bits: float32 rounding, sums of some hundred.
-        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(values, right, rtol=1e-5, atol=1e-5)
     for name in fresh.columns:
         np.testing.assert_array_equal(store[name], fresh[name])
     assert store.provenance["reused"] == {
@@ -91,7 +90,7 @@ def test_a_build_that_reuses_equals_a_fresh_one_and_runs_the_rest_alone(
     assert verify(store.path) == []
 
 
-def test_a_build_of_the_same_rows_is_the_same_to_the_bit(folder, samples, fresh, tmp_path):
+def test_a_build_that_reuses_every_row_is_equal_bit_for_bit(folder, samples, fresh, tmp_path):
     plan = plan_build(samples, settings(folder))
     store = run_build(plan, tmp_path / "s.zarr", reuse=[fresh.path])
 
@@ -99,10 +98,9 @@ def test_a_build_of_the_same_rows_is_the_same_to_the_bit(folder, samples, fresh,
         np.testing.assert_array_equal(store.array(name)[:], fresh.array(name)[:])
 
 
-def test_rows_are_found_by_their_tokens_in_whichever_store_and_place(
-    folder, samples, fresh, tmp_path, monkeypatch
+def test_rows_are_found_by_their_tokens_in_any_store_and_at_any_row(
+    folder, samples, fresh, tmp_path
 ):
-    monkeypatch.setattr("actcache.build.run.SHARD_ROWS", 7)
     late = subset(fresh.path, tmp_path / "late.zarr", selection=Selection(rows=np.arange(20, 40)))
     mixed = [samples[i] for i in np.random.default_rng(1).permutation(40)]
     mixed = [replace(sample, behavior="other", id=f"new/{i}") for i, sample in enumerate(mixed)]
@@ -110,10 +108,11 @@ def test_rows_are_found_by_their_tokens_in_whichever_store_and_place(
         plan_build(mixed, settings(folder)),
         tmp_path / "s.zarr",
         reuse=[folder / "old.zarr", late.path],
+        shard_rows=7,
     )
 
     assert store.provenance["reused"]["rows"] == 40
-    assert [each["rows"] for each in store.provenance["reused"]["of"]] == [25, 15]
+    assert [source["rows"] for source in store.provenance["reused"]["of"]] == [25, 15]
     place = {prompt: i for i, prompt in enumerate(fresh["prompt"].tolist())}
     order = [place[prompt] for prompt in store["prompt"].tolist()]
     for name in fresh.arrays:
@@ -122,7 +121,7 @@ def test_rows_are_found_by_their_tokens_in_whichever_store_and_place(
         )
 
 
-def test_one_token_more_and_a_row_is_run(folder, samples, tmp_path):
+def test_a_row_with_one_more_token_is_run(folder, samples, tmp_path):
     changed = [replace(samples[0], prompt=samples[0].prompt + "!"), *samples[1:5]]
     swapped = replace(
         samples[5], positive=samples[5].negative, negative=samples[5].positive, letter=""
@@ -135,9 +134,7 @@ def test_one_token_more_and_a_row_is_run(folder, samples, tmp_path):
 
 KILLED = """
 import sys, os, signal
-from actcache.build import run as build
-from actcache.build import plan
-from actcache.build.config import BuildConfig
+from actcache.build import BuildConfig, plan_build, run_build
 from actcache.data.formats import read_samples
 from actcache.store.writer import Writer
 right = Writer.commit
@@ -146,16 +143,15 @@ def dies(self, blocks):
     if self.committed >= 21:
         os.kill(os.getpid(), signal.SIGKILL)
 Writer.commit = dies
-build.SHARD_ROWS = 7
 folder, out = sys.argv[1:]
 config = BuildConfig(model=folder + "/model", batch_tokens=300)
-planned = plan.plan_build(read_samples([folder + "/calm.jsonl"]), config)
-build.run_build(planned, out, reuse=[folder + "/old.zarr"])
+plan = plan_build(read_samples([folder + "/calm.jsonl"]), config)
+run_build(plan, out, reuse=[folder + "/old.zarr"], shard_rows=7)
 """
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_with_reuse_is_the_same_store(folder, samples, tmp_path, monkeypatch):
+def test_killed_and_resumed_with_reuse_is_the_same_store(folder, samples, tmp_path):
     path = tmp_path / "killed.zarr"
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(folder), str(path)],
@@ -163,12 +159,11 @@ def test_killed_and_resumed_with_reuse_is_the_same_store(folder, samples, tmp_pa
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
-    monkeypatch.setattr("actcache.build.run.SHARD_ROWS", 7)
     plan = plan_build(samples, settings(folder))
     with pytest.raises(MismatchError, match="reused"):
         run_build(plan, path, resume=True)
     resumed = run_build(plan, path, resume=True, reuse=[folder / "old.zarr"])
-    whole = run_build(plan, tmp_path / "whole.zarr", reuse=[folder / "old.zarr"])
+    whole = run_build(plan, tmp_path / "whole.zarr", reuse=[folder / "old.zarr"], shard_rows=7)
 
     assert resumed.digest == whole.digest
 
@@ -183,7 +178,7 @@ def test_killed_and_resumed_with_reuse_is_the_same_store(folder, samples, tmp_pa
         ({"sites": ("resid_mid",)}, "arrays.resid_mid/prompt': it has None"),
     ],
 )
-def test_a_store_that_was_read_otherwise_is_refused(folder, samples, tmp_path, change, message):
+def test_a_store_with_another_reading_is_refused(folder, samples, tmp_path, change, message):
     plan = plan_build(samples[:4], replace(settings(folder), **change))
 
     with pytest.raises(MismatchError, match=message):
@@ -241,13 +236,13 @@ def test_attention_is_reused_only_where_the_same_tokens_are_marked(tmp_path):
     given_["provenance"] |= {"model": model, "mode": "plain"}
     path = build(tmp_path / "s.zarr", given_, values)
 
-    found = find_reusable(
-        [path],
+    reusable = find_reusable(
+        [open_store(path)],
         rows=[Rendered((5, 6, 7), span=span) for span in ((1, 2), (1, 3), (0, 2))],
         arrays=[array],
         model=model,
         mode="plain",
         answer="first",
     )
-    assert found.row.tolist() == [1, -1, 2]
-    assert found.store.tolist() == [0, -1, 0]
+    assert reusable.row.tolist() == [1, -1, 2]
+    assert reusable.store.tolist() == [0, -1, 0]

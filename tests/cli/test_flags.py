@@ -103,7 +103,7 @@ def test_each_setting_has_help_and_a_default_among_its_words(config):
 
 
 def test_settings_that_stand_twice_have_one_default():
-    from actcache.analysis.predict.l2s.vector_predictor import L2SSettings
+    from actcache.analysis.predict.l2s.settings import L2SSettings
     from actcache.analysis.predict.w2s.settings import W2SSettings
 
     analysis, layers, vectors = AnalyzeConfig(), W2SSettings(), L2SSettings()

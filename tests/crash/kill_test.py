@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from actcache.errors import IncompleteStoreError, StoreNotFoundError
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
@@ -64,10 +65,10 @@ def plan(*, small=False):
     return example(n=1200, shard_rows=20, arrays=arrays)
 
 
-def go_on(planned, path, *, overwrite=False):
+def build_or_resume(planned, path, *, overwrite=False):
     """Begin or resume the build, and finish it."""
     settings, values = planned
-    with Writer.resume(path, **settings, overwrite=overwrite) as writer:
+    with Writer.resume(path, StoreContents(**settings), overwrite=overwrite) as writer:
         while writer.committed < writer.n:
             commit_next(writer, values)
         writer.finish(CERTIFICATE)
@@ -120,10 +121,10 @@ def random_kills(folder, *, kills, seed):
     path = folder / "killed" / "a.zarr"
     path.parent.mkdir()
     report = Report()
-    code = "import sys; from pathlib import Path; from tests.crash.kill_test import go_on, plan\n"
-    code += "planned = plan(); print(flush=True); go_on(planned, Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from tests.crash.kill_test import build_or_resume, plan\n"
+    code += "planned = plan(); print(flush=True); build_or_resume(planned, Path(sys.argv[1]))"
     start = time.monotonic()
-    go_on((settings, values), path)
+    build_or_resume((settings, values), path)
     longest = time.monotonic() - start
     shutil.rmtree(path)
     while report.kills < kills:
@@ -243,7 +244,7 @@ def step_kills(folder, *, overwrite):
             report.kills += _die_at(1 + step % 11, path, overwrite=overwrite)
             _check_step(path, report, values, whole, older if overwrite else None)
         if not _is_new(path, whole):
-            go_on(plan(small=True), path, overwrite=overwrite)
+            build_or_resume(plan(small=True), path, overwrite=overwrite)
         report.finished += 1
         # The last thing that overwriting does is to remove the old store, which died aside.
         names = {p.name for p in path.parent.iterdir()} - {f"{path.name}.replaced"}
@@ -288,7 +289,7 @@ def _die_at(step, path, *, overwrite):
         for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir"):
             setattr(os, name, dying(getattr(os, name)))
         try:
-            go_on(plan(small=True), path, overwrite=overwrite)
+            build_or_resume(plan(small=True), path, overwrite=overwrite)
             os._exit(0)
         except BaseException:
             traceback.print_exc()

@@ -147,15 +147,16 @@ def _syncs_but(what):
     return unless(os.fsync), unless(os.fdatasync)
 
 
-def go_on(path, *, without_sync):
+def build_or_resume(path, *, without_sync):
     """Begin or resume the build, and finish it; say after each commit how many rows are safe."""
+    from actcache.store.contents import StoreContents
     from actcache.store.writer import Writer
 
     os.fsync, os.fdatasync = _syncs_but(without_sync)
     settings, values = plan()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    with Writer.resume(path, **settings) as writer:
+    with Writer.resume(path, StoreContents(**settings)) as writer:
         while writer.committed < writer.n:
             commit_next(writer, values)
             sys.stdout.write(f"{writer.committed}\n")
@@ -174,7 +175,7 @@ def look(path):
 
 
 def _python(call, **options):
-    code = f"from pathlib import Path; from tests.crash.power_test import go_on, look; {call}"
+    code = f"from pathlib import Path; from tests.crash.power_test import build_or_resume, look; {call}"
     return subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, **options
     )
@@ -182,7 +183,7 @@ def _python(call, **options):
 
 def _run_until_cut(at, path, *, without_sync, wait):
     """Build for a while, then cut the power; the last line that the build had said by then."""
-    command = f"go_on(Path({str(path)!r}), without_sync={without_sync!r})"
+    command = f"build_or_resume(Path({str(path)!r}), without_sync={without_sync!r})"
     with _python(command, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         said = process.stdout.readline()  # it has imported what it needs

@@ -46,7 +46,7 @@ def test_without_its_syncs_a_build_does_not_survive_a_power_cut(syncs):
 
 
 @pytest.mark.model
-def test_a_killed_sweep_goes_on_and_equals_a_whole_one():
+def test_a_killed_sweep_resumes_and_equals_an_uninterrupted_one():
     out = run("kill_test", "--sweep", "--kills", "3")
     assert out.returncode == 0, out.stdout + out.stderr
     assert "wrong=0" in out.stdout

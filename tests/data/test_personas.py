@@ -65,8 +65,8 @@ def test_base_leaves_a_sample_as_it_is():
     ("variant", "sentence"), [("sys_pos", "You are glad."), ("sys_neg", "You are sad.")]
 )
 def test_a_system_variant_replaces_the_system_message_and_nothing_else(variant, sentence):
-    wanted = replace(ROW, id=f"mood/0@{variant}", variant=variant, system=sentence)
-    assert expand(variant) == [wanted]
+    expected = replace(ROW, id=f"mood/0@{variant}", variant=variant, system=sentence)
+    assert expand(variant) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -81,17 +81,17 @@ def test_the_separator_can_be_that_of_steering_bench():
     assert expand("user_pos", separator="")[0].prompt == "You are glad.How are you?"
 
 
-def test_each_base_sample_is_followed_by_its_variants_in_the_order_asked():
+def test_each_base_sample_becomes_its_variants_in_the_given_order():
     rows = [ROW, replace(ROW, id="mood/1")]
     ids = [sample.id for sample in expand("user_neg", "base", "sys_pos", rows=rows)]
     assert ids == [f"mood/{i}{end}" for i in (0, 1) for end in ("@user_neg", "", "@sys_pos")]
 
 
-def test_base_is_left_out_where_it_is_not_asked_for():
+def test_base_is_left_out_unless_it_is_among_the_variants():
     assert [sample.variant for sample in expand("sys_neg")] == ["sys_neg"]
 
 
-def test_a_row_framed_by_its_author_is_kept_as_it_is():
+def test_a_row_framed_by_its_author_is_not_changed():
     framed = replace(ROW, id="mood/7", variant="user_pos")
     assert expand("base", "sys_pos", rows=[framed]) == [framed]
 
@@ -102,13 +102,13 @@ def test_labelled_samples_have_variants_too():
 
 
 @given(st.lists(st.sampled_from(VARIANTS), min_size=1, unique=True), st.integers(1, 4))
-def test_ids_are_unique_and_completions_untouched_whatever_is_asked(variants, n):
-    found = expand(*variants, rows=[replace(ROW, id=f"mood/{i}") for i in range(n)])
-    assert len({sample.id for sample in found}) == len(found) == n * len(variants)
+def test_ids_are_unique_and_completions_unchanged_for_any_variants(variants, n):
+    expanded = expand(*variants, rows=[replace(ROW, id=f"mood/{i}") for i in range(n)])
+    assert len({sample.id for sample in expanded}) == len(expanded) == n * len(variants)
     assert {
-        (sample.positive, sample.negative, sample.letter, sample.split) for sample in found
+        (sample.positive, sample.negative, sample.letter, sample.split) for sample in expanded
     } == {("(A)", "(B)", "A", "test")}
-    assert {sample.base_id for sample in found} == {f"mood/{i}" for i in range(n)}
+    assert {sample.base_id for sample in expanded} == {f"mood/{i}" for i in range(n)}
 
 
 @pytest.mark.parametrize("name", [name for pair in THIRTEEN.items() for name in pair])
@@ -121,7 +121,7 @@ def test_the_thirteen_behaviors_have_two_sentences_that_differ(name):
 
 
 @pytest.mark.parametrize(("short", "stem"), THIRTEEN.items())
-def test_a_persona_is_found_by_file_and_by_short_name(short, stem):
+def test_a_persona_has_the_name_of_its_file_and_a_short_name(short, stem):
     assert load_personas()[short] == load_personas()[stem]
 
 
@@ -129,12 +129,12 @@ def test_the_built_in_personas_are_those_thirteen():
     assert set(load_personas()) == {*THIRTEEN, *THIRTEEN.values()}
 
 
-def test_the_positive_sentence_has_the_sense_of_the_name():
+def test_the_positive_sentence_means_what_the_name_says():
     assert "are not" in load_personas()["not-threat"].positive
     assert "are not" not in load_personas()["not-threat"].negative
 
 
-def test_a_file_of_personas_goes_over_the_built_in_ones(tmp_path):
+def test_a_file_of_personas_takes_precedence_over_the_built_in_ones(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(
         json.dumps(
@@ -148,17 +148,17 @@ def test_a_file_of_personas_goes_over_the_built_in_ones(tmp_path):
             }
         )
     )
-    found = load_personas(path)
-    assert found["mood"] == found["m"] == PERSONAS["mood"]
-    assert found["openness"].positive == "You are open."
-    assert found["narcissism"] == load_personas()["narcissism"]
+    personas = load_personas(path)
+    assert personas["mood"] == personas["m"] == PERSONAS["mood"]
+    assert personas["openness"].positive == "You are open."
+    assert personas["narcissism"] == load_personas()["narcissism"]
 
 
 def test_the_personas_of_the_demo_are_of_this_shape():
     if not demo.personas_path().is_file():
         pytest.skip("the demo's rows are not in this checkout")
-    found = load_personas(demo.personas_path())
-    assert {path.stem for path in demo.row_files()} <= set(found)
+    personas = load_personas(demo.personas_path())
+    assert {path.stem for path in demo.row_files()} <= set(personas)
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,11 @@ def test_variants_that_cannot_be_used_are_named(variants, message):
     assert str(caught.value) == message
 
 
-def test_a_behavior_without_persona_is_named_with_the_way_to_give_one():
+def test_a_behavior_without_persona_is_named_with_the_remedy():
     with pytest.raises(RowError) as caught:
         expand("sys_neg", rows=[replace(ROW, behavior="taste")])
     assert str(caught.value) == (
-        "no persona for the behavior 'taste', which the variant sys_neg needs (there are mood). "
+        "no persona for the behavior 'taste', which the variant sys_neg needs (known: mood). "
         "Pass --personas FILE with its sentences, or drop the variant."
     )
 
@@ -208,7 +208,7 @@ def test_a_row_that_has_the_id_of_a_variant_is_named():
         ("{", "is not JSON"),
         ("[]", "is not an object"),
         ('{"mood": "glad"}', "'mood' has no object"),
-        ('{"mood": {}}', "'mood' has no key"),
+        ('{"mood": {}}', "'mood' has no keys"),
         ('{"mood": {"positive": "a"}}', "'mood' has positive,"),
         (
             '{"mood": {"positive": "a", "negative": "b", "neutral": "c"}}',
@@ -222,7 +222,7 @@ def test_a_row_that_has_the_id_of_a_variant_is_named():
 def test_a_file_of_personas_of_another_shape_is_named(tmp_path, content, found):
     path = tmp_path / "mine.json"
     path.write_text(content)
-    with pytest.raises(RowError, match="Write it so") as caught:
+    with pytest.raises(RowError, match="Write it like this") as caught:
         load_personas(path)
     assert found in str(caught.value)
     assert str(caught.value).startswith(f"'{path}'")
@@ -233,7 +233,7 @@ def test_two_personas_under_one_name_are_named(tmp_path):
     path = tmp_path / "mine.json"
     entry = {"positive": "a", "negative": "b", "short_name": "m"}
     path.write_text(json.dumps({"mood": entry, "mould": entry}))
-    with pytest.raises(RowError, match="gives 'm' two personas, expected one"):
+    with pytest.raises(RowError, match="has two personas for 'm', expected one"):
         load_personas(path)
 
 

@@ -1,17 +1,19 @@
-"""Data sets of the `datasets` package: folders, splits, class labels, and the Hub out of reach."""
+"""Decoding of files: line ends, blank lines, encodings, csv cells, and files that are damaged."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from actcache.data.formats import read_samples
-from actcache.data.readers import raw_rows
+from actcache.data.readers import expand_globs, raw_rows
 from actcache.errors import RowError
-from tests.support.processes import run_code
+from tests.support.rows import GOOD, bad, lines, message, read, table
 
-datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
-
-PAIRS = {"prompt": ["a", "b"], "positive": [" Yes", " No"], "negative": [" No", " Yes"]}
+READ = "Pass a .jsonl, .json or .csv file, a folder made by save_to_disk, or a Hub id."
 
 
 @pytest.fixture(autouse=True)
@@ -19,156 +21,254 @@ def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def message(path):
-    with pytest.raises(RowError) as caught:
-        read_samples([path])
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
+def test_a_jsonl_file_is_read_only_as_far_as_the_limit():
+    assert len(read(lines(GOOD) + b"\xff not a row\n", limit=1)) == 1
+    with pytest.raises(RowError):
+        read(lines(GOOD) + b"\xff not a row\n", limit=2)
 
 
-def test_a_folder_with_one_data_set_is_read():
-    datasets.Dataset.from_dict(PAIRS).save_to_disk("mood")
-    samples = read_samples(["mood"])
-    assert [(s.id, s.letter, s.source) for s in samples] == [
-        ("mood/0", "Yes", "mood:0"),
-        ("mood/1", "No", "mood:1"),
-    ]
-
-
-def test_a_folder_with_splits_gives_train_unless_another_is_named():
-    parts = {
-        "train": datasets.Dataset.from_dict(PAIRS),
-        "test": datasets.Dataset.from_dict({key: values[:1] for key, values in PAIRS.items()}),
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv"])
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted(suffix):
+    contents = {
+        ".jsonl": lines(GOOD, GOOD),
+        ".json": json.dumps([GOOD, GOOD], indent=1).encode(),
+        ".csv": table(GOOD, GOOD.values(), GOOD.values()),
     }
-    datasets.DatasetDict(parts).save_to_disk("mood")
-    assert len(read_samples(["mood/"])) == 2
-    (sample,) = read_samples(["mood:test"])
-    assert sample.id == "mood/0"
+    content = contents[suffix].replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    assert len(read(b"\xef\xbb\xbf" + content, f"mood{suffix}")) == 2
 
 
-def test_the_objects_of_steering_bench_are_read():
-    row = {"prompt": "a", "response": "(A)"}
-    rows = [{"positive": row, "negative": row | {"response": "(B)"}}]
-    datasets.Dataset.from_list(rows).save_to_disk("mood")
-    assert [(s.prompt, s.positive, s.negative) for s in read_samples(["mood"])] == [
-        ("a", "(A)", "(B)")
+def test_blank_lines_are_skipped_and_counted():
+    samples = read(b"\n" + lines(GOOD) + b"  \n" + lines(GOOD) + b"\n")
+    assert [(s.id, s.source) for s in samples] == [
+        ("mood/0", "mood.jsonl:2"),
+        ("mood/1", "mood.jsonl:4"),
+    ]
+    samples = read(table(GOOD, [], GOOD.values(), [], GOOD.values()), "mood.csv")
+    assert [s.source for s in samples] == ["mood.csv:3", "mood.csv:5"]
+
+
+def test_a_cell_of_several_lines_counts_as_several_lines():
+    samples = read(table(GOOD, ["one\ntwo\n\nthree", "a", "b"], GOOD.values()), "mood.csv")
+    assert [(s.prompt[:3], s.source) for s in samples] == [
+        ("one", "mood.csv:2"),
+        ("How", "mood.csv:6"),
     ]
 
 
-def test_class_labels_are_read_by_their_names():
-    features = datasets.Features(
-        {"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["glad", "sad"])}
+def test_a_line_ends_at_a_line_feed_only():
+    row = GOOD | {"prompt": "a\u2028b\x85c\x1cd"}
+    content = json.dumps(row, ensure_ascii=False).encode() + b"\n" + lines(GOOD)
+    assert [sample.prompt for sample in read(content)] == ["a\u2028b\x85c\x1cd", "How are you?"]
+
+
+def test_the_ending_of_a_file_is_read_in_any_case():
+    assert len(read(lines(GOOD), "mood.JSONL")) == 1
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=9),
+        ),
+        min_size=1,
+        max_size=4,
     )
-    found = datasets.Dataset.from_dict({"prompt": ["a", "b"], "label": [1, 0]}, features=features)
-    found.save_to_disk("mood")
-    assert [sample.label for sample in read_samples(["mood"])] == ["sad", "glad"]
+)
+def test_any_text_survives_every_kind_of_file(texts):
+    rows = [
+        {"prompt": f"{prompt}?", "positive": f"{answer}+", "negative": f"{answer}-"}
+        for prompt, answer in texts
+    ]
+    files = {
+        "a.jsonl": lines(*rows),
+        "b.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(),
+        "a.json": json.dumps(rows, ensure_ascii=False).encode(),
+        "a.csv": table(rows[0], *(row.values() for row in rows)),
+    }
+    for name, content in files.items():
+        pairs = [
+            {"prompt": s.prompt, "positive": s.positive, "negative": s.negative}
+            for s in read(content, name)
+        ]
+        assert pairs == rows
 
 
-def test_a_class_label_that_is_not_given_is_missing():
-    features = datasets.Features(
-        {"prompt": datasets.Value("string"), "label": datasets.ClassLabel(names=["glad", "sad"])}
+def test_spaces_around_the_names_in_a_header_are_dropped():
+    assert len(read(b"prompt, label\na,b\nc,d\n", "mood.csv")) == 2
+
+
+# Each bad file, and the whole line that it gives: what was found, what was expected, the remedy.
+BAD = {
+    "unknown ending": bad(
+        "mood.txt",
+        lines(GOOD),
+        "'mood.txt' ends in '.txt', expected .jsonl, .json or .csv. Convert the file, or rename "
+        "it after what it holds.",
+    ),
+    "not JSON in a line": bad(
+        "mood.jsonl",
+        lines(GOOD, GOOD) + b'{"prompt": "a" "b"}\n',
+        "'mood.jsonl' line 3, column 16: not JSON (Expecting ',' delimiter). Correct the line.",
+    ),
+    "not JSON": bad(
+        "mood.json",
+        b'[\n{"prompt": nul}]',
+        "'mood.json' line 2, column 12: not JSON (Expecting value). Correct the line, or name a file "
+        "with one object per line .jsonl.",
+    ),
+    "JSON lines called .json": bad(
+        "mood.json",
+        lines(GOOD, GOOD),
+        "'mood.json' line 2, column 1: not JSON (Extra data). Correct the line, or name a file with one "
+        "object per line .jsonl.",
+    ),
+    "cut off": bad(
+        "mood.jsonl",
+        lines(GOOD)[:-10],
+        "'mood.jsonl' line 1, column 58: not JSON (Expecting ':' delimiter). Correct the line.",
+    ),
+    "key twice": bad(
+        "mood.jsonl",
+        b'{"id": "x", "prompt": "a", "prompt": "b"}',
+        "'mood.jsonl' line 1: not usable JSON (the key 'prompt' appears twice). Correct it.",
+    ),
+    "a number of too many digits": bad(
+        "mood.jsonl",
+        b'{"id": ' + b"9" * 5000 + b"}",
+        "'mood.jsonl' line 1: not usable JSON (Exceeds the limit (4300 digits) for integer string "
+        "conversion: value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit). "
+        "Correct it.",
+    ),
+    "an object for a list": bad(
+        "mood.json",
+        json.dumps({"rows": [GOOD]}).encode(),
+        "'mood.json' holds an object, expected a list of objects. Put the rows in [ ], or name a file "
+        "with one object per line .jsonl.",
+    ),
+    "a text for a list": bad(
+        "mood.json",
+        b'"prompt"',
+        "'mood.json' holds text, expected a list of objects. Put the rows in [ ], or name a file with "
+        "one object per line .jsonl.",
+    ),
+    "a list for a row": bad(
+        "mood.jsonl",
+        lines(GOOD, ["a", "b"]),
+        "'mood.jsonl' line 2 is a list, expected an object. Write one as {…}.",
+    ),
+    "a number for a row": bad(
+        "mood.json",
+        json.dumps([GOOD, 3.5]).encode(),
+        "'mood.json' row 1 (from 0) is a number, expected an object. Write one as {…}.",
+    ),
+    "null for a row": bad(
+        "mood.json",
+        b"[null]",
+        "'mood.json' row 0 (from 0) is null, expected an object. Write one as {…}.",
+    ),
+    "not UTF-8 in a line": bad(
+        "mood.jsonl",
+        lines(GOOD) + '{"prompt": "é"}'.encode("latin-1"),
+        "'mood.jsonl' is not UTF-8 at byte 79 (0xe9). Save it as UTF-8.",
+    ),
+    "not UTF-8": bad(
+        "mood.csv",
+        b"\xef\xbb\xbf" + "prompt,label\ncaf\xe9,a\n".encode("latin-1"),
+        "'mood.csv' is not UTF-8 at byte 19 (0xe9). Save it as UTF-8.",
+    ),
+    "UTF-16": bad(
+        "mood.json",
+        json.dumps([GOOD]).encode("utf-16"),
+        "'mood.json' is not UTF-8 at byte 0 (0xff). Save it as UTF-8.",
+    ),
+    "header with a name twice": bad(
+        "mood.csv",
+        table(["prompt", "label", "prompt"], ["a", "b", "c"]),
+        "'mood.csv' line 1: the header has 'prompt' 2 times. Give each column its own name.",
+    ),
+    "header with no name": bad(
+        "mood.csv",
+        table(["prompt", "label", ""], ["a", "b", "c"]),
+        "'mood.csv' line 1: the header has a column without a name. Give each column its own name.",
+    ),
+    "ragged row": bad(
+        "mood.csv",
+        b"prompt,label\na,b\nwell, then,b\n",
+        "'mood.csv' line 3 has 3 cells, the header 2. Quote cells that hold a comma or a line break.",
+    ),
+    "open quote": bad(
+        "mood.csv",
+        b'prompt,label\na,b\n"a,b\n',
+        "'mood.csv' line 3: not CSV (unexpected end of data). Quote the cell and double the quotes in "
+        "it, or write .jsonl.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "line"), BAD.values(), ids=BAD)
+def test_a_damaged_file_gives_its_one_line(name, content, line):
+    Path(name).write_bytes(content)
+    assert message(name) == line
+
+
+def test_endless_brackets_give_one_line_and_no_crash():
+    Path("mood.json").write_bytes(b"[" * 200_000)
+    assert re.fullmatch(
+        r"'mood\.json': not usable JSON \(.*recursion.*\)\. Correct it\.", message("mood.json")
     )
-    found = datasets.Dataset.from_dict({"prompt": ["a", "b"], "label": [1, -1]}, features=features)
-    found.save_to_disk("mood")
-    assert message("mood") == (
-        "'mood' row 1 (from 0): 'label' is missing, expected text. Add it, or drop the row."
-    )
-
-
-def test_a_null_in_a_column_is_missing():
-    datasets.Dataset.from_dict(PAIRS | {"positive": ["c", None]}).save_to_disk("mood")
-    assert message("mood") == (
-        "'mood' row 1 (from 0): 'positive' is missing, expected text. Add it, or drop the row."
-    )
-
-
-def test_a_split_that_is_not_there_is_named_with_those_that_are():
-    datasets.DatasetDict({"dev": datasets.Dataset.from_dict(PAIRS)}).save_to_disk("mood")
-    assert message("mood") == (
-        "'mood' has no split 'train', only dev. Pass 'mood:SPLIT' with one of them."
-    )
-
-
-def test_a_split_of_a_data_set_without_splits_is_named():
-    datasets.Dataset.from_dict(PAIRS).save_to_disk("mood")
-    assert message("mood:test") == "'mood' is one data set without splits. Drop ':test'."
-
-
-def test_a_damaged_data_set_is_named():
-    datasets.Dataset.from_dict(PAIRS).save_to_disk("mood")
-    Path("mood/state.json").write_text("{")
-    assert message("mood").startswith("'mood' cannot be read as a data set (")
-    assert message("mood").endswith("). Save it again.")
 
 
 @pytest.mark.parametrize(
-    ("path", "name", "split"),
-    [
-        ("no-such-org/no-such-set", "no-such-org/no-such-set", "train"),
-        ("no-such-org/no-such-set:test", "no-such-org/no-such-set", "test"),
-        ("no-such-set", "no-such-set", "train"),
-    ],
+    "path",
+    ["none.jsonl", "data/none.json", "/none/such", "./none", "a/b/c", "none.parquet", "a b"],
 )
-def test_a_hub_that_is_out_of_reach_gives_one_line(path, name, split):
-    # tests/conftest.py sets HF_HUB_OFFLINE
-    found = message(path)
-    assert found.startswith(
-        f"no file at '{name}', and the Hub gives no data set of that name with a split '{split}' ("
-    )
-    assert found.endswith("). Check path, name and network, or pass a local file.")
+def test_a_missing_file_is_named(path):
+    assert message(path) == f"no file at '{path}'. {READ}"
 
 
-@pytest.mark.parametrize(
-    ("path", "name", "split"),
-    [
-        ("org/mood", "org/mood", "train"),
-        ("org/mood:test", "org/mood", "test"),
-        ("mood", "mood", "train"),
-        ("mood:dev", "mood", "dev"),
-    ],
-)
-def test_a_data_set_of_the_hub_is_asked_for_by_name_and_split(monkeypatch, path, name, split):
-    # the one place where the network is stood in for: what is asked, and what becomes of the answer
-    asked = []
-
-    def load_dataset(name, *, split):
-        asked.append((name, split))
-        return datasets.Dataset.from_dict(PAIRS)
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    samples = read_samples([path])
-    assert asked == [(name, split)]
-    assert [(s.id, s.source) for s in samples] == [("mood/0", "mood:0"), ("mood/1", "mood:1")]
+def test_an_empty_path_is_named():
+    assert message("") == f"the path of the data is empty. {READ}"
 
 
-def test_an_error_of_many_lines_gives_the_first_and_one_without_words_its_kind(monkeypatch):
-    for error, shown in ((OSError("\nfirst\nsecond"), "(first)"), (OSError(), "(OSError)")):
-
-        def load_dataset(name, *, split, error=error):
-            raise error
-
-        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        assert shown in message("org/mood")
-
-
-def test_without_the_package_the_way_out_is_named():
-    code = (
-        "import sys; sys.modules['datasets'] = None\n"  # Python's own way to block an import
-        "from actcache.data.formats import read_samples\n"
-        "from actcache.errors import RowError\n"
-        "try: read_samples(['org/name'])\n"
-        "except RowError as error: print(error)"
-    )
-    assert run_code(code).stdout.strip() == (
-        "'org/name' needs the package 'datasets', which is not installed. Install it with: "
-        "pip install datasets, or pass a .jsonl file."
+def test_a_folder_that_is_not_a_data_set_is_named():
+    Path("folder").mkdir()
+    assert message("folder") == (
+        "'folder' is a folder, but not a data set (it has no state.json or dataset_dict.json). Pass the "
+        "files in it, or a folder made by save_to_disk."
     )
 
 
-def test_rows_are_read_as_they_are_asked_for():
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_a_file_that_cannot_be_read_is_named():
+    Path("mood.jsonl").symlink_to("/proc/self/mem")  # exists, opens, and gives an error when read
+    assert message("mood.jsonl") == (
+        "cannot read 'mood.jsonl' (Input/output error). Check the file and its permissions."
+    )
+
+
+def test_rows_are_read_lazily():
     Path("mood.jsonl").write_bytes(b'{"prompt": 1}\n' + b"not JSON\n")
     behavior, rows = raw_rows("mood.jsonl")
     assert (behavior, next(rows).values) == ("mood", {"prompt": 1})
     with pytest.raises(RowError, match="line 2"):
         next(rows)
+
+
+def test_a_glob_is_replaced_by_the_files_that_match_in_order(tmp_path):
+    Path("deep/er").mkdir(parents=True)
+    for name in ("b.jsonl", "a.jsonl", "deep/er/c.jsonl", "d.csv", "[x].jsonl"):
+        Path(name).write_bytes(lines(GOOD))
+
+    assert expand_globs(["d.csv", "*.jsonl"]) == [
+        *("d.csv", Path("[x].jsonl"), Path("a.jsonl"), Path("b.jsonl"))
+    ]
+    assert expand_globs([f"{tmp_path}/**/c.*"]) == [tmp_path / "deep/er/c.jsonl"]
+    assert expand_globs(["[x].jsonl", "org/name"]) == ["[x].jsonl", "org/name"]  # it exists
+    assert [sample.behavior for sample in read_samples("?.jsonl")] == ["a", "b"]
+
+
+def test_a_glob_that_matches_nothing_is_named():
+    assert message("*.jsonl") == f"no file matches '*.jsonl'. {READ}"

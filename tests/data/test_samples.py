@@ -1,4 +1,4 @@
-"""What a sample is: its letter, its digest, the row it comes from."""
+"""Samples: letter, digest, and the row of a variant."""
 
 import doctest
 from dataclasses import FrozenInstanceError, replace
@@ -75,26 +75,26 @@ def test_digest_changes_with_each_text(key):
 
 
 @pytest.mark.parametrize("key", ["id", "split", "source", "letter"])
-def test_digest_ignores_where_a_row_stands_and_where_it_was_put(key):
+def test_digest_ignores_id_split_source_and_letter(key):
     changed: dict[str, Any] = {key: "other"}
     assert replace(PAIR, **changed).digest == PAIR.digest
 
 
-def test_digest_tells_no_system_message_from_an_empty_one():
+def test_digest_differs_between_no_system_message_and_an_empty_one():
     assert replace(PAIR, system="").digest != PAIR.digest
 
 
-def test_digest_tells_texts_apart_that_join_to_one():
+def test_digest_differs_between_texts_that_concatenate_to_one():
     left = replace(PAIR, prompt="ab", positive="c")
     right = replace(PAIR, prompt="a", positive="bc")
     assert left.digest != right.digest
 
 
-def test_digest_takes_any_script():
+def test_digest_accepts_any_script():
     assert len(replace(PAIR, prompt="気分は？ 🙂").digest) == 16
 
 
-def test_digest_of_all_samples_sees_order_id_split_and_content():
+def test_digest_of_all_samples_depends_on_order_id_split_and_content():
     other = replace(PAIR, id="mood/1")
     variants = [
         [PAIR, other],

@@ -15,7 +15,7 @@ from actcache.data import splits as module
 from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants
 from actcache.data.samples import Sample
-from actcache.data.splits import _draw, assign_splits, count_leaks, leaks, n_leaked, plain_splits
+from actcache.data.splits import _draw, assign_splits, count_leaks, n_leaked, plain_splits
 from actcache.errors import RowError
 from tests.reference import definitions as reference
 
@@ -69,10 +69,10 @@ def test_each_letter_is_within_one_row_of_its_share_where_no_prompt_occurs_twice
 ):
     samples = [row(i, letter=letter) for i, letter in enumerate(letters)]
     splits = assign_splits(samples, fractions=fractions, seed=seed)
-    found = counts(samples, splits)
+    rows_in = counts(samples, splits)
     for letter, n in Counter(letters).items():
         for split, fraction in zip(SPLITS, fractions, strict=True):
-            assert abs(found[split, letter] - n * fraction) <= 1 + 1e-9
+            assert abs(rows_in[split, letter] - n * fraction) <= 1 + 1e-9
     for split, fraction in zip(SPLITS, fractions, strict=True):
         assert abs(Counter(splits)[split] - len(samples) * fraction) <= 1 + 1e-9
         assert fraction or split not in splits
@@ -85,7 +85,7 @@ def test_each_letter_is_within_one_row_of_its_share_where_no_prompt_occurs_twice
     st.lists(st.sampled_from(["base", "sys_pos", "user_neg"]), min_size=1, unique=True),
     st.integers(0, 5),
 )
-def test_equal_prompts_and_variants_of_one_row_are_never_torn_apart(drawn, variants, seed):
+def test_equal_prompts_and_variants_of_one_row_share_a_split(drawn, variants, seed):
     base = [
         row(i, behavior="xy"[i % 2], prompt=prompt, letter=letter)
         for i, (prompt, letter) in enumerate(drawn)
@@ -98,7 +98,7 @@ def test_equal_prompts_and_variants_of_one_row_are_never_torn_apart(drawn, varia
     assert set(splits) <= set(SPLITS)
 
 
-def test_a_plain_shuffle_does_tear_them_apart():
+def test_a_plain_shuffle_separates_equal_prompts():
     samples = [row(i, prompt=f"question {i // 2}") for i in range(100)]
     assert reference.n_torn(samples, plain_splits(samples)) > 0
 
@@ -135,7 +135,7 @@ def test_letters_are_balanced_where_groups_allow():
     }
 
 
-def test_single_rows_make_up_for_groups_of_one_letter():
+def test_single_rows_compensate_for_groups_of_one_letter():
     groups = [row(i, prompt=f"group {i // 10}", letter="A") for i in range(40)]
     singles = [row(40 + i, letter="AB"[i % 2]) for i in range(160)]
     samples = groups + singles
@@ -153,7 +153,7 @@ def test_one_large_group_goes_where_it_fits_best():
 
 
 @pytest.mark.parametrize("n", [1, 3, 7])
-def test_shares_hold_where_each_answer_is_a_word_of_its_own(n):
+def test_shares_hold_if_each_answer_is_a_different_word(n):
     samples = [row(i, letter=f"word{i // n}") for i in range(100 * n)]
     assert Counter(assign_splits(samples)) == {
         "train": 40 * n,
@@ -168,9 +168,9 @@ def test_labels_are_balanced_as_letters_are():
         for sample in rows(100, letters="AAAB")
     ]
     splits = assign_splits(samples)
-    found = Counter((split, s.label) for split, s in zip(splits, samples, strict=True))
-    assert found["train", "A"] == 30
-    assert found["train", "B"] == 10
+    rows_in = Counter((split, s.label) for split, s in zip(splits, samples, strict=True))
+    assert rows_in["train", "A"] == 30
+    assert rows_in["train", "B"] == 10
 
 
 def test_the_seed_decides_and_nothing_else_does():
@@ -179,7 +179,7 @@ def test_the_seed_decides_and_nothing_else_does():
     assert len({tuple(assign_splits(samples, seed=seed)) for seed in range(10)}) == 10
 
 
-def test_splits_are_those_that_were_drawn_when_this_was_written():
+def test_splits_are_the_same_as_in_earlier_versions():
     samples = [row(i, prompt=f"question {i // 2}" if i < 6 else None) for i in range(12)]
     assert " ".join(split[:2] for split in assign_splits(samples)) == (
         "te te tr tr tr tr va tr te te te te"
@@ -195,11 +195,11 @@ def test_other_behaviors_and_their_order_change_nothing():
     assert assign_splits(mixed)[1::2] == alone
 
 
-def test_behaviors_of_equal_rows_are_drawn_apart():
+def test_behaviors_with_equal_rows_are_drawn_separately():
     assert assign_splits(rows(40)) != assign_splits(rows(40, behavior="taste"))
 
 
-def test_asking_for_more_variants_changes_no_split():
+def test_more_variants_change_no_split():
     samples = [row(i, prompt=f"question {i % 25}", letter="AB"[i % 2]) for i in range(40)]
     alone = assign_splits(samples)
     personas = {"mood": Persona("You are glad.", "You are sad.")}
@@ -210,7 +210,7 @@ def test_asking_for_more_variants_changes_no_split():
     assert splits == [split for split in alone for _ in range(4)]
 
 
-def test_every_row_has_a_fair_chance_of_each_side():
+def test_every_row_has_a_fair_chance_of_each_split():
     samples = [row(i, prompt=f"question {i // 2}" if i < 8 else None) for i in range(20)]
     drawn = [assign_splits(samples, seed=seed) for seed in range(400)]
     for i in (0, 7, 8, 19):
@@ -218,19 +218,19 @@ def test_every_row_has_a_fair_chance_of_each_side():
         assert 0.3 < share < 0.5  # four standard deviations of 400 draws at 0.4
 
 
-def test_rows_that_bring_their_split_keep_it():
+def test_rows_with_splits_of_their_own_keep_them():
     samples = [row(i, split=SPLITS[i % 3]) for i in range(9)] + rows(9, behavior="taste")
     splits = assign_splits(samples)
     assert splits[:9] == list(SPLITS) * 3
     assert splits[9:] == assign_splits(rows(9, behavior="taste"))
 
 
-def test_a_behavior_of_which_only_some_rows_bring_a_split_is_named():
+def test_a_behavior_in_which_only_some_rows_have_a_split_is_named():
     with pytest.raises(RowError) as caught:
         assign_splits([row(0), row(1, split="test"), *rows(5, behavior="taste")])
     assert str(caught.value) == (
         "behavior 'mood': row 'mood/1' (mood.jsonl:2) has a split, row 'mood/0' (mood.jsonl:1) "
-        'none, expected all or none. Give every row a "split", or no row.'
+        'has none, expected all rows or none to have one. Give every row a "split", or no row.'
     )
 
 
@@ -243,7 +243,7 @@ def test_a_behavior_of_which_only_some_rows_bring_a_split_is_named():
         ((float("nan"), 0.5, 0.5), "nan/0.5/0.5"),
     ],
 )
-def test_fractions_that_are_no_shares_are_named(assign, fractions, shown):
+def test_fractions_that_do_not_sum_to_one_are_named(assign, fractions, shown):
     with pytest.raises(RowError) as caught:
         assign(rows(4), fractions=fractions)
     assert str(caught.value) == (
@@ -257,33 +257,34 @@ def test_a_negative_seed_is_named():
         assign_splits(rows(4), seed=-1)
 
 
-def test_no_sample_has_no_split():
+def test_no_samples_give_no_splits():
     assert assign_splits([]) == []
 
 
-def test_one_sample_has_one():
+def test_one_sample_gets_a_split():
     assert assign_splits([row(0)]) == ["test"]
 
 
 @given(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=60), st.integers(0, 3))
 def test_leaks_of_a_plain_shuffle_equal_their_definition(prompts, seed):
     samples = [row(i, prompt=prompt) for i, prompt in enumerate(prompts)]
-    assert leaks(samples, seed=seed) == reference.steering_bench_leaks(prompts, seed)
+    splits = plain_splits(samples, seed=seed)
+    assert n_leaked(samples, splits) == reference.steering_bench_leaks(prompts, seed)
 
 
-def test_a_group_of_one_letter_goes_by_the_room_for_that_letter():
+def test_a_group_of_one_letter_is_drawn_by_the_room_for_that_letter():
     # 200 groups of two A, one draw each: a quarter of the room for A is in train, all of B's
     room = np.array([[2, 0, 6], [100, 0, 0]])
     drawn = [_draw(np.array([[2, 0]]), room, np.random.default_rng(seed)) for seed in range(200)]
     assert 0.1 < drawn.count([0]) / 200 < 0.4  # five standard deviations
 
 
-def test_a_group_finds_a_side_where_each_side_is_overfull_of_one_of_its_letters():
+def test_a_group_finds_a_split_even_if_each_is_overfull_for_one_of_its_letters():
     room = np.array([[5, 0, -4], [-4, 0, 5]])
     assert _draw(np.array([[1, 1]]), room, np.random.default_rng(0)) in ([0], [2])
 
 
-def test_a_draw_leaves_the_room_that_it_was_given():
+def test_a_draw_does_not_change_its_input():
     room = np.array([[4, 1, 5]])
     _draw(np.array([[2]] * 5), room, np.random.default_rng(0))
     np.testing.assert_array_equal(room, [[4, 1, 5]])
@@ -296,20 +297,20 @@ def test_leaks_are_counted_within_a_behavior():
     assert n_leaked([samples[0], samples[0]], ["train", "validation"]) == 0
 
 
-def test_leaks_count_prompts_that_nearly_agree_only_where_asked():
+def test_leaks_ignore_white_space_and_case_only_without_exact():
     samples = [row(0, prompt="Well?"), row(1, prompt=" well? ")]
     assert n_leaked(samples, ["train", "test"]) == 0
     assert n_leaked(samples, ["train", "test"], exact=False) == 1
 
 
-def test_plain_slices_end_where_those_of_steering_bench_do():
-    found = Counter(plain_splits(rows(934)))  # self-awareness-training-web-gpt has 934 rows
-    assert found == {"train": 373, "validation": 94, "test": 467}
+def test_plain_splits_have_the_sizes_of_steering_bench():
+    sizes = Counter(plain_splits(rows(934)))  # self-awareness-training-web-gpt has 934 rows
+    assert sizes == {"train": 373, "validation": 94, "test": 467}
 
 
-def test_plain_slices_follow_fractions_and_seed():
-    found = Counter(plain_splits(rows(100), fractions=(0.8, 0.1, 0.1)))
-    assert found == {"train": 80, "validation": 10, "test": 10}
+def test_plain_splits_depend_on_fractions_and_seed():
+    sizes = Counter(plain_splits(rows(100), fractions=(0.8, 0.1, 0.1)))
+    assert sizes == {"train": 80, "validation": 10, "test": 10}
     assert plain_splits(rows(100)) == plain_splits(rows(100), seed=0)
     assert plain_splits(rows(100)) != plain_splits(rows(100), seed=1)
 
@@ -321,7 +322,7 @@ def test_plain_slices_follow_fractions_and_seed():
 )
 def test_real_behaviors_leak_under_a_plain_shuffle_and_not_under_ours(name, n):
     samples = read_samples([DATA / "mwe" / "steering-bench" / f"{name}.json"])
-    assert leaks(samples) == n
+    assert n_leaked(samples, plain_splits(samples)) == n
     splits = assign_splits(samples)
     assert n_leaked(samples, splits, exact=False) == 0
     assert counts(samples, splits) == {
@@ -344,11 +345,11 @@ def test_leaks_are_counted_by_behavior_for_these_splits_and_for_a_plain_shuffle(
     samples = [*twice, *own, *clean]
     splits = assign_splits(samples)
 
-    found = count_leaks(samples, splits, seed=0)
+    leaks = count_leaks(samples, splits, seed=0)
 
-    assert list(found) == ["twice", "own"]
-    assert (found["twice"].kept, found["own"].kept, found["own"].n_test) == (0, 1, 2)
+    assert list(leaks) == ["twice", "own"]
+    assert (leaks["twice"].n_leaked, leaks["own"].n_leaked, leaks["own"].n_test) == (0, 1, 2)
     shuffled = plain_splits(twice)
     train = {s.prompt for s, split in zip(twice, shuffled, strict=True) if split == "train"}
     leaked = [s for s, x in zip(twice, shuffled, strict=True) if x == "test" and s.prompt in train]
-    assert found["twice"].plain == len(leaked) > 0
+    assert leaks["twice"].n_leaked_plain == len(leaked) > 0

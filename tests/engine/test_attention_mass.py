@@ -11,13 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from actcache.build.replay import rendered_rows
 from actcache.cli.main import main
-from actcache.conventions import expand_positions
 from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import adopt_model
 from actcache.engine.reference import BridgeCapture
 from actcache.engine.self_check import check_capture
 from actcache.errors import ActcacheError, ModelError, RenderError
-from actcache.prompts.positions import check_template
 from actcache.prompts.render import Rendered
 from actcache.store.store import open_store
 from tests.engine.test_capture import attentions
@@ -208,14 +206,6 @@ def test_rows_without_a_span_and_the_mean_are_refused():
         capture(model, rows, positions=["prompt"], answer="first", sites=["attention"])
     with pytest.raises(ActcacheError, match="Leave out mean"):
         capture(model, rows[:2], positions=["mean"], answer="first", sites=["attention"])
-
-
-def test_last_asks_for_several_positions_whatever_the_tokens_are():
-    assert expand_positions(["last:2", "prompt"]) == ["last_-1", "last_-2", "prompt"]
-    rows = [Rendered((5, 6, 7)), Rendered((8, 9))]
-    check_template(rows, ["last_-1", "last_-2"])
-    with pytest.raises(RenderError, match="Pass last:2"):
-        check_template(rows, ["last_-1", "last_-2", "last_-3"])
 
 
 @pytest.fixture(scope="module")

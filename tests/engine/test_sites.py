@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from actcache.conventions import expand_positions
 from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import adopt_model
 from actcache.engine.reference import BridgeCapture
 from actcache.engine.self_check import check_sites
-from actcache.errors import ActcacheError, ModelError, RenderError
-from actcache.prompts.positions import check_template, of_samples
+from actcache.errors import ModelError
 from actcache.prompts.render import Rendered
 from tests.support.tiny import VOCAB, make
 
@@ -167,28 +165,3 @@ def test_the_mean_in_half_precision_is_summed_in_float32():
     embedded = model.hf.get_input_embeddings().weight[3:93]
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found, embedded.float().mean(0).bfloat16(), rtol=0, atol=0)
-
-
-def test_template_asks_for_several_positions_at_once():
-    assert expand_positions(["fork", "template:3", "mean"]) == [
-        *("fork", "template_-1", "template_-2", "template_-3", "mean")
-    ]
-    assert of_samples(["prompt", "fork", "template_-1", "mean", "positive"], paired=False) == [
-        *("prompt", "template_-1", "mean")
-    ]
-
-
-@pytest.mark.parametrize("names", [["template:0"], ["template"], ["first"], [], ["mean", "mean"]])
-def test_an_unknown_or_repeated_position_is_refused(names):
-    with pytest.raises(ActcacheError, match="template:K"):
-        expand_positions(names)
-
-
-def test_template_tokens_must_be_those_of_every_prompt():
-    rows = [Rendered((5, 6, 7, 8)), Rendered((9, 7, 8)), Rendered((4, 7, 8))]
-
-    check_template(rows, ["template_-1", "template_-2"])
-    with pytest.raises(RenderError, match="Pass template:2"):
-        check_template(rows, ["template_-1", "template_-2", "template_-3"])
-    with pytest.raises(RenderError, match="--template"):
-        check_template([Rendered((5,)), Rendered((6,))], ["template_-1"])

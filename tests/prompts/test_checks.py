@@ -1,4 +1,4 @@
-"""What rows must hold for the published codes' reads to mean what they say, and who is told."""
+"""Conditions of the published codes: which rows break them, and what users are told."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ from actcache.cli.main import main
 from actcache.conventions import PRESET_NAMES, PRESETS
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
-from actcache.prompts.checks import CONDITIONS, broken_conditions, select_rows
+from actcache.prompts.checks import CONDITIONS, broken_conditions, check_rows, too_long_rows
 from actcache.prompts.render import Renderer, Rendering
 from tests.support.tiny import save, tokenizer
 
@@ -38,7 +38,7 @@ def broken(positive="(A)", negative="(B)", *, tok=None, **settings):
 
 
 @pytest.mark.parametrize("case", PAIRS)
-def test_a_pair_breaks_the_conditions_that_it_breaks_and_no_other(case):
+def test_a_pair_breaks_the_expected_conditions_and_no_other(case):
     positive, negative, expected = PAIRS[case]
 
     assert broken(positive, negative) == expected
@@ -58,7 +58,7 @@ def test_settings_break_conditions_too(settings, expected):
     assert broken(**settings) == expected
 
 
-def test_a_second_space_and_a_second_bos_are_found_where_the_code_makes_them():
+def test_a_second_space_and_a_second_bos_are_noticed():
     both = tokenizer(bos=True, template="{{ bos_token }}{{ messages[0]['content'] }}")
 
     assert broken(" (A)", " (B)", space="add") == {"one_space"}
@@ -66,14 +66,14 @@ def test_a_second_space_and_a_second_bos_are_found_where_the_code_makes_them():
     assert broken(tok=both, bos="tokenizer") == {"bos"}
 
 
-def test_a_plain_prompt_that_ends_in_a_space_brings_the_one():
+def test_a_plain_prompt_that_ends_in_a_space_has_the_one_space():
     renderer = Renderer(tokenizer(), Rendering(template="none"))
     row = replace(GOOD, prompt="Q: ")
 
     assert broken_conditions(row, renderer(row), renderer) == ()
 
 
-def test_a_letter_that_the_tokenizer_merges_with_its_bracket_is_no_letter():
+def test_a_letter_merged_with_its_bracket_is_not_a_letter():
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -88,12 +88,12 @@ def test_a_letter_that_the_tokenizer_merges_with_its_bracket_is_no_letter():
     assert broken_conditions(GOOD, renderer(GOOD), renderer) == ("letter",)
 
 
-def test_labelled_prompts_have_nothing_to_break():
+def test_labelled_prompts_break_no_condition():
     renderer = Renderer(tokenizer(), Rendering())
     row = replace(GOOD, positive=None, negative=None, label="x")
 
     assert broken_conditions(row, renderer(row), renderer) == ()
-    assert select_rows([row], renderer, context=None, preset="caa").conditions.n == 0
+    assert check_rows([row], renderer, context=None, preset="caa").conditions.n == 0
 
 
 def rows():
@@ -108,69 +108,79 @@ def rows():
 
 
 def test_without_a_preset_broken_conditions_are_notes():
-    kept = [row for row in rows() if row.id != "same"]
-    chosen = select_rows(kept, Renderer(tokenizer(), Rendering()), context=128)
+    samples = [row for row in rows() if row.id != "same"]
+    checked = check_rows(samples, Renderer(tokenizer(), Rendering()), context=128)
 
-    assert chosen.kept == (0, 1, 3)
-    assert [row["id"] for row in chosen.left_out] == ["long"]
-    assert chosen.left_out[0] | {"tokens": 0} == {
+    assert checked.row_numbers == (0, 1, 3)
+    assert [row["id"] for row in checked.left_out] == ["long"]
+    assert checked.left_out[0] | {"tokens": 0} == {
         "id": "long",
         "reason": "longer than the model's context",
         "tokens": 0,
         "context": 128,
     }
-    assert chosen.conditions.recorded() == {
+    assert checked.conditions.recorded() == {
         "checked": 3,
         "broken": {"one_after": {"n": 1, "first": ["dots"], "why": CONDITIONS["one_after"]}},
     }
 
 
-def test_bad_rows_are_left_out_with_their_reasons_where_that_is_asked_for():
-    chosen = select_rows(
+def test_skip_bad_leaves_bad_rows_out_with_their_reasons():
+    checked = check_rows(
         rows(), Renderer(tokenizer(), Rendering()), context=128, preset="caa", skip_bad=True
     )
 
-    assert chosen.kept == (0, 4)
-    assert len(chosen.rendered) == 2
-    reasons = {row["id"]: row["reason"] for row in chosen.left_out}
+    assert checked.row_numbers == (0, 4)
+    assert len(checked.rendered) == 2
+    reasons = {row["id"]: row["reason"] for row in checked.left_out}
     assert reasons["dots"] == CONDITIONS["one_after"]
     assert reasons["long"] == "longer than the model's context"
     assert "no token tells them apart" in reasons["same"]
-    assert [(each.condition, each.n) for each in chosen.conditions.findings] == [("one_after", 1)]
+    assert [(finding.condition, finding.n) for finding in checked.conditions.findings] == [
+        ("one_after", 1)
+    ]
 
 
-def test_rows_that_do_not_part_into_tokens_are_kept_out_without_a_preset_too():
-    chosen = select_rows(rows(), Renderer(tokenizer(), Rendering()), context=128, skip_bad=True)
+def test_rows_that_share_tokens_are_left_out_without_a_preset_too():
+    checked = check_rows(rows(), Renderer(tokenizer(), Rendering()), context=128, skip_bad=True)
 
-    assert [row["id"] for row in chosen.left_out] == ["long", "same"]
+    assert [row["id"] for row in checked.left_out] == ["long", "same"]
+
+
+def test_rows_over_the_context_are_separated_and_never_truncated():
+    renderer = Renderer(tokenizer(), Rendering())
+    rendered = {i: renderer(replace(GOOD, prompt="x" * n)) for i, n in enumerate((1, 30, 2))}
+
+    assert too_long_rows(rendered, 20) == {1}
+    assert too_long_rows(rendered, None) == set()
 
 
 def refusal(samples, **settings):
     rendering = Rendering(**settings.pop("rendering", {}))
     with pytest.raises(RenderError) as caught:
-        select_rows(samples, Renderer(tokenizer(), rendering), context=128, **settings)
+        check_rows(samples, Renderer(tokenizer(), rendering), context=128, **settings)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_refuses_rows_that_break_what_it_needs(preset):
-    kept = [row for row in rows() if row.id != "same"]
-    message = refusal(kept, preset=preset)
+    samples = [row for row in rows() if row.id != "same"]
+    message = refusal(samples, preset=preset)
 
-    assert f"1 of 3 rows break what the preset {preset} needs" in message
-    assert f"1 (dots): one_after: {CONDITIONS['one_after']}" in message
+    assert f"1 of 3 rows break conditions that the preset {preset} needs" in message
+    assert f"one_after (1: dots): {CONDITIONS['one_after']}" in message
     assert "Pass --skip-bad-rows to leave them out" in message
 
 
-def test_what_a_preset_does_not_need_does_not_stop_it():
+def test_a_condition_that_a_preset_does_not_need_does_not_stop_it():
     spaced = [replace(GOOD, positive=" (A)", negative=" (B)")]
     renderer = Renderer(tokenizer(), Rendering(space="add"))
 
-    chosen = select_rows(spaced, renderer, context=128, preset="steering-bench")
-    assert [each.condition for each in chosen.conditions.findings] == ["one_space"]
+    checked = check_rows(spaced, renderer, context=128, preset="steering-bench")
+    assert [finding.condition for finding in checked.conditions.findings] == ["one_space"]
     with pytest.raises(RenderError, match="one_space"):
-        select_rows(spaced, renderer, context=128, preset="repepo")
+        check_rows(spaced, renderer, context=128, preset="repepo")
 
 
 def test_rows_that_cannot_be_rendered_are_counted_in_one_line():
@@ -179,17 +189,17 @@ def test_rows_that_cannot_be_rendered_are_counted_in_one_line():
     assert "row 'same/0'" in refusal([GOOD, *same[:1]])
     assert "Or pass --skip-bad-rows" in refusal([GOOD, *same[:1]])
     message = refusal([GOOD, *same])
-    assert "all 5 of 6 rows are refused (same/0, same/1, same/2, …)" in message
+    assert "In total 5 of 6 rows fail (same/0, same/1, same/2, …)" in message
     assert "--skip-bad-rows leaves them out" in message
 
 
-def test_leaving_rows_out_is_no_remedy_where_all_are_bad():
+def test_skip_bad_rows_is_not_suggested_if_all_rows_are_bad():
     same = [replace(GOOD, id=f"same/{i}", positive="y", negative="yes") for i in range(5)]
     dots = replace(GOOD, positive="(A).", negative="(B).")
 
     for message in (refusal(same[:1]), refusal(same), refusal([dots], preset="caa")):
         assert "--skip-bad-rows" not in message
-    assert "All 5 rows are refused so" in refusal(same)
+    assert "All 5 rows fail in this way" in refusal(same)
     assert "Choose other settings or no preset" in refusal([dots], preset="caa")
 
 
@@ -203,14 +213,14 @@ def test_refuses_to_leave_out_every_row():
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_good_rows_satisfy_every_preset(name):
-    chosen = select_rows([GOOD], Renderer(tokenizer(), Rendering()), context=None, preset=name)
+    checked = check_rows([GOOD], Renderer(tokenizer(), Rendering()), context=None, preset=name)
 
-    assert chosen.kept == (0,)
-    assert chosen.conditions.findings == ()
+    assert checked.row_numbers == (0,)
+    assert checked.conditions.findings == ()
 
 
 @pytest.mark.model
-def test_the_command_line_stops_leaves_out_and_tells(tmp_path, capsys):
+def test_the_command_line_stops_or_leaves_rows_out_and_says_so(tmp_path, capsys):
     from actcache.store.store import open_store
 
     model = save(tmp_path / "model")
@@ -233,17 +243,17 @@ def test_the_command_line_stops_leaves_out_and_tells(tmp_path, capsys):
     capsys.readouterr()
 
     assert main([*command, "--preset", "caa", "--skip-bad-rows"]) == 0
-    told = capsys.readouterr().err
-    assert "left out, longer than the model's context of 128 tokens" in told
-    assert f"dots ({CONDITIONS['one_after']})" in told
-    assert "note: of 12 rows 1 (dots): one_after" in told
-    assert "preset caa: every row that is kept holds letter, one_after, equal, bos" in told
-    kept = open_store(store)
-    assert kept.n == 11
-    assert kept.config["skip_bad_rows"] is True
-    left_out = kept.provenance["left_out"]
+    messages = capsys.readouterr().err
+    assert "1 row left out, longer than the model's context of 128 tokens" in messages
+    assert f"2 rows left out, unusable: dots ({CONDITIONS['one_after']})" in messages
+    assert "note: 1 of 12 rows breaks the condition one_after (dots): the first" in messages
+    assert "preset caa: every row in the store meets letter, one_after, equal, bos" in messages
+    built = open_store(store)
+    assert built.n == 11
+    assert built.config["skip_bad_rows"] is True
+    left_out = built.provenance["left_out"]
     assert [row["id"] for row in left_out] == ["dots", "long", "same"]
-    assert kept.provenance["conditions"]["broken"]["one_after"]["n"] == 1
+    assert built.provenance["conditions"]["broken"]["one_after"]["n"] == 1
 
 
 @pytest.mark.model
@@ -257,7 +267,7 @@ def test_many_rows_that_are_left_out_are_named_in_part(tmp_path, capsys):
 
     assert main([*command, "--skip-bad-rows", "--dry-run"]) == 0
 
-    told = capsys.readouterr().err
-    assert "30 rows: d/1 (" in told
-    assert "… (all 30 are in the store)" in told
-    assert "d/20" not in told
+    messages = capsys.readouterr().err
+    assert "30 rows left out, unusable: d/1 (" in messages
+    assert "… (all 30 are listed in the store)" in messages
+    assert "d/20" not in messages

@@ -1,4 +1,4 @@
-"""Text to token trees: templates, BOS, spaces, and what does not part cleanly."""
+"""Text to tokens: templates, BOS, spaces, and rows that cannot be rendered."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
-from actcache.prompts.render import Renderer, Rendering, longest_that_fit
+from actcache.prompts.render import Renderer, Rendering
 from tests.support.tiny import tokenizer
 
 PAIR = Sample(
@@ -38,7 +38,7 @@ def test_a_label_has_a_prompt_alone():
     assert row.positive == row.negative == ()
 
 
-def test_the_system_message_of_the_row_comes_before_that_of_the_build():
+def test_the_system_message_of_the_row_takes_precedence_over_the_builds():
     tok = tokenizer()
     renderer = Renderer(tok, Rendering(system="Be kind."))
 
@@ -65,7 +65,7 @@ def test_the_space_before_the_completion_is_a_setting(space, positive, expected)
     assert text(row.shared + row.positive, tok) == expected
 
 
-def test_a_plain_prompt_that_ends_in_a_space_brings_it():
+def test_a_plain_prompt_that_ends_in_a_space_gets_no_second_one():
     tok = tokenizer()
     sample = replace(PAIR, prompt="x = ", positive="1", negative="2")
     row = Renderer(tok, Rendering(template="none"))(sample)
@@ -78,13 +78,13 @@ def test_a_plain_prompt_that_ends_in_a_space_brings_it():
     "template",
     [None, "{{ bos_token }}{{ messages[0]['content'] }}", "x{{ messages[0]['content'] }}"],
 )
-def test_bos_is_there_once_where_tokenizer_or_template_put_any(bos, template):
+def test_there_is_one_bos_if_tokenizer_or_template_add_any(bos, template):
     tok = tokenizer(bos=bos, template=template)
     row = Renderer(tok, Rendering())(PAIR)
 
-    wanted = int(bos or "bos" in (template or ""))
-    assert list(row.prompt).count(tok.bos_token_id) == wanted
-    assert row.prompt[:wanted] == (tok.bos_token_id,) * wanted
+    n_bos = int(bos or "bos" in (template or ""))
+    assert list(row.prompt).count(tok.bos_token_id) == n_bos
+    assert row.prompt[:n_bos] == (tok.bos_token_id,) * n_bos
 
 
 @pytest.mark.parametrize("bos", ["0", "1", "2"])
@@ -110,14 +110,14 @@ def refusal(sample=PAIR, rendering=None, **kinds):
     return message
 
 
-def test_refuses_a_template_that_is_no_file():
+def test_refuses_a_template_that_is_not_a_file():
     assert "Pass one of them" in refusal(rendering=Rendering(template="missing.jinja"))
 
 
-def test_refuses_a_system_message_that_has_no_place():
+def test_refuses_a_system_message_without_a_chat_template():
     assert "--template FILE" in refusal(rendering=Rendering(template="none", system="Be kind."))
     row = replace(PAIR, system="Be kind.")
-    assert "'b/0' brings a system message" in refusal(row, Rendering(template="none"))
+    assert "'b/0' has a system message" in refusal(row, Rendering(template="none"))
 
 
 def test_refuses_a_template_that_drops_the_system_message():
@@ -127,12 +127,12 @@ def test_refuses_a_template_that_drops_the_system_message():
     )
 
 
-def test_refuses_a_row_that_the_template_refuses():
+def test_refuses_a_row_on_which_the_template_raises():
     raising = "{{ raise_exception('user first') }}"
     assert "refuses row 'b/0' (user first)" in refusal(template=raising)
 
 
-def test_refuses_completions_of_which_one_continues_the_other():
+def test_refuses_completions_if_one_continues_the_other():
     row = replace(PAIR, positive=" yes", negative=" yes indeed")
     assert "no token tells them apart" in refusal(row)
 
@@ -155,11 +155,3 @@ def test_refuses_a_boundary_that_the_tokenizer_merges():
 def test_refuses_unknown_settings(field):
     with pytest.raises(RenderError, match="Pass one of them"):
         Rendering(**{field: "some"})
-
-
-def test_rows_over_the_context_are_told_apart_and_never_cut():
-    renderer = Renderer(tokenizer(), Rendering())
-    rows = [renderer(replace(PAIR, prompt="x" * n)) for n in (1, 30, 2)]
-
-    assert longest_that_fit(rows, 20) == ([0, 2], [1])
-    assert longest_that_fit(rows, None) == ([0, 1, 2], [])

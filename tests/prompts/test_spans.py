@@ -1,6 +1,5 @@
-"""Marked spans: what rows may write, and which tokens they are, under templates and variants."""
+"""Marked spans: which tokens they are, under templates and variants."""
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,16 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache.data.formats import read_samples
 from actcache.data.personas import expand_variants, load_personas
 from actcache.data.samples import Sample
-from actcache.errors import RenderError, RowError
+from actcache.errors import RenderError
 from actcache.prompts.render import Renderer, Rendering
 from actcache.prompts.spans import span_in_tokens
 from tests.support.tiny import TEMPLATE, tokenizer
 
 PROMPT = "Fear spiders. Say so."
-ROW = {"prompt": PROMPT, "positive": " (A)", "negative": " (B)"}
 
 
 def sample(**changes):
@@ -27,62 +24,7 @@ def sample(**changes):
     return replace(plain, **changes)
 
 
-def read(tmp_path, span, *, suffix=".jsonl", **row):
-    path = tmp_path / f"fear{suffix}"
-    if suffix == ".csv":
-        path.write_text(f'prompt,positive,negative,span\n"{PROMPT}",(A),(B),{span}\n')
-    else:
-        path.write_text(json.dumps({**ROW, **row, "span": span}))
-    return read_samples([path])[0]
-
-
-@pytest.mark.parametrize("span", ["spiders", [5, 12]])
-def test_a_row_marks_by_text_or_by_characters(tmp_path, span):
-    assert read(tmp_path, span).span == (5, 12)
-
-
-def test_a_cell_of_a_table_marks_by_text(tmp_path):
-    assert read(tmp_path, "spiders", suffix=".csv").span == (5, 12)
-
-
-def test_an_empty_span_marks_nothing_and_a_missing_one_says_nothing(tmp_path):
-    assert read(tmp_path, [0, 0]).span == (0, 0)
-    assert read(tmp_path, None).span is None
-
-
-def test_other_formats_mark_the_prompt_too(tmp_path):
-    path = tmp_path / "mwe.jsonl"
-    row = {"question": PROMPT, "answer_matching_behavior": "(A)", "span": "Say"}
-    path.write_text(json.dumps({**row, "answer_not_matching_behavior": "(B)"}))
-    assert read_samples([path])[0].span == (14, 17)
-
-
-@pytest.mark.parametrize(
-    ("span", "message"),
-    [
-        ("wasps", "0 times, expected once"),
-        ("s", "3 times, expected once"),
-        ("", "0 times"),
-        ([5], r"\[5\], expected a text"),
-        ([5, 5.5], "expected a text"),
-        ([True, 5], "expected a text"),
-        (7, "a number, expected a text"),
-        ([5, 22], r"\[5, 22\], but the prompt has 21 characters"),
-        ([5, 4], "Count from 0"),
-        ([-1, 4], "Count from 0"),
-    ],
-)
-def test_what_marks_nothing_in_the_prompt_is_refused_with_its_place(tmp_path, span, message):
-    with pytest.raises(RowError, match=rf"fear.jsonl' line 1: 'span' is .*{message}"):
-        read(tmp_path, span)
-
-
-def test_overlapping_occurrences_count(tmp_path):
-    with pytest.raises(RowError, match="2 times"):
-        read(tmp_path, "aa", prompt="aaa")
-
-
-def test_a_span_is_part_of_what_a_sample_says():
+def test_a_span_is_part_of_the_digest():
     assert sample(span=(5, 12)).digest != sample().digest != sample(span=(0, 0)).digest
     assert sample().digest == "671a91b97cfa0df0"  # that of stores from before there were spans
 
@@ -115,7 +57,7 @@ def test_white_space_that_is_trimmed_off_moves_the_span(space, trim, span):
         assert words(row, tok) == "  Fear it.  "[slice(*span)]
 
 
-def test_words_of_the_template_are_not_taken_for_the_span():
+def test_words_of_the_template_are_not_mistaken_for_the_span():
     tok = tokenizer(template=TEMPLATE)
     row = Renderer(tok, Rendering(system="U: A"))(sample(prompt="A U", span=(0, 1)))
 
@@ -130,12 +72,12 @@ def test_variants_move_the_span_with_the_prompt():
     tok = tokenizer()
     render = Renderer(tok, Rendering())
 
-    found = expand_variants([base], names, personas=personas)
+    variants = expand_variants([base], names, personas=personas)
 
-    for each in found:
-        assert each.span is not None
-        assert each.prompt[slice(*each.span)] == "spiders"
-        assert words(render(each), tok) == "spiders"
+    for variant in variants:
+        assert variant.span is not None
+        assert variant.prompt[slice(*variant.span)] == "spiders"
+        assert words(render(variant), tok) == "spiders"
     (bare,) = expand_variants([sample(behavior=behavior)], ["user_pos"], personas=personas)
     assert bare.span is None
 
@@ -145,7 +87,7 @@ def test_variants_move_the_span_with_the_prompt():
     [TEMPLATE.replace("m['content'] +", "m['content'][:8] +"), TEMPLATE + TEMPLATE],
 )
 def test_a_template_that_changes_or_repeats_the_prompt_is_refused(template):
-    with pytest.raises(RenderError, match=r"row 'b/0': the marked span 'spiders' does not stand"):
+    with pytest.raises(RenderError, match=r"row 'b/0': the marked span 'spiders' does not appear"):
         Renderer(tokenizer(template=template), Rendering())(sample(span=(5, 12)))
 
 
@@ -187,15 +129,15 @@ def test_every_token_that_overlaps_counts_fast_or_slow(text, data):
     coded = tok(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, lies = coded["input_ids"], coded["offset_mapping"]
 
-    found = [
+    spans = [
         span_in_tokens(each, ids, (start, end), text=text, name="b/0") for each in (tok, Slow(tok))
     ]
 
     true = [i for i, (a, b) in enumerate(lies) if set(range(a, b)) & set(range(start, end))]
-    assert found[0] == (true[0], true[-1] + 1)
+    assert spans[0] == (true[0], true[-1] + 1)
     # Beginnings may be cut into tokens in another way; then a few more count, and none is missed.
-    assert found[1][0] <= true[0]
-    assert found[1][1] > true[-1]
+    assert spans[1][0] <= true[0]
+    assert spans[1][1] > true[-1]
 
 
 def test_tokens_of_another_text_are_refused():

@@ -99,10 +99,12 @@ def test_rows_are_chosen_by_what_is_known_of_them(store):
         ({"layers": [3]}, "layers 0 to 2"),
         ({"positions": ["answer"]}, "has prompt, fork"),
         ({"sites": ["resid_mid"]}, "has resid_post, embed"),
-        ({"positions": ["fork"], "sites": ["embed"]}, "Ask for less at once"),
+        ({"positions": ["fork"], "sites": ["embed"]}, "Drop a condition"),
     ],
 )
-def test_what_a_store_does_not_hold_is_refused_with_what_it_does(store, tmp_path, asked, message):
+def test_a_selection_that_a_store_lacks_is_refused_with_what_it_has(
+    store, tmp_path, asked, message
+):
     with pytest.raises(MismatchError, match=message):
         subset(store, tmp_path / "t.zarr", selection=Selection(**asked))
     assert not (tmp_path / "t.zarr.partial").exists()
@@ -304,31 +306,27 @@ def test_one_store_cannot_be_merged(store, tmp_path):
 
 KILLED = """
 import sys
-from actcache.store.copies import fill as filling
 from actcache.store.copies.copy import subset
 from actcache.store.copies.merge import merge
 from actcache.store.copies.selection import Selection
-filling.SHARD_ROWS = 4
 what, *sources, out = sys.argv[1:]
 if what == "subset":
-    subset(sources[0], out, selection=Selection())
+    subset(sources[0], out, selection=Selection(), shard_rows=4)
 else:
-    merge(sources, out)
+    merge(sources, out, shard_rows=4)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["subset", "merge"])
-def test_killed_it_reads_as_unfinished_and_resumed_it_is_the_same(
-    store, tmp_path, monkeypatch, what
-):
+def test_a_killed_copy_is_unfinished_and_resuming_it_gives_the_same_store(store, tmp_path, what):
     other = build(tmp_path / "other.zarr", *rows_example(n=20, seed=1, first=100))
     sources = [other] if what == "subset" else [store, other]
 
     def run(out, **how):
         if what == "subset":
-            return subset(other, out, selection=Selection(), **how)
-        return merge(sources, out, **how).store
+            return subset(other, out, selection=Selection(), shard_rows=4, **how)
+        return merge(sources, out, shard_rows=4, **how).store
 
     out = tmp_path / "killed.zarr"
     kill_after(12, KILLED, what, *sources, out)
@@ -336,14 +334,13 @@ def test_killed_it_reads_as_unfinished_and_resumed_it_is_the_same(
     with pytest.raises(IncompleteStoreError):
         open_store(out)
     held = open_store(out, partial=True).n
-    monkeypatch.setattr("actcache.store.copies.fill.SHARD_ROWS", 4)
     told: list[int] = []
     resumed = run(out, resume=True, on_rows=told.append)
     assert 12 <= held == told[0] < resumed.n == sum(told)
     assert resumed.digest == run(tmp_path / "whole.zarr").digest
 
 
-def test_the_commands_select_merge_and_tell(store, tmp_path, capsys):
+def test_the_commands_select_merge_and_report(store, tmp_path, capsys):
     (tmp_path / "ids.txt").write_text("row-1\nrow-3\n\n", encoding="utf-8")
 
     def run(*words):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from actcache.errors import ActcacheError
+from actcache.store.contents import StoreContents
 from actcache.store.partial import committed_bytes
 from actcache.store.schema import RowArray
 from actcache.store.storage.room import require_room
@@ -33,47 +34,47 @@ def large():
 def test_a_store_that_will_not_fit_is_refused_and_leaves_nothing(tmp_path, free, large):
     free(500_000)
     with pytest.raises(ActcacheError, match=r"has 500 kB free, expected 6[\d.]+ kB.*Make room"):
-        Writer.create(tmp_path / "a.zarr", **large[0])
+        Writer.create(tmp_path / "a.zarr", StoreContents(**large[0]))
     assert not list(tmp_path.iterdir())
 
 
-def test_what_it_says_to_need_is_what_it_then_takes(tmp_path, free, large):
+def test_a_store_takes_the_room_that_was_checked_for(tmp_path, free, large):
     settings, values = large
-    with Writer.create(tmp_path / "a.zarr", **settings) as writer:
+    with Writer.create(tmp_path / "a.zarr", StoreContents(**settings)) as writer:
         fill(writer, values, certificate=None)
     took = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
 
     free(took - 10)  # the seal changes one word of the root document
     with pytest.raises(ActcacheError, match="Make room"):
-        Writer.create(tmp_path / "b.zarr", **settings)
+        Writer.create(tmp_path / "b.zarr", StoreContents(**settings))
     free(took + 10)
-    Writer.create(tmp_path / "b.zarr", **settings).close()
+    Writer.create(tmp_path / "b.zarr", StoreContents(**settings)).close()
 
 
 def test_what_is_committed_counts_when_a_build_goes_on(tmp_path, free, large):
     settings, values = large
     path = tmp_path / "a.zarr"
     assert committed_bytes(path) == 0
-    with Writer.create(path, **settings) as writer:
+    with Writer.create(path, StoreContents(**settings)) as writer:
         for _ in range(4):
             commit_next(writer, values)
     assert 400_000 < committed_bytes(path) < 401_000
 
     free(100_000)
     with pytest.raises(ActcacheError, match=r"has 100 kB free, expected 2[\d.]+ kB"):
-        Writer.resume(path, **settings)
+        Writer.resume(path, StoreContents(**settings))
     free(300_000)
-    with Writer.resume(path, **settings) as writer:
+    with Writer.resume(path, StoreContents(**settings)) as writer:
         assert writer.committed == 40
 
 
 def test_an_interrupted_store_that_is_overwritten_makes_room(tmp_path, free, large):
     settings, values = large
-    with Writer.create(tmp_path / "a.zarr", **settings) as writer:
+    with Writer.create(tmp_path / "a.zarr", StoreContents(**settings)) as writer:
         for _ in range(4):
             commit_next(writer, values)
     free(300_000)
-    with Writer.create(tmp_path / "a.zarr", overwrite=True, **settings) as writer:
+    with Writer.create(tmp_path / "a.zarr", StoreContents(**settings), overwrite=True) as writer:
         assert writer.committed == 0
 
     (tmp_path / "a.zarr.partial" / "zarr.json").write_text("damaged")

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actcache.errors import DamageError, FormatError, MismatchError
+from actcache.store import schema
 from actcache.store.documents import (
     column_document,
     decode,
@@ -201,10 +202,11 @@ def test_no_mutation_of_a_document_or_record_gets_past_the_reader_or_crashes_it(
     assert counts["refused"] > 1500, counts  # what is left fell into free text, such as config
 
 
-def test_the_format_is_told_in_one_place():
-    import actcache.store.schema
-
-    text = actcache.store.schema.__doc__
+def test_the_format_is_described_in_one_place():
+    text = schema.__doc__
+    assert text is not None
+    readme = Path(schema.__file__).with_name("README.md").read_text(encoding="utf-8")
+    assert text.split("\n\n", 1)[1].strip() in readme  # else: python -m tests.fill_readme
     for word in ("shard_rows", "commits", "crc32c", "sha256", "bfloat16", "vlen-utf8", ".partial"):
         assert word in text
     assert json.dumps(row_array_document(RowArray("a", 1, 1, "float32"), ROOT))

@@ -19,6 +19,7 @@ from actcache.errors import (
     StoreNotFoundError,
 )
 from actcache.store.array import CONVERTED_BYTES
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.shard_maps import OPEN_MAPS
 from actcache.store.store import open_store, verify
@@ -303,7 +304,7 @@ def test_closing_lets_go_of_files_and_arrays_stay_valid(built):
 
 def test_an_interrupted_store_opens_only_when_asked_for_and_shows_what_counts(path):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         commit_next(writer, values)
         commit_next(writer, values)
     for where in (path, Path(f"{path}.partial")):
@@ -322,7 +323,7 @@ def test_an_interrupted_store_opens_only_when_asked_for_and_shows_what_counts(pa
 
 def test_a_store_without_a_committed_row_has_none(path):
     config, _ = example()
-    Writer.create(path, **config).close()
+    Writer.create(path, StoreContents(**config)).close()
     store = open_store(path, partial=True)
     assert store.resid("prompt")[:].shape == (0, 3, 4)
     assert list(store.resid("prompt").batches()) == []
@@ -331,14 +332,14 @@ def test_a_store_without_a_committed_row_has_none(path):
 
 def test_a_store_that_was_killed_while_it_was_created_holds_nothing_yet(path):
     config, _ = example()
-    Writer.create(path, **config).close()
+    Writer.create(path, StoreContents(**config)).close()
     Path(f"{path}.partial/commits/c.0.0").unlink()
     for partial in (False, True):
         with pytest.raises(IncompleteStoreError, match=r"nothing yet.*--resume"):
             open_store(path, partial=partial)
 
 
-def test_no_store_is_said_with_how_to_get_one(path):
+def test_the_error_of_a_missing_store_says_how_to_build_one(path):
     with pytest.raises(StoreNotFoundError, match="Build one with: actcache build"):
         open_store(path)
     path.mkdir()

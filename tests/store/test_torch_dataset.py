@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 
 from actcache.errors import MismatchError
+from actcache.store.contents import StoreContents
 from actcache.store.store import open_store
 from actcache.store.torch_dataset import NO_CLASS, ResidualDataset
 from actcache.store.writer import Writer
@@ -143,7 +144,7 @@ def test_a_relative_path_serves_workers_in_other_folders(built, monkeypatch, tmp
 
 def test_an_interrupted_store_gives_the_rows_that_were_there_at_first(tmp_path):
     settings, values = example()
-    with Writer.create(tmp_path / "a.zarr", **settings) as writer:
+    with Writer.create(tmp_path / "a.zarr", StoreContents(**settings)) as writer:
         commit_next(writer, values)
         data = ResidualDataset(tmp_path / "a.zarr", position="prompt", partial=True)
         commit_next(writer, values)
@@ -170,7 +171,7 @@ def test_a_store_that_was_replaced_is_not_read_on(tmp_path):
     path = tmp_path / "a.zarr"
     settings, values = example()
     data = ResidualDataset(build(path, settings, values), position="prompt")
-    with Writer.create(path, overwrite=True, **settings) as writer:
+    with Writer.create(path, StoreContents(**settings), overwrite=True) as writer:
         while writer.committed < writer.n:
             commit_next(writer, {name: np.zeros_like(each) for name, each in values.items()})
         writer.finish()

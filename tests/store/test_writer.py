@@ -20,6 +20,7 @@ from actcache.errors import (
     NotFiniteError,
     StoreExistsError,
 )
+from actcache.store.contents import StoreContents
 from actcache.store.schema import Ragged, RowArray
 from actcache.store.storage.atomic import (
     WORTH_AN_EARLY_SYNC,
@@ -70,13 +71,13 @@ def test_a_resumed_store_is_the_uninterrupted_one_byte_for_byte(plan, sessions):
         path = Path(folder) / "resumed.zarr"
         committed = 0
         for n_shards in sessions:
-            with Writer.resume(path, **config) as writer:
+            with Writer.resume(path, StoreContents(**config)) as writer:
                 assert writer.committed == committed
                 while writer.committed < writer.n and n_shards:
                     commit_next(writer, values)
                     n_shards -= 1
                 committed = writer.committed
-        with Writer.resume(path, **config) as writer:
+        with Writer.resume(path, StoreContents(**config)) as writer:
             assert writer.committed == committed
             fill(writer, values, certificate={"worst": 0.5})
         assert file_bytes(path) == file_bytes(whole)
@@ -95,7 +96,7 @@ def test_blocks_that_lie_layer_by_layer_are_written_as_the_same_bytes(tmp_path):
 
 def test_only_committed_rows_count(path):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         assert (writer.committed, writer.next_rows) == (0, slice(0, 4))
         commit_next(writer, values)
         assert (writer.committed, writer.next_rows) == (4, slice(4, 8))
@@ -108,14 +109,14 @@ def test_only_committed_rows_count(path):
 
 def test_a_shard_without_its_record_does_not_count_and_is_removed(path):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         commit_next(writer, values)
         commit_next(writer, values)
     folder = Path(f"{path}.partial")
     (folder / "commits/c.2.0").unlink()
     (folder / "embed/prompt/c.2.0.0.tmp").write_bytes(b"half")
     assert open_store(path, partial=True).n == 4
-    with Writer.resume(path, **config) as writer:
+    with Writer.resume(path, StoreContents(**config)) as writer:
         assert writer.committed == 4
         assert not list(folder.rglob("*.tmp"))
         assert [p.name for p in folder.glob("embed/prompt/c.*")] == ["c.0.0.0"]
@@ -125,12 +126,12 @@ def test_a_shard_without_its_record_does_not_count_and_is_removed(path):
 
 def test_a_damaged_record_ends_the_log_of_an_interrupted_store(path):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         commit_next(writer, values)
         commit_next(writer, values)
     record = Path(f"{path}.partial/commits/c.1.0")
     record.write_bytes(record.read_bytes().replace(b'"rows":[0,4]', b'"rows":[0,5]'))
-    with Writer.resume(path, **config) as writer:
+    with Writer.resume(path, StoreContents(**config)) as writer:
         assert writer.committed == 0
         fill(writer, values)
     assert verify(path) == []
@@ -138,18 +139,19 @@ def test_a_damaged_record_ends_the_log_of_an_interrupted_store(path):
 
 def test_a_second_writer_is_refused_at_once(path):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         with pytest.raises(ActcacheError, match=r"another process.*Wait for it"):
-            Writer.resume(path, **config)
+            Writer.resume(path, StoreContents(**config))
         with pytest.raises(ActcacheError, match=r"another process.*Wait for it"):
-            Writer.create(path, **config, overwrite=True)
+            Writer.create(path, StoreContents(**config), overwrite=True)
         with pytest.raises(StoreExistsError, match="--resume"):
-            Writer.create(path, **config)
+            Writer.create(path, StoreContents(**config))
         code = """
             import sys
+            from actcache.store.contents import StoreContents
             from actcache.store.writer import Writer
             from tests.support.stores import example
-            Writer.resume(sys.argv[1], **example()[0])
+            Writer.resume(sys.argv[1], StoreContents(**example()[0]))
         """
         assert "another process" in run_code(code, path, check=False).stderr
         fill(writer, values)
@@ -200,26 +202,26 @@ def changed(config, at, value):
 )
 def test_resuming_with_something_else_names_the_field_and_both_values(path, at, value, message):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         commit_next(writer, values)
     before = file_bytes(Path(f"{path}.partial"))
     with pytest.raises(MismatchError, match=f"{message}.*begin anew with --overwrite"):
-        Writer.resume(path, **changed(config, at, value))
+        Writer.resume(path, StoreContents(**changed(config, at, value)))
     assert file_bytes(Path(f"{path}.partial")) == before
 
 
 def test_tuples_and_lists_are_the_same_setting(path):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         commit_next(writer, values)
     config["config"]["positions"] = ("prompt", "fork")
-    with Writer.resume(path, **config) as writer:
+    with Writer.resume(path, StoreContents(**config)) as writer:
         assert writer.committed == 4
 
 
-def test_resuming_where_nothing_is_begins_a_store(path):
+def test_resuming_without_an_interrupted_store_begins_one(path):
     config, values = example()
-    with Writer.resume(path, **config) as writer:
+    with Writer.resume(path, StoreContents(**config)) as writer:
         fill(writer, values)
     assert open_store(path).n == 11
 
@@ -240,7 +242,7 @@ def test_a_value_that_is_not_finite_stops_the_build_and_names_its_place(path, na
     broken = {key: each.copy() for key, each in values.items()}
     layer = broken[name].shape[1] - 1
     broken[name][6, layer, 3] = bad
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         commit_next(writer, broken)
         message = f"'{name}' of row 6 at layer {layer} {shown} in coordinate 3.*--store-dtype"
         with pytest.raises(NotFiniteError, match=message):
@@ -280,7 +282,7 @@ def test_the_largest_finite_value_is_kept(path, name, largest):
 )
 def test_blocks_of_another_shape_dtype_or_name_are_refused(path, blocks):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         with pytest.raises(MismatchError, match=r"Pass rows 0 to 4|Commit each shard once"):
             writer.commit(blocks({name: each[:4] for name, each in values.items()}))
         assert writer.committed == 0
@@ -288,7 +290,7 @@ def test_blocks_of_another_shape_dtype_or_name_are_refused(path, blocks):
 
 def test_a_store_is_not_finished_before_all_rows_are_there(path):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         commit_next(writer, values)
         with pytest.raises(IncompleteStoreError, match=r"4 of 11 rows.*Commit the rest"):
             writer.finish()
@@ -297,10 +299,13 @@ def test_a_store_is_not_finished_before_all_rows_are_there(path):
 
 def test_a_finished_store_is_never_opened_for_writing(path):
     config, values = example()
-    writer = Writer.create(path, **config)
+    writer = Writer.create(path, StoreContents(**config))
     fill(writer, values)
     before = file_bytes(path)
-    for again in (lambda: Writer.create(path, **config), lambda: Writer.resume(path, **config)):
+    for again in (
+        lambda: Writer.create(path, StoreContents(**config)),
+        lambda: Writer.resume(path, StoreContents(**config)),
+    ):
         with pytest.raises(StoreExistsError, match="--overwrite"):
             again()
     with pytest.raises(StoreExistsError, match=r"Writer\.resume"):
@@ -313,11 +318,11 @@ def test_an_overwritten_store_stays_until_the_new_one_is_complete(path):
     config, values = example()
     build(path, config, values)
     new_config, new_values = example(n=7, seed=1)
-    with Writer.create(path, **new_config, overwrite=True) as writer:
+    with Writer.create(path, StoreContents(**new_config), overwrite=True) as writer:
         commit_next(writer, new_values)
     assert open_store(path).n == 11
     assert open_store(path, partial=True).n == 4
-    with Writer.resume(path, **new_config) as writer:  # it was begun to overwrite
+    with Writer.resume(path, StoreContents(**new_config)) as writer:  # it was begun to overwrite
         fill(writer, new_values)
     assert open_store(path).n == 7
     assert [p.name for p in path.parent.iterdir()] == [path.name]
@@ -325,26 +330,26 @@ def test_an_overwritten_store_stays_until_the_new_one_is_complete(path):
 
 def test_overwriting_begins_an_interrupted_store_anew(path):
     config, values = example()
-    with Writer.create(path, **config) as writer:
+    with Writer.create(path, StoreContents(**config)) as writer:
         commit_next(writer, values)
     new_config, new_values = example(n=7, seed=1)
-    with Writer.create(path, **new_config, overwrite=True) as writer:
+    with Writer.create(path, StoreContents(**new_config), overwrite=True) as writer:
         assert writer.committed == 0
         fill(writer, new_values)
     assert verify(path) == []
 
 
-def test_what_is_no_store_is_never_replaced(path):
+def test_a_folder_that_is_no_store_is_never_replaced(path):
     config, _ = example()
     path.mkdir()
     (path / "thesis.txt").write_text("five years of work")
     with pytest.raises(StoreExistsError, match="no store, so it will not be replaced"):
-        Writer.create(path, **config, overwrite=True)
+        Writer.create(path, StoreContents(**config), overwrite=True)
     shutil.move(path, f"{path}.partial")
     with pytest.raises(FormatError, match=r"thesis\.txt.*Choose another path"):
-        Writer.resume(path, **config)
+        Writer.resume(path, StoreContents(**config))
     with pytest.raises(FormatError, match=r"thesis\.txt.*Choose another path"):
-        Writer.create(path, **config, overwrite=True)
+        Writer.create(path, StoreContents(**config), overwrite=True)
     assert Path(f"{path}.partial/thesis.txt").read_text() == "five years of work"
 
 
@@ -352,18 +357,19 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line():
     with pytest.raises(
         ActcacheError, match=r"cannot be created: Not a directory\. Choose a folder"
     ):
-        Writer.create("/dev/null/a.zarr", **example()[0])
+        Writer.create("/dev/null/a.zarr", StoreContents(**example()[0]))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_store_goes_on_afterwards(path):
+def test_a_full_disk_is_one_clear_line_and_the_store_resumes_afterwards(path):
     # The largest file size stands in for a full disk: the system refuses the same write.
     code = """
         import resource, sys
         from actcache.errors import ActcacheError
+        from actcache.store.contents import StoreContents
         from actcache.store.writer import Writer
         from tests.support.stores import commit_next, example
         settings, values = example(n=600, shard_rows=300)
-        with Writer.create(sys.argv[1], **settings) as writer:
+        with Writer.create(sys.argv[1], StoreContents(**settings)) as writer:
             commit_next(writer, values)
             resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
             try:
@@ -376,7 +382,7 @@ def test_a_full_disk_is_one_clear_line_and_the_store_goes_on_afterwards(path):
     assert "cannot be written: File too large. 300 of 600 rows are kept: make room" in out.stdout
     assert not list(path.parent.rglob("*.tmp"))
     config, values = example(n=600, shard_rows=300)
-    with Writer.resume(path, **config) as writer:
+    with Writer.resume(path, StoreContents(**config)) as writer:
         assert writer.committed == 300
         fill(writer, values)
     assert verify(path) == []
@@ -421,7 +427,7 @@ def test_large_files_are_written_whole(tmp_path):
 def test_a_column_that_cannot_be_kept_is_refused_before_anything_is_written(path, columns, message):
     config, _ = example()
     with pytest.raises(MismatchError, match=message):
-        Writer.create(path, **{**config, "columns": columns})
+        Writer.create(path, StoreContents(**{**config, "columns": columns}))
     assert not list(path.parent.iterdir())
 
 
@@ -429,28 +435,28 @@ def test_a_column_that_cannot_be_kept_is_refused_before_anything_is_written(path
 def test_a_column_whose_name_is_taken_or_unsafe_is_refused(path, name):
     config, _ = example()
     with pytest.raises(FormatError, match=r"another name|Rename one"):
-        Writer.create(path, **{**config, "columns": {name: np.arange(11)}})
+        Writer.create(path, StoreContents(**{**config, "columns": {name: np.arange(11)}}))
 
 
 def test_a_store_without_rows_or_arrays_is_refused(path):
     config, _ = example()
     with pytest.raises(MismatchError, match="Give it rows"):
-        Writer.create(path, **{**config, "n": 0, "columns": {}, "shard_rows": None})
+        Writer.create(path, StoreContents(**{**config, "n": 0, "columns": {}, "shard_rows": None}))
     with pytest.raises(MismatchError, match="Give it rows"):
-        Writer.create(path, **{**config, "arrays": []})
+        Writer.create(path, StoreContents(**{**config, "arrays": []}))
 
 
 def test_leaving_the_context_lets_the_next_writer_in_even_after_an_error(path):
     config, values = example()
 
     def stop_halfway():
-        with Writer.create(path, **config) as writer:
+        with Writer.create(path, StoreContents(**config)) as writer:
             commit_next(writer, values)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         stop_halfway()
-    with Writer.resume(path, **config) as writer:
+    with Writer.resume(path, StoreContents(**config)) as writer:
         assert writer.committed == 4
 
 
@@ -462,7 +468,7 @@ def test_killed_at_random_instants_every_committed_row_is_right(tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_before_every_sync_and_rename_in_turn_it_goes_on():
+def test_a_build_killed_before_every_sync_and_rename_in_turn_resumes():
     # In a process of its own, which forks safely: it has no threads.
     out = subprocess.run(
         [sys.executable, "-m", "tests.crash.kill_test", "--steps"],

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
+from actcache.store.contents import StoreContents
 from actcache.store.schema import Ragged, RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
@@ -95,7 +96,7 @@ def fill(writer, values, *, certificate=None):
 
 def build(path, settings, values, *, certificate=None):
     """A finished store."""
-    with Writer.create(path, **settings) as writer:
+    with Writer.create(path, StoreContents(**settings)) as writer:
         fill(writer, values, certificate=certificate)
     return path
 

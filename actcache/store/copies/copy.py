@@ -1,7 +1,7 @@
-"""A store made of some rows, layers and positions of another.
+"""Subsets: a store made of some rows, layers and positions of another.
 
-No value is computed: residuals are copied as they are kept, block by block against their checksums.
-What the result was made from stands in its provenance. Refuses to know what rows are for.
+No value is computed: residuals are copied as they are stored, each block checked against its
+checksum. The provenance of the result records what it was made from.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +14,8 @@ from jaxtyping import Int64, Shaped
 
 from actcache.data.samples import rows_digest
 from actcache.errors import MismatchError
-from actcache.store.contents import ColumnValues
+from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import (
-    Contents,
     Read,
     columns_of,
     coordinates,
@@ -42,41 +41,43 @@ def subset(
     path: str | Path,
     *,
     selection: Selection,
+    shard_rows: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_rows: Callable[[int], None] = lambda _n: None,
 ) -> Store:
-    """Write some of a store as a store of its own.
+    """Write a part of a store as a new store.
 
     Rows keep their order and their splits, layers their numbers (in the column `layer`).
 
     Args:
         source: a finished store of residuals.
-        path: where the new one will be; until it is complete it is `PATH.partial`.
-        selection: what is kept.
-        resume: go on with an interrupted one.
-        overwrite: replace a store that lies at `path`.
-        on_rows: told how many rows were committed, each time.
+        path: where the new one will be; until it is finished it is `PATH.partial`.
+        selection: what the new store keeps.
+        shard_rows: rows of a shard; by default as `schema.shard_rows` chooses.
+        resume: continue an interrupted one.
+        overwrite: replace a store at `path`.
+        on_rows: called with the number of rows of each commit.
 
     Returns:
         The new store, open for reading.
 
     Raises:
         MismatchError: nothing is left, or something is asked for that the store does not hold.
-        StoreExistsError: something lies at `path`.
+        StoreExistsError: the path is taken.
         FormatError: a block that would be copied is damaged.
     """
     store = open_source(source)
     require_another(path, [store])
     rows = select_rows(store, selection)
     numbers = select_layers(store, selection)
-    at = np.flatnonzero(np.isin(store.layers, numbers))
+    places = np.flatnonzero(np.isin(store.layers, numbers))
     arrays = [
-        array if has_no_layers(array) else replace(array, n_layers=at.size)
+        array if has_no_layers(array) else replace(array, n_layers=places.size)
         for array in select_arrays(store, selection)
     ]
-    chosen = [Source(store, rows)]
-    columns = join_columns(chosen, arrays)
+    sources = [Source(store, rows)]
+    columns = join_columns(sources, arrays)
     if selection.layers is not None:
         columns["layer"] = numbers
     provenance = {
@@ -90,16 +91,17 @@ def subset(
     }
     return fill_store(
         path,
-        Contents(
+        StoreContents(
             kind="residuals",
             n=rows.size,
             arrays=arrays,
             columns=columns,
             config=store.config,
             provenance=with_data_digest(provenance, columns),
-            certificate=_of_layers(store.certificate, at),
+            shard_rows=shard_rows,
         ),
-        read=reader(chosen, layers=None if selection.layers is None else at),
+        read=reader(sources, layers=None if selection.layers is None else places),
+        certificate=_of_layers(store.certificate, places),
         resume=resume,
         overwrite=overwrite,
         on_rows=on_rows,
@@ -107,16 +109,16 @@ def subset(
 
 
 def reader(sources: Sequence[Source], *, layers: Int64[np.ndarray, " layer"] | None = None) -> Read:
-    """What gives the rows of several stores, one store after the other.
+    """A function that reads the rows of several stores, one store after the other.
 
     Args:
-        sources: whose rows they are, in order.
-        layers: places of the layers that are read, of all arrays but `embed`; all by default.
+        sources: the stores, in order.
+        layers: places of the layers to read, of all arrays but `embed`; by default all.
     """
     stops = np.cumsum([source.rows.size for source in sources]).tolist()
 
     def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
-        # Layer-major, as a shard lies on disk, so that writing it copies nothing.
+        # Layer-major, as on disk, so that writing the shard copies nothing.
         block = np.empty((array.n_layers, rows.stop - rows.start, array.width), array.stored)
         for source, stop in zip(sources, stops, strict=True):
             start = stop - source.rows.size
@@ -124,12 +126,12 @@ def reader(sources: Sequence[Source], *, layers: Int64[np.ndarray, " layer"] | N
             if first >= last:
                 continue
             values = stored_values(source.store.array(array.name))
-            wanted = source.rows[first - start : last - start]
+            numbers = source.rows[first - start : last - start]
             if layers is None or has_no_layers(array):
-                taken = values[wanted]
+                copied = values[numbers]
             else:
-                taken = values[wanted, layers]
-            block[:, first - rows.start : last - rows.start] = taken.swapaxes(0, 1)
+                copied = values[numbers, layers]
+            block[:, first - rows.start : last - rows.start] = copied.swapaxes(0, 1)
             source.store.close()  # what was read once need not stay mapped
         return block.swapaxes(0, 1)
 
@@ -137,11 +139,7 @@ def reader(sources: Sequence[Source], *, layers: Int64[np.ndarray, " layer"] | N
 
 
 def open_source(path: str | Path) -> Store:
-    """A finished store of residuals, each block held against its checksum when it is read.
-
-    Raises:
-        MismatchError: it holds something else.
-    """
+    """A finished store of residuals, each block checked when it is first read."""
     store = open_store(path, check=True)
     if store.kind != "residuals":
         raise MismatchError(
@@ -154,9 +152,8 @@ def open_source(path: str | Path) -> Store:
 def join_columns(sources: Sequence[Source], arrays: Sequence[RowArray]) -> dict[str, ColumnValues]:
     """The columns of several stores that have the same ones, rows one store after the other."""
     dimensions = coordinates(arrays)
-    found = [columns_of(source.store) for source in sources]
     joined: dict[str, ColumnValues] = {}
-    for name, first in found[0].items():
+    for name, first in columns_of(sources[0].store).items():
         if name in dimensions:
             joined[name] = first
         elif isinstance(first, Ragged):
@@ -170,7 +167,7 @@ def join_columns(sources: Sequence[Source], arrays: Sequence[RowArray]) -> dict[
 def with_data_digest(
     provenance: Mapping[str, Any], columns: Mapping[str, ColumnValues]
 ) -> dict[str, Any]:
-    """Provenance with the digest of the rows that `columns` are of, if it had one."""
+    """Provenance with the digest of these rows, if it had one."""
     if "data_sha256" not in provenance or not {"id", "split", "digest"} <= columns.keys():
         return dict(provenance)
     rows = zip(*(map(str, columns[name]) for name in ("id", "split", "digest")), strict=True)
@@ -178,11 +175,7 @@ def with_data_digest(
 
 
 def require_another(path: str | Path, stores: Sequence[Store]) -> None:
-    """Refuse to write a store over one that it is made from.
-
-    Raises:
-        MismatchError: it would be.
-    """
+    """Refuse to write a store over one that it is made from."""
     for store in stores:
         if Path(path).resolve() == store.path.resolve():
             raise MismatchError(
@@ -192,7 +185,7 @@ def require_another(path: str | Path, stores: Sequence[Store]) -> None:
 
 
 def has_no_layers(array: RowArray) -> bool:
-    """Whether an array's one layer is none of the model's: what enters the first block."""
+    """Whether an array has no layers of the model: the input of the first block."""
     return array.name.startswith("embed/")
 
 

@@ -1,6 +1,6 @@
-"""One store out of several of the same model, rendering and positions.
+"""Merging: one store out of several of the same model, rendering and positions.
 
-Refuses what would mix numbers that cannot be compared, naming the field and both values; rows and
+Refuses what would mix numbers that cannot be compared, naming the field and both values. Rows and
 splits stay as they are.
 """
 
@@ -16,7 +16,7 @@ from actcache.data.samples import Sample
 from actcache.data.splits import n_leaked
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, first_difference
-from actcache.store.contents import ColumnValues
+from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.copy import (
     Source,
     join_columns,
@@ -25,7 +25,7 @@ from actcache.store.copies.copy import (
     require_another,
     with_data_digest,
 )
-from actcache.store.copies.fill import Contents, array_of, columns_of, coordinates, fill_store
+from actcache.store.copies.fill import array_of, columns_of, coordinates, fill_store
 from actcache.store.schema import Ragged
 from actcache.store.store import Store
 
@@ -33,18 +33,18 @@ MAY_DIFFER = (
     *("model", "revision", "device", "device_map", "trust_remote_code", "batch_tokens"),
     *("seed", "preset", "skip_bad_rows", "variants", "positions", "sites", "dtype", "store_dtype"),
 )
-"""Settings of two builds that say nothing of what a residual is; the model is held against its
-digest, positions and dtypes against what is there."""
+"""Settings of a build that do not decide what a residual is. The model is compared by its digest,
+positions and dtypes as the stores have them."""
 
 OF_ROWS = ("left_out", "data_sha256")
-"""Fields of the provenance that are about the rows, and are made anew."""
+"""Fields of the provenance that are about the rows, and are computed again."""
 
 _SHOWN = 100  # characters of a value that a message shows
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge gave."""
+    """The result of a merge."""
 
     store: Store
     """The new store, open for reading."""
@@ -57,6 +57,7 @@ def merge(
     sources: Sequence[str | Path],
     path: str | Path,
     *,
+    shard_rows: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     on_rows: Callable[[int], None] = lambda _n: None,
@@ -65,15 +66,16 @@ def merge(
 
     Args:
         sources: two or more finished stores of residuals.
-        path: where the new one will be; until it is complete it is `PATH.partial`.
-        resume: go on with an interrupted one.
-        overwrite: replace a store that lies at `path`.
-        on_rows: told how many rows were committed, each time.
+        path: where the new one will be; until it is finished it is `PATH.partial`.
+        shard_rows: rows of a shard; by default as `schema.shard_rows` chooses.
+        resume: continue an interrupted one.
+        overwrite: replace a store at `path`.
+        on_rows: called with the number of rows of each commit.
 
     Raises:
         MismatchError: the stores are not of one model, rendering, positions or columns, or two rows
-            have one id.
-        StoreExistsError: something lies at `path`.
+            have the same id.
+        StoreExistsError: the path is taken.
         FormatError: a block that would be copied is damaged.
     """
     stores = [open_source(source) for source in sources]
@@ -83,24 +85,25 @@ def merge(
         )
     require_another(path, stores)
     for before, after in pairwise(stores):
-        _require_like(before, after)
-    _require_own_ids(stores)
-    chosen = [Source(store, np.arange(store.n)) for store in stores]
+        _require_alike(before, after)
+    _require_different_ids(stores)
+    parts = [Source(store, np.arange(store.n)) for store in stores]
     first = stores[0]
     arrays = [array_of(first.array(name)) for name in first.arrays]
-    columns = join_columns(chosen, arrays)
+    columns = join_columns(parts, arrays)
     store = fill_store(
         path,
-        Contents(
+        StoreContents(
             kind="residuals",
             n=sum(store.n for store in stores),
             arrays=arrays,
             columns=columns,
             config=first.config,
             provenance=with_data_digest(_joined_provenance(stores), columns),
-            certificate=_joined_certificate([store.certificate for store in stores]),
+            shard_rows=shard_rows,
         ),
-        read=reader(chosen),
+        read=reader(parts),
+        certificate=_joined_certificate([store.certificate for store in stores]),
         resume=resume,
         overwrite=overwrite,
         on_rows=on_rows,
@@ -108,9 +111,9 @@ def merge(
     return Merged(store, _n_leaked(store) - sum(map(_n_leaked, stores)))
 
 
-def _require_like(before: Store, after: Store) -> None:
-    """Two stores hold the same kind of numbers of the same model, and know the same of each row."""
-    for old, new in zip(_likeness(before), _likeness(after), strict=True):
+def _require_alike(before: Store, after: Store) -> None:
+    """Refuse stores that differ in model, kind of numbers, or columns."""
+    for old, new in zip(_comparable(before), _comparable(after), strict=True):
         difference = first_difference(old, new)
         if difference is not None:
             field, left, right = difference
@@ -121,7 +124,7 @@ def _require_like(before: Store, after: Store) -> None:
             )
 
 
-def _likeness(store: Store) -> tuple[dict[str, Any], ...]:
+def _comparable(store: Store) -> tuple[dict[str, Any], ...]:
     provenance, config = store.provenance, store.config
     model, tokenizer = provenance.get("model", {}), provenance.get("tokenizer", {})
     arrays = [array_of(store.array(name)) for name in store.arrays]
@@ -130,7 +133,7 @@ def _likeness(store: Store) -> tuple[dict[str, Any], ...]:
         {"model": {name: model.get(name) for name in IDENTITY}},
         {"tokenizer": {name: tokenizer.get(name) for name in ("sha256", "template")}},
         {"mode": provenance.get("mode")},
-        {"config": {name: each for name, each in config.items() if name not in MAY_DIFFER}},
+        {"config": {name: value for name, value in config.items() if name not in MAY_DIFFER}},
         {"positions": store.positions, "sites": store.sites},
         {
             "arrays": {
@@ -149,30 +152,30 @@ def _likeness(store: Store) -> tuple[dict[str, Any], ...]:
 
 
 def _kind(values: ColumnValues) -> str:
-    """What a column holds, whatever its rows are."""
+    """The type of a column, whatever its rows are."""
     if isinstance(values, Ragged):
         return f"ragged {values.flat.dtype}"
-    kept = np.asarray(values)
-    kind = "text" if kept.dtype.kind in "UO" else str(kept.dtype)
-    return kind if kept.ndim == 1 else f"{kind} [n, {kept.shape[1]}]"
+    array = np.asarray(values)
+    kind = "text" if array.dtype.kind in "UO" else str(array.dtype)
+    return kind if array.ndim == 1 else f"{kind} [n, {array.shape[1]}]"
 
 
-def _require_own_ids(stores: Sequence[Store]) -> None:
+def _require_different_ids(stores: Sequence[Store]) -> None:
     seen: dict[str, Store] = {}
     for store in stores:
         if "id" not in store.columns:
             continue
-        for each in map(str, store["id"]):
-            if each in seen:
+        for row_id in map(str, store["id"]):
+            if row_id in seen:
                 raise MismatchError(
-                    f"the id '{each}' is in '{seen[each].path}' and in '{store.path}', expected "
-                    "each row once. Leave it out of one with: actcache subset."
+                    f"the id '{row_id}' is in '{seen[row_id].path}' and in '{store.path}', "
+                    "expected each row once. Leave it out of one with: actcache subset."
                 )
-            seen[each] = store
+            seen[row_id] = store
 
 
 def _joined_provenance(stores: Sequence[Store]) -> dict[str, Any]:
-    """What all stores share stands on top; what is one store's own, under `merged`."""
+    """Shared fields at the top; those that differ, store by store under `merged`."""
     first = stores[0].provenance
     shared = {
         name: value
@@ -181,7 +184,7 @@ def _joined_provenance(stores: Sequence[Store]) -> dict[str, Any]:
     }
     if "left_out" in first:
         shared["left_out"] = [row for s in stores for row in s.provenance.get("left_out", [])]
-    own = []
+    merged = []
     for store in stores:
         names = [n for n in store.provenance if n not in OF_ROWS and n not in shared]
         entry: dict[str, Any] = {"digest": store.digest, "n": store.n}
@@ -189,28 +192,28 @@ def _joined_provenance(stores: Sequence[Store]) -> dict[str, Any]:
         if store.provenance.get("model") != first.get("model"):
             entry["model"] = store.provenance["model"]
         settings = {n: v for n, v in store.config.items() if v != stores[0].config.get(n)}
-        own.append(entry | ({"config": settings} if settings else {}))
-    return {**shared, "merged": own}
+        merged.append(entry | ({"config": settings} if settings else {}))
+    return {**shared, "merged": merged}
 
 
 def _joined_certificate(certificates: Sequence[Any]) -> Any:
     """The largest of all errors, and the rows that they were measured on."""
     fields = ("rows", "largest_relative_error", "sites")
     known: list[Mapping[str, Any]] = [
-        each
-        for each in certificates
-        if isinstance(each, dict) and all(name in each for name in fields)
+        certificate
+        for certificate in certificates
+        if isinstance(certificate, dict) and all(name in certificate for name in fields)
     ]
     if len(known) < len(certificates):
         return None
-    errors = np.array([each["largest_relative_error"] for each in known])
+    errors = np.array([certificate["largest_relative_error"] for certificate in known])
     return {
         **known[0],
-        "rows": [row for each in known for row in each["rows"]],
+        "rows": [row for certificate in known for row in certificate["rows"]],
         "largest_relative_error": errors.max(0).tolist(),
-        "sites": {site: max(each["sites"][site] for each in known) for site in known[0]["sites"]},
+        "sites": {site: max(c["sites"][site] for c in known) for site in known[0]["sites"]},
         "self_check": max(
-            (each.get("self_check") or {} for each in known),
+            (certificate.get("self_check") or {} for certificate in known),
             key=lambda check: check.get("largest_relative_error", 0.0),
         ),
     }

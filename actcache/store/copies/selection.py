@@ -1,6 +1,6 @@
-"""Which part of a store is meant: rows by what is known of them, layers by number, arrays by name.
+"""Selecting a part of a store: rows by their columns, layers by number, arrays by name.
 
-Says what is not there instead of leaving it out. Reads columns; never residuals.
+A value that the store lacks is an error, never ignored. Reads columns only.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _SHOWN = 8  # values of a column that a message names
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is kept of a store; all of it by default. A row must fit every condition."""
+    """The part of a store to keep; by default all. A row must meet every condition."""
 
     behaviors: Sequence[str] | None = None
     variants: Sequence[str] | None = None
@@ -35,55 +35,57 @@ class Selection:
     """Numbers of rows, likewise."""
 
     layers: Sequence[int] | Int[np.ndarray, " _"] | None = None
-    """Layers by number. `embed` has none and is kept."""
+    """Layers by number. `embed` has none and is always kept."""
 
     positions: Sequence[str] | None = None
     sites: Sequence[str] | None = None
 
     def recorded(self, rows: Int64[np.ndarray, " _"]) -> dict[str, Any]:
-        """As JSON: names as they were asked for, and the digest of the row numbers that it gave."""
+        """As JSON: the conditions, and a digest of the row numbers that met them."""
         named = ("behaviors", "variants", "labels", "splits", "positions", "sites")
-        asked = {name: getattr(self, name) for name in named}
-        asked["layers"] = None if self.layers is None else np.asarray(self.layers).tolist()
+        conditions = {name: getattr(self, name) for name in named}
+        conditions["layers"] = None if self.layers is None else np.asarray(self.layers).tolist()
         return {
-            **{name: list(value) for name, value in asked.items() if value is not None},
+            **{name: list(value) for name, value in conditions.items() if value is not None},
             "n": int(rows.size),
             "rows_sha256": hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest(),
         }
 
 
 def select_rows(store: Store, selection: Selection) -> Int64[np.ndarray, " _"]:
-    """The rows that fit, by number, in the store's order.
+    """Numbers of the rows that meet every condition, in the store's order.
 
     Raises:
-        MismatchError: none does, or a value is asked for that no row has.
+        MismatchError: no row does, or a value is asked for that no row has.
     """
-    kept = np.ones(store.n, np.bool_)
+    selected = np.ones(store.n, np.bool_)
     counts: list[str] = []
 
     def narrow(what: str, fits: np.ndarray) -> None:
         counts.append(f"{int(fits.sum())} of {what}")
-        np.logical_and(kept, fits, out=kept)
+        np.logical_and(selected, fits, out=selected)
 
     for column in ("behavior", "variant", "label", "split", "id"):
-        wanted: Sequence[str] | None = getattr(selection, f"{column}s")
-        if wanted is None:
+        requested: Sequence[str] | None = getattr(selection, f"{column}s")
+        if requested is None:
             continue
         values = np.array([str(value) for value in store[column].tolist()], dtype=object)
         known = dict.fromkeys(values.tolist())
-        absent = [value for value in wanted if value not in known]
-        if absent or not wanted:
-            held = ", ".join(repr(value) for value in list(known)[:_SHOWN])
+        absent = [value for value in requested if value not in known]
+        if absent or not requested:
+            examples = ", ".join(repr(value) for value in list(known)[:_SHOWN])
             more = f", … ({len(known)} in all)" if len(known) > _SHOWN else ""
             raise MismatchError(
-                f"{len(absent)} of the {len(wanted)} {column}s asked for are not in "
+                f"{len(absent)} of the {len(requested)} {column}s asked for are not in "
                 f"'{store.path}'{f', the first {absent[0]!r}' if absent else ''}; expected some of "
-                f"{held}{more}. See actcache info."
+                f"{examples}{more}. See actcache info."
             )
-        chosen = set(wanted)
-        fits = np.fromiter((value in chosen for value in values), np.bool_, store.n)
-        named = f"{len(wanted)} ids" if column == "id" else f"{column} {', '.join(wanted)}"
-        narrow(named, fits)
+        choices = set(requested)
+        fits = np.fromiter((value in choices for value in values), np.bool_, store.n)
+        condition = (
+            f"{len(requested)} ids" if column == "id" else f"{column} {', '.join(requested)}"
+        )
+        narrow(condition, fits)
     if selection.rows is not None:
         numbers = selection.rows
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < store.n:
@@ -94,28 +96,28 @@ def select_rows(store: Store, selection: Selection) -> Int64[np.ndarray, " _"]:
         fits = np.zeros(store.n, np.bool_)
         fits[numbers] = True
         narrow("the row numbers", fits)
-    if not kept.any():
+    if not selected.any():
         raise MismatchError(
             f"nothing is left of the {store.n} rows of '{store.path}': {'; '.join(counts)}; "
-            "expected a row that fits all of these. Ask for less at once."
+            "expected a row that meets all of these. Drop a condition."
         )
-    return np.flatnonzero(kept)
+    return np.flatnonzero(selected)
 
 
 def select_arrays(store: Store, selection: Selection) -> list[RowArray]:
-    """The row arrays of the sites and positions that are kept, as the store has them.
+    """The row arrays of the selected sites and positions, in the store's order.
 
     Raises:
-        MismatchError: one was not kept there.
+        MismatchError: the store lacks one of them.
     """
-    for what, wanted, known in (
+    for what, requested, known in (
         ("position", selection.positions, store.positions),
         ("site", selection.sites, store.sites),
     ):
-        absent = [name for name in wanted or () if name not in known]
-        if absent or (wanted is not None and not wanted):
+        absent = [name for name in requested or () if name not in known]
+        if absent or (requested is not None and not requested):
             raise MismatchError(
-                f"{what}s asked for are {', '.join(wanted or ()) or 'none'}, but '{store.path}' "
+                f"{what}s asked for are {', '.join(requested or ()) or 'none'}, but '{store.path}' "
                 f"has {', '.join(known)}. Pass some of them."
             )
     names = [
@@ -127,27 +129,27 @@ def select_arrays(store: Store, selection: Selection) -> list[RowArray]:
     if not names:
         raise MismatchError(
             f"'{store.path}' has {', '.join(store.arrays)}, and none of these is of the sites and "
-            "positions asked for. Ask for less at once."
+            "positions asked for. Drop a condition."
         )
     return [array_of(store.array(name)) for name in names]
 
 
 def select_layers(store: Store, selection: Selection) -> Int64[np.ndarray, " layer"]:
-    """The numbers of the layers that are kept, rising.
+    """The numbers of the selected layers, rising.
 
     Raises:
-        MismatchError: one is not in the store.
+        MismatchError: the store lacks one of them.
     """
     known = store.layers
     if selection.layers is None:
         return known
-    wanted = np.unique(np.array(selection.layers, np.int64))
-    if not wanted.size or not np.isin(wanted, known).all():
+    requested = np.unique(np.array(selection.layers, np.int64))
+    if not requested.size or not np.isin(requested, known).all():
         raise MismatchError(
-            f"layers asked for are {wanted.tolist()}, but '{store.path}' has layers "
+            f"layers asked for are {requested.tolist()}, but '{store.path}' has layers "
             f"{span(known)}. Pass some of them."
         )
-    return wanted
+    return requested
 
 
 def span(numbers: Int64[np.ndarray, " _"]) -> str:
@@ -158,7 +160,7 @@ def span(numbers: Int64[np.ndarray, " _"]) -> str:
 
 
 def require_all_layers(store: Store) -> None:
-    """Refuse a store of which only some layers were kept, where layers go by their place.
+    """Refuse a store of only some layers, for analyses that know layers by their place.
 
     Raises:
         MismatchError: it lacks layers.

@@ -1,10 +1,11 @@
-"""Writes files that survive a power cut: written aside, synced, renamed, and the folder synced.
+"""Atomic, durable files: written under a temporary name, synced, renamed, and the folder synced.
 
-After a crash a file is whole or absent. Knows nothing of what is in the files.
+Everything that the project writes is written here. After a crash a file is whole or absent.
 """
 
 import errno
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,15 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from actcache.errors import ActcacheError, StoreExistsError
+from actcache.store.storage.protocol import Parts
 
 ASIDE = ".tmp"
-"""Ends the name of a file that is still being written."""
+"""Suffix of a file that is still being written."""
 
 WORTH_AN_EARLY_SYNC = 4 << 20
-"""Bytes of a file that are synced while more of it is written; a smaller one is synced once."""
-
-Parts = Iterable[bytes | np.ndarray]
-"""Buffers of a file, one after the other; arrays must be contiguous."""
+"""Bytes of a file that are synced while more of it is written; a smaller file is synced once."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +69,10 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 
 def write_durably(path: Path, parts: Parts) -> None:
-    """Write a file so that it is there entirely, or not at all, whatever happens.
-
-    Args:
-        path: in a folder that exists.
-        parts: what it is to hold.
-
-    Raises:
-        OSError: the disk is full, or will not have it; nothing is left behind.
-    """
+    """Write a file in a folder that exists; after an error nothing is left of it."""
+    aside = _aside(path)
     try:
-        file = _open_aside(path)
+        file = _open_aside(aside)
         try:
             for part in parts:
                 _write(file, part)
@@ -89,18 +81,37 @@ def write_durably(path: Path, parts: Parts) -> None:
             raise
         _settle(file, path)
     except BaseException:
-        _aside(path).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
+
+
+def write_if_absent(path: Path, parts: Parts) -> bool:
+    """Write a file unless the name is taken; False if it was."""
+    # Several writers may race for one name, so each has a temporary name of its own.
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}{ASIDE}")
+    try:
+        file = _open_aside(aside)
+        try:
+            for part in parts:
+                _write(file, part)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.link(aside, path)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
 
 
 def write_large_files(files: Iterable[LargeFile]) -> None:
     """Write several files as `write_durably` does, syncing each while the next is written.
 
-    A disk is slow to sync and fast to take more, so the sync of a file begins when half of it is
-    written. Room for all of a file is taken first: a full disk is found before any work.
-
-    Raises:
-        OSError: as `write_durably`; files that were done by then stay.
+    A disk is slow to sync and fast to accept more, so the sync of a file begins when half of it is
+    written. The space of a file is reserved first, so that a full disk is noticed before any work.
+    After an error, files that were finished by then stay.
     """
     begun: list[Path] = []
     syncs: list[Future[None]] = []
@@ -120,7 +131,7 @@ def write_large_files(files: Iterable[LargeFile]) -> None:
 
 
 def _write_large(large: LargeFile, syncer: ThreadPoolExecutor, syncs: list[Future[None]]) -> None:
-    file = _open_aside(large.path)
+    file = _open_aside(_aside(large.path))
     half = max(large.n_bytes // 2, WORTH_AN_EARLY_SYNC)
     written = 0
     try:
@@ -165,7 +176,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder and those above it, durably; one that is there already is left as it is."""
     if folder.is_dir():
         return
-    if os.path.lexists(folder):
+    if os.path.lexists(folder) and not folder.is_dir():  # another process may just have made it
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
@@ -199,9 +210,9 @@ def _aside(path: Path) -> Path:
     return path.with_name(path.name + ASIDE)
 
 
-def _open_aside(path: Path) -> int:
+def _open_aside(aside: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(_aside(path), flags, 0o666)
+    return os.open(aside, flags, 0o666)
 
 
 def _write(file: int, part: bytes | np.ndarray) -> int:

@@ -1,7 +1,7 @@
-"""Is there room on the disk? Asked before a build or sweep begins, so that none ends half-way.
+"""Disk space: checked before a build or sweep begins, so that none ends half-way.
 
-Compares bytes with what the file system has free. Quotas, and what others write meanwhile, it does
-not see: a full disk is still told when it comes, and what was committed is kept.
+Quotas, and what others write meanwhile, are not seen: a full disk is then an error when it happens,
+and what was committed is kept.
 """
 
 import shutil
@@ -18,7 +18,7 @@ def require_room(path: str | Path, n_bytes: int) -> None:
         n_bytes: bytes that are still to be written there.
 
     Raises:
-        ActcacheError: the file system has fewer free.
+        ActcacheError: the file system has fewer bytes free.
     """
     folder = Path(path).absolute()
     while not folder.is_dir():

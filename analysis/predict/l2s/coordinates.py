@@ -1,7 +1,7 @@
-"""One layer's vectors in the few coordinates that a network reads or says.
+"""One layer's vectors in the few coordinates that a network reads or predicts.
 
-Reads and checks a layer, projects its train and held-out rows, and knows what a cut leaves out.
-Refuses to know networks.
+Reads and checks a layer, projects its train and held-out vectors on the train principal components,
+and counts the error of what the components leave out.
 """
 
 from collections.abc import Callable
@@ -13,14 +13,17 @@ from jaxtyping import Float, Float64, Int64
 from actcache.analysis.stats.pca import Components, principal_components
 from actcache.errors import MismatchError, NotFiniteError
 
+Layer = Callable[[int], Float[np.ndarray, "n d_model"]]
+"""Reads one layer of all samples."""
+
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Train and held-out samples among n."""
+class SampleSplit:
+    """Numbers of the train and held-out samples among n."""
 
     n: int
     train: Int64[np.ndarray, " n_train"]
-    held: Int64[np.ndarray, " n_held"]
+    held_out: Int64[np.ndarray, " n_held_out"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,22 +31,28 @@ class Coordinates:
     """Train and held-out vectors of a layer, in units of the vectors."""
 
     train: Float64[np.ndarray, "n_train r"]
-    held: Float64[np.ndarray, "n_held r"]
+    held_out: Float64[np.ndarray, "n_held_out r"]
 
     outside: float
-    """Mean squared length of what of held-out vectors lies outside all r coordinates."""
+    """Mean squared length of the part of held-out vectors outside all r coordinates: an error that
+    no network in these coordinates can remove, so every loss includes it."""
 
     components: Components | None
     """The basis; None where it is the vectors' own."""
 
+    @property
+    def d_model(self) -> int:
+        """Length of the vectors themselves."""
+        return self.train.shape[1] if self.components is None else len(self.components.center)
+
     def first(self, count: int) -> "Coordinates":
-        """The first `count` of them, what is left out counted as outside; all of an own basis."""
+        """Keep the first `count` coordinates, the rest counted as outside; all of an own basis."""
         if self.components is None or count >= self.train.shape[1]:
             return self
         return Coordinates(
             train=self.train[:, :count],
-            held=self.held[:, :count],
-            outside=self.outside + mean_square(self.held[:, count:]),
+            held_out=self.held_out[:, :count],
+            outside=self.outside + mean_square(self.held_out[:, count:]),
             components=Components(
                 center=self.components.center, basis=self.components.basis[:, :count]
             ),
@@ -55,59 +64,59 @@ class Coordinates:
         return float(np.sqrt(mean_square(self.train)))
 
     def to_residuals(self, weights: Float64[np.ndarray, "h r"]) -> Float64[np.ndarray, "h d_model"]:
-        """Weights on coordinates as weights on the vectors."""
+        """Turn weights on coordinates into weights on the vectors."""
         if self.components is None:
             return weights
         return np.asarray(weights @ self.components.basis.T)
 
 
 def context_coordinates(
-    vectors: Float64[np.ndarray, "n d"], rows: Rows, *, limit: int
+    vectors: Float64[np.ndarray, "n d"], split: SampleSplit, *, limit: int
 ) -> Coordinates:
-    """Contexts about their train mean."""
-    components = principal_components(vectors[rows.train], centred=True, limit=limit)
-    return _projected(vectors, rows, components)
+    """Project contexts about their train mean."""
+    components = principal_components(vectors[split.train], centred=True, limit=limit)
+    return _projected(vectors, split, components)
 
 
 def target_coordinates(
-    vectors: Float64[np.ndarray, "n d"], rows: Rows, *, limit: int
+    vectors: Float64[np.ndarray, "n d"], split: SampleSplit, *, limit: int
 ) -> Coordinates:
-    """Targets about zero, since the networks have no output bias."""
-    components = principal_components(vectors[rows.train], centred=False, limit=limit)
-    return _projected(vectors, rows, components)
+    """Project targets about zero, since the networks have no output bias."""
+    components = principal_components(vectors[split.train], centred=False, limit=limit)
+    return _projected(vectors, split, components)
 
 
-def own_coordinates(vectors: Float64[np.ndarray, "n d"], rows: Rows) -> Coordinates:
-    """Vectors as they are."""
+def own_coordinates(vectors: Float64[np.ndarray, "n d"], split: SampleSplit) -> Coordinates:
+    """Leave vectors as they are."""
     return Coordinates(
-        train=vectors[rows.train], held=vectors[rows.held], outside=0.0, components=None
+        train=vectors[split.train], held_out=vectors[split.held_out], outside=0.0, components=None
     )
 
 
 def read_layer(
-    read: Callable[[int], Float[np.ndarray, "n d_model"]], layer: int, rows: Rows, *, what: str
+    read: Layer, layer: int, split: SampleSplit, *, what: str
 ) -> Float64[np.ndarray, "n d_model"]:
-    """All vectors of a layer in float64, checked.
+    """Read all vectors of a layer in float64, and check those of the split.
 
     Raises:
         MismatchError: it is not one vector a sample, or the train samples' are all equal.
         NotFiniteError: one is infinite or not a number.
     """
     vectors = np.asarray(read(layer), np.float64)
-    if vectors.ndim != 2 or len(vectors) != rows.n:
+    if vectors.ndim != 2 or len(vectors) != split.n:
         raise MismatchError(
             f"the {what}s of layer {layer} have shape {list(vectors.shape)}, expected "
-            f"[{rows.n}, d_model]. Pass one vector for each sample of the masks."
+            f"[{split.n}, d_model]. Pass one vector for each sample of the masks."
         )
-    for chosen in (rows.train, rows.held):
-        bad = ~np.isfinite(vectors[chosen])
+    for samples in (split.train, split.held_out):
+        bad = ~np.isfinite(vectors[samples])
         if bad.any():
-            sample = int(chosen[np.flatnonzero(bad.any(1))[0]])
+            sample = int(samples[np.flatnonzero(bad.any(1))[0]])
             raise NotFiniteError(
                 f"the {what} of sample {sample} at layer {layer} is not finite, expected numbers. "
                 "Find it with: actcache verify"
             )
-    if np.ptp(vectors[rows.train], axis=0).max(initial=0) == 0:
+    if np.ptp(vectors[split.train], axis=0).max(initial=0) == 0:
         raise MismatchError(
             f"the {what}s of all train samples at layer {layer} are equal, expected different "
             "ones. Leave the layer out, or pass more samples."
@@ -121,13 +130,14 @@ def mean_square(vectors: Float64[np.ndarray, "n r"]) -> float:
 
 
 def _projected(
-    vectors: Float64[np.ndarray, "n d"], rows: Rows, components: Components
+    vectors: Float64[np.ndarray, "n d"], split: SampleSplit, components: Components
 ) -> Coordinates:
-    held = components.coordinates(vectors[rows.held])
-    whole = mean_square(vectors[rows.held] - components.center)
+    held_out = components.coordinates(vectors[split.held_out])
+    # Pythagoras: what is not in the (orthonormal) coordinates is outside. Rounding may go below 0.
+    whole = mean_square(vectors[split.held_out] - components.center)
     return Coordinates(
-        train=components.coordinates(vectors[rows.train]),
-        held=held,
-        outside=max(whole - mean_square(held), 0.0),
+        train=components.coordinates(vectors[split.train]),
+        held_out=held_out,
+        outside=max(whole - mean_square(held_out), 0.0),
         components=components,
     )

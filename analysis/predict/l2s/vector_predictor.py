@@ -1,75 +1,34 @@
-"""L2S: small networks that read a prompt's residual and say which vector should steer it.
+"""L2S: small networks that predict from a prompt's residual the vector to steer it with.
 
 For each steered layer one network `g(c) = W2·tanh(W1·c + b1)`, chosen among those of all context
 layers, numbers of components and learning rates by its error on validation samples (Learning to
-Steer, Parekh et al. 2025; for text as in Where to Steer, 2026). What is chosen is applied and kept
-without torch. Refuses to know stores, models and what its vectors are used for.
+Steer, Parekh et al. 2025; for text as in Where to Steer, 2026). Training imports torch; a trained
+predictor is applied, saved and loaded with NumPy alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from actcache.conventions import LOSSES
-from actcache.errors import ActcacheError, MismatchError
+from actcache.analysis.predict.l2s.coordinates import Layer, SampleSplit
+from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
+from actcache.analysis.predict.predictor_file import (
+    Expected,
+    check_arrays,
+    read_predictor,
+    with_tuples,
+    write_predictor,
+)
+from actcache.errors import MismatchError
+from actcache.progress import SILENT, Progress
+from actcache.store.store import Store
 
-Layer = Callable[[int], Float[np.ndarray, "n d_model"]]
-"""Gives one layer of all samples when it is asked for."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class L2SSettings:
-    """How the networks are made and trained."""
-
-    loss: str = "paper"
-    """`paper`: squared error. `code`: mean squared and mean absolute error less a share of the
-    cosine, as the paper's public code has it; several times slower."""
-
-    hidden: int = 100
-    """Hidden units."""
-
-    rates: Sequence[float] = (1e-3, 4e-3, 1.6e-2)
-    """Learning rates that are tried."""
-
-    components: Sequence[int] = (32, 128)
-    """How many principal components of contexts and targets a network reads and says: tried like
-    rates. A number above that of the train samples leaves nothing out; at 400 samples of 4096 that
-    takes about three times as long as these two."""
-
-    epochs: int = 100
-    """Passes over the train samples."""
-
-    batch: int = 64
-    """Samples a step."""
-
-    check_every: int = 10
-    """Epochs between looks at the validation samples; the best look is kept."""
-
-    seed: int = 0
-    """Of first weights and of the order of the samples."""
-
-    def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ActcacheError(
-                f"loss is '{self.loss}', expected {' or '.join(LOSSES)}. Pass one of them."
-            )
-        for name in ("hidden", "epochs", "batch", "check_every"):
-            if getattr(self, name) < 1:
-                raise ActcacheError(
-                    f"{name} is {getattr(self, name)}, expected 1 or more. Pass a larger one."
-                )
-        for name in ("rates", "components"):
-            values = getattr(self, name)
-            if not values or min(values) <= 0 or len(set(values)) != len(values):
-                raise ActcacheError(
-                    f"{name} are {list(values)}, expected one or more, each once and above 0. "
-                    "Pass others."
-                )
-        if not 0 <= self.seed < 2**32:
-            raise ActcacheError(f"seed is {self.seed}, expected 0 to {2**32 - 1}. Pass another.")
+KIND = "vector predictor"
+"""What a file of one says it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +49,12 @@ class VectorPredictor:
     """Layers whose residuals were tried as contexts."""
 
     losses: Float64[np.ndarray, "layer context component rate"]
-    """Validation loss of every network at its best look: mean squared distance of target and
+    """Validation loss of every network at its best evaluation: mean squared distance of target and
     prediction, whatever the training loss was. Units of residuals, squared."""
 
     mean_loss: Float64[np.ndarray, " layer"]
-    """The same for the mean train target, which is blind to the prompt: a network whose loss is
-    not below it is of no use."""
+    """The same for the mean train target, which ignores the prompt: a network whose loss is not
+    below it is useless."""
 
     validation_loss: Float64[np.ndarray, " layer"]
     """The same for the chosen networks."""
@@ -126,10 +85,77 @@ class VectorPredictor:
         """Whether the chosen network beats the mean train target on the validation samples."""
         return np.asarray(self.validation_loss < self.mean_loss)
 
+    @classmethod
+    def fit(
+        cls,
+        store: Store,
+        *,
+        rows: Bool[np.ndarray, " n"],
+        validation: Bool[np.ndarray, " n"] | None = None,
+        layers: Sequence[int] | None = None,
+        context_layers: Sequence[int] | None = None,
+        settings: L2SSettings | None = None,
+        device: str = "cpu",
+        progress: Progress = SILENT,
+    ) -> "VectorPredictor":
+        """Train on a store of pairs: from the prompt's residual to positive minus negative.
+
+        Args:
+            store: with the positions prompt, positive and negative.
+            rows: samples to learn from.
+            validation: samples that choose among the networks; by default those of the split
+                "validation" with the behaviors and variants of `rows`.
+            layers: layers to steer; by default all.
+            context_layers: layers to read; by default `default_context_layers`.
+            settings: by default `L2SSettings()`.
+            device: where to train.
+            progress: shows the networks that are trained.
+
+        Raises:
+            MismatchError: a position was not kept, or as `train_vector_predictor`.
+            NotFiniteError: a residual is infinite or not a number.
+        """
+        for name, mask in (("rows", rows), ("validation", validation)):
+            if mask is not None and mask.shape != (store.n,):
+                raise MismatchError(
+                    f"{name} have shape {list(mask.shape)}, expected a mask over {store.n} "
+                    "samples. Pass for example store['split'] == 'train'."
+                )
+        if validation is None:
+            validation = store["split"] == "validation"
+            for column in ("behavior", "variant"):
+                validation &= np.isin(store[column], np.unique(store[column][rows]))
+        chosen = np.flatnonzero(rows | validation)
+        prompt, positive, negative = map(store.resid, ("prompt", "positive", "negative"))
+
+        def target(layer: int) -> Float32[np.ndarray, "n d_model"]:
+            pair = positive.layer(layer, chosen), negative.layer(layer, chosen)
+            return np.asarray(np.subtract(*pair, dtype=np.float32))
+
+        def context(layer: int) -> Float32[np.ndarray, "n d_model"]:
+            return np.asarray(prompt.layer(layer, chosen), np.float32)
+
+        layers = (store.layers if layers is None else np.asarray(layers)).tolist()
+        contexts = context_layers or store.layers[default_context_layers(store.n_layers)].tolist()
+        settings = settings or L2SSettings()
+        total = len(layers) * len(contexts) * len(settings.rates) * len(settings.components)
+        with progress.steps("networks of L2S", total) as on_step:
+            return train_vector_predictor(
+                target,
+                context,
+                layers=layers,
+                context_layers=contexts,
+                train=rows[chosen],
+                validation=validation[chosen],
+                settings=settings,
+                device=device,
+                on_step=on_step,
+            )
+
     def directions(
         self, contexts: Mapping[int, Float[np.ndarray, "b d_model"]] | Layer
     ) -> Float32[np.ndarray, "b layer d_model"]:
-        """One vector for each sample and steered layer; multiplier 1 is the target's length.
+        """Predict one vector for each sample and steered layer; at multiplier 1 as the targets.
 
         Args:
             contexts: residuals of the last prompt token, of the samples to steer, for each layer
@@ -139,19 +165,19 @@ class VectorPredictor:
         Raises:
             MismatchError: a layer is missing, or of another shape than the first or the networks.
         """
-        read: dict[int, np.ndarray] = {}
+        by_layer: dict[int, np.ndarray] = {}
         for layer in np.unique(self.context_layer).tolist():
             try:
-                found = contexts[layer] if isinstance(contexts, Mapping) else contexts(layer)
+                context = contexts[layer] if isinstance(contexts, Mapping) else contexts(layer)
             except KeyError:
                 raise MismatchError(
                     f"there are no contexts of layer {layer}, expected those of "
                     f"{np.unique(self.context_layer).tolist()}. Pass them all."
                 ) from None
-            read[layer] = np.asarray(found, np.float32)
-        n = len(next(iter(read.values())))
+            by_layer[layer] = np.asarray(context, np.float32)
+        n = len(next(iter(by_layer.values())))
         d_model = self.encoder.shape[2]
-        for layer, context in read.items():
+        for layer, context in by_layer.items():
             if context.shape != (n, d_model):
                 raise MismatchError(
                     f"the contexts of layer {layer} have shape {list(context.shape)}, expected "
@@ -159,15 +185,16 @@ class VectorPredictor:
                 )
         out = np.empty((n, len(self.layers), d_model), np.float32)
         for i, layer in enumerate(self.context_layer.tolist()):
-            h = np.tanh(read[layer] @ self.encoder[i].T + self.bias[i])
+            h = np.tanh(by_layer[layer] @ self.encoder[i].T + self.bias[i])
             out[:, i] = h @ self.decoder[i]
         return out
 
     def save(self, path: str | Path) -> None:
-        """Write all of it to one safetensors file, aside and then renamed."""
-        from actcache.analysis.predict.l2s.vector_file import write_predictor
-
-        write_predictor(self, Path(path))
+        """Write one safetensors file, complete or not at all."""
+        facts = {name: getattr(self, name) for name in _COUNTS}
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        facts["settings"] = asdict(self.settings)
+        write_predictor(Path(path), arrays, kind=KIND, facts=facts)
 
     @staticmethod
     def load(path: str | Path) -> "VectorPredictor":
@@ -175,19 +202,42 @@ class VectorPredictor:
 
         Raises:
             StoreNotFoundError: there is no such file.
-            FormatError: it is damaged, or something else.
+            FormatError: it is damaged, or not a vector predictor.
         """
-        from actcache.analysis.predict.l2s.vector_file import read_predictor
-
-        return read_predictor(Path(path))
+        return read_predictor(Path(path), kind=KIND, parse=_parse)
 
 
-def default_context_layers(n_layers: int) -> list[int]:
-    """About 8 layers, evenly spaced, the first and the last among them.
+_COUNTS = ("n_train", "n_validation")
+_ARRAYS: Expected = {
+    "layers": (np.int64, "layer"),
+    "context_layers": (np.int64, "context"),
+    "losses": (np.float64, "layer context component rate"),
+    "mean_loss": (np.float64, "layer"),
+    "validation_loss": (np.float64, "layer"),
+    "context_layer": (np.int64, "layer"),
+    "components": (np.int64, "layer"),
+    "rate": (np.float64, "layer"),
+    "epoch": (np.int64, "layer"),
+    "encoder": (np.float32, "layer hidden d_model"),
+    "bias": (np.float32, "layer hidden"),
+    "decoder": (np.float32, "layer hidden d_model"),
+}
 
-    The paper's own list is not public. All layers of a deep model would take four times as long.
-    """
-    return [int(layer) for layer in np.unique(np.linspace(0, n_layers - 1, 8).round())]
+
+def _parse(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> VectorPredictor:
+    settings = L2SSettings(**with_tuples(facts["settings"]))
+    sizes = {
+        "component": len(settings.components),
+        "rate": len(settings.rates),
+        "hidden": settings.hidden,
+    }
+    check_arrays(arrays, _ARRAYS, sizes)
+    return VectorPredictor(
+        settings=settings,
+        n_train=int(facts["n_train"]),
+        n_validation=int(facts["n_validation"]),
+        **{name: arrays[name] for name in _ARRAYS},
+    )
 
 
 def train_vector_predictor(
@@ -206,10 +256,10 @@ def train_vector_predictor(
 
     As in the papers but for coordinates and scale. Contexts and targets are taken in the basis of
     their train principal components: the squared error is the same in every orthonormal basis, and
-    what of a held-out target lies outside is counted as error. Contexts are centred and scaled to
+    the part of a held-out target outside it is counted as error. Contexts are centred and scaled to
     root mean square 1 a coordinate (residuals of layers differ a hundredfold in norm, and tanh
-    would be flat or saturated), targets to root mean square norm √hidden, which is about what a
-    network says at first. Adam steps each coordinate alike, so the basis matters to it: this is
+    would be flat or saturated), targets to root mean square norm √hidden, about that of a
+    network's first output. Adam steps each coordinate alike, so the basis matters to it: this is
     Adam in the principal one. The squared error is summed over coordinates; with the mean Adam
     would step alike but for its eps. With the loss `code` targets keep the coordinates of the
     residual stream, since the absolute error is not the same in every basis.
@@ -218,7 +268,7 @@ def train_vector_predictor(
     than hidden units the others start at zero, from where they learn since their tanh is not zero.
 
     Args:
-        target: a steered layer's targets `[n, d_model]`: positive less negative residual.
+        target: a steered layer's targets `[n, d_model]`: positive minus negative residual.
         context: a context layer's residuals `[n, d_model]` of the last prompt token. Either is
             called once a layer, so that memory holds one layer of all samples.
         layers: layers to steer.
@@ -227,16 +277,15 @@ def train_vector_predictor(
         validation: samples that choose; none of `train`.
         settings: the rest.
         device: where to train.
-        on_step: called with the number of networks that were trained since it was last called; in
-            all they are steered layers × context layers × components × rates.
+        on_step: called with the number of networks trained since its last call; in all they are
+            steered layers × context layers × components × rates.
 
     Raises:
         MismatchError: no samples or layers, samples on both sides, arrays that do not fit, or train
             samples that are all equal.
         NotFiniteError: a residual is infinite or not a number.
     """
-    from actcache.analysis.predict.l2s.coordinates import Rows
-    from actcache.analysis.predict.l2s.train_vectors import choose_networks
+    from actcache.analysis.predict.l2s.train_vectors import train_networks
 
     for name, rows in (("train", train), ("validation", validation)):
         if not rows.any():
@@ -246,21 +295,31 @@ def train_vector_predictor(
             )
     if len(train) != len(validation) or (train & validation).any():
         raise MismatchError(
-            f"train and validation are {len(train)} and {len(validation)} samples, "
-            f"expected as many, and none that is in both. Pass masks that exclude each other."
+            f"train and validation are {len(train)} and {len(validation)} samples, expected "
+            "equally many, and none that is in both. Pass masks that exclude each other."
         )
     for name, chosen in (("layers", layers), ("context_layers", context_layers)):
         if not chosen or len(set(chosen)) != len(chosen):
             raise MismatchError(
                 f"{name} are {list(chosen)}, expected one or more, each once. Pass others."
             )
-    return choose_networks(
-        target,
-        context,
-        layers=layers,
-        context_layers=context_layers,
-        rows=Rows(n=len(train), train=np.flatnonzero(train), held=np.flatnonzero(validation)),
+    split = SampleSplit(
+        n=len(train), train=np.flatnonzero(train), held_out=np.flatnonzero(validation)
+    )
+    return VectorPredictor(
         settings=settings,
-        device=device,
-        on_step=on_step or (lambda _: None),
+        n_train=len(split.train),
+        n_validation=len(split.held_out),
+        layers=np.array(layers, np.int64),
+        context_layers=np.array(context_layers, np.int64),
+        **train_networks(
+            target,
+            context,
+            layers=layers,
+            context_layers=context_layers,
+            split=split,
+            settings=settings,
+            device=device,
+            on_step=on_step or (lambda _: None),
+        ),
     )

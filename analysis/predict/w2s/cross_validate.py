@@ -1,7 +1,4 @@
-"""Cross-validation of W2S: every point of the grid on every fold, and the one that steers best.
-
-Refuses to know embeddings' origin, test samples and how the chosen setting is used.
-"""
+"""Cross-validation of W2S: every point of the grid on every fold, and the one that steers best."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +13,7 @@ from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.sweep.layer_ranks import layer_frequencies, smoothed_labels
 
 DRAWS = 200
-"""Draws of the samples that correct the chosen point's value."""
+"""Bootstrap draws that correct the value of the chosen point."""
 
 
 def search(
@@ -27,29 +24,22 @@ def search(
     device: str,
     on_network: Callable[[int], object],
 ) -> Float64[np.ndarray, "top n rate width depth decay epochs"]:
-    """Slope at the layer predicted for each sample while it is held out, at every point.
+    """Slope at the layer predicted for each sample while it is held out, at every grid point.
 
-    Networks of one fold, width and depth are trained together: all K, rates and decays.
-
-    Args:
-        inputs: train samples' embeddings in principal directions.
-        slope: their slopes.
-        fold: of each sample.
-        settings: the grid.
-        device: where to train.
-        on_network: told how many more networks are done.
+    Inputs are train samples' embeddings in principal directions. Networks of one fold, width and
+    depth are trained together: all K, rates and decays.
     """
     top, rates, decays = settings.top, settings.rates, settings.decays
     networks = list(product(range(len(top)), rates, decays))
-    parts, sides = [], []
+    parts, held_out_rows = [], []
     for number in range(int(fold.max()) + 1):
         inside, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         frequency = layer_frequencies(slope[inside])
-        taught = [smoothed_labels(slope[inside], top=k, frequency=frequency) for k in top]
-        labels = np.stack([taught[at] for at, _, _ in networks])
+        by_top = [smoothed_labels(slope[inside], top=k, frequency=frequency) for k in top]
+        labels = np.stack([by_top[i] for i, _, _ in networks])
         seed = [settings.seed, 0, number]
         parts.append(shared_rows(inputs[inside], labels, slope.shape[1], seed, inputs[held_out]))
-        sides.append(held_out)
+        held_out_rows.append(held_out)
     sizes = (len(rates), len(settings.widths), len(settings.depths), len(decays))
     reached = np.empty((len(top), len(slope), *sizes, len(settings.epochs)))
     for (w, width), (d, depth) in product(enumerate(settings.widths), enumerate(settings.depths)):
@@ -64,17 +54,18 @@ def search(
             device=device,
             on_part=on_network,
         )
-        for held_out, each in zip(sides, trained, strict=True):
-            scores = slope[held_out, each.predicted]  # [epochs, k, m]
+        for held_out, networks_of_fold in zip(held_out_rows, trained, strict=True):
+            scores = slope[held_out, networks_of_fold.predicted]  # [epochs, k, m]
+            # The k networks are every (top, rate, decay), in the order of `networks`.
             split = (len(settings.epochs), len(top), len(rates), len(decays), len(held_out))
-            at_shape = reached[:, :, :, w, d]  # [top, n, rate, decay, epochs]
-            at_shape[:, held_out] = scores.reshape(split).transpose(1, 4, 2, 3, 0)
+            of_shape = reached[:, :, :, w, d]  # a view: [top, n, rate, decay, epochs]
+            of_shape[:, held_out] = scores.reshape(split).transpose(1, 4, 2, 3, 0)
     return reached
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The best point of the grid, and what it is worth on held-out samples."""
+    """The best point of the grid, and its value on held-out samples."""
 
     setting: ChosenSetting
     """The point with the largest mean."""
@@ -83,7 +74,7 @@ class Choice:
     """Mean of each point."""
 
     gain: Float64[np.ndarray, " n"]
-    """Slope of each sample at that point, less that at the fixed layer."""
+    """Slope of each sample at that point, minus that at the fixed layer."""
 
     crossfit: float
     """Mean without the bias of having chosen the largest."""
@@ -94,15 +85,16 @@ def choose(
     fixed: Float64[np.ndarray, " n"],
     settings: W2SSettings,
 ) -> Choice:
-    """The point of the grid with the largest mean over samples, the first of equals.
+    """Choose the point of the grid with the largest mean over samples, the first of equals.
 
-    The largest of many means is too large. So samples are drawn with replacement, `DRAWS` times;
-    the best point of the drawn samples is scored on those that were not drawn, beside the fixed
-    layer on the same ones (Tsamardinos, Greasidou & Borboudakis 2018, BBC-CV).
+    The largest of many means is biased upwards. So samples are drawn with replacement, `DRAWS`
+    times; the best point of the drawn samples is scored on those that were not drawn, beside the
+    fixed layer on the same ones (Tsamardinos, Greasidou & Borboudakis 2018, BBC-CV).
     """
     n = len(reached)
     points = reached.reshape(n, -1)  # [n, point]
     rng = np.random.default_rng([settings.seed, 2])
+    # How often each sample is in each draw; a product with it gives the means of all draws.
     counts = np.stack(
         [np.bincount(drawn, minlength=n) for drawn in rng.integers(n, size=(DRAWS, n))]
     )
@@ -146,14 +138,9 @@ def shared_rows(
     seed: Sequence[int],
     held_out: Float[np.ndarray, "m p"],
 ) -> Part:
-    """Rows for networks that choose among the layers that occur in their labels.
+    """Give k networks rows of one fold; each chooses among the layers that occur in its labels.
 
-    Args:
-        inputs: train rows.
-        labels: what each of k networks is taught.
-        n_layers: all layers, active or not.
-        seed: numbers that are mixed to one.
-        held_out: rows to predict.
+    The numbers of `seed` are mixed to one; `n_layers` counts all layers, active or not.
     """
     allowed = np.zeros((len(labels), n_layers), bool)
     np.put_along_axis(allowed, labels, True, axis=1)

@@ -1,21 +1,21 @@
-"""Cross-validation folds: equal prompts on one side, letters balanced.
-
-Refuses to know what is trained on them.
-"""
+"""Cross-validation folds: equal prompts in one fold, letters balanced."""
 
 import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float32, Int64
 
 from actcache.errors import MismatchError
+
+SAME = 1e-5
+"""Distance on an axis up to which two unit embeddings are equal: rounding of float32."""
 
 
 def grouped_folds(
     groups: Sequence[str], letters: Sequence[str], *, n_folds: int, seed: int
 ) -> Int64[np.ndarray, " n"]:
-    """The fold of each sample, drawn by scikit-learn's `StratifiedGroupKFold`.
+    """Draw the fold of each sample with scikit-learn's `StratifiedGroupKFold`.
 
     Small data get fewer folds: never more than there are groups, and none is empty. Letters are
     balanced as far as groups and their counts allow.
@@ -24,14 +24,11 @@ def grouped_folds(
         groups: prompt of each sample; those that are equal but for white space and case stay
             together.
         letters: letter of each sample's positive completion; empty ones are a letter like others.
-        n_folds: folds wanted, two or more.
+        n_folds: folds, two or more.
         seed: of the draw.
 
     Returns:
-        Numbers from 0, each of them in use.
-
-    Raises:
-        MismatchError: fewer than two groups, fewer than two folds wanted, or not one letter each.
+        Numbers from 0, none skipped.
     """
     if len(letters) != len(groups):
         raise MismatchError(
@@ -49,9 +46,25 @@ def grouped_folds(
     _, letter = np.unique(np.asarray(letters, dtype=str), return_inverse=True)
     n_folds = min(n_folds, n_groups)
     fold = _draw(group, letter, n_folds, seed)
-    if len(np.unique(fold)) < n_folds:  # letters that are rare or bound to groups can leave a gap
+    if len(np.unique(fold)) < n_folds:  # rare or grouped letters can leave one empty
         fold = _draw(group, np.zeros_like(letter), n_folds, seed)
     return fold
+
+
+def equal_rows(vectors: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, " n"]:
+    """Number the distinct rows, equal up to `SAME`, in time n·log n.
+
+    On a random axis equal rows lie side by side; a gap beside them separates them from all others.
+    Rows are one where no gap on any of four axes is between them.
+    """
+    axes = np.random.default_rng(0).standard_normal((vectors.shape[1], 4))
+    projected = np.nan_to_num(vectors.astype(np.float64)) @ axes  # [n, axis]
+    order = projected.argsort(axis=0, kind="stable")
+    ordered = np.take_along_axis(projected, order, axis=0)
+    gaps = np.diff(ordered, axis=0, prepend=ordered[:1]) > SAME
+    run = np.empty_like(order)
+    np.put_along_axis(run, order, gaps.cumsum(axis=0), axis=0)
+    return np.unique(run, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _draw(
@@ -59,12 +72,12 @@ def _draw(
 ) -> Int64[np.ndarray, " n"]:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    if np.bincount(letter).max() < n_folds:  # scikit-learn refuses; no letter could be balanced
+    if np.bincount(letter).max() < n_folds:  # scikit-learn refuses: no letter can be balanced
         letter = np.zeros_like(letter)
     fold = np.zeros(len(group), np.int64)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of a letter that is rarer than folds
+        warnings.simplefilter("ignore", UserWarning)  # on a letter rarer than folds
         for number, (_, held_out) in enumerate(splitter.split(group, letter, group)):
             fold[held_out] = number
     return fold

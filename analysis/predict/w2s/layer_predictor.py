@@ -1,15 +1,15 @@
-"""A trained W2S predictor: from a prompt's embedding to the layer to steer at. Saved and loaded.
+"""W2S: predict from a prompt's embedding which layer to steer it at ("Where to Steer", 2026).
 
-Needs NumPy only. Refuses to know how it was trained (`layer_training`), where embeddings come from,
-and what is done at the layer.
+Training imports torch; a trained predictor is applied, saved and loaded with NumPy alone.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64, Shaped
 
 from actcache.analysis.predict.predictor_file import (
     Expected,
@@ -18,16 +18,28 @@ from actcache.analysis.predict.predictor_file import (
     with_tuples,
     write_predictor,
 )
+from actcache.analysis.predict.w2s.folds import equal_rows
 from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.errors import MismatchError, NotFiniteError
+from actcache.progress import SILENT, Progress
 
 KIND = "layer predictor"
-"""What a predictor's file says it is."""
+"""What a file of one says it is."""
+
+
+@runtime_checkable
+class Embedded(Protocol):
+    """Embeddings of a store's rows, such as `actcache.encode` gives."""
+
+    @property
+    def values(self) -> Float32[np.ndarray, "n e"]:
+        """One a row, of unit norm."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPredictor:
-    """One predictor: the networks of all seeds, and what cross-validation inside train said of it.
+    """One predictor: the networks of all seeds, and its values in cross-validation inside train.
 
     Values are mean slopes, in propensity per unit multiplier.
     """
@@ -39,7 +51,8 @@ class LayerPredictor:
     """Number of each layer that was swept: the columns of the slopes."""
 
     active: Int64[np.ndarray, " active"]
-    """Places in `layers` of those that a train sample was labelled with; no other is predicted."""
+    """Indices into `layers` of those that a train sample was labelled with; no other is
+    predicted."""
 
     chosen: ChosenSetting
     """The point of the grid with the largest value over held-out folds; the first of equals."""
@@ -49,13 +62,13 @@ class LayerPredictor:
 
     cv_crossfit: float
     """The same without that bias: the setting is chosen on samples that are drawn, and scored on
-    those that are not, many times over (`layer_search.choose`)."""
+    those that are not, many times over (`cross_validate.choose`)."""
 
     cv_fixed: float
     """Value of one layer for all, chosen in each fold's own train part as the predictor is."""
 
     cv_gain: float
-    """`cv_crossfit` less `cv_fixed`."""
+    """`cv_crossfit` minus `cv_fixed`."""
 
     cv_gain_error: float
     """Standard error of `cv_gain` over samples, paired. The predictor is worth using where the gain
@@ -68,7 +81,7 @@ class LayerPredictor:
     """Value of every point of the grid over held-out folds."""
 
     settings: W2SSettings
-    """What was asked for; the axes of `cv`."""
+    """The settings of its training; the axes of `cv`."""
 
     center: Float32[np.ndarray, " e"]
     """Mean of the train samples' embeddings."""
@@ -85,8 +98,60 @@ class LayerPredictor:
         numbers: Int64[np.ndarray, " active"] = self.layers[self.active]
         return numbers
 
+    @classmethod
+    def fit(
+        cls,
+        embeddings: Embedded | Float[np.ndarray, "n e"],
+        slopes: Float[np.ndarray, "n layer"],
+        *,
+        rows: Bool[np.ndarray, " n"],
+        groups: Sequence[str] | Shaped[np.ndarray, " n"] | None = None,
+        letters: Sequence[str] | Shaped[np.ndarray, " n"] | None = None,
+        layers: Sequence[int] | Int64[np.ndarray, " layer"] | None = None,
+        settings: W2SSettings | None = None,
+        device: str = "cpu",
+        progress: Progress = SILENT,
+    ) -> "LayerPredictor":
+        """Train a predictor for each K of the settings; keep that with the largest `cv_gain`.
+
+        Args:
+            embeddings: `actcache.encode(store, …)`, or an array of unit vectors.
+            slopes: steerability of each sample at each layer, such as `sweep.slopes()`.
+            rows: samples to learn from; others are never read.
+            groups: prompt of each sample, for equal ones must share a fold: `store["prompt"]`. By
+                default samples with equal embeddings are one prompt.
+            letters: letter of each sample's positive completion, which folds balance:
+                `store["letter"]`. By default they are not balanced.
+            layers: number of each column of `slopes`, such as `sweep.layers`; by default 0, 1, …
+            settings: by default `W2SSettings()`.
+            device: where networks are trained.
+            progress: shows the networks that are trained.
+
+        Raises:
+            MismatchError: as `train_layer_predictors`.
+            NotFiniteError: a train sample's slope or embedding is not finite.
+        """
+        values = embeddings if isinstance(embeddings, np.ndarray) else embeddings.values
+        values = np.asarray(values, np.float32)
+        n, settings = len(values), settings or W2SSettings()
+        if groups is None:
+            groups = equal_rows(values).tolist()
+        with progress.steps("layer predictors", settings.n_networks) as on_network:
+            predictors = train_layer_predictors(
+                values,
+                slopes,
+                train=rows,
+                groups=[str(group) for group in groups],
+                letters=[""] * n if letters is None else [str(letter) for letter in letters],
+                layers=range(slopes.shape[1]) if layers is None else layers,
+                settings=settings,
+                device=device,
+                on_network=on_network,
+            )
+        return max(predictors.values(), key=lambda predictor: predictor.cv_gain)
+
     def predict(self, embeddings: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, "seed n"]:
-        """Number of the layer to steer each sample at, by the network of each seed.
+        """Predict the number of the layer to steer each sample at, by the network of each seed.
 
         Args:
             embeddings: of unit norm, from the encoder that the predictor was trained with.
@@ -99,7 +164,7 @@ class LayerPredictor:
         return numbers
 
     def places(self, embeddings: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, "seed n"]:
-        """As `predict`, but places in `layers`: columns of a table of slopes."""
+        """Predict likewise, but indices into `layers`: columns of a table of slopes."""
         check_embeddings(embeddings, np.arange(len(embeddings)))
         if embeddings.shape[1] != len(self.center):
             raise MismatchError(
@@ -107,8 +172,8 @@ class LayerPredictor:
                 f"{len(self.center)}. Embed with the same encoder."
             )
         units = ((embeddings - self.center) @ self.basis).T  # [p, n]
-        for at, (matrix, bias) in enumerate(self.weights):
-            if at:
+        for i, (matrix, bias) in enumerate(self.weights):
+            if i:
                 units = np.maximum(units, 0)
             units = matrix @ units + bias[..., None]  # [seed, out, n]
         places: Int64[np.ndarray, "seed n"] = self.active[units[:, self.active].argmax(1)]
@@ -117,8 +182,8 @@ class LayerPredictor:
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, complete or not at all."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
-        for at, (matrix, bias) in enumerate(self.weights):
-            arrays |= {f"{at}.weight": matrix, f"{at}.bias": bias}
+        for i, (matrix, bias) in enumerate(self.weights):
+            arrays |= {f"{i}.weight": matrix, f"{i}.bias": bias}
         facts = {name: getattr(self, name) for name in (*_COUNTS, *_VALUES)}
         facts |= {"chosen": asdict(self.chosen), "settings": asdict(self.settings)}
         write_predictor(Path(path), arrays, kind=KIND, facts=facts)
@@ -146,7 +211,7 @@ _ARRAYS: Expected = {
 
 
 def _parse(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LayerPredictor:
-    """The predictor of a file's facts and arrays; any mistake in them is an error of Python's."""
+    """Make a predictor of a file's facts and arrays, which may be wrong in any way."""
     settings = W2SSettings(**with_tuples(facts["settings"]))
     chosen = ChosenSetting(**facts["chosen"])
     axes = (settings.rates, settings.widths, settings.depths, settings.decays, settings.epochs)
@@ -154,10 +219,10 @@ def _parse(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> LayerPredict
         if value not in axis:
             raise ValueError(f"the chosen {value} is not on the grid's {list(axis)}")
     expected, inputs = dict(_ARRAYS), "p"
-    for at in range(chosen.depth + 1):
-        units = "layer" if at == chosen.depth else "unit"
-        expected[f"{at}.weight"] = (np.float32, f"seed {units} {inputs}")
-        expected[f"{at}.bias"] = (np.float32, f"seed {units}")
+    for i in range(chosen.depth + 1):
+        units = "layer" if i == chosen.depth else "unit"
+        expected[f"{i}.weight"] = (np.float32, f"seed {units} {inputs}")
+        expected[f"{i}.bias"] = (np.float32, f"seed {units}")
         inputs = units
     sizes = {"seed": settings.seeds, "unit": chosen.width}
     names = ("rate", "width", "depth", "decay", "epochs")
@@ -190,3 +255,116 @@ def check_embeddings(
         f"the embedding of sample {i} has norm {norm[bad[0]]:.4g}, expected 1. "
         f"Divide each embedding by its norm."
     )
+
+
+def train_layer_predictors(
+    embeddings: Float32[np.ndarray, "n e"],
+    slope: Float[np.ndarray, "n layer"],
+    *,
+    train: Bool[np.ndarray, " n"],
+    groups: Sequence[str],
+    letters: Sequence[str],
+    layers: Sequence[int] | Int64[np.ndarray, " layer"],
+    settings: W2SSettings,
+    device: str = "cpu",
+    on_network: Callable[[int], object] = lambda _: None,
+) -> dict[int, LayerPredictor]:
+    """Train one predictor for each K of frequency smoothing, all of them together.
+
+    A network is an MLP with ReLU on the embedding, taught the (smoothed) best layer of each sample
+    by cross-entropy and AdamW, as in "Where to Steer" (2026), section 4. Labels, frequencies and
+    active layers of a fold come from that fold's own train part; layers that are not active there
+    are closed. A setting's value is the mean slope at the layer that it predicts, over all held-out
+    samples; no model is run, since the slopes of all layers are known.
+
+    Embeddings are centred on the train mean and turned into the principal directions of all train
+    samples, then divided by one number. That loses nothing with `components=None`, as train samples
+    span no more; but AdamW's step is not the same in every basis, so this is AdamW in the principal
+    one, not in the encoder's.
+
+    Args:
+        embeddings: one a sample, of unit norm. Rows outside `train` are never read.
+        slope: steerability of each sample at each layer, from a sweep; as above.
+        train: samples to learn from.
+        groups: prompt of each sample: equal ones but for white space and case are in one fold.
+        letters: letter of each sample's positive completion; folds balance them.
+        layers: number of each layer that was swept, rising; the columns of `slope`.
+        settings: the grid and the rest.
+        device: where networks are trained.
+        on_network: called with the number of networks trained since its last call; in all they are
+            `settings.n_networks`, or fewer where there are fewer folds.
+
+    Returns:
+        The predictors by K.
+
+    Raises:
+        MismatchError: no train samples, fewer than two distinct train prompts, shapes that differ,
+            an embedding whose norm is not 1, or a K above the number of layers.
+        NotFiniteError: a train sample's slope or embedding is not finite; names the sample.
+    """
+    from actcache.analysis.predict.w2s.train_layers import train_all
+
+    rows = _train_rows(embeddings, slope, train, groups, letters, layers)
+    trained = train_all(
+        embeddings[rows],
+        np.asarray(slope[rows], np.float64),
+        groups=[groups[i] for i in rows],
+        letters=[letters[i] for i in rows],
+        settings=settings,
+        device=device,
+        on_network=on_network,
+    )
+    fixed = float(trained.fixed.mean())
+    return {
+        top: LayerPredictor(
+            top=top,
+            layers=np.asarray(layers, np.int64),
+            active=active,
+            chosen=choice.setting,
+            cv_value=float(choice.table.max()),
+            cv_crossfit=choice.crossfit,
+            cv_fixed=fixed,
+            cv_gain=choice.crossfit - fixed,
+            cv_gain_error=float(choice.gain.std(ddof=1) / len(rows) ** 0.5),
+            n_folds=trained.n_folds,
+            cv=choice.table,
+            settings=settings,
+            center=trained.center,
+            basis=trained.basis,
+            weights=weights,
+        )
+        for top, choice, active, weights in zip(
+            settings.top, trained.choices, trained.active, trained.weights, strict=True
+        )
+    }
+
+
+def _train_rows(
+    embeddings: Float32[np.ndarray, "n e"],
+    slope: Float[np.ndarray, "n layer"],
+    train: Bool[np.ndarray, " n"],
+    groups: Sequence[str],
+    letters: Sequence[str],
+    layers: Sequence[int] | Int64[np.ndarray, " layer"],
+) -> Int64[np.ndarray, " train"]:
+    """Check all that is given; numbers of the train samples."""
+    counts = {"slopes": len(slope), "train flags": len(train), "prompts": len(groups)}
+    for name, count in {**counts, "letters": len(letters)}.items():
+        if count != len(embeddings):
+            raise MismatchError(
+                f"{count} {name} came with {len(embeddings)} embeddings. Pass one a sample."
+            )
+    if len(layers) != slope.shape[1]:
+        raise MismatchError(
+            f"{len(layers)} layers came with slopes at {slope.shape[1]}. Pass one a column."
+        )
+    rows = np.flatnonzero(train)
+    if not len(rows):
+        raise MismatchError("the train split has no sample, expected some. Give rows a split.")
+    bad = rows[~np.isfinite(slope[rows]).all(1)]
+    if len(bad):
+        raise NotFiniteError(
+            f"a slope of sample {bad[0]} is not finite. Sweep again, or leave that sample out."
+        )
+    check_embeddings(embeddings, rows)
+    return rows

@@ -1,8 +1,11 @@
 """Many small classifiers trained at once: one shape, their own labels, rates, decays and rows.
 
 Networks that share rows share their batches too, so the first layer of all of them is one matrix
-product; each network ends up where PyTorch would have taken it alone, up to rounding. Refuses to
-know what is classified, and how networks are compared or chosen.
+product; each network ends up where PyTorch would have taken it alone, up to rounding.
+
+Axes: f parts (folds, seeds) of k networks each, n = f·k networks part by part; b rows of a batch,
+m held-out rows. Activations are `[n, units, b]`, rows last, so that a matrix `[n, out, in]`
+multiplies from the left as it lies in memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +24,12 @@ Weights = list[tuple[Tensor, Tensor]]
 
 STACK_BYTES = 6 << 20
 """Weights, gradients and AdamW's moments of a stack on a CPU, at most, unless one part has more.
-They are to stay in the cache; below that a step costs its calls, whatever the stack's size."""
+They are to stay in the cache; below that the calls of a step dominate, whatever its size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What a network looks like: linear layers with ReLU between them."""
+    """Sizes of a network of linear layers with ReLU between them."""
 
     n_inputs: int
     """Length of an input."""
@@ -54,10 +57,10 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Rows that k networks are trained on, batch by batch in one order, and rows kept from them."""
+    """Rows that k networks are trained on, batch by batch in one order, and rows held out."""
 
     inputs: Float[Tensor, "rows n_inputs"]
-    """Train rows. Their dtype is what the networks are computed in."""
+    """Train rows. The networks are computed in their dtype."""
 
     labels: Int64[Tensor, "k rows"]
     """What each network is taught; allowed classes only."""
@@ -74,13 +77,13 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """The networks of one part, as training left them."""
+    """The networks of one part after training."""
 
     weights: list[tuple[Float[np.ndarray, "k _ _"], Float[np.ndarray, "k _"]]]
     """Matrix `[k, out, in]` and bias `[k, out]` of each layer after the last epoch."""
 
     loss: Float[np.ndarray, "checkpoint k"]
-    """Mean cross-entropy over the batches of each checkpoint's epoch, each row as it was met."""
+    """Mean cross-entropy over the batches of each checkpoint's epoch, each in its own step."""
 
     predicted: Int64[np.ndarray, "checkpoint k m"]
     """Class of each held-out row."""
@@ -117,7 +120,7 @@ def train_classifiers(
         together: parts in one stack. More of them fill a GPU; on a CPU large ones leave the cache.
             None is as many as `STACK_BYTES` hold on a CPU, else all. Changes nothing beyond
             rounding.
-        on_part: told how many networks are done, each time some are.
+        on_part: called with the number of networks that were finished since its last call.
 
     Returns:
         One a part, in order.
@@ -131,30 +134,30 @@ def train_classifiers(
     )
     one = 4 * len(rates) * shape.n_weights * parts[0].inputs.element_size()
     size = together or (max(STACK_BYTES // one, 1) if device.type == "cpu" else len(parts))
-    found: dict[int, Trained] = {}
+    results: dict[int, Trained] = {}
     for chosen in _stacks([len(part.inputs) for part in parts], batch, size):
         stack = _Stack([parts[i] for i in chosen], shape, batch, device)
         trained = stack.train(rates, decays, epochs)
-        found.update(zip(chosen, trained, strict=True))
+        results.update(zip(chosen, trained, strict=True))
         on_part(len(chosen) * len(rates))
-    return [found[i] for i in range(len(parts))]
+    return [results[i] for i in range(len(parts))]
 
 
 def initial_weights(seed: int, shape: Shape) -> Weights:
-    """What a network starts from: uniform in ±1/sqrt(inputs), as `torch.nn.Linear` draws them."""
+    """Draw initial weights uniform in ±1/sqrt(inputs), as `torch.nn.Linear` does."""
     weights = []
-    for at, (out, inputs) in enumerate(shape.layers):
-        seeds = np.random.SeedSequence([seed, at]).generate_state(2, np.uint32).tolist()
+    for layer, (out, inputs) in enumerate(shape.layers):
+        seeds = np.random.SeedSequence([seed, layer]).generate_state(2, np.uint32).tolist()
         matrix, bias = (
-            uniform_weights([own], size, bound=inputs**-0.5, device="cpu")[0]
-            for own, size in zip(seeds, ((out, inputs), (out,)), strict=True)
+            uniform_weights([tensor_seed], size, bound=inputs**-0.5, device="cpu")[0]
+            for tensor_seed, size in zip(seeds, ((out, inputs), (out,)), strict=True)
         )
         weights.append((matrix, bias))
     return weights
 
 
 def batch_orders(seed: int, n_rows: int) -> Iterator[Int64[Tensor, " rows"]]:
-    """The order of rows in each epoch, without end."""
+    """Draw the order of rows for one epoch after the other, without end."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield torch.randperm(n_rows, generator=generator)
@@ -164,7 +167,7 @@ def _stacks(n_rows: Sequence[int], batch: int, size: int) -> Iterator[list[int]]
     """Parts to train together: up to `size` with as many steps in an epoch."""
     n_steps = [-(-rows // batch) for rows in n_rows]
     for steps in sorted(set(n_steps)):
-        same = [i for i, each in enumerate(n_steps) if each == steps]
+        same = [i for i, n in enumerate(n_steps) if n == steps]
         for start in range(0, len(same), size):
             yield same[start : start + size]
 
@@ -181,65 +184,69 @@ class _Stack:
         self._inputs = _padded([part.inputs for part in parts]).to(device)  # [f, rows, n_inputs]
         self._labels = _padded([part.labels.T for part in parts]).mT.to(device)  # [f, k, rows]
         self._held_out = _padded([part.held_out for part in parts]).to(device)  # [f, m, n_inputs]
-        share = torch.zeros(len(parts), self._rows, dtype=dtype)  # of a batch's mean; 0 is padding
+        # Share of each row in its batch's mean loss; 0 for padding, which then has no gradient.
+        share = torch.zeros(len(parts), self._rows, dtype=dtype)
         for row, part in zip(share, parts, strict=True):
             for start in range(0, len(part.inputs), batch):
                 stop = min(start + batch, len(part.inputs))
                 row[start:stop] = 1 / (stop - start)
         self._share = share.repeat_interleave(self._k, 0)[:, None].to(device)  # [n, 1, rows]
         allowed = torch.cat([part.allowed for part in parts])
+        # Added to the logits: -inf for the classes that a network may not choose.
         closed = torch.zeros(n, shape.n_outputs, 1, dtype=dtype)
         self._closed = closed.masked_fill_(~allowed[..., None], -torch.inf).to(device)
-        # All weights lie in one tensor, all gradients in another: AdamW steps them at one go.
+        # All weights lie in one tensor, all gradients in another: AdamW steps them in one go.
         self._flat = torch.empty(n * shape.n_weights, dtype=dtype, device=device)
-        self._slopes = torch.empty_like(self._flat)
+        self._flat_grad = torch.empty_like(self._flat)
         self._weights = linear_views(self._flat, shape.layers, n=n)
-        self._grads = linear_views(self._slopes, shape.layers, n=n)
+        self._grads = linear_views(self._flat_grad, shape.layers, n=n)
         starts = [initial_weights(part.seed, shape) for part in parts]
-        for at, pair in enumerate(self._weights):
+        for layer, pair in enumerate(self._weights):
             for i, weights in enumerate(pair):
-                first = torch.stack([start[at][i] for start in starts])
+                first = torch.stack([start[layer][i] for start in starts])
                 weights.copy_(first.repeat_interleave(self._k, 0))
 
     def train(
         self, rates: Sequence[float], decays: Sequence[float], epochs: Sequence[int]
     ) -> list[Trained]:
-        """All epochs; what `train_classifiers` returns of these parts."""
+        """Run all epochs; one result a part, as `train_classifiers` returns them."""
         n_parts = len(self._parts)
         optimizer = StackedAdamW(
-            [self._flat], lr=self._each(rates), weight_decay=self._each(decays)
+            [self._flat], lr=self._per_weight(rates), weight_decay=self._per_weight(decays)
         )
         orders = [batch_orders(part.seed, len(part.inputs)) for part in self._parts]
-        which = torch.arange(n_parts, device=self._device)[:, None]
+        part_index = torch.arange(n_parts, device=self._device)[:, None]
         losses, predicted = [], []
         for epoch in range(1, epochs[-1] + 1):
-            order = _padded([next(each) for each in orders]).to(self._device)  # [f, rows]
-            inputs = self._inputs[which, order]  # [f, rows, n_inputs]
+            order = _padded([next(order) for order in orders]).to(self._device)  # [f, rows]
+            inputs = self._inputs[part_index, order]  # [f, rows, n_inputs]
             labels = self._labels.gather(2, order[:, None].expand_as(self._labels))
             labels = labels.reshape(-1, 1, self._rows)  # [n, 1, rows]
-            loss = []
+            batch_losses = []
             for start in range(0, self._rows, self._batch):
-                at = slice(start, start + self._batch)
-                told = self._gradients(inputs[:, at], labels[..., at], at, tell=epoch in epochs)
-                self._flat.grad = self._slopes
+                batch = slice(start, start + self._batch)
+                loss = self._fill_gradients(
+                    inputs[:, batch], labels[..., batch], batch, with_loss=epoch in epochs
+                )
+                self._flat.grad = self._flat_grad
                 optimizer.step()
-                loss.append(told)
+                batch_losses.append(loss)
             if epoch in epochs:
-                losses.append(torch.cat(loss, 1).sum(1))
+                losses.append(torch.cat(batch_losses, 1).sum(1))
                 predicted.append(self._forward(self._held_out)[1].argmax(1))  # [n, m]
         return self._results(torch.stack(losses), torch.stack(predicted))
 
-    def _each(self, values: Sequence[float]) -> Float[Tensor, " weight"]:
-        """What each of the k networks has, for each of all weights."""
-        found = torch.empty_like(self._flat)
-        per_network = found.new_tensor(list(values) * len(self._parts))
-        for pair in linear_views(found, self._shape.layers, n=len(per_network)):
+    def _per_weight(self, values: Sequence[float]) -> Float[Tensor, " weight"]:
+        """Repeat the value of each of the k networks for each of its weights."""
+        repeated = torch.empty_like(self._flat)
+        per_network = repeated.new_tensor(list(values) * len(self._parts))
+        for pair in linear_views(repeated, self._shape.layers, n=len(per_network)):
             for tensor in pair:
                 tensor.copy_(per_network.view(-1, *[1] * (tensor.dim() - 1)).expand_as(tensor))
-        return found
+        return repeated
 
     def _forward(self, inputs: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Hidden units `[n, width, b]` of each layer, and logits `[n, n_outputs, b]`."""
+        """Compute hidden units `[n, width, b]` of each layer, and logits `[n, n_outputs, b]`."""
         (matrix, bias), *rest = self._weights
         n_parts, n_rows = inputs.shape[:2]
         # One product for all networks of a part: [k·width, n_inputs] @ [n_inputs, b].
@@ -252,18 +259,21 @@ class _Stack:
         matrix, bias = rest[-1]
         return hidden, torch.baddbmm(bias[..., None] + self._closed, matrix, hidden[-1])
 
-    def _gradients(self, inputs: Tensor, labels: Tensor, at: slice, *, tell: bool) -> Tensor:
-        """Overwrite every weight's gradient with that of the batch's mean loss; `tell` the losses.
+    def _fill_gradients(
+        self, inputs: Tensor, labels: Tensor, batch: slice, *, with_loss: bool
+    ) -> Tensor:
+        """Overwrite every weight's gradient with that of the batch's mean loss.
 
-        Returns `[n, rows]`, each row's loss by its share in the epoch; empty without `tell`.
+        Returns `[n, b]`, each row's loss by its share in the epoch; empty unless `with_loss`.
         """
         hidden, logits = self._forward(inputs)
-        share = self._share[..., at]
+        share = self._share[..., batch]
         loss = logits.new_empty(len(logits), 0)
-        if tell:
+        if with_loss:
             rows = torch.tensor([len(part.inputs) for part in self._parts], device=self._device)
-            each = (logits.logsumexp(1, keepdim=True) - logits.gather(1, labels)) * (share > 0)
-            loss = each[:, 0] / rows.repeat_interleave(self._k)[:, None]
+            row_loss = (logits.logsumexp(1, keepdim=True) - logits.gather(1, labels)) * (share > 0)
+            loss = row_loss[:, 0] / rows.repeat_interleave(self._k)[:, None]
+        # Gradient of the mean cross-entropy in the logits: (softmax - one-hot label) · share.
         back = torch.softmax(logits, 1)
         back.scatter_add_(1, labels, torch.full_like(share, -1)).mul_(share)  # [n, n_outputs, b]
         upper = zip(self._weights[:0:-1], self._grads[:0:-1], hidden[::-1], strict=True)
@@ -272,6 +282,7 @@ class _Stack:
             torch.sum(back, 2, out=of_bias)
             # What autograd runs for ReLU: one pass, where `units > 0` as a mask takes several.
             back = torch.ops.aten.threshold_backward(torch.bmm(matrix.mT, back), units, 0)
+        # The first layer reads inputs that the k networks of a part share: one product a part.
         of_matrix, of_bias = self._grads[0]
         torch.sum(back, 2, out=of_bias)
         back = back.view(len(inputs), -1, inputs.shape[1])  # [f, k·width, b]
@@ -279,21 +290,22 @@ class _Stack:
         return loss
 
     def _results(self, losses: Tensor, predicted: Tensor) -> list[Trained]:
-        found = []
+        results = []
         for i, part in enumerate(self._parts):
-            own = slice(i * self._k, (i + 1) * self._k)
-            found.append(
+            networks = slice(i * self._k, (i + 1) * self._k)
+            results.append(
                 Trained(
                     weights=[
-                        (w[own].cpu().numpy(), b[own].cpu().numpy()) for w, b in self._weights
+                        (w[networks].cpu().numpy(), b[networks].cpu().numpy())
+                        for w, b in self._weights
                     ],
-                    loss=losses[:, own].cpu().numpy(),
-                    predicted=predicted[:, own, : len(part.held_out)].cpu().numpy(),
+                    loss=losses[:, networks].cpu().numpy(),
+                    predicted=predicted[:, networks, : len(part.held_out)].cpu().numpy(),
                 )
             )
-        return found
+        return results
 
 
 def _padded(tensors: Sequence[Tensor]) -> Tensor:
-    """Stacked, with zeros after those that are shorter."""
+    """Stack tensors, with zeros after those that are shorter."""
     return torch.nn.utils.rnn.pad_sequence(list(tensors), batch_first=True)

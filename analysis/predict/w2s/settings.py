@@ -1,9 +1,7 @@
-"""What W2S predictors are asked to be: the grid that is searched, folds, seeds; checked when made.
-
-Refuses to know how networks are trained.
-"""
+"""Settings of W2S predictors: the grid that is searched, folds and seeds, checked when made."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from actcache.errors import MismatchError
@@ -27,10 +25,10 @@ class W2SSettings:
 
     decays: tuple[float, ...] = (0.01, 1.0)
     """Weight decay of AdamW. Times rate and steps, it is the share that a weight loses: below
-    0.1 it is not felt in some hundred steps."""
+    0.1 it makes no difference in some hundred steps."""
 
     epochs: tuple[int, ...] = (5, 10, 20, 40, 80)
-    """How long to train, rising; all are read off one run."""
+    """How long to train, rising; one run gives all of them."""
 
     batch: int = 128
     """Rows in a step."""
@@ -70,6 +68,15 @@ class W2SSettings:
                     f"{name} is {value}, expected at least {least}. "
                     f"Pass for example {_default(name)}."
                 )
+
+    @property
+    def n_networks(self) -> int:
+        """Networks that training takes: each grid point on each fold, then the seeds, for each K.
+
+        Fewer where there are fewer prompts than folds.
+        """
+        axes = (self.rates, self.widths, self.depths, self.decays)
+        return len(self.top) * (prod(map(len, axes)) * self.folds + self.seeds)
 
 
 @dataclass(frozen=True, kw_only=True)

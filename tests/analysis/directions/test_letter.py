@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
@@ -32,7 +33,7 @@ def store_of(tmp_path, letters):
         "shard_rows": 7,
     }
     path = tmp_path / "s.zarr"
-    with Writer.create(path, **settings) as writer:
+    with Writer.create(path, StoreContents(**settings)) as writer:
         while writer.committed < N:
             rows = writer.next_rows
             writer.commit(

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,10 @@ from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
 from actcache.analysis.predict.w2s.cross_validate import choose, fixed_reached, search, shared_rows
-from actcache.analysis.predict.w2s.folds import grouped_folds
-from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+from actcache.analysis.predict.w2s.folds import equal_rows, grouped_folds
+from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
 from actcache.analysis.predict.w2s.mlp_stack import Shape, batch_orders, initial_weights
 from actcache.analysis.predict.w2s.settings import W2SSettings
-from actcache.analysis.predict.w2s.train_layers import n_networks, train_layer_predictors
 from actcache.analysis.stats.pca import principal_basis
 from actcache.analysis.sweep.layer_ranks import active_layers, layer_frequencies, smoothed_labels
 from actcache.errors import FormatError, MismatchError, NotFiniteError, StoreNotFoundError
@@ -266,7 +266,60 @@ def test_all_networks_are_counted():
     embeddings, slope, _ = planted(n=60)
     done: list[int] = []
     trained(embeddings, slope, on_network=done.append)
-    assert sum(done) == n_networks(SMALL) == 2 * (2 * 5 + 3)
+    assert sum(done) == SMALL.n_networks == 2 * (2 * 5 + 3)
+
+
+# --- the front door -------------------------------------------------------------------------------
+
+
+def test_fit_gives_the_predictor_that_gained_most_in_cross_validation(found):
+    embeddings, slope, _ = planted()
+    n = len(embeddings)
+    given: dict[str, Any] = {
+        "rows": np.arange(n) < n // 2,
+        "letters": np.array(["A", "B"] * (n // 2)),
+    }
+    best = max(found.values(), key=lambda predictor: predictor.cv_gain)
+
+    for values in (embeddings, SimpleNamespace(values=embeddings)):
+        predictor = LayerPredictor.fit(
+            values, slope, groups=[f"prompt {i}" for i in range(n)], settings=SMALL, **given
+        )
+        assert predictor.top == best.top
+        np.testing.assert_array_equal(predictor.predict(embeddings), best.predict(embeddings))
+
+
+def test_by_default_samples_of_equal_embeddings_are_one_prompt():
+    embeddings, slope, _ = planted(n=60)
+    twice, slopes = np.repeat(embeddings, 2, axis=0), np.repeat(slope, 2, axis=0)
+    twice[::2] *= 1 + 1e-6  # as another batch would round them
+    rows = np.arange(120) < 80
+    asked = dataclasses.replace(SMALL, top=(1,))
+
+    predictor = LayerPredictor.fit(twice, slopes, rows=rows, settings=asked)
+    named = LayerPredictor.fit(
+        twice, slopes, rows=rows, groups=np.repeat(equal_rows(embeddings), 2), settings=asked
+    )
+    alone = LayerPredictor.fit(
+        twice, slopes, rows=rows, groups=[str(i) for i in range(120)], settings=asked
+    )
+
+    np.testing.assert_array_equal(predictor.cv, named.cv)
+    assert (predictor.cv != alone.cv).any()
+
+
+@pytest.mark.parametrize("n", [1, 7, 300])
+def test_rows_are_equal_up_to_rounding(n):
+    rng = np.random.default_rng(n)
+    distinct = rng.standard_normal((n, 16))
+    distinct = (distinct / np.linalg.norm(distinct, axis=1)[:, None]).astype(np.float32)
+    which = rng.permutation(np.repeat(np.arange(n), 3))
+    noise = rng.standard_normal((3 * n, 16)).astype(np.float32) * 1e-7
+
+    numbers = equal_rows(distinct[which] + noise)
+
+    assert len(np.unique(numbers)) == n
+    assert len(np.unique(np.stack([numbers, which]), axis=1).T) == n
 
 
 # --- what it gives --------------------------------------------------------------------------------

@@ -15,11 +15,8 @@ from actcache.analysis.predict import learned_vectors as learned
 from actcache.analysis.predict import selections as predicted
 from actcache.analysis.predict import stage as predictors
 from actcache.analysis.predict.adamw_stack import training_device
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    VectorPredictor,
-    train_vector_predictor,
-)
+from actcache.analysis.predict.l2s.settings import L2SSettings
+from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
 from actcache.analysis.predict.selections import train_predictors
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
@@ -143,7 +140,7 @@ def test_learned_vectors_were_swept_as_networks_predict_them(store, done):
     said = networks.directions({layer: prompt.layer(layer, at) for layer in (0, 3)})
     np.testing.assert_allclose(vectors.learned(at), said, rtol=1e-6)
     own = store.resid("positive")[at] - store.resid("negative")[at]
-    np.testing.assert_array_equal(vectors.own(at), own)
+    np.testing.assert_array_equal(vectors.oracle(at), own)
 
 
 def test_the_fixed_layer_of_learned_vectors_is_chosen_by_the_samples_own_differences(done):
@@ -165,7 +162,7 @@ def test_a_second_run_trains_nothing_and_needs_no_model(store, done, monkeypatch
         raise AssertionError("asked for what is there")
 
     monkeypatch.setattr(predictors, "train_predictors", never)
-    monkeypatch.setattr(learned, "train_vector_predictor", never)
+    monkeypatch.setattr(VectorPredictor, "fit", never)
     again = analyze(store, out, config=CONFIG, model=never)
     assert again.summary == summary
 
@@ -186,7 +183,7 @@ def test_the_device_reaches_all_that_is_trained_and_is_no_setting(
         return inner
 
     monkeypatch.setattr(predictors, "train_predictors", seen("layers", train_predictors))
-    monkeypatch.setattr(learned, "train_vector_predictor", seen("vectors", train_vector_predictor))
+    monkeypatch.setattr(VectorPredictor, "fit", seen("vectors", VectorPredictor.fit))
     results = analyze(store, tmp_path, config=CONFIG, model=lambda: model, device="meta")
     assert asked == {("layers", "meta"), ("vectors", "meta")}
     assert results.summary.config == Summary.read(out / "summary.json").config

@@ -11,13 +11,9 @@ from hypothesis import strategies as st
 
 from actcache.analysis.predict.l2s import tanh_stack as vector_training
 from actcache.analysis.predict.l2s import train_vectors as vector_choice
-from actcache.analysis.predict.l2s.tanh_stack import Weights, fill_slopes, outputs, train_stack
-from actcache.analysis.predict.l2s.vector_predictor import (
-    L2SSettings,
-    VectorPredictor,
-    default_context_layers,
-    train_vector_predictor,
-)
+from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
+from actcache.analysis.predict.l2s.tanh_stack import Weights, fill_gradients, outputs, train_stack
+from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor, train_vector_predictor
 from actcache.analysis.stats.pca import principal_components
 from actcache.errors import (
     ActcacheError,
@@ -26,6 +22,10 @@ from actcache.errors import (
     NotFiniteError,
     StoreNotFoundError,
 )
+from actcache.store.contents import StoreContents
+from actcache.store.schema import RowArray
+from actcache.store.store import open_store
+from actcache.store.writer import Writer
 from tests.reference import definitions as reference
 from tests.support.processes import run_code
 
@@ -144,7 +144,7 @@ def test_slopes_are_those_of_autograd(loss):
         **{f.name: torch.empty_like(getattr(weights, f.name)) for f in dataclasses.fields(weights)},
     )
 
-    fill_slopes(empty, weights, c, z, loss=loss, units=units, share=0.03)
+    fill_gradients(empty, weights, c, z, loss=loss, units=units, share=0.03)
 
     leaves = [w.clone().requires_grad_() for w in (weights.encoder, weights.bias, weights.decoder)]
     h = torch.tanh(torch.einsum("khr,nr->knh", leaves[0], c) + leaves[1][:, None])
@@ -497,6 +497,38 @@ def test_contexts_of_another_shape_or_layer_are_refused(made):
 )
 def test_default_context_layers_are_about_eight_with_both_ends(n_layers, expected):
     assert default_context_layers(n_layers) == expected
+
+
+def test_a_store_of_pairs_teaches_what_its_arrays_do(tmp_path):
+    targets, contexts = residuals(np.random.default_rng(0))
+    n_layers, n, d = targets.shape
+    split = ["validation" if i >= 26 else "test" if i >= 20 else "train" for i in range(n)]
+    values = {"prompt": contexts, "positive": targets, "negative": np.zeros_like(targets)}
+    columns = {"id": [str(i) for i in range(n)], "behavior": ["b"] * n}
+    with Writer.create(
+        tmp_path / "s.zarr",
+        StoreContents(
+            kind="residuals",
+            n=n,
+            arrays=[RowArray(f"resid_post/{name}", n_layers, d, "float32") for name in values],
+            columns={**columns, "split": split, "variant": ["base"] * n},
+            config={},
+            provenance={},
+        ),
+    ) as writer:
+        writer.commit({f"resid_post/{name}": x.transpose(1, 0, 2) for name, x in values.items()})
+        writer.finish()
+    store = open_store(tmp_path / "s.zarr")
+    options = L2SSettings(**FAST, components=(4,), rates=(1e-2,))
+
+    predictor = VectorPredictor.fit(store, rows=store["split"] == "train", settings=options)
+
+    expected = fitted(targets, contexts, settings=options)
+    np.testing.assert_array_equal(predictor.losses, expected.losses)
+    np.testing.assert_array_equal(predictor.decoder, expected.decoder)
+    assert (predictor.n_train, predictor.n_validation) == (20, 8)
+    with pytest.raises(MismatchError, match=r"rows have shape \[3\]"):
+        VectorPredictor.fit(store, rows=np.ones(3, bool))
 
 
 @pytest.mark.gpu

@@ -87,7 +87,7 @@ def test_the_threads_change_no_bit(threads, monkeypatch):
     resid = np.random.default_rng(0).normal(3, 2, size=(50, 3, 40)).astype(np.float16)
     labels = np.arange(50) % 2
     alone = class_moments([(resid, labels)], 2, threads=1)
-    monkeypatch.setattr(moments, "_WORTH_THREADS", 1)
+    monkeypatch.setattr(moments, "_MIN_THREADED", 1)
     found = class_moments([(resid, labels)], 2, threads=threads)
 
     np.testing.assert_array_equal(found.mean, alone.mean)
@@ -95,7 +95,7 @@ def test_the_threads_change_no_bit(threads, monkeypatch):
 
 
 def test_a_thread_that_meets_an_infinity_says_so(monkeypatch):
-    monkeypatch.setattr(moments, "_WORTH_THREADS", 1)
+    monkeypatch.setattr(moments, "_MIN_THREADED", 1)
     resid = np.ones((4, 3, 2), np.float16)
     resid[2, 2, 1] = np.inf
     with pytest.raises(NotFiniteError):

@@ -8,6 +8,7 @@ import pytest
 from actcache.analysis.stats.slopes import slopes
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.errors import MismatchError
+from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
@@ -25,9 +26,10 @@ def write(path, *names, kind="sweep"):
         "layer": np.array([0, 2, 5], np.int64),
         "multiplier": MULTIPLIERS,
     }
-    with Writer.create(
-        path, kind=kind, n=5, arrays=arrays, columns=columns, config={}, provenance={}
-    ) as writer:
+    contents = StoreContents(
+        kind=kind, n=5, arrays=arrays, columns=columns, config={}, provenance={}
+    )
+    with Writer.create(path, contents) as writer:
         writer.commit({array.name: VALUES[i] for i, array in enumerate(arrays)})
         writer.finish({"naive_error": 0.0, "noise_floor": 0.0})
     return path

@@ -1,0 +1,102 @@
+"""The whole build in one call: data files and a model's name in, a finished store out."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actcache.build.config import BuildConfig
+from actcache.conventions import NO_PRESET, build_settings
+from actcache.data.formats import read_samples
+from actcache.data.personas import expand_variants, load_personas
+from actcache.progress import SILENT, Progress
+from actcache.store.store import Store, open_store
+
+if TYPE_CHECKING:
+    from actcache.build.plan import BuildPlan
+
+Data = str | Path | Sequence[str | Path]
+"""A file, a glob such as "rows/*.jsonl", a data set folder or a Hub id; or several of these."""
+
+log = logging.getLogger("actcache")
+
+
+def build_store(
+    data: Data,
+    path: str | Path,
+    *,
+    model: str,
+    preset: str = NO_PRESET,
+    limit: int | None = None,
+    personas: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    reuse: Sequence[str | Path] = (),
+    note: Callable[[str], None] | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Store:
+    """Run a model once over rows of data, and keep its residuals in a store.
+
+    All rows, the settings and the free disk space are checked before the model is loaded.
+
+    Args:
+        data: files of rows, see `read_samples`; each file is a behavior.
+        path: where the store will be; until it is complete it is `PATH.partial`.
+        model: Hub id or local folder.
+        preset: whose conventions to use: none, steering-bench, repepo or caa. Settings that are
+            given win over it.
+        limit: only the first so many rows of each file.
+        personas: JSON of the persona sentences that variants need, see `load_personas`.
+        resume: continue an interrupted build.
+        overwrite: replace a store at `path`.
+        reuse: stores of the same model; their rows of equal tokens are copied instead of run.
+        note: called with each sentence about rows left out, broken conditions and leaks; by default
+            they are logged as warnings, which Python shows on stderr.
+        progress: shows how many rows are done.
+        **settings: fields of `BuildConfig`, for example `positions=("prompt",)`.
+
+    Returns:
+        The finished store, open for reading.
+
+    Raises:
+        ActcacheError: rows, settings, model or path cannot be used; says what to do.
+
+    Example:
+        `build_store("rows/*.jsonl", "tidy.zarr", model="gpt2", preset="caa", limit=100)`
+    """
+    from actcache.build.run import run_build  # imports torch
+
+    config = BuildConfig(**build_settings(preset, {"model": model, **settings}))
+    plan = plan_store(data, config, limit=limit, personas=personas, reuse=reuse)
+    for sentence in plan.notes:
+        if note is None:
+            log.warning("actcache: %s", sentence)
+        else:
+            note(sentence)
+    return run_build(plan, path, resume=resume, overwrite=overwrite, reuse=reuse, progress=progress)
+
+
+def plan_store(
+    data: Data,
+    config: BuildConfig,
+    *,
+    limit: int | None = None,
+    personas: str | Path | None = None,
+    reuse: Sequence[str | Path] = (),
+) -> "BuildPlan":
+    """Read and check all rows and plan their build, as `build_store` does before it runs.
+
+    `plan.notes` are the sentences that a user should read; `forecast_build` says what it will cost.
+    """
+    for store in reuse:
+        open_store(store)
+    samples = expand_variants(
+        read_samples(data, limit=limit),
+        config.variants,
+        personas=load_personas(personas),
+        separator=config.separator,
+    )
+    from actcache.build.plan import plan_build  # imports torch
+
+    return plan_build(samples, config)

@@ -1,0 +1,106 @@
+"""The storage of a store: named objects, each of which is written whole or not at all.
+
+A store is read and written through `Storage` alone, so it can be in a folder, in memory or in a
+bucket. Methods with a body here say what every storage can do; an implementation overrides them
+where it has a faster way. Names are relative, with slashes: `resid_post/prompt/c.0.0.0`.
+"""
+
+import mmap
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from actcache.errors import refuse
+
+Parts = Iterable[bytes | np.ndarray]
+"""Buffers of an object, one after the other; arrays must be contiguous."""
+
+
+class LargeObject(NamedTuple):
+    """An object that `Storage.write_large` is to write."""
+
+    name: str
+    n_bytes: int
+    parts: Parts
+
+
+@runtime_checkable
+class Storage(Protocol):
+    """Objects of one store by name. What is read is checked, never trusted.
+
+    Reading raises `DamageError` where an object is missing, is no plain object or has another size;
+    writing raises `OSError`.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where the objects are, for people: a path or an address."""
+        ...
+
+    def where(self, name: str) -> str:
+        """Where one object is, for messages."""
+        return f"{self.location}/{name}"
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of that name."""
+        ...
+
+    def size(self, name: str) -> int:
+        """Bytes of an object."""
+        ...
+
+    def list(self, folder: str = "") -> list[str]:
+        """Full names of the entries of a folder; names of folders end with a slash."""
+        ...
+
+    def read(self, name: str, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
+        """All of an object; its size must be `n_bytes`, or `at_most` so many."""
+        ...
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Some bytes of an object."""
+        ...
+
+    def map(self, name: str, n_bytes: int, *, private: bool = False) -> mmap.mmap | None:
+        """An object of that size as memory, without reading it; None where that is not possible.
+
+        A private map may be written: the object stays as it is.
+        """
+        return None
+
+    def write(self, name: str, parts: Parts) -> None:
+        """Write an object atomically and durably; replace what has that name."""
+        ...
+
+    def write_small(self, objects: Mapping[str, bytes]) -> None:
+        """Write objects that count only later: all are durable when this returns."""
+        for name, raw in objects.items():
+            self.write(name, [raw])
+
+    def write_large(self, objects: Iterable[LargeObject]) -> None:
+        """Write objects as `write` does; their parts are taken in order, one at a time."""
+        for large in objects:
+            self.write(large.name, large.parts)
+
+    def put_if_absent(self, name: str, parts: Parts) -> bool:
+        """Write an object unless the name is taken; False if it was. Safe among racing writers."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove an object or a folder with all that is in it, durably, if it is there."""
+        ...
+
+    def lock(self) -> Callable[[], None]:
+        """Become the only writer, at once or never; returns what releases the lock.
+
+        Raises:
+            ActcacheError: another writer has it.
+        """
+        ...
+
+
+def require_size(storage: Storage, name: str, n_bytes: int) -> None:
+    """Refuse an object that is missing, or of another size."""
+    if (size := storage.size(name)) != n_bytes:
+        refuse(storage.where(name), f"{size} bytes", f"{n_bytes}")
