@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
     from actcache.build.certify import certify
     from actcache.build.replay import load_store_model, rendered_rows
-    from actcache.engine.self_check import bound_of
+    from actcache.engine.self_check import error_bound
 
     if store.kind != "residuals":
         raise MismatchError(
@@ -84,7 +84,7 @@ def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         n_rows=args.recompute,
     )
-    worst, bound = max(certificate["sites"].values()), bound_of(model)
+    worst, bound = max(certificate["sites"].values()), error_bound(model)
     if worst > bound:
         raise MismatchError(
             f"rows run again alone differ from '{store.path}' by {worst:.2g} of their size, "

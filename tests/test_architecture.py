@@ -43,7 +43,7 @@ RULES = {
     "progress": Rule(("errors",)),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
-    "store": Rule(("store.storage", *GROUND), heavy=("torch_dataset",)),
+    "store": Rule(("store.storage", "store.copies", *GROUND), heavy=("torch_dataset",)),
     "store.storage": Rule(GROUND),
     "store.copies": Rule(("data", *STORE)),
     "engine": Rule(("prompts", *GROUND), heavy=EVERYTHING),

@@ -29,7 +29,7 @@ from actcache.data.samples import Sample
 from actcache.errors import ActcacheError
 from actcache.prompts.checks import CONDITIONS
 from actcache.prompts.render import Renderer, Rendering
-from tests.reference.definitions import published_direction, published_propensity
+from tests.reference.published import published_direction, published_propensity
 from tests.support.processes import ROOT
 from tests.support.tiny import TEMPLATE, save, tokenizer
 

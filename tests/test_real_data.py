@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from actcache.data.formats import read_samples
-from actcache.engine.capture import capture
 from actcache.engine.model import adopt_model, load_model, load_tokenizer
 from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.tree_capture import capture
 from actcache.prompts.render import Renderer, Rendering
-from tests.reference.definitions import naive_propensity
+from tests.reference.engine import naive_propensity
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 pytestmark = [

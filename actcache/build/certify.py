@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from actcache.engine.capture import reference_capture
 from actcache.engine.model import LanguageModel
+from actcache.engine.reference import reference_capture
 from actcache.engine.self_check import relative_error
 from actcache.prompts.render import Rendered
 from actcache.store.store import Store

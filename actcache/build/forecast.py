@@ -19,7 +19,7 @@ from jaxtyping import Int64
 
 from actcache.build.plan import BuildPlan
 from actcache.build.run import load_planned, reader
-from actcache.engine.batches import plan_batches
+from actcache.engine.batching import plan_batches
 
 MAX_BYTES = 16_000_000_000
 """Larger weights are not loaded for an estimate: 16 GB take about half a minute."""

@@ -13,8 +13,8 @@ from actcache.build.config import BuildConfig
 from actcache.conventions import ATTENTION, NO_PRESET, conditions_of, expand_positions
 from actcache.data.samples import Sample
 from actcache.data.splits import Leaks, assign_splits, count_leaks
-from actcache.engine.capture import tokens_run
-from actcache.engine.model import context_of, load_config, load_tokenizer, tokenizer_digest
+from actcache.engine.model import context_length, load_config, load_tokenizer, tokenizer_digest
+from actcache.engine.tree_capture import tokens_run
 from actcache.prompts.checks import CheckSummary, check_rows, first_ids
 from actcache.prompts.positions import check_template, of_samples
 from actcache.prompts.render import Rendered, Renderer, Rendering
@@ -111,7 +111,7 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
     }
     tokenizer = load_tokenizer(config.model, **source)
     model_config = load_config(config.model, **source)
-    context = context_of(model_config)
+    context = context_length(model_config)
     rendering = Rendering(
         template=config.template, system=config.system, space=config.space, bos=config.bos
     )

@@ -19,9 +19,9 @@ from actcache.build.provenance import MODE, columns, model_identity, provenance
 from actcache.build.reuse import Reusable, find_reusable
 from actcache.conventions import ATTENTION
 from actcache.engine.batching import Budget, run_batches
-from actcache.engine.capture import capture
 from actcache.engine.model import DTYPES, LanguageModel, load_model
-from actcache.engine.self_check import Read, check_capture
+from actcache.engine.self_check import CaptureFunction, check_capture
+from actcache.engine.tree_capture import capture
 from actcache.progress import SILENT, Progress
 from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
@@ -42,7 +42,7 @@ def run_build(
     model: LanguageModel | None = None,
     progress: Progress = SILENT,
     shard_rows: int | None = None,
-    read: Read | None = None,
+    read: CaptureFunction | None = None,
 ) -> Store:
     """Build a store as planned, and certify it.
 
@@ -140,10 +140,10 @@ def run_build(
     return open_store(path)
 
 
-def reader(config: BuildConfig) -> Read:
+def reader(config: BuildConfig) -> CaptureFunction:
     """Choose the function that reads residuals: `capture`, or its slow reference."""
     if config.engine == "transformer-lens":
-        from actcache.engine.reference import BridgeCapture
+        from actcache.engine.bridge import BridgeCapture
 
         return BridgeCapture(load_planned(config).hf)
     return capture
@@ -190,7 +190,7 @@ class _Shards:
 
     plan: BuildPlan
     model: LanguageModel
-    read: Read
+    read: CaptureFunction
     arrays: Sequence[RowArray]
     reused: Reusable | None
 

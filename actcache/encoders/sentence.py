@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from actcache.encoders.base import Pooling, TextVectors
-from actcache.engine.batches import plan_batches
+from actcache.engine.batching import plan_batches
 from actcache.errors import ModelError
 
 if TYPE_CHECKING:  # importing it means importing torch

@@ -1,10 +1,11 @@
-"""How much of a token's attention falls on a marked span, for a few tokens, layers and heads all.
+"""How much of a token's attention falls on a marked span, for every layer and head.
 
-What attention-guided steering chooses its token by (Davarmanesh et al. 2026). The probabilities are
-the model's own: where a family runs through Hugging Face's attention interface, its own eager
-function is called once more with the queries of those few tokens alone, so soft caps, sinks and
-scales are what they are, and no square of all tokens is made. The two families that know no other
-than eager attention (GPT-Neo, Bloom) make that square themselves; it is read and let go of.
+Attention-guided steering chooses its token by this mass (Davarmanesh et al. 2026). The
+probabilities are the model's own. Where a family runs through Hugging Face's attention interface,
+its own eager function is called once more with the queries of the few tokens alone: soft caps,
+sinks and scales are the family's, and no matrix of all tokens by all tokens is made. The two
+families that have eager attention only (GPT-Neo, Bloom) make that matrix themselves, one layer at a
+time; it is read and dropped.
 """
 
 import sys
@@ -17,125 +18,124 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor, nn
 
 from actcache.engine.anatomy import Anatomy
-from actcache.engine.masks import as_given
+from actcache.engine.masks import to_block_mask
 from actcache.engine.sites import attention_modules
 from actcache.errors import ModelError
 
-_Keep = Callable[[int, Tensor], None]
+_Record = Callable[[int, Tensor], None]
+"""Takes a layer and its attention weights `[b, head, read, t]`."""
 
 
 @contextmanager
-def watched(
+def record_masses(
     anatomy: Anatomy,
     allowed: Sequence[Tensor],
     read: Int64[Tensor, "b read"],
     span: Bool[Tensor, "b t"],
 ) -> Iterator[dict[int, Tensor]]:
-    """Collect, while the blocks run, what the attention of some tokens puts on the marked ones.
+    """Record, while the blocks run, the attention of some tokens on the marked ones.
 
     Args:
         anatomy: the model's parts.
-        allowed: for each layer `[b, t, t]`, what token q may see; looked at when the layer runs.
-        read: columns whose queries are asked.
-        span: columns that are marked.
+        allowed: for each layer `[b, t, t]`, what token q may see; read when the layer runs.
+        read: columns of the tokens whose queries are asked.
+        span: marked columns.
 
     Yields:
         Layer to its masses `[b, read, head]`, float32; empty until the blocks have run.
-
-    Raises:
-        ModelError: this family does not show its attention.
     """
     modules = attention_modules(anatomy)
     layers = {id(module): layer for layer, module in enumerate(modules)}
-    found: dict[int, Tensor] = {}
+    masses: dict[int, Tensor] = {}
 
-    def keep(layer: int, weights: Float[Tensor, "b head read t"]) -> None:
-        if layer in found:
-            raise _hidden(anatomy, "runs attention twice in a block")
-        inside = span.to(weights.device)[:, None, None]
-        mass = torch.where(inside, weights, 0).sum(-1, dtype=torch.float32)  # [b, head, read]
-        found[layer] = mass.transpose(1, 2).to(read.device)
+    def record(layer: int, weights: Float[Tensor, "b head read t"]) -> None:
+        if layer in masses:
+            raise _not_visible(anatomy, "runs attention twice in a block")
+        marked = span.to(weights.device)[:, None, None]
+        mass = torch.where(marked, weights, 0).sum(-1, dtype=torch.float32)  # [b, head, read]
+        masses[layer] = mass.transpose(1, 2).to(read.device)
 
-    def show(
+    def attend_again(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **settings: Any
     ) -> None:
-        layer, eager = layers.get(id(module)), _eager(module)
-        if layer is None or eager is None:  # another model's, that runs at the same time
+        layer, eager = layers.get(id(module)), _eager_attention(module)
+        if layer is None or eager is None:  # of another model that runs at the same time
             return
-        at = read.to(query.device)
-        batch = torch.arange(len(at), device=at.device)[:, None]
-        few = _rows(query, at)
-        mask = as_given(allowed[layer].to(at.device)[batch, at], like=few, dtype=few.dtype)
+        columns = read.to(query.device)
+        sample = torch.arange(len(columns), device=columns.device)[:, None]
+        few = _take_queries(query, columns)  # [b, head, read, head_dim]
+        visible = allowed[layer].to(columns.device)[sample, columns]  # [b, read, t]
+        mask = to_block_mask(visible, like=few, dtype=few.dtype)
         _, weights = eager(module, few, key, value, mask, *rest, **settings)
-        keep(layer, weights)
+        record(layer, weights)
 
     with ExitStack() as stack:
-        seen: set[tuple[int, str]] = set()
+        observed: set[tuple[int, str]] = set()
         for layer, module in enumerate(modules):
-            interface = getattr(_home(module), "ALL_ATTENTION_FUNCTIONS", None)
-            if interface is None or _eager(module) is None:
-                stack.callback(
-                    module.register_forward_hook(_reader(anatomy, layer, read, keep)).remove
-                )
+            interface = getattr(_python_module(module), "ALL_ATTENTION_FUNCTIONS", None)
+            if interface is None or _eager_attention(module) is None:
+                hook = _weights_hook(anatomy, layer, read, record)
+                stack.callback(module.register_forward_hook(hook).remove)
                 continue
             name = str(module.config._attn_implementation)  # type: ignore[union-attr]  # the family's config
-            if (id(interface), name) not in seen:
-                seen.add((id(interface), name))
-                stack.enter_context(_shown(interface, name, show))
-        yield found
+            if (id(interface), name) not in observed:
+                observed.add((id(interface), name))
+                stack.enter_context(_observed(interface, name, attend_again))
+        yield masses
 
 
-def in_order(anatomy: Anatomy, found: dict[int, Tensor]) -> Float32[Tensor, "b layer read head"]:
-    """What `watched` collected, layer by layer.
+def stack_layers(
+    anatomy: Anatomy, masses: dict[int, Tensor]
+) -> Float32[Tensor, "b layer read head"]:
+    """Stack what `record_masses` recorded.
 
     Raises:
         ModelError: a layer is missing.
     """
-    if len(found) < len(anatomy.blocks):
-        raise _hidden(anatomy, f"showed attention in {len(found)} of {len(anatomy.blocks)} blocks")
-    return torch.stack([found[layer] for layer in range(len(found))], 1)
+    n_layers = len(anatomy.blocks)
+    if len(masses) < n_layers:
+        raise _not_visible(anatomy, f"shows attention in {len(masses)} of {n_layers} blocks")
+    return torch.stack([masses[layer] for layer in range(n_layers)], 1)
 
 
-def masses_alone(
+def reference_masses(
     hf: Any, anatomy: Anatomy, sequence: Sequence[int], *, back: int, span: tuple[int, int]
 ) -> Float32[Tensor, "layer head"]:
-    """The same of one token, the slow way: one sequence, unpadded, eager attention as it is.
+    """Compute one token's masses the slow way: its sequence alone, unpadded, eager attention.
 
     Args:
-        hf: the model; it runs eager while this does.
+        hf: the model; it is switched to eager attention meanwhile.
         anatomy: its parts.
         sequence: token ids.
         back: which token is asked, counted from the end, 1 for the last.
         span: the marked tokens, `[start, end)`.
-
-    Raises:
-        ModelError: this family does not show its attention.
     """
     device = hf.device
     ids = torch.tensor([list(sequence)], device=device)
     read = torch.tensor([[len(sequence) - back]], device=device)
-    found: dict[int, Tensor] = {}
+    masses: dict[int, Tensor] = {}
 
-    def keep(layer: int, weights: Float[Tensor, "1 head 1 t"]) -> None:
+    def record(layer: int, weights: Float[Tensor, "1 head 1 t"]) -> None:
         marked = weights[0, :, 0, slice(*span)]
-        found[layer] = marked.sum(-1, dtype=torch.float32)[None, None].to(device)
+        masses[layer] = marked.sum(-1, dtype=torch.float32)[None, None].to(device)
 
-    kept = hf.config._attn_implementation
+    configured = hf.config._attn_implementation
     with ExitStack() as stack:
         for layer, module in enumerate(attention_modules(anatomy)):
-            stack.callback(module.register_forward_hook(_reader(anatomy, layer, read, keep)).remove)
-        if kept != "eager":
+            hook = _weights_hook(anatomy, layer, read, record)
+            stack.callback(module.register_forward_hook(hook).remove)
+        if configured != "eager":
             hf.set_attn_implementation("eager")
-            stack.callback(hf.set_attn_implementation, kept)
+            stack.callback(hf.set_attn_implementation, configured)
         with torch.inference_mode():
             anatomy.decoder(input_ids=ids, use_cache=False)
-    return in_order(anatomy, found)[0, :, 0]
+    return stack_layers(anatomy, masses)[0, :, 0]
 
 
 @contextmanager
-def _shown(interface: Any, name: str, show: Callable[..., None]) -> Iterator[None]:
-    """Let `show` see every call of one of the attention functions of Hugging Face's interface."""
-    before = interface.get(name)  # None of eager: each family brings its own
+def _observed(interface: Any, name: str, observer: Callable[..., None]) -> Iterator[None]:
+    """Call `observer` before every call of one attention function of Hugging Face's interface."""
+    before = interface.get(name)  # None for eager: each family brings its own
 
     def call(
         module: nn.Module,
@@ -146,8 +146,8 @@ def _shown(interface: Any, name: str, show: Callable[..., None]) -> Iterator[Non
         *rest: Any,
         **settings: Any,
     ) -> Any:
-        show(module, query, key, value, *rest, **settings)
-        attend = before or _eager(module)
+        observer(module, query, key, value, *rest, **settings)
+        attend = before or _eager_attention(module)
         assert attend is not None
         return attend(module, query, key, value, attention_mask, *rest, **settings)
 
@@ -155,45 +155,46 @@ def _shown(interface: Any, name: str, show: Callable[..., None]) -> Iterator[Non
     try:
         yield
     finally:
+        # An interface is a family's own mapping over the library's. Deleting uncovers the library's
+        # function; where the family had one of its own, that is put back.
         del interface[name]
-        if interface.get(name) is not before:  # it was a family's own, and not the library's
+        if interface.get(name) is not before:
             interface[name] = before
 
 
-def _reader(
-    anatomy: Anatomy, layer: int, read: Int64[Tensor, "b read"], keep: _Keep
+def _weights_hook(
+    anatomy: Anatomy, layer: int, read: Int64[Tensor, "b read"], record: _Record
 ) -> Callable[[nn.Module, Any, Any], None]:
-    """A hook for an attention module that gives its weights beside its output."""
+    """A hook for an attention module that returns its weights beside its output."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        parts = output[1:] if isinstance(output, tuple) else ()
-        weights = next((p for p in parts if isinstance(p, Tensor) and p.ndim == 4), None)
+        others = output[1:] if isinstance(output, tuple) else ()
+        weights = next((x for x in others if isinstance(x, Tensor) and x.ndim == 4), None)
         if weights is None:
-            raise _hidden(anatomy, "gives no attention weights")
-        keep(layer, _rows(weights, read.to(weights.device)))
+            raise _not_visible(anatomy, "returns no attention weights")
+        record(layer, _take_queries(weights, read.to(weights.device)))
 
     return hook
 
 
-def _rows(
-    values: Float[Tensor, "b head t _"], at: Int64[Tensor, "b read"]
+def _take_queries(
+    values: Float[Tensor, "b head t _"], columns: Int64[Tensor, "b read"]
 ) -> Float[Tensor, "b head read _"]:
-    """Some tokens' part of what there is for all of them."""
-    wanted = at[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
-    return values.gather(2, wanted)
+    index = columns[:, None, :, None].expand(-1, values.shape[1], -1, values.shape[3])
+    return values.gather(2, index)
 
 
-def _home(module: nn.Module) -> Any:
-    """The Python module that a family's code stands in."""
+def _python_module(module: nn.Module) -> Any:
+    """The Python module that holds a family's code."""
     return sys.modules[type(module).__module__]
 
 
-def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
-    return getattr(_home(module), "eager_attention_forward", None)
+def _eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    return getattr(_python_module(module), "eager_attention_forward", None)
 
 
-def _hidden(anatomy: Anatomy, what: str) -> ModelError:
+def _not_visible(anatomy: Anatomy, what: str) -> ModelError:
     return ModelError(
-        f"a {type(anatomy.blocks[0]).__name__} {what}, expected one softmax in each block that can "
-        "be seen. Leave 'attention' out of the sites."
+        f"a {type(anatomy.blocks[0]).__name__} {what}, expected one visible softmax in each block. "
+        "Leave 'attention' out of the sites."
     )

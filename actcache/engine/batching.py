@@ -1,39 +1,58 @@
-"""Batches that shrink when the device runs out of memory, so that a long run goes on.
+"""Which rows run together, and what happens when the device runs out of memory.
 
-The result of a row does not depend, beyond rounding, on which rows it runs with; so a batch that
-did not fit is cut up and run again. Knows costs and row numbers; knows nothing of what a pass does.
+Rows are sorted by length and grouped under a budget of tokens. The result of a row does not depend,
+beyond rounding, on which rows it runs with; so a batch that does not fit is split and run again.
+Knows costs and row numbers; knows nothing of what a pass computes. torch is imported where a batch
+runs, so that planning (in encoders, dry runs) does not wait for it.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 
-from actcache.engine.batches import plan_batches
 from actcache.errors import ModelError
 
 log = logging.getLogger("actcache")
-"""Warnings go to stderr where nobody says otherwise."""
+"""Warnings go to stderr unless the application configures logging."""
+
+
+def plan_batches(costs: Sequence[int], *, budget: int) -> list[Int64[np.ndarray, " _"]]:
+    """Group rows of similar cost, so that a batch holds little padding.
+
+    A batch is padded to its longest row, so it costs its number of rows times its longest row. The
+    longest rows come first: what does not fit into memory fails at once, not after an hour.
+
+    Args:
+        costs: tokens of each row, as the pass counts them.
+        budget: tokens that a batch may cost, padding included. A longer row runs alone.
+
+    Returns:
+        Row numbers, batch by batch; each row once.
+    """
+    order = np.argsort(-np.asarray(costs, np.int64), kind="stable").astype(np.int64)
+    batches, start = [], 0
+    while start < len(order):
+        longest = max(1, costs[order[start]])
+        n_rows = max(1, budget // longest)
+        batches.append(order[start : start + n_rows])
+        start += n_rows
+    return batches
 
 
 class Budget:
-    """Tokens that a pass may cost. Shrinks when memory runs out, and stays so.
-
-    Args:
-        tokens: the budget at first, padding included.
-    """
+    """Tokens that a pass may cost; shrinks for good when memory runs out."""
 
     def __init__(self, tokens: int):
         self.tokens = tokens
-        """The budget now."""
+        """The current budget, padding included."""
 
     def shrink(self, cost: int) -> None:
-        """Take half of `cost` tokens, those of the pass that did not fit, as the budget."""
+        """Set the budget to half of `cost`, the tokens of the pass that did not fit."""
         self.tokens = max(1, min(self.tokens, cost) // 2)
         log.warning(
-            "actcache: the device is out of memory with %d tokens in a pass; going on with at "
+            "actcache: the device is out of memory with %d tokens in a pass; continuing with at "
             "most %d (--batch-tokens)",
             cost,
             self.tokens,
@@ -43,11 +62,11 @@ class Budget:
 def run_batches(
     costs: Sequence[int], *, budget: Budget, run: Callable[[Int64[np.ndarray, " _"]], None]
 ) -> None:
-    """Run every row once, in batches within the budget; cut up the batches that do not fit.
+    """Run every row once, in batches within the budget; split batches that do not fit.
 
     Args:
         costs: tokens of each row, as the pass counts them.
-        budget: the budget; smaller afterwards where memory ran out.
+        budget: shrinks where memory runs out.
         run: runs the rows of these numbers. It is called again, with fewer rows, after it raised
             `torch.OutOfMemoryError`.
 
@@ -68,23 +87,25 @@ def run_batches(
                 "several GPUs with --device-map auto."
             )
         budget.shrink(longest * len(batch))
-        left = np.concatenate(waiting)
+        remaining = np.concatenate(waiting)
         waiting = [
-            left[some] for some in plan_batches([costs[i] for i in left], budget=budget.tokens)
+            remaining[part]
+            for part in plan_batches([costs[row] for row in remaining], budget=budget.tokens)
         ]
 
 
 def _fits(run: Callable[[Int64[np.ndarray, " _"]], None], batch: Int64[np.ndarray, " _"]) -> bool:
-    """Whether `run` came to an end. Its frames, and the tensors in them, are gone when it did not.
+    """Run a batch and return whether it fitted into memory."""
+    import torch
 
-    The error holds on to the frames that raised it, so it must be gone before memory is freed.
-    """
     try:
         run(batch)
     except torch.OutOfMemoryError:
         fits = False
     else:
         fits = True
+    # The error holds the frames that raised it, and they the batch's tensors: memory can be freed
+    # only here, after the except block has dropped it.
     if not fits and torch.cuda.is_available():
         torch.cuda.empty_cache()
     return fits

@@ -1,11 +1,10 @@
-"""Load a language model, take it apart, and say in a digest which weights it has.
+"""Load a language model, find its parts, and identify its weights by a digest.
 
-The one place that knows Hugging Face's loading. `load_tokenizer` and `load_config` come first and
-are cheap, so that every row is checked before the weights are read.
+The one module that knows how Hugging Face loads. `load_tokenizer` and `load_config` are cheap and
+come first, so that every row is checked before the weights are read.
 """
 
 import hashlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from actcache.conventions import ATTENTION
-from actcache.engine.anatomy import Anatomy, known_parts, refuse_family, take_apart
-from actcache.engine.masks import BufferedMask, buffered_masks
+from actcache.engine.anatomy import Anatomy, find_components, refuse_unsupported, take_apart
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
 
@@ -37,12 +35,9 @@ class LanguageModel:
     anatomy: Anatomy
     """Its blocks, final norm and unembedding."""
 
-    own: Sequence[BufferedMask | None]
-    """Masks that its blocks keep to themselves."""
-
     @property
     def n_layers(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
         return len(self.anatomy.blocks)
 
     @property
@@ -51,9 +46,7 @@ class LanguageModel:
         return int(self.hf.config.get_text_config().hidden_size)
 
     def width_of(self, site: str) -> int:
-        """How many values a site has: `d_model`, or those of all heads.
-
-        Of `heads` they are all heads' outputs together, of `attention` one a head.
+        """Count the values of a site: `d_model`; of `heads` all outputs, of `attention` one a head.
 
         Raises:
             ModelError: the blocks have no such site.
@@ -62,25 +55,26 @@ class LanguageModel:
             return int(self.hf.config.get_text_config().num_attention_heads)
         if site != "heads":
             return self.d_model
-        weight = find_taps(self.anatomy, site)[0].module.weight  # of the output projection
+        # The output projection maps all heads' outputs to d_model; families transpose it or not.
+        weight = find_taps(self.anatomy, site)[0].module.weight
         assert isinstance(weight, Tensor)
         return weight.numel() // self.d_model
 
     @property
     def dtype(self) -> str:
-        """What it computes in: `float32`, `bfloat16` or `float16`."""
+        """The dtype that it computes in: `float32`, `bfloat16` or `float16`."""
         return str(self.hf.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:
-        """Where token ids go."""
+        """The device that token ids go to."""
         device = self.hf.device
         assert isinstance(device, torch.device)
         return device
 
     @cached_property
     def digest(self) -> str:
-        """Which weights these are; see `weights_digest`."""
+        """Identity of the weights; see `weights_digest`."""
         return weights_digest(self.hf)
 
 
@@ -94,7 +88,7 @@ def load_model(
     attention: str | None = None,
     trust_remote_code: bool = False,
 ) -> LanguageModel:
-    """Load a model and take it apart.
+    """Load a model and find its parts.
 
     Args:
         name: Hub id or local folder.
@@ -102,12 +96,12 @@ def load_model(
         dtype: `auto` (the checkpoint's own), `float32`, `bfloat16` or `float16`.
         device: `auto` (cuda, else mps, else cpu) or a torch device.
         device_map: spread the blocks over several devices, as Hugging Face's argument of that name
-            does (`auto`, `balanced`, …); `device` is then not looked at.
-        attention: `sdpa` or `eager`; by default sdpa where the family has it.
+            does (`auto`, `balanced`, …); `device` is then ignored.
+        attention: `sdpa` or `eager`; by default sdpa where the family supports it.
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
-        ModelError: it cannot be loaded, or its family is not handled.
+        ModelError: it cannot be loaded, or its family is not supported.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -116,12 +110,12 @@ def load_model(
         raise ModelError(
             f"dtype is '{dtype}', expected auto, {', '.join(DTYPES)}. Pass one of them."
         )
-    place = pick_device(device) if device_map is None else None
+    target = pick_device(device) if device_map is None else None
     logging.disable_progress_bar()
-    whole = _config(name, revision=revision, trust_remote_code=trust_remote_code)
-    refuse_family(whole)
-    if whole.architectures:
-        known_parts(whole)  # refuses a family that is not known, before its weights are read
+    config = _full_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    refuse_unsupported(config)
+    if config.architectures:
+        find_components(config)  # refuses an unknown family before its weights are read
     try:
         hf: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -132,37 +126,35 @@ def load_model(
             trust_remote_code=trust_remote_code,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _not_loaded("model", name, error) from error
+        raise _loading_error("model", name, error) from error
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise ModelError(
             f"'{name}' does not fit into the devices' memory, so --device-map {device_map} left "
             "part of its weights outside, expected room for all. Use more devices or a smaller "
             "--dtype."
         )
-    return adopt_model(hf if place is None else hf.to(place), name=name)
+    return adopt_model(hf if target is None else hf.to(target), name=name)
 
 
 def adopt_model(hf: Any, *, name: str | None = None) -> LanguageModel:
-    """Take an already loaded Hugging Face model; it is put into eval mode, nothing else changes.
+    """Use a Hugging Face model that is already loaded; it is set to eval mode, without gradients.
 
     Raises:
-        ModelError: its family is not handled.
+        ModelError: its family is not supported.
     """
     hf.eval()
     hf.requires_grad_(requires_grad=False)
-    anatomy = take_apart(hf)
     return LanguageModel(
         name if name is not None else str(hf.config.name_or_path or type(hf).__name__),
         hf,
-        anatomy,
-        buffered_masks(anatomy.blocks),
+        take_apart(hf),
     )
 
 
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any:
-    """The tokenizer that belongs to a model.
+    """Load the tokenizer that belongs to a model.
 
     Raises:
         ModelError: there is none.
@@ -174,21 +166,21 @@ def load_tokenizer(
             name, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _not_loaded("tokenizer", name, error) from error
+        raise _loading_error("tokenizer", name, error) from error
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """The text part of a model's config: sizes, context, dtype; no weight is read.
+    """Load the text part of a model's config: sizes, context, dtype; no weights are read.
 
     Raises:
-        ModelError: there is none, or it is of a family that is refused.
+        ModelError: there is none, or its family is not supported.
     """
-    config = _config(name, revision=revision, trust_remote_code=trust_remote_code)
-    refuse_family(config)
+    config = _full_config(name, revision=revision, trust_remote_code=trust_remote_code)
+    refuse_unsupported(config)
     return config.get_text_config()
 
 
-def _config(name: str, *, revision: str | None, trust_remote_code: bool) -> Any:
+def _full_config(name: str, *, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     try:
@@ -196,47 +188,46 @@ def _config(name: str, *, revision: str | None, trust_remote_code: bool) -> Any:
             name, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _not_loaded("model", name, error) from error
+        raise _loading_error("model", name, error) from error
 
 
-def context_of(config: Any) -> int | None:
-    """How many tokens the model can hold, or None where its config does not say."""
+def context_length(config: Any) -> int | None:
+    """Read how many tokens the model can hold; None where its config does not say."""
     return getattr(config, "max_position_embeddings", None)
 
 
 def pick_device(device: str) -> torch.device:
-    """`auto` is the first of cuda, mps and cpu that is there.
+    """Choose a torch device; `auto` is the first of cuda, mps and cpu that is available.
 
     Raises:
-        ModelError: the device is unknown or not there.
+        ModelError: the device is unknown or not available.
     """
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)  # a device that is named but absent fails here
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"device '{device}' is not to be had here ({str(error).splitlines()[0]}), expected "
-            "auto, cpu, cuda, cuda:0 or mps. Pass one that is there."
+            f"device '{device}' is not available ({str(error).splitlines()[0]}), expected auto, "
+            "cpu, cuda, cuda:0 or mps. Pass one that this machine has."
         ) from error
-    return place
+    return chosen
 
 
 def weights_digest(module: nn.Module) -> str:
-    """SHA-256 over every tensor's name, dtype, shape and bytes, whatever files it came from.
+    """Hash every tensor's name, dtype, shape and bytes, whatever files they came from (SHA-256).
 
-    Tensors are hashed side by side in threads (hashing lets go of the interpreter), and the hash of
-    the hashes, in order of names, is the digest. Reads each weight once: about a second a gigabyte
-    and core.
+    Tensors are hashed in parallel threads (hashing releases the interpreter lock); the digest is
+    the hash of their hashes, in order of names. Takes about a second per gigabyte and core.
     """
     state = module.state_dict()
     names = sorted(state)
     with ThreadPoolExecutor() as threads:
-        parts = threads.map(_tensor_digest, names, (state[name] for name in names))
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        digests = threads.map(_tensor_digest, names, (state[name] for name in names))
+        return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _tensor_digest(name: str, tensor: Tensor) -> bytes:
@@ -247,23 +238,23 @@ def _tensor_digest(name: str, tensor: Tensor) -> bytes:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """SHA-256 over what the tokenizer does: its full definition where it can give one."""
+    """Hash a tokenizer's full definition, or its vocabulary if it has no other (SHA-256)."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _not_loaded(what: str, name: str, error: Exception) -> ModelError:
+def _loading_error(what: str, name: str, error: Exception) -> ModelError:
     if "trust_remote_code" in str(error):
         return ModelError(
-            f"'{name}' brings code of its own to load its {what}, expected a family that "
+            f"'{name}' needs code of its own to load its {what}, expected a family that "
             "transformers knows. Read that code, and pass --trust-remote-code to run it."
         )
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    known = (
-        "a local folder" if Path(name).exists() else "no local folder, and not to be had as Hub id"
+    where = (
+        "a local folder" if Path(name).exists() else "no such folder, and not available on the Hub"
     )
     return ModelError(
-        f"cannot load the {what} of '{name}' ({known}): {first[:300]} "
+        f"cannot load the {what} of '{name}' ({where}): {first[:300]} "
         "Pass a folder with config.json, weights and tokenizer, or a Hub id that can be reached."
     )

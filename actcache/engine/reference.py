@@ -1,107 +1,120 @@
-"""Capture through a TransformerBridge's own hooks: the slow reference that users know.
+"""The definitions that the fast paths must equal: one row alone, plain forward passes.
 
-One sequence at a time, unpadded, `run_with_cache`. A bridge rewrites the model that it is given, so
-it gets an instance of its own.
+No batch, no padding, no tree, no cache. The checks before a build or a sweep, the certificate of a
+store and the tests compare with these.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from actcache.conventions import ATTENTION, MEAN
+from actcache.conventions import ATTENTION, MEAN, check_sites
+from actcache.engine.attention_mass import reference_masses
+from actcache.engine.forward import residual_of
 from actcache.engine.model import LanguageModel
-from actcache.engine.sites import HOOKS
-from actcache.errors import ModelError
+from actcache.engine.sites import find_taps
+from actcache.engine.steered_scores import SteeringRule, first_steered_position
+from actcache.engine.tree_capture import branch_length
 from actcache.prompts.positions import from_the_end
 from actcache.prompts.render import Rendered
 
 
-class BridgeCapture:
-    """Stands in for `capture`; called in the same way.
+def reference_capture(
+    model: LanguageModel,
+    row: Rendered,
+    *,
+    position: str,
+    answer: str,
+    site: str = "resid_post",
+) -> Float[Tensor, "layer _"]:
+    """Read one site at one position: the row alone, in a plain forward pass of the model."""
+    sequence, back = sequence_of(row, position, answer=answer)
+    if site == ATTENTION:
+        check_sites([site], [position])
+        assert row.span is not None
+        return reference_masses(model.hf, model.anatomy, sequence, back=back, span=row.span)
+    layers: list[Tensor] = []
 
-    Args:
-        hf: a Hugging Face model that nothing else uses: it is rewritten in place.
-    """
+    def see(value: Tensor) -> None:
+        value = value.reshape(len(sequence), -1)
+        if position == MEAN:
+            wide = torch.promote_types(value.dtype, torch.float32)
+            token = value.mean(0, dtype=wide).to(value.dtype)
+        else:
+            token = value[-back].clone()
+        layers.append(token.to(model.device))
 
-    def __init__(self, hf: Any):
-        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    def see_output(_block: nn.Module, _args: Any, output: Any) -> None:
+        see(residual_of(output))
 
-        architecture = (hf.config.architectures or [type(hf).__name__])[0]
-        self._n_layers = int(hf.config.get_text_config().num_hidden_layers)
-        self._bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config)
+    def see_input(_block: nn.Module, args: Any, kwargs: Any) -> None:
+        see(args[0] if args else kwargs["hidden_states"])
 
-    def __call__(
-        self,
-        model: LanguageModel,
-        rows: Sequence[Rendered],
-        *,
-        positions: Sequence[str],
-        answer: str,
-        sites: Sequence[str],
-    ) -> dict[str, Float[Tensor, "b layer position _"]]:
-        """Read `sites` at `positions`; see `capture`.
-
-        Raises:
-            ModelError: the bridge has no such hook.
-        """
-        found: dict[str, list[Tensor]] = {site: [] for site in sites}
-        for row in rows:
-            read = [
-                self._read(row, position, answer, sites, model.device) for position in positions
-            ]
-            for site in sites:
-                found[site].append(torch.stack([each[site] for each in read], 1))
-        return {site: torch.stack(each) for site, each in found.items()}
-
-    def _read(
-        self,
-        row: Rendered,
-        position: str,
-        answer: str,
-        sites: Sequence[str],
-        device: torch.device,
-    ) -> dict[str, Tensor]:
-        """Each site at one position, `[layer, width]`."""
-        branch = {"positive": row.positive, "negative": row.negative}.get(position, ())
-        back = from_the_end(position)
-        sequence = (*row.chain, *(branch[:1] if answer == "first" else branch))
-        if back is not None or position == MEAN:
-            sequence = row.prompt
-        names = {site: _names(site, self._n_layers) for site in sites}
+    blocks = model.anatomy.blocks
+    if site == "resid_post":
+        handles = [block.register_forward_hook(see_output) for block in blocks]
+    elif site == "embed":
+        handles = [blocks[0].register_forward_pre_hook(see_input, with_kwargs=True)]
+    else:
+        handles = [tap.attach(see) for tap in find_taps(model.anatomy, site)]
+    try:
         with torch.inference_mode():
-            _, cache = self._bridge.run_with_cache(
-                torch.tensor([sequence], device=device),
-                names_filter=[name for each in names.values() for name in each],
-            )
-        found = {}
-        for site, each in names.items():
-            missing = [name for name in each if name not in cache]
-            if missing:
-                raise ModelError(
-                    f"the TransformerBridge of '{type(self._bridge.original_model).__name__}' has "
-                    f"no hook '{missing[0]}', expected one for the site '{site}'. Leave "
-                    f"'{site}' out of the sites."
-                )
-            if site == ATTENTION:
-                assert row.span is not None
-                asked = [cache[name][0, :, -(back or 1), slice(*row.span)] for name in each]
-                found[site] = torch.stack(asked).sum(-1, dtype=torch.float32)
-                continue
-            tokens = torch.stack([cache[name].reshape(len(sequence), -1) for name in each])
-            if position == MEAN:
-                wide = torch.promote_types(tokens.dtype, torch.float32)
-                found[site] = tokens.mean(1, dtype=wide).to(tokens.dtype)
-            else:
-                found[site] = tokens[:, -(back or 1)]
-        return found
+            ids = torch.tensor([sequence], device=model.device)
+            model.anatomy.decoder(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(layers)
 
 
-def _names(site: str, n_layers: int) -> list[str]:
-    """What TransformerLens calls `site` in each block."""
-    if site == "embed":
-        return ["blocks.0.hook_in"]
-    hook = {**HOOKS, ATTENTION: "attn.hook_pattern"}.get(site, "hook_out")
-    return [f"blocks.{layer}.{hook}" for layer in range(n_layers)]
+def sequence_of(row: Rendered, position: str, *, answer: str) -> tuple[tuple[int, ...], int]:
+    """The sequence that a position is read in, and how far from its end the token lies (1: last).
+
+    For the mean it is the prompt.
+    """
+    back = from_the_end(position)
+    if back is not None or position == MEAN:
+        return row.prompt, back or 1
+    completion = {"positive": row.positive, "negative": row.negative}.get(position, ())
+    n = branch_length(row, position, positions=[position], answer=answer)
+    return (*row.chain, *completion[:n]), 1
+
+
+def reference_cell(
+    model: LanguageModel,
+    row: Rendered,
+    direction: Float[Tensor, " d"],
+    multiplier: float,
+    layer: int,
+    rule: SteeringRule,
+) -> float:
+    """Compute one cell of a sweep by its definition: two full forward passes with a hook."""
+    first = first_steered_position(row, rule)
+    push = multiplier * direction.to(model.device)
+
+    def steer(_block: nn.Module, _args: Any, output: Any) -> Any:
+        residual = residual_of(output).clone()
+        steered = residual[:, first:] + push.to(residual.device)
+        residual[:, first:] = steered.to(residual.dtype)
+        return (residual, *output[1:]) if isinstance(output, tuple) else residual
+
+    scores = []
+    for completion in (row.positive, row.negative):
+        n_scored = len(completion) if rule.whole else 1
+        ids = torch.tensor([[*row.chain, *completion]], device=model.device)
+        handle = model.anatomy.blocks[layer].register_forward_hook(steer)
+        try:
+            with torch.inference_mode():
+                logits = model.hf(input_ids=ids, use_cache=False).logits[0].double()
+        finally:
+            handle.remove()
+        if rule.score == "logprob":
+            logits = torch.log_softmax(logits, -1)
+        # The token before each scored token predicts it; the fork predicts the first.
+        predictor = torch.arange(n_scored, device=logits.device) + len(row.chain) - 1
+        target = torch.tensor(completion[:n_scored], device=logits.device)
+        scores.append(logits[predictor, target].sum())
+    difference = scores[0] - scores[1]
+    return float(torch.sigmoid(difference) if rule.score == "probability" else difference)

@@ -1,8 +1,7 @@
-"""Does the capture equal a plain forward pass on this model, row by row? Asked before a build.
+"""The check before a build: does the capture equal a plain forward pass on this model?
 
-A family that the engine would get wrong stops here, with one line, and not after an hour. Also
-whether what is read within a block is what its name says: attention's and MLP's outputs must add
-up to the residual.
+A family that the engine would get wrong stops here, with one line, and not after an hour. Sites
+within a block are checked too: the outputs of attention and MLP must add up to the residual.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,15 +13,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from actcache.conventions import ATTENTION
-from actcache.engine.capture import reference_capture
 from actcache.engine.model import LanguageModel
+from actcache.engine.reference import reference_capture
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
 from actcache.prompts.positions import of_samples
 from actcache.prompts.render import Rendered
 
-Read = Callable[..., Mapping[str, Tensor]]
-"""`capture`, or what stands in for it."""
+CaptureFunction = Callable[..., Mapping[str, Tensor]]
+"""`capture`, or another function that is called in the same way."""
 
 FULL_PRECISION_BOUND = 1e-3
 """Largest relative error of a residual in float32 or float64; measured ones are below 1e-5."""
@@ -35,43 +34,43 @@ def check_capture(
     model: LanguageModel,
     rows: Sequence[Rendered],
     *,
-    read: Read,
+    read: CaptureFunction,
     positions: Sequence[str],
     sites: Sequence[str],
     answer: str,
 ) -> dict[str, Any]:
-    """Capture the shortest and the middle row together, and compare with each alone, unpadded.
+    """Capture the shortest and the middle row together, and compare with each row alone.
 
     Args:
         model: the model.
         rows: all rows of the build.
-        read: what captures; called as `capture` is.
-        positions: what is read.
-        sites: where.
+        read: the capture function to check.
+        positions: positions to read.
+        sites: sites to read.
         answer: which token of a completion is its answer token.
 
     Returns:
-        `largest_relative_error`, of any value over the largest absolute value of what was read at
+        `largest_relative_error`, of any value over the largest absolute value that was read at
         that layer, and the `bound` that it is under.
 
     Raises:
         ModelError: it is over the bound, or a site is not what its name says.
     """
-    bound = bound_of(model)
+    bound = error_bound(model)
     order = np.argsort([row.length for row in rows], kind="stable")
     few = [rows[i] for i in dict.fromkeys((order[0], order[len(order) // 2]))]
     check_sites(model, few[0], sites)
-    found = read(model, few, positions=positions, sites=sites, answer=answer)
+    captured = read(model, few, positions=positions, sites=sites, answer=answer)
     paired = bool(few[0].positive)
-    worst = 0.0
+    largest = 0.0
     for site in sites:
         for j, position in enumerate(positions):
             if position not in of_samples([position], paired=paired):
                 continue
             for i, row in enumerate(few):
                 true = reference_capture(model, row, position=position, answer=answer, site=site)
-                error = float(relative_error(site, found[site][i, :, j], true).max())
-                # A residual that overflows is the writer's to report, by row and layer.
+                error = float(relative_error(site, captured[site][i, :, j], true).max())
+                # A residual that overflows is reported by the writer, with its row and layer.
                 if torch.isfinite(true).all() and not error <= bound:
                     raise ModelError(
                         f"on '{model.name}' ({model.hf.config.model_type}) the batched {site} at "
@@ -79,36 +78,36 @@ def check_capture(
                         f"pass, expected at most {bound:g}: the engine does not handle this "
                         "family or attention. Try --engine transformer-lens, or --dtype float32."
                     )
-                worst = max(worst, error) if error == error else worst
-    return {"largest_relative_error": worst, "bound": bound}
+                largest = max(largest, error) if not np.isnan(error) else largest
+    return {"largest_relative_error": largest, "bound": bound}
 
 
 def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> None:
-    """Refuse sites that are not what their names say: what is added, and what that gives.
+    """Refuse sites whose values do not add up to the residual, as their names promise.
 
     Raises:
         ModelError: attention's and MLP's outputs do not add up to the residual in this family.
     """
-    wanted = {"resid_mid", "attn_out", "mlp_out"} & set(sites)
-    for site in sorted(wanted):
+    additive = {"resid_mid", "attn_out", "mlp_out"} & set(sites)
+    for site in sorted(additive):
         find_taps(model.anatomy, site)
-    if not wanted:
+    if not additive:
         return
 
-    def at(site: str) -> Tensor:
+    def read(site: str) -> Tensor:
         return reference_capture(model, row, position="prompt", answer="first", site=site)
 
-    post = at("resid_post")
-    before = torch.cat([at("embed"), post[:-1]])
-    attention, mlp = at("attn_out"), at("mlp_out")
+    post = read("resid_post")
+    pre = torch.cat([read("embed"), post[:-1]])  # the input of each block
+    attention, mlp = read("attn_out"), read("mlp_out")
     try:
-        middle = at("resid_mid")
-    except ModelError:  # attention and MLP side by side
-        sums = {"attn_out": (before, attention + mlp, post)}
+        middle = read("resid_mid")
+    except ModelError:  # a parallel block adds attention and MLP at once
+        sums = {"attn_out": (pre, attention + mlp, post)}
         sums["mlp_out"] = sums["attn_out"]
     else:
-        sums = {"attn_out": (before, attention, middle), "mlp_out": (middle, mlp, post)}
-    broken = {site for site, parts in sums.items() if not _adds_up(model, *parts)}
+        sums = {"attn_out": (pre, attention, middle), "mlp_out": (middle, mlp, post)}
+    broken = {site for site, terms in sums.items() if not _adds_up(model, *terms)}
     if broken:
         raise ModelError(
             f"in '{model.name}' ({model.hf.config.model_type}) {' and '.join(sorted(broken))} are "
@@ -118,29 +117,30 @@ def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> No
 
 
 def _adds_up(model: LanguageModel, start: Tensor, added: Tensor, end: Tensor) -> bool:
-    """Whether `start + added` is `end`, up to rounding of the sum itself."""
+    """Whether `start + added` is `end`, up to rounding; each `[layer, d]`."""
     start, added, end = start.double(), added.double(), end.double()
+    # The sum rounds at the size of the residual, which may be far larger than what is added.
     rounding = 8 * torch.finfo(model.hf.dtype).eps * end.abs().amax(-1)
-    room = bound_of(model) * added.abs().amax(-1) + rounding
-    off = (start + added - end).abs().amax(-1)
-    return bool((off <= room).all()) or not bool(torch.isfinite(end).all())
+    tolerance = error_bound(model) * added.abs().amax(-1) + rounding
+    error = (start + added - end).abs().amax(-1)
+    return bool((error <= tolerance).all()) or not bool(torch.isfinite(end).all())
 
 
 def relative_error(
-    site: str, found: Float[Tensor, "layer d"], true: Float[Tensor, "layer d"]
+    site: str, values: Float[Tensor, "layer d"], true: Float[Tensor, "layer d"]
 ) -> Tensor:
-    """Largest difference of any value over the largest absolute value, `[layer]`.
+    """Compute each layer's largest difference over its largest absolute value, `[layer]`.
 
-    Of attention masses the difference itself: they are shares of a whole that is 1.
+    For attention masses, the difference itself: they are shares of a total of 1.
     """
-    found, true = found.double().cpu(), true.double().cpu()
-    off = (found - true).abs().amax(-1)
+    values, true = values.double().cpu(), true.double().cpu()
+    difference = (values - true).abs().amax(-1)
     if site == ATTENTION:
-        return off
-    return off / true.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny)
+        return difference
+    return difference / true.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def bound_of(model: LanguageModel) -> float:
-    """The largest relative error that counts as right in the model's dtype."""
+def error_bound(model: LanguageModel) -> float:
+    """Return the largest relative error that is accepted in the model's dtype."""
     half = model.dtype in ("float16", "bfloat16")
     return HALF_PRECISION_BOUND if half else FULL_PRECISION_BOUND

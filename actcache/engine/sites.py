@@ -1,8 +1,9 @@
-"""Where in a decoder block each site lies, as TransformerLens' adapters say it.
+"""Where in a decoder block each site lies, according to TransformerLens' adapters.
 
-TransformerLens names the same places on all its families: `hook_resid_mid`, `hook_attn_out`,
-`hook_mlp_out`, `attn.hook_z`. Here each name is followed to the Hugging Face module that it stands
-for, which is hooked as it is. What a family's blocks do not have is refused by name.
+TransformerLens gives the same places the same names in all its families: `hook_resid_mid`,
+`hook_attn_out`, `hook_mlp_out`, `attn.hook_z`. Here each name is resolved to the Hugging Face
+module that it refers to, and that module is hooked unchanged. A site that a family's blocks do not
+have is refused with its name.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ HOOKS: Mapping[str, str] = {
     "mlp_out": "hook_mlp_out",
     "heads": "attn.hook_z",
 }
-"""What TransformerLens calls the sites that lie within a block."""
+"""TransformerLens' hook names of the sites that lie within a block."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class Tap:
     """The module that is hooked."""
 
     before: bool
-    """Whether it is read what the module is given, or what it gives."""
+    """Whether the module's input is read, or its output."""
 
     scale: float
-    """What the block multiplies it by before it is added (Granite); 1 in most families."""
+    """The block's factor on it before it is added (Granite); 1 in most families."""
 
     def attach(self, see: Callable[[Tensor], None]) -> RemovableHandle:
-        """Show `see` what flows here, whenever the block runs, until the handle is removed."""
+        """Show `see` the value at this place whenever the block runs."""
 
-        def show_given(_module: nn.Module, args: Any, kwargs: Any) -> None:
+        def show_input(_module: nn.Module, args: Any, kwargs: Any) -> None:
             see(args[0] if args else next(iter(kwargs.values())))
 
         def show_output(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -48,81 +49,78 @@ class Tap:
             see(value if self.scale == 1.0 else value * self.scale)
 
         if self.before:
-            return self.module.register_forward_pre_hook(show_given, with_kwargs=True)
+            return self.module.register_forward_pre_hook(show_input, with_kwargs=True)
         return self.module.register_forward_hook(show_output)
 
 
 def find_taps(anatomy: Anatomy, site: str) -> list[Tap]:
-    """The place of `site`, one of `HOOKS`, in every block.
+    """Find the place of `site`, one of `HOOKS`, in every block.
 
     Raises:
         ModelError: this family's blocks have no such place.
     """
-    parts = anatomy.block_parts
-    path, scale = _path(parts, HOOKS[site])
-    owner, _, hook = path.rpartition(".")
+    components = anatomy.block_components
+    path, scale = _resolve(components, HOOKS[site])
+    owner, _, end = path.rpartition(".")
     taps: list[Tap] = []
     for layer, block in enumerate(anatomy.blocks):
         try:
-            module = block.get_submodule(_module_name(parts, owner))
+            module = block.get_submodule(_module_path(components, owner))
         except (AttributeError, KeyError) as error:
             raise ModelError(
                 f"a {type(block).__name__} (layer {layer}) has no site '{site}' "
-                f"({type(parts).__name__}: {error}), expected a block with a {HOOKS[site]}. "
+                f"({type(components).__name__}: {error}), expected a block with a {HOOKS[site]}. "
                 f"Leave '{site}' out of the sites."
             ) from error
-        taps.append(Tap(module, hook == "hook_in", scale))
+        taps.append(Tap(module, end == "hook_in", scale))
     return taps
 
 
 def attention_modules(anatomy: Anatomy) -> list[nn.Module]:
-    """The module in every block that computes attention, from its queries to its output.
+    """Find in every block the module that computes attention, from queries to output.
 
     Raises:
         ModelError: TransformerLens names none.
     """
     try:
-        name = _module_name(anatomy.block_parts, "attn")
+        name = _module_path(anatomy.block_components, "attn")
         return [block.get_submodule(name) for block in anatomy.blocks]
     except (AttributeError, KeyError) as error:
         raise ModelError(
-            f"a {type(anatomy.blocks[0]).__name__} has no attention that TransformerLens names "
+            f"TransformerLens names no attention in a {type(anatomy.blocks[0]).__name__} "
             f"({error}), expected one in each block. Leave 'attention' out of the sites."
         ) from error
 
 
-def _path(parts: Any, hook: str) -> tuple[str, float]:
-    """Where TransformerLens' `hook` lies, as `part.….hook_in` or `hook_out`, and its scale.
-
-    Where it names none, an empty path, which is that of no module.
-    """
+def _resolve(components: Any, hook: str) -> tuple[str, float]:
+    """Resolve a hook name to `part.….hook_in` or `hook_out`, and its scale; empty if unknown."""
     part, _, name = hook.rpartition(".")
-    within = parts.submodules.get(part) if part else parts
-    if within is None:
+    component = components.submodules.get(part) if part else components
+    if component is None:
         return "", 1.0
     # Blocks that scale what they add have a hook of their own, in place of an alias.
-    scale = float(getattr(parts, "residual_contribution_scale", 1.0))
-    own = {
-        "hook_attn_out": getattr(parts, "scaled_attn_submodule", None),
-        "hook_mlp_out": getattr(parts, "scaled_mlp_submodule", None),
+    scaled = {
+        "hook_attn_out": getattr(components, "scaled_attn_submodule", None),
+        "hook_mlp_out": getattr(components, "scaled_mlp_submodule", None),
     }.get(name)
-    if own is not None:
-        return f"{own}.hook_out", scale
-    target = within.hook_aliases.get(name)
+    if scaled is not None:
+        scale = float(getattr(components, "residual_contribution_scale", 1.0))
+        return f"{scaled}.hook_out", scale
+    target = component.hook_aliases.get(name)
     if isinstance(target, list):
         target = target[0]
-    return ".".join(name for name in (part, target) if name) if target else "", 1.0
+    return ".".join(step for step in (part, target) if step) if target else "", 1.0
 
 
-def _module_name(parts: Any, path: str) -> str:
+def _module_path(components: Any, path: str) -> str:
     """The dotted path within a Hugging Face block of TransformerLens' `path`, such as `attn.o`."""
     if not path:
         raise KeyError("TransformerLens names none")
-    names, at = [], parts
+    names, component = [], components
     for step in path.split("."):
-        at = at.submodules[step]
-        if at.name:  # a part that only groups others has none
-            names.append(str(at.name))
+        component = component.submodules[step]
+        if component.name:  # a part that only groups others has none
+            names.append(str(component.name))
     if not names:
         raise KeyError(path)
     return ".".join(names)

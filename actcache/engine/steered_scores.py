@@ -1,28 +1,28 @@
 """The exact sweep of one batch: propensity of every layer and multiplier, for about one pass.
 
 Adding a vector after block ℓ to the tokens from some position on changes nothing before that
-position, and nothing below ℓ. So one pass over the trees (`run_trees`) leaves all that the cells
-(direction set, layer, multiplier) share: the prefix's keys and values, and each steered token's
-residual after each block. A cell then starts at its own layer from `residual + λ · direction`, and
-all cells walk the blocks above together (`JoinedCells`), each block's weights read once. At the
-last layer no block is run at all. See `methods` of the README for what is equal to what.
+position, and nothing below ℓ. So one pass over the trees (`run_trees`) leaves everything that the
+cells (direction set, layer, multiplier) share: the prefix's keys and values, and each steered
+token's residual after each block. A cell then starts at its own layer from `residual + λ ·
+direction`, and all cells pass through the blocks above together (`JoinedCells`), so that each
+block's weights are read once. A cell of the last layer runs no block at all. `reference_cell` in
+`reference` is the definition that this must equal.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from actcache.conventions import FIRST_STEERED, SCORES
-from actcache.engine.forward import JoinedCells, residual_of, run_trees
+from actcache.engine.forward import ForwardResult, JoinedCells, run_trees
 from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError
 from actcache.prompts.render import Rendered
-from actcache.prompts.token_tree import pack_trees
+from actcache.prompts.token_tree import TreeBatch, pack_trees
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class SteeringRule:
     """First token that is steered; all later ones are too."""
 
     score: str = "letter"
-    """What propensity is made of."""
+    """How a completion is scored."""
 
     def __post_init__(self) -> None:
         for field, value, allowed in (
@@ -47,25 +47,39 @@ class SteeringRule:
 
     @property
     def unit(self) -> str:
-        """What propensity is measured in."""
+        """Unit of propensity."""
         return {"logprob": "nats", "probability": "probability"}.get(self.score, "logits")
 
     @property
     def whole(self) -> bool:
-        """Whether the completions' tokens after the letter count."""
+        """Whether the completions' tokens after the letter are scored."""
         return self.score in ("logprob", "logit")
 
 
 @dataclass(frozen=True)
 class _Nodes:
-    """The tokens of each sample that cells replace or read, and what is read there."""
+    """The tokens of each sample that cells replace or read, and the tokens that are scored there.
 
-    columns: np.ndarray  # [b, node] int64: columns of the batch
-    valid: np.ndarray  # [b, node] bool
-    steered: np.ndarray  # [b, node] bool
-    at: np.ndarray  # [b, 2, term] int64: node that predicts the term's token
-    token: np.ndarray  # [b, 2, term] int64
-    counts: np.ndarray  # [b, 2, term] bool: false where there is no such term
+    A score is a sum of terms, each the logit of one completion token, predicted at one node.
+    """
+
+    columns: Int64[Tensor, "b node"]
+    """Columns in the batch, ascending."""
+
+    live: Bool[Tensor, "b node"]
+    """False at padding, where a sample has fewer nodes than others."""
+
+    steered: Bool[Tensor, "b node"]
+    """False at a fork that is read, but steered from the token after it on."""
+
+    predictor: Int64[Tensor, "b side term"]
+    """Node whose residual predicts the term's token; sides are positive, negative."""
+
+    token: Int64[Tensor, "b side term"]
+    """Token id."""
+
+    scored: Bool[Tensor, "b side term"]
+    """False where there is no such term."""
 
 
 def score_grid(
@@ -77,7 +91,7 @@ def score_grid(
     rule: SteeringRule,
     layers: Sequence[int],
 ) -> Float[np.ndarray, "b set steered multiplier"]:
-    """Propensity of a batch under every direction set, layer and multiplier.
+    """Compute the propensity of a batch for every direction set, layer and multiplier.
 
     Equal, to rounding, to one full forward pass a cell and completion with the vector added to the
     block's output at every token from the first steered one on (Tan et al. 2024).
@@ -94,192 +108,171 @@ def score_grid(
         Score of the positive minus score of the negative completion (log-odds, or for
         `probability` a share), in the model's arithmetic; float32, or float64 of such a model.
     """
-    device = model.device
-    tree = pack_trees(
-        [row.tree(_read(row.positive, rule), _read(row.negative, rule)) for row in rows], pad=0
-    )
-    nodes = _nodes(rows, tree.starts, tree.branch_starts, rule)
-    columns = torch.from_numpy(nodes.columns).to(device)
-    done = run_trees(model.anatomy, tree, read=columns, own=model.own, keep_cache=True)
+    tree = pack_trees([row.tree(*_tokens_run(row, rule)) for row in rows], pad=0)
+    nodes = _find_nodes(rows, tree, rule, model.device)
+    result = run_trees(model.anatomy, tree, read=nodes.columns, keep_cache=True)
 
-    # Added in float32 (or wider) and rounded once, as steering-vectors' float32 mask does.
-    wide = torch.promote_types(done.residuals.dtype, torch.float32)
-    steps = torch.tensor([x for x in multipliers if x != 0], dtype=wide, device=device)
-    n_sets, n_nodes = len(directions), nodes.columns.shape[1]
+    # The vector is added in float32 (or wider) and the sum rounded once, as steering-vectors'
+    # float32 mask does.
+    wide = torch.promote_types(result.residuals.dtype, torch.float32)
+    steps = torch.tensor([x for x in multipliers if x != 0], dtype=wide, device=model.device)
     if directions.ndim == 3:
         directions = directions[:, None].expand(-1, len(rows), -1, -1)
-    steered = torch.from_numpy(nodes.steered).to(device)[:, None, :, None]
-    prefix = np.arange(tree.ids.shape[1])[None] < nodes.columns[:, :1]
-    join = JoinedCells(
-        model.anatomy,
-        done,
-        columns=columns,
-        valid=torch.from_numpy(nodes.valid).to(device),
-        prefix=torch.from_numpy(prefix & tree.valid).to(device),
-        n_cells=sum(layer < model.n_layers - 1 for layer in layers) * n_sets * len(steps),
-        own=model.own,
-    )
+    cells = _run_cells(model, tree, nodes, result, directions, steps, layers)
 
-    d = done.residuals.shape[-1]
-    moved = done.residuals.new_zeros(len(rows), 0, d)  # [b, row, d], rows cell-major
-    wanted = set(layers) if len(steps) else set()
-    for layer in range(min(layers, default=0), model.n_layers):
-        if moved.shape[1]:
-            moved = join.run_block(layer, moved)
-        if layer in wanted:
-            push = directions[:, :, layer].to(device, wide).movedim(0, 1)  # [b, set, d]
-            push = (steps[None, None, :, None] * push[:, :, None]).flatten(1, 2)[:, :, None]
-            start = done.residuals[:, layer][:, None].to(wide)  # [b, 1, node, d]
-            cells = (start + push * steered).to(moved.dtype)  # [b, set·λ, node, d]
-            moved = torch.cat([moved, cells.flatten(1, 2)], 1)
-
-    base = _score(model, done.residuals[:, -1][:, None], nodes, rule)  # [b, 1]
-    cells = moved.view(len(rows), -1, n_nodes, d)
-    found = _score(model, cells, nodes, rule).view(len(rows), len(layers), n_sets, -1)
-    out = base[:, :, None, None].expand(-1, n_sets, len(layers), len(multipliers)).clone()
-    out[..., [i for i, x in enumerate(multipliers) if x != 0]] = found.movedim(1, 2)
+    unsteered = _score(model, result.residuals[:, -1][:, None], nodes, rule)  # [b, 1]
+    n_sets = len(directions)
+    steered = _score(model, cells, nodes, rule).view(len(rows), len(layers), n_sets, len(steps))
+    out = unsteered[:, :, None, None].expand(-1, n_sets, len(layers), len(multipliers)).clone()
+    out[..., [i for i, x in enumerate(multipliers) if x != 0]] = steered.movedim(1, 2)
     return out.cpu().numpy()
 
 
-def _read(branch: Sequence[int], rule: SteeringRule) -> int:
-    """How many tokens of a branch must be run: the last one predicts nothing that is scored."""
-    return len(branch) - 1 if rule.whole else 0
-
-
-def _nodes(
-    rows: Sequence[Rendered], starts: np.ndarray, branch_starts: np.ndarray, rule: SteeringRule
-) -> _Nodes:
-    found = []
-    for row, start, branches in zip(rows, starts, branch_starts, strict=True):
-        fork = len(row.chain) - 1
-        first = _first_steered(row, rule)
-        begin = min(first, fork)  # the fork is read even where steering begins after it
-        columns = [start + i for i in range(begin, fork + 1)]
-        steered = [i >= first for i in range(begin, fork + 1)]
-        terms = []
-        for tokens, at in zip((row.positive, row.negative), branches, strict=True):
-            n = _read(tokens, rule)
-            reads = [fork - begin, *range(len(columns), len(columns) + n)]
-            terms.append(list(zip(reads, tokens[: n + 1], strict=True)))
-            columns += [at + i for i in range(n)]
-            steered += [True] * n
-        # Nodes go in the order of the batch, where the longer branch comes first.
-        order = np.argsort(columns, kind="stable")
-        rank = np.argsort(order, kind="stable")
-        found.append(
-            (
-                np.array(columns)[order],
-                np.array(steered)[order],
-                [[(int(rank[at]), token) for at, token in side] for side in terms],
-            )
-        )
-    n_nodes = max(len(columns) for columns, _, _ in found)
-    n_terms = max(len(side) for _, _, terms in found for side in terms)
-    shape, deep = (len(rows), n_nodes), (len(rows), 2, n_terms)
-    nodes = _Nodes(
-        np.zeros(shape, np.int64),
-        np.zeros(shape, np.bool_),
-        np.zeros(shape, np.bool_),
-        np.zeros(deep, np.int64),
-        np.zeros(deep, np.int64),
-        np.zeros(deep, np.bool_),
+def _run_cells(
+    model: LanguageModel,
+    tree: TreeBatch,
+    nodes: _Nodes,
+    result: ForwardResult,
+    directions: Float[Tensor, "set b layer d"],
+    steps: Float[Tensor, " step"],
+    layers: Sequence[int],
+) -> Float[Tensor, "b cell node d"]:
+    """The last block's output at the nodes of every cell, cells ordered by layer, set and step."""
+    residuals = result.residuals  # [b, layer, node, d], unsteered
+    b, _, n_nodes, d = residuals.shape
+    # Nodes are in order of column, so all before the first are unchanged in every cell.
+    column = torch.arange(tree.ids.shape[1], device=residuals.device)[None]
+    valid = torch.from_numpy(tree.valid).to(residuals.device)
+    cells = JoinedCells(
+        model.anatomy,
+        result,
+        columns=nodes.columns,
+        live=nodes.live,
+        prefix=(column < nodes.columns[:, :1]) & valid,
+        n_cells=sum(layer < model.n_layers - 1 for layer in layers) * len(directions) * len(steps),
     )
-    for i, (at_columns, is_steered, terms) in enumerate(found):
-        n = len(at_columns)
-        nodes.columns[i, :n], nodes.columns[i, n:] = at_columns, at_columns[-1]
-        nodes.valid[i, :n], nodes.steered[i, :n] = True, is_steered
-        for side, pairs in enumerate(terms):
-            for term, (at, token) in enumerate(pairs):
-                nodes.at[i, side, term], nodes.token[i, side, term] = at, token
-                nodes.counts[i, side, term] = True
-    return nodes
+    joined = residuals.new_zeros(b, 0, d)
+    steered_layers = set(layers) if len(steps) else set()
+    for layer in range(min(layers, default=0), model.n_layers):
+        if joined.shape[1]:  # the cells of lower layers pass through this block, ...
+            joined = cells.run_block(layer, joined)
+        if layer in steered_layers:  # ... and those of this layer start from its output
+            vectors = directions[:, :, layer].to(residuals.device, steps.dtype).movedim(0, 1)
+            pushes = (steps[None, None, :, None] * vectors[:, :, None]).flatten(1, 2)
+            pushes = pushes[:, :, None] * nodes.steered[:, None, :, None]  # [b, set·step, node, d]
+            start = residuals[:, layer][:, None].to(steps.dtype)  # [b, 1, node, d]
+            started = (start + pushes).to(residuals.dtype)
+            joined = torch.cat([joined, started.flatten(1, 2)], 1)
+    return joined.view(b, -1, n_nodes, d)
+
+
+def _find_nodes(
+    rows: Sequence[Rendered], tree: TreeBatch, rule: SteeringRule, device: torch.device
+) -> _Nodes:
+    columns: list[np.ndarray] = []
+    steered: list[np.ndarray] = []
+    terms: list[list[list[tuple[int, int]]]] = []  # for each row and side (node, token)
+    for row, start, branch_starts in zip(rows, tree.starts, tree.branch_starts, strict=True):
+        fork = len(row.chain) - 1
+        first_steered = first_steered_position(row, rule)
+        first = min(first_steered, fork)  # the fork is read even where steering begins after it
+        row_columns = [start + i for i in range(first, fork + 1)]
+        row_steered = [i >= first_steered for i in range(first, fork + 1)]
+        row_terms = []
+        for completion, branch_start, n_run in zip(
+            (row.positive, row.negative), branch_starts, _tokens_run(row, rule), strict=True
+        ):
+            # The fork predicts the first token; each token that is run predicts the next one.
+            predictors = [fork - first, *range(len(row_columns), len(row_columns) + n_run)]
+            row_terms.append(list(zip(predictors, completion[: n_run + 1], strict=True)))
+            row_columns += [branch_start + i for i in range(n_run)]
+            row_steered += [True] * n_run
+        # Order by column: the batch puts the longer branch first. Joined masks rely on it.
+        order = np.argsort(row_columns, kind="stable")
+        rank = np.argsort(order, kind="stable")
+        columns.append(np.array(row_columns)[order])
+        steered.append(np.array(row_steered)[order])
+        terms.append(
+            [[(int(rank[node]), token) for node, token in side_terms] for side_terms in row_terms]
+        )
+    by_node = (len(rows), max(len(row_columns) for row_columns in columns))
+    by_term = (len(rows), 2, max(len(side) for row_terms in terms for side in row_terms))
+    nodes = _Nodes(
+        columns=torch.zeros(by_node, dtype=torch.int64),
+        live=torch.zeros(by_node, dtype=torch.bool),
+        steered=torch.zeros(by_node, dtype=torch.bool),
+        predictor=torch.zeros(by_term, dtype=torch.int64),
+        token=torch.zeros(by_term, dtype=torch.int64),
+        scored=torch.zeros(by_term, dtype=torch.bool),
+    )
+    for i, row_terms in enumerate(terms):
+        n = len(columns[i])
+        nodes.columns[i, :n] = torch.from_numpy(columns[i])
+        nodes.columns[i, n:] = int(columns[i][-1])  # padding: any column that exists
+        nodes.live[i, :n] = True
+        nodes.steered[i, :n] = torch.from_numpy(steered[i])
+        for side, side_terms in enumerate(row_terms):
+            for term, (node, token) in enumerate(side_terms):
+                nodes.predictor[i, side, term] = node
+                nodes.token[i, side, term] = token
+                nodes.scored[i, side, term] = True
+    return _Nodes(**{name: value.to(device) for name, value in vars(nodes).items()})
 
 
 def _score(
     model: LanguageModel, cells: Float[Tensor, "b cell node d"], nodes: _Nodes, rule: SteeringRule
 ) -> Float[Tensor, "b cell"]:
-    """Read the score off the last block's output; only the unembedding rows that it needs."""
+    """Read the score off the last block's output, with only the unembedding rows that it needs."""
     anatomy, device = model.anatomy, cells.device
-    at, token = torch.from_numpy(nodes.at).to(device), torch.from_numpy(nodes.token).to(device)
-    counts = torch.from_numpy(nodes.counts).to(device)[:, None]
-    batch = torch.arange(len(cells), device=device)[:, None, None]
+    sample = torch.arange(len(cells), device=device)[:, None, None]
     with torch.inference_mode():
         normed = anatomy.ln_final(cells).to(device)
-        read = normed.movedim(1, 2)[batch, at].movedim(3, 1)  # [b, cell, side, term, d]
+        # Indexing the node axis by [b, side, term]: [b, cell, side, term, d].
+        read = normed.movedim(1, 2)[sample, nodes.predictor].movedim(3, 1)
         weight, bias = anatomy.unembed.weight, getattr(anatomy.unembed, "bias", None)
         assert isinstance(weight, Tensor)
-        # The unembedding may lie on another device than the rows: its few lines come to them.
-        there = token.to(weight.device)
-        logits = torch.einsum("bcstd,bstd->bcst", read, weight[there].to(device))
+        # The unembedding may lie on another device than the cells: its few rows come to them.
+        token = nodes.token.to(weight.device)
+        logits = torch.einsum("bcstd,bstd->bcst", read, weight[token].to(device))
         if isinstance(bias, Tensor):
-            logits = logits + bias[there].to(device)[:, None]
-        logits = anatomy.shaped(logits).to(torch.promote_types(logits.dtype, torch.float32))
+            logits = logits + bias[token].to(device)[:, None]
+        logits = anatomy.scale_and_cap(logits)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if rule.score == "logprob" and read.shape[3] > 1:
-            # At the fork both sides share the normalizer, which cancels; later terms need it.
+            # Log-probability = logit - log-normalizer. At the fork both sides have the same
+            # normalizer, which cancels in the difference; only later terms need theirs.
             logits[..., 1:] -= _log_normalizer(model, read[..., 1:, :])
-        logits = torch.where(counts, logits, 0.0)
+        logits = torch.where(nodes.scored[:, None], logits, 0.0)
         difference = logits[..., 0, :].sum(-1) - logits[..., 1, :].sum(-1)
+        # p / (p + q) of two softmax values of one token is the sigmoid of their logits' difference.
         return torch.sigmoid(difference) if rule.score == "probability" else difference
 
 
 def _log_normalizer(
     model: LanguageModel, read: Float[Tensor, "b cell side term d"]
 ) -> Float[Tensor, "b cell side term"]:
+    """Log of the sum of exponentials of the whole vocabulary's logits, of normed residuals."""
     anatomy = model.anatomy
-    flat = read.reshape(-1, read.shape[-1])
     wide = torch.promote_types(read.dtype, torch.float32)
     weight = anatomy.unembed.weight
     assert isinstance(weight, Tensor)
-    # Logits of the whole vocabulary, a few at a time: 32 M values are 128 MB in float32.
+    # A few tokens at a time: 32 M logits are 128 MB in float32.
     step = max(1, (1 << 25) // len(weight))
     parts = [
-        torch.logsumexp(anatomy.shaped(anatomy.unembed(part)).to(wide), -1).to(read.device)
-        for part in flat.split(step)
+        torch.logsumexp(anatomy.scale_and_cap(anatomy.unembed(part)).to(wide), -1).to(read.device)
+        for part in read.reshape(-1, read.shape[-1]).split(step)
     ]
     return torch.cat(parts).view(read.shape[:-1])
 
 
-def reference_cell(
-    model: LanguageModel,
-    row: Rendered,
-    direction: Float[Tensor, " d"],
-    multiplier: float,
-    layer: int,
-    rule: SteeringRule,
-) -> float:
-    """One cell by its definition: two full forward passes with a hook, batch size 1, no cache.
-
-    What `score_grid` must equal; a sweep compares a few cells with it before it starts.
-    """
-    first = _first_steered(row, rule)
-    push = multiplier * direction.to(model.device)
-
-    def steer(_block: nn.Module, _args: Any, output: Any) -> Any:
-        residual = residual_of(output).clone()
-        steered = residual[:, first:] + push.to(residual.device)
-        residual[:, first:] = steered.to(residual.dtype)
-        return (residual, *output[1:]) if isinstance(output, tuple) else residual
-
-    totals = []
-    for completion in (row.positive, row.negative):
-        n_scored = len(completion) if rule.whole else 1
-        ids = torch.tensor([[*row.chain, *completion]], device=model.device)
-        handle = model.anatomy.blocks[layer].register_forward_hook(steer)
-        try:
-            with torch.inference_mode():
-                logits = model.hf(input_ids=ids, use_cache=False).logits[0].double()
-        finally:
-            handle.remove()
-        if rule.score == "logprob":
-            logits = torch.log_softmax(logits, -1)
-        at = torch.arange(n_scored, device=logits.device) + len(row.chain) - 1
-        target = torch.tensor(completion[:n_scored], device=logits.device)
-        totals.append(logits[at, target].sum())
-    difference = totals[0] - totals[1]
-    return float(torch.sigmoid(difference) if rule.score == "probability" else difference)
+def _tokens_run(row: Rendered, rule: SteeringRule) -> tuple[int, int]:
+    """How many tokens of each completion are run: the last one predicts nothing that is scored."""
+    if not rule.whole:
+        return 0, 0
+    return len(row.positive) - 1, len(row.negative) - 1
 
 
-def _first_steered(row: Rendered, rule: SteeringRule) -> int:
+def first_steered_position(row: Rendered, rule: SteeringRule) -> int:
     """Position of the first steered token in its sequence."""
     return {
         "fork": len(row.chain) - 1,

@@ -23,7 +23,7 @@ from actcache.store.layout import (
     shard_name,
 )
 from actcache.store.schema import COMMITS
-from actcache.store.storage.atomic import ASIDE, remove, sync_folder
+from actcache.store.storage.atomic import TEMPORARY, remove, sync_folder
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage
 from actcache.store.storage.room import require_room
@@ -154,7 +154,7 @@ def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> No
     else:
         ours = {path.split("/")[0] for path in contents.files}
         for name in (name.rstrip("/") for name in names):
-            if name not in ours and not name.endswith(ASIDE):
+            if name not in ours and not name.endswith(TEMPORARY):
                 raise FormatError(
                     f"'{storage.location}' holds '{name}', expected the beginning of a store. "
                     "Choose another path."
@@ -186,9 +186,9 @@ def remove_uncommitted(layout: Layout) -> None:
     committed[COMMITS] = {record_name(number) for number in range(n_shards + 1)}
     for folder, names in committed.items():
         for name in layout.storage.list(folder):
-            if name not in names and (name.startswith(f"{folder}/c.") or name.endswith(ASIDE)):
+            if name not in names and (name.startswith(f"{folder}/c.") or name.endswith(TEMPORARY)):
                 layout.storage.remove(name)
-    layout.storage.remove(f"{ROOT}{ASIDE}")
+    layout.storage.remove(f"{ROOT}{TEMPORARY}")
 
 
 def discard(path: str | Path | Storage) -> None:

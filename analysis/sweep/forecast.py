@@ -17,7 +17,7 @@ from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.sweep.run import nodes_added, sweep_costs
 from actcache.build.forecast import TimeEstimate, scaled
 from actcache.build.replay import rendered_pairs
-from actcache.engine.batches import plan_batches
+from actcache.engine.batching import plan_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.errors import IncompleteStoreError, MismatchError, StoreNotFoundError

@@ -21,7 +21,8 @@ from actcache.build.provenance import versions
 from actcache.build.replay import load_store_model, rendered_pairs, require_store_model
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
-from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
+from actcache.engine.reference import reference_cell
+from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
 from actcache.progress import SILENT, Progress

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from actcache.engine.batches import plan_batches
-from actcache.engine.capture import capture, tokens_run
+from actcache.engine.batching import plan_batches
 from actcache.engine.model import LanguageModel, load_model
+from actcache.engine.tree_capture import capture, tokens_run
 from actcache.prompts.render import Rendered
 from benchmarks.support.models import plain_forwards, random_llama, random_rows
 from benchmarks.support.profiles import profile

@@ -22,10 +22,10 @@ import torch
 from actcache.build.certify import certify
 from actcache.build.plan import BuildPlan
 from actcache.build.run import run_build
-from actcache.engine.batches import plan_batches
-from actcache.engine.capture import capture, tokens_run
+from actcache.engine.batching import plan_batches
 from actcache.engine.model import LanguageModel, load_model, load_tokenizer
 from actcache.engine.self_check import check_capture
+from actcache.engine.tree_capture import capture, tokens_run
 from actcache.prompts.render import Rendered
 from benchmarks.support.models import plain_forwards
 

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from actcache.engine.batches import plan_batches
-from actcache.engine.batching import Budget, run_batches
-from actcache.engine.capture import capture, tokens_run
+from actcache.engine.batching import Budget, plan_batches, run_batches
 from actcache.engine.forward import residual_of
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.tree_capture import capture, tokens_run
 from actcache.prompts.render import Rendered
 from actcache.prompts.token_tree import Tree, pack_trees
 from benchmarks.support.models import plain_forwards, random_llama, random_rows

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from actcache.engine.batches import plan_batches
+from actcache.engine.batching import plan_batches
 from actcache.engine.model import LanguageModel, load_model
-from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
+from actcache.engine.reference import reference_cell
+from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.prompts.render import Rendered
 from benchmarks.build.forwards import LARGE, TINY
 from benchmarks.support.models import plain_forwards, random_llama, random_rows

@@ -59,7 +59,7 @@ def plain_forwards(
     model: LanguageModel, sequences: Sequence[Sequence[int]], *, budget: int, logits: bool
 ) -> None:
     """Run what a user would write: length-sorted, left-padded batches through the plain model."""
-    from actcache.engine.batches import plan_batches
+    from actcache.engine.batching import plan_batches
     from actcache.prompts.token_tree import Tree, pack_trees
 
     run = model.hf if logits else model.anatomy.decoder

@@ -83,9 +83,9 @@ def build(args: dict[str, Any]) -> Parts:
     from actcache.build.plan import BuildPlan, plan_build
     from actcache.build.run import run_build
     from actcache.data.formats import read_samples
-    from actcache.engine.batches import plan_batches
-    from actcache.engine.capture import capture
+    from actcache.engine.batching import plan_batches
     from actcache.engine.model import load_model
+    from actcache.engine.tree_capture import capture
 
     torch.set_num_threads(args["threads"])
     config = BuildConfig(
@@ -123,7 +123,7 @@ def sweep(args: dict[str, Any]) -> Parts:
 
     from actcache.analysis.sweep.run import run_sweep, sweep_costs
     from actcache.build.replay import rendered_pairs
-    from actcache.engine.batches import plan_batches
+    from actcache.engine.batching import plan_batches
     from actcache.engine.model import load_model
     from actcache.engine.steered_scores import SteeringRule, score_grid
     from actcache.store.store import open_store

@@ -4,7 +4,7 @@ import pytest
 
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
-from actcache.engine.capture import capture
+from actcache.engine.tree_capture import capture
 
 pytestmark = pytest.mark.model
 

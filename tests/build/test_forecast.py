@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from actcache.build.forecast import N_WARM_UP, local_weights, scaled, why_not_loaded
 from actcache.cli.main import main
-from actcache.engine.batches import plan_batches
+from actcache.engine.batching import plan_batches
 from tests.support.tiny import save
 
 

@@ -18,8 +18,8 @@ from actcache.build.reuse import find_reusable
 from actcache.build.run import run_build
 from actcache.cli.main import main
 from actcache.data.formats import read_samples
-from actcache.engine.capture import capture
 from actcache.engine.model import load_model
+from actcache.engine.tree_capture import capture
 from actcache.errors import FormatError, MismatchError
 from actcache.prompts.render import Rendered
 from actcache.store.copies.copy import subset

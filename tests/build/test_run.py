@@ -10,9 +10,10 @@ import torch
 import actcache
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
-from actcache.engine.batches import plan_batches
-from actcache.engine.capture import capture, reference_capture
+from actcache.engine.batching import plan_batches
 from actcache.engine.model import load_model
+from actcache.engine.reference import reference_capture
+from actcache.engine.tree_capture import capture
 from actcache.errors import MismatchError, NotFiniteError, StoreExistsError
 from tests.support.processes import kill_after
 

@@ -215,7 +215,7 @@ def _tiny_sweep(folder):
         return module.run_sweep(
             store, sets, multipliers=(-1.0, 0.0, 0.5, 1.0), out=path, model=model,
             score="logprob", batch_tokens=600, shard_rows=3,
-        )  # fmt: skip
+        ).store  # fmt: skip
 
     return sweep
 

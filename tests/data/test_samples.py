@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from actcache.conventions import SPLITS, VARIANTS
 from actcache.data import samples as module
 from actcache.data.samples import Sample, letter_of, samples_digest
-from tests.reference import definitions as reference
+from tests.reference import data as reference
 from tests.support.processes import run_code
 
 ROOT = Path(__file__).parents[2]

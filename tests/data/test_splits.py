@@ -17,7 +17,7 @@ from actcache.data.personas import Persona, expand_variants
 from actcache.data.samples import Sample
 from actcache.data.splits import _draw, assign_splits, count_leaks, n_leaked, plain_splits
 from actcache.errors import RowError
-from tests.reference import definitions as reference
+from tests.reference import data as reference
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real data is not at {DATA}")

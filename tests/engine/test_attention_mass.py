@@ -1,4 +1,4 @@
-"""Attention on a marked span: the masses of a pass, the checks of them, and the build."""
+"""Attention on a marked span: the masses of a pass, their definition, and a build that stores them."""
 
 import json
 from dataclasses import replace
@@ -11,36 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from actcache.build.replay import rendered_rows
 from actcache.cli.main import main
-from actcache.engine.capture import capture, reference_capture
 from actcache.engine.model import adopt_model
-from actcache.engine.reference import BridgeCapture
-from actcache.engine.self_check import check_capture
+from actcache.engine.reference import reference_capture
+from actcache.engine.tree_capture import capture
 from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.prompts.render import Rendered
 from actcache.store.store import open_store
-from tests.engine.test_capture import attentions
-from tests.reference import definitions as reference
-from tests.support.tiny import CONFIGS, VOCAB, make, save
-
-K3 = ("last_-1", "last_-2", "last_-3")
-FAMILIES = [(family, attention) for family in CONFIGS for attention in attentions(family)]
-
-
-def some(rng, n):
-    return tuple(rng.integers(3, VOCAB, n).tolist())
-
-
-def marked_rows() -> list[Rendered]:
-    """Spans at the start, the end, everywhere, within a window of 8, and of nothing."""
-    rng = np.random.default_rng(0)
-    return [
-        Rendered(some(rng, 20), some(rng, 1), some(rng, 2), some(rng, 2), span=(0, 5)),
-        Rendered(some(rng, 7), (), some(rng, 1), some(rng, 3), span=(4, 7)),
-        Rendered(some(rng, 30), some(rng, 3), some(rng, 4), some(rng, 1), span=(0, 30)),
-        Rendered(some(rng, 3), some(rng, 1), some(rng, 2), some(rng, 2), span=(1, 2)),
-        Rendered(some(rng, 25), some(rng, 1), some(rng, 2), some(rng, 2), span=(19, 22)),
-        Rendered(some(rng, 9), some(rng, 1), some(rng, 2), some(rng, 2), span=(4, 4)),
-    ]
+from tests.reference import engine as reference
+from tests.support.tiny import FAMILIES, LAST_3, VOCAB, make, marked_rows, save
 
 
 @pytest.mark.model
@@ -49,7 +27,9 @@ def test_masses_equal_eager_hugging_face_with_each_prompt_alone(family, attentio
     model = adopt_model(make(family, attention=attention), name=family)
     eager, rows = make(family, attention="eager"), marked_rows()
 
-    found = capture(model, rows, positions=K3, answer="first", sites=["attention", "resid_post"])
+    found = capture(
+        model, rows, positions=LAST_3, answer="first", sites=["attention", "resid_post"]
+    )
 
     masses = found["attention"]
     assert (masses.shape, masses.dtype) == ((6, 4, 3, 4), torch.float32)
@@ -81,22 +61,7 @@ def test_masses_of_forks_and_answers_equal_those_of_the_row_alone(family, attent
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("family", CONFIGS)
-def test_masses_equal_the_pattern_of_a_transformer_bridge(family):
-    model = adopt_model(make(family), name=family)
-    twin = make(family, attention="eager")  # rewritten in place: an instance of its own
-    if family == "gpt_neox":  # its tiny config names key-value heads, which only the bridge reads
-        twin.config.num_key_value_heads = twin.config.num_attention_heads
-    settings: dict[str, Any] = {"positions": K3, "answer": "first", "sites": ["attention"]}
-
-    ours = capture(model, marked_rows(), **settings)["attention"]
-
-    theirs = BridgeCapture(twin)(model, marked_rows(), **settings)["attention"]
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-
-
-@pytest.mark.model
-def test_a_prompt_of_one_token_looks_at_itself_alone():
+def test_a_prompt_of_one_token_attends_to_itself_alone():
     model = adopt_model(make("llama"), name="llama")
     rows = [Rendered((5,), span=(0, 1)), *(replace(row, span=(0, 1)) for row in marked_rows())]
 
@@ -118,7 +83,7 @@ def test_sinks_take_their_share_of_the_mass():
     torch.manual_seed(0)
     model = adopt_model(GptOssForCausalLM(config).float(), name="oss")
 
-    found = capture(model, marked_rows(), positions=K3, answer="first", sites=["attention"])
+    found = capture(model, marked_rows(), positions=LAST_3, answer="first", sites=["attention"])
 
     for i, row in enumerate(marked_rows()):
         true = reference.attention_mass(model.hf, row.prompt, 2, row.span)
@@ -142,28 +107,28 @@ class _Shapes(TorchDispatchMode):
 
 
 @pytest.mark.model
-def test_no_head_gets_a_square_of_all_tokens():
+def test_no_matrix_of_all_tokens_by_all_tokens_is_made():
     model = adopt_model(make("llama", attention="sdpa"), name="llama")
     row = marked_rows()[0]
 
     with _Shapes() as ours:
-        capture(model, [row] * 2, positions=K3, answer="first", sites=["attention"])
+        capture(model, [row] * 2, positions=LAST_3, answer="first", sites=["attention"])
     with _Shapes() as eager:
         reference_capture(model, row, position="prompt", answer="first", site="attention")
 
     assert (2, 4, 3, 21) in ours.seen  # 3 queries of 21 tokens
     assert not [shape for shape in ours.seen if len(shape) == 4 and shape[1:] == (4, 21, 21)]
-    assert (1, 4, 20, 20) in eager.seen  # so such a one would be seen
+    assert (1, 4, 20, 20) in eager.seen  # so one would be noticed
 
 
 @pytest.mark.model
-def test_a_model_is_left_as_it_was():
+def test_the_model_is_left_unchanged():
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     before = dict(ALL_ATTENTION_FUNCTIONS), ALL_ATTENTION_FUNCTIONS.get("eager")
     for family, attention in (("llama", "sdpa"), ("llama", "eager"), ("gpt_neo", "eager")):
         model = adopt_model(make(family, attention=attention), name=family)
-        capture(model, marked_rows(), positions=K3, answer="first", sites=["attention"])
+        capture(model, marked_rows(), positions=LAST_3, answer="first", sites=["attention"])
         reference_capture(
             model, marked_rows()[0], position="prompt", answer="first", site="attention"
         )
@@ -173,28 +138,15 @@ def test_a_model_is_left_as_it_was():
 
 
 @pytest.mark.model
-def test_a_family_that_hides_its_attention_is_refused_by_name():
+def test_a_family_that_hides_its_attention_is_refused():
     model = adopt_model(make("gpt_neo"), name="gpt_neo")
     for block in model.anatomy.blocks:  # as sdpa would: no weights beside the output
         block.get_submodule("attn.attention").register_forward_hook(
             lambda _m, _args, out: (out[0], None)
         )
 
-    with pytest.raises(ModelError, match=r"GPTNeoBlock gives no attention weights.*Leave 'att"):
-        capture(model, marked_rows(), positions=K3, answer="first", sites=["attention"])
-
-
-@pytest.mark.model
-def test_a_mass_that_is_wrong_stops_the_build_before_it_begins():
-    model = adopt_model(make("llama"), name="llama")
-    settings: dict[str, Any] = {"positions": ["prompt"], "sites": ["attention"], "answer": "first"}
-
-    def wrong(*args, **kwargs):
-        return {"attention": capture(*args, **kwargs)["attention"] * 1.02}
-
-    check_capture(model, marked_rows(), read=capture, **settings)
-    with pytest.raises(ModelError, match="batched attention at 'prompt' is off by"):
-        check_capture(model, marked_rows(), read=wrong, **settings)
+    with pytest.raises(ModelError, match=r"GPTNeoBlock returns no attention weights.*Leave 'att"):
+        capture(model, marked_rows(), positions=LAST_3, answer="first", sites=["attention"])
 
 
 @pytest.mark.model
@@ -230,7 +182,7 @@ def build(folder, out, *flags, data="fear.jsonl"):
 
 @pytest.mark.model
 @pytest.mark.parametrize("engine", ["torch", "transformer-lens"])
-def test_a_build_keeps_the_masses_and_verify_finds_them_again(folder, tmp_path, engine, capsys):
+def test_a_build_keeps_the_masses_and_verify_recomputes_them(folder, tmp_path, engine, capsys):
     path = tmp_path / "s.zarr"
     flags = ("--positions", "template:3", "--store-dtype", "float16", "--engine", engine)
     assert build(folder, path, *flags) == 0
@@ -245,7 +197,7 @@ def test_a_build_keeps_the_masses_and_verify_finds_them_again(folder, tmp_path, 
     assert store.d_model == 32
     assert (masses.shape, masses.dtype) == ((8, 4, 4), "float32")
     assert masses.dimension_names == ("n", "layer", "head")
-    assert (masses[4:] == 0).all()  # what marks nothing gets nothing
+    assert (masses[4:] == 0).all()  # an empty span gets nothing
     spans, tokens = store["span"], store.ragged("prompt_tokens")
     eager = make("llama", attention="eager")
     for i in range(4):
@@ -256,7 +208,7 @@ def test_a_build_keeps_the_masses_and_verify_finds_them_again(folder, tmp_path, 
 
 
 @pytest.mark.model
-def test_a_row_that_marks_nothing_stops_the_build_with_one_line(folder, tmp_path, capsys):
+def test_a_row_without_a_span_stops_the_build_with_one_line(folder, tmp_path, capsys):
     rows = (folder / "fear.jsonl").read_text().splitlines()
     row = json.loads(rows[1])
     del row["span"]

@@ -1,4 +1,4 @@
-"""When the device runs out of memory: batches are cut up, the run goes on, results stay."""
+"""When the device runs out of memory: batches are split, the run continues, results stay the same."""
 
 import json
 import logging
@@ -16,9 +16,9 @@ from actcache.build.plan import plan_build
 from actcache.build.run import run_build
 from actcache.data.formats import read_samples
 from actcache.engine.batching import Budget, run_batches
-from actcache.engine.capture import capture
 from actcache.engine.model import load_model
 from actcache.engine.steered_scores import score_grid
+from actcache.engine.tree_capture import capture
 from actcache.errors import ModelError
 from tests.support.tiny import save
 
@@ -26,7 +26,7 @@ costs = st.lists(st.integers(1, 50), min_size=1, max_size=40)
 
 
 @given(costs, st.integers(1, 500), st.integers(50, 200))
-def test_every_row_runs_once_and_no_pass_is_over_what_fits(costs, budget, room):
+def test_every_row_runs_once_and_no_pass_exceeds_the_memory(costs, budget, room):
     ran = []
 
     def run(batch):
@@ -39,7 +39,7 @@ def test_every_row_runs_once_and_no_pass_is_over_what_fits(costs, budget, room):
     assert sorted(ran) == list(range(len(costs)))
 
 
-def test_the_budget_stays_halved_and_says_so(caplog):
+def test_the_budget_stays_halved_and_a_warning_says_so(caplog):
     budget, sizes = Budget(64), []
 
     def run(batch):
@@ -54,13 +54,13 @@ def test_the_budget_stays_halved_and_says_so(caplog):
     assert sizes == [16, 8, 4, 4, 4, 4, 4, 4, 4, 4, 4, 4]
     assert budget.tokens == 16
     assert [record.getMessage() for record in caplog.records] == [
-        f"actcache: the device is out of memory with {n} tokens in a pass; going on with at most "
+        f"actcache: the device is out of memory with {n} tokens in a pass; continuing with at most "
         f"{n // 2} (--batch-tokens)"
         for n in (64, 32)
     ]
 
 
-def test_a_batch_far_below_the_budget_is_cut_too():
+def test_a_batch_far_below_the_budget_is_split_too():
     sizes = []
 
     def run(batch):
@@ -81,7 +81,7 @@ def test_a_row_that_does_not_fit_alone_is_an_error_that_says_what_to_do():
         run_batches([7, 3], budget=Budget(100), run=run)
 
 
-def test_another_error_is_not_taken_for_a_lack_of_memory():
+def test_other_errors_are_not_mistaken_for_a_lack_of_memory():
     def run(_batch):
         raise RuntimeError("the model broke")
 
@@ -91,7 +91,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A plan of sixteen pairs, and the store that it gives with room enough."""
+    """A plan of sixteen pairs, and its store, built with enough memory."""
     folder = tmp_path_factory.mktemp("memory")
     rng = np.random.default_rng(0)
     rows = [
@@ -110,7 +110,7 @@ def built(tmp_path_factory):
 
 @pytest.mark.model
 def test_a_build_short_of_memory_gives_the_same_store(built, tmp_path, caplog):
-    plan, roomy = built
+    plan, whole = built
     sizes = []
 
     def tight(model, rows, **settings):
@@ -124,9 +124,9 @@ def test_a_build_short_of_memory_gives_the_same_store(built, tmp_path, caplog):
 
     assert max(sizes) == 16
     assert "out of memory" in caplog.text
-    for name in roomy.arrays:
-        # fp32: other neighbours, other order of summation.
-        np.testing.assert_allclose(store.array(name)[:], roomy.array(name)[:], rtol=1e-4, atol=1e-5)
+    for name in whole.arrays:
+        # fp32: other rows in the batch, another order of summation.
+        np.testing.assert_allclose(store.array(name)[:], whole.array(name)[:], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.model
@@ -138,7 +138,7 @@ def test_a_sweep_short_of_memory_gives_the_same_propensities(built, tmp_path, mo
         "sets": {"random": values[0]},
         "multipliers": [-1.0, 0.0, 1.0],
     }
-    roomy = sweep.run_sweep(store, out=tmp_path / "roomy.zarr", **settings)
+    whole = sweep.run_sweep(store, out=tmp_path / "roomy.zarr", **settings)
     sizes = []
 
     def tight(model, rows, **rest):
@@ -149,9 +149,9 @@ def test_a_sweep_short_of_memory_gives_the_same_propensities(built, tmp_path, mo
 
     monkeypatch.setattr(sweep, "score_grid", tight)
     with caplog.at_level(logging.WARNING, "actcache"):
-        found = sweep.run_sweep(store, out=tmp_path / "tight.zarr", **settings)
+        split = sweep.run_sweep(store, out=tmp_path / "tight.zarr", **settings)
 
     assert max(sizes) > 5
     assert "out of memory" in caplog.text
     # fp32: logits of size 10 carry 1e-6 each.
-    np.testing.assert_allclose(found.propensity, roomy.propensity, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(split.propensity, whole.propensity, rtol=1e-4, atol=1e-4)

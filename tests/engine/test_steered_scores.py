@@ -1,4 +1,4 @@
-"""The exact sweep against its definition: a full forward pass a cell and completion."""
+"""The exact sweep against its definition: a full forward pass for each cell and completion."""
 
 from typing import Any
 
@@ -7,14 +7,12 @@ import pytest
 import torch
 
 from actcache.engine.model import adopt_model
-from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
-from tests.engine.test_capture import attentions, ragged_rows
-from tests.reference.definitions import naive_propensity
-from tests.support.tiny import CONFIGS, make
+from actcache.engine.steered_scores import SteeringRule, score_grid
+from tests.reference.engine import naive_propensity
+from tests.support.tiny import FAMILIES, make, ragged_rows
 
 pytestmark = pytest.mark.model
 MULTIPLIERS = [-1.5, 0.0, 1.0]
-FAMILIES = [(family, attention) for family in CONFIGS for attention in attentions(family)]
 RULES = [
     SteeringRule(first_steered="fork", score="letter"),
     SteeringRule(first_steered="completion", score="logprob"),
@@ -75,11 +73,11 @@ def test_equals_a_full_pass_for_every_cell(family, attention, rule):
         assert np.abs(slow - slow[..., 1:2]).max(axis=(1, 2)).min() > 1e-3
 
 
-# The others attend in float32 whatever the dtype, where padding must stay finite all the same.
+# All but GPT-2 attend in float32 whatever the dtype; padding must stay finite there too.
 @pytest.mark.parametrize(
     ("family", "room"), [("gpt2", 1e-10), ("gpt_neo", 1e-5), ("opt", 1e-5), ("gpt_neox", 1e-5)]
 )
-def test_equals_it_to_what_the_family_computes_in_float64(family, room):
+def test_in_float64_equals_a_full_pass_as_far_as_the_family_computes_in_it(family, room):
     model = adopt_model(make(family, dtype=torch.float64, attention="eager"), name=family)
     rows, rule = ragged_rows(), SteeringRule(first_steered="prompt", score="logprob")
     directions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(1)).double()
@@ -92,7 +90,7 @@ def test_equals_it_to_what_the_family_computes_in_float64(family, room):
     np.testing.assert_allclose(fast[:, 0], slow, rtol=0, atol=room)
 
 
-def test_takes_a_direction_of_its_own_for_each_sample():
+def test_each_sample_can_have_its_own_direction():
     model = adopt_model(make("llama"), name="llama")
     rows, rule = ragged_rows(), SteeringRule()
     directions = torch.randn(1, len(rows), 4, 32, generator=torch.Generator().manual_seed(2))
@@ -106,7 +104,7 @@ def test_takes_a_direction_of_its_own_for_each_sample():
     )
 
 
-def test_some_layers_alone_are_those_of_all():
+def test_a_subset_of_layers_gives_the_same_scores():
     model = adopt_model(make("llama"), name="llama")
     rows = ragged_rows()
     directions = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(3))
@@ -116,10 +114,10 @@ def test_some_layers_alone_are_those_of_all():
         "rule": SteeringRule(),
     }
 
-    every = score_grid(model, rows, layers=range(4), **settings)
-    some = score_grid(model, rows, layers=[1, 3], **settings)
+    all_layers = score_grid(model, rows, layers=range(4), **settings)
+    two_layers = score_grid(model, rows, layers=[1, 3], **settings)
 
-    np.testing.assert_allclose(some, every[:, :, [1, 3]], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(two_layers, all_layers[:, :, [1, 3]], rtol=1e-5, atol=1e-5)
 
 
 def test_how_rows_are_batched_changes_nothing():
@@ -155,24 +153,3 @@ def test_in_bfloat16_it_is_no_further_from_float32_than_the_naive_loop():
     naive_rms, fast_rms = (np.sqrt(np.mean((x - truth) ** 2)) for x in (naive, fast))
     # The naive loop itself takes log-probabilities in bfloat16; ours are no worse.
     assert fast_rms <= 1.1 * naive_rms
-
-
-def test_the_check_before_a_sweep_is_the_definition_too():
-    model = adopt_model(make("gpt_neo"), name="gpt_neo")
-    direction = torch.randn(32, generator=torch.Generator().manual_seed(6))
-
-    for rule in RULES:
-        for row in ragged_rows():
-            naive = naive_propensity(
-                model.hf,
-                model.anatomy.blocks,
-                row,
-                direction,
-                1.5,
-                2,
-                first_steered=rule.first_steered,
-                score=rule.score,
-            )
-            np.testing.assert_allclose(
-                reference_cell(model, row, direction, 1.5, 2, rule), naive, rtol=1e-5, atol=1e-4
-            )

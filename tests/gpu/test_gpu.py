@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from actcache.engine.batching import Budget, run_batches
-from actcache.engine.capture import capture
 from actcache.engine.model import adopt_model, load_model
-from actcache.engine.steered_scores import SteeringRule, reference_cell, score_grid
+from actcache.engine.reference import reference_cell
+from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.tree_capture import capture
 from actcache.prompts.render import Rendered
-from tests.engine.test_attention_mass import K3, marked_rows
-from tests.support.tiny import VOCAB, make, save
+from tests.support.tiny import LAST_3, make, marked_rows, random_tokens, save
 
 DEVICE = "cuda"
 N_DEVICES = torch.cuda.device_count()
@@ -43,7 +43,7 @@ def directions(n_sets: int = 1) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_capture_equals_that_of_the_cpu(family):
     here, there = (adopt_model(make(family).to(place), name=family) for place in ("cpu", DEVICE))
-    settings: dict[str, Any] = {"positions": K3, "answer": "first", "sites": SITES}
+    settings: dict[str, Any] = {"positions": LAST_3, "answer": "first", "sites": SITES}
 
     found = capture(there, marked_rows(), **settings)
 
@@ -74,7 +74,7 @@ def test_in_bfloat16_a_sweep_is_no_further_from_float32_than_the_naive_loop():
     rng = np.random.default_rng(1)
 
     def some(n: int) -> tuple[int, ...]:
-        return tuple(rng.integers(3, VOCAB, n).tolist())
+        return random_tokens(rng, n)
 
     rows = [Rendered(some(n), some(1), some(2), some(2)) for n in range(5, 29)]
     rule = SteeringRule(score="logprob", first_steered="prompt")
@@ -106,9 +106,7 @@ def test_in_bfloat16_a_sweep_is_no_further_from_float32_than_the_naive_loop():
 def test_when_memory_runs_out_batches_shrink_and_results_stay(caplog):
     model = adopt_model(make("llama").to(DEVICE), name="llama")
     rng = np.random.default_rng(0)
-    rows = [
-        Rendered(tuple(rng.integers(3, VOCAB, 96).tolist()), (), (5,), (6,)) for _ in range(1024)
-    ]
+    rows = [Rendered(random_tokens(rng, 96), (), (5,), (6,)) for _ in range(1024)]
     settings: dict[str, Any] = {"positions": ["prompt"], "answer": "first", "sites": ["resid_post"]}
     costs = [row.length for row in rows]
 
@@ -146,7 +144,7 @@ def test_a_model_on_two_devices_gives_the_numbers_of_one(tmp_path):
     second = ("model.layers.2", "model.layers.3", "model.norm", "lm_head")
     split = load_model(name, device_map={**dict.fromkeys(first, 0), **dict.fromkeys(second, 1)})
     whole = load_model(name, device="cpu")
-    read: dict[str, Any] = {"positions": K3, "answer": "first", "sites": SITES}
+    read: dict[str, Any] = {"positions": LAST_3, "answer": "first", "sites": SITES}
     sweep: dict[str, Any] = {
         "directions": directions(),
         "multipliers": MULTIPLIERS,

@@ -24,7 +24,7 @@ from actcache.store.schema import RowArray
 from actcache.store.shard_maps import OPEN_MAPS
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
-from tests.reference import definitions as reference
+from tests.reference import store as reference
 from tests.support.processes import ROOT, run_code
 from tests.support.stores import (
     GOLDEN_CERTIFICATE,

@@ -31,7 +31,7 @@ from actcache.store.storage.atomic import (
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
 from tests.crash import kill_test
-from tests.reference import definitions as reference
+from tests.reference import store as reference
 from tests.support.processes import ROOT, run_code
 from tests.support.stores import (
     build,

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from actcache.prompts.render import Rendered
+
 VOCAB = 97
 
 _SIZE: dict[str, Any] = {
@@ -88,6 +90,18 @@ def make(family: str, *, dtype: torch.dtype = torch.float32, attention: str | No
     return model
 
 
+def attentions(family: str) -> list[str]:
+    """A family's attention in transformers: Gemma 2 (soft cap), GPT-Neo and Bloom have eager only."""
+    return ["eager"] if family in ("gpt_neo", "gemma2", "bloom") else ["sdpa", "eager"]
+
+
+LAST_3 = ("last_-1", "last_-2", "last_-3")
+"""The last three tokens of a prompt, by the names of their positions."""
+
+FAMILIES = [(family, attention) for family in CONFIGS for attention in attentions(family)]
+"""Every family with every attention that it has."""
+
+
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'system' %}{{ 'S: ' + m['content'] + '\\n' }}"
     "{% else %}{{ 'U: ' + m['content'] + '\\n' }}{% endif %}{% endfor %}"
@@ -132,4 +146,56 @@ def lettered_rows(n: int, rng: np.random.Generator) -> list[dict[str, str]]:
             "negative": "(B)" if i % 2 else "(A)",
         }
         for i in range(n)
+    ]
+
+
+def random_tokens(rng: np.random.Generator, n: int) -> tuple[int, ...]:
+    """Random token ids, without the special ones."""
+    return tuple(rng.integers(3, VOCAB, n).tolist())
+
+
+def ragged_rows() -> list[Rendered]:
+    """Rows of all kinds: no shared start, one-token prompts, branches of different lengths."""
+    rng = np.random.default_rng(0)
+
+    def some(n: int) -> tuple[int, ...]:
+        return random_tokens(rng, n)
+
+    return [
+        Rendered(some(20), some(1), some(2), some(2)),
+        Rendered(some(7), (), some(1), some(3)),
+        Rendered(some(30), some(3), some(4), some(1)),
+        Rendered(some(1), some(1), some(2), some(2)),
+        Rendered(some(1), (), some(2), some(2)),
+    ]
+
+
+def rows_of_three_lengths() -> list[Rendered]:
+    """Three rows whose prompts have more than one token."""
+    rng = np.random.default_rng(0)
+
+    def some(n: int) -> tuple[int, ...]:
+        return random_tokens(rng, n)
+
+    return [
+        Rendered(some(12), some(1), some(2), some(2)),
+        Rendered(some(3), (), some(1), some(3)),
+        Rendered(some(20), some(3), some(4), some(1)),
+    ]
+
+
+def marked_rows() -> list[Rendered]:
+    """Rows with a span: at the start, the end, everywhere, within a window of 8, and empty."""
+    rng = np.random.default_rng(0)
+
+    def some(n: int) -> tuple[int, ...]:
+        return random_tokens(rng, n)
+
+    return [
+        Rendered(some(20), some(1), some(2), some(2), span=(0, 5)),
+        Rendered(some(7), (), some(1), some(3), span=(4, 7)),
+        Rendered(some(30), some(3), some(4), some(1), span=(0, 30)),
+        Rendered(some(3), some(1), some(2), some(2), span=(1, 2)),
+        Rendered(some(25), some(1), some(2), some(2), span=(19, 22)),
+        Rendered(some(9), some(1), some(2), some(2), span=(4, 4)),
     ]

@@ -18,7 +18,7 @@ import numpy as np
 from actcache.errors import ActcacheError, StoreExistsError
 from actcache.store.storage.protocol import Parts
 
-ASIDE = ".tmp"
+TEMPORARY = ".tmp"
 """Suffix of a file that is still being written."""
 
 WORTH_AN_EARLY_SYNC = 4 << 20
@@ -54,7 +54,7 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
             f"'{path}' exists already. Choose another path"
             + ("." if path.is_dir() else ", or replace it with --overwrite.")
         )
-    temporary = path.with_name(f".{path.name}{ASIDE}{path.suffix}")
+    temporary = path.with_name(f".{path.name}{TEMPORARY}{path.suffix}")
     with os_errors_explained(f"'{path}' cannot be written"):
         make_folder(path.absolute().parent)
         remove(temporary)
@@ -70,9 +70,9 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
 
 def write_durably(path: Path, parts: Parts) -> None:
     """Write a file in a folder that exists; after an error nothing is left of it."""
-    aside = _aside(path)
+    temporary = _temporary_path(path)
     try:
-        file = _open_aside(aside)
+        file = _open_temporary(temporary)
         try:
             for part in parts:
                 _write(file, part)
@@ -81,27 +81,27 @@ def write_durably(path: Path, parts: Parts) -> None:
             raise
         _settle(file, path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_if_absent(path: Path, parts: Parts) -> bool:
     """Write a file unless the name is taken; False if it was."""
     # Several writers may race for one name, so each has a temporary name of its own.
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}{ASIDE}")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        file = _open_aside(aside)
+        file = _open_temporary(temporary)
         try:
             for part in parts:
                 _write(file, part)
             os.fsync(file)
         finally:
             os.close(file)
-        os.link(aside, path)
+        os.link(temporary, path)
     except FileExistsError:
         return False
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
 
@@ -126,12 +126,12 @@ def write_large_files(files: Iterable[LargeFile]) -> None:
             for sync in syncs:
                 sync.exception()  # wait for it
             for path in begun:
-                _aside(path).unlink(missing_ok=True)
+                _temporary_path(path).unlink(missing_ok=True)
             raise
 
 
 def _write_large(large: LargeFile, syncer: ThreadPoolExecutor, syncs: list[Future[None]]) -> None:
-    file = _open_aside(_aside(large.path))
+    file = _open_temporary(_temporary_path(large.path))
     half = max(large.n_bytes // 2, WORTH_AN_EARLY_SYNC)
     written = 0
     try:
@@ -206,13 +206,13 @@ def _sync(path: Path) -> None:
         os.close(file)
 
 
-def _aside(path: Path) -> Path:
-    return path.with_name(path.name + ASIDE)
+def _temporary_path(path: Path) -> Path:
+    return path.with_name(path.name + TEMPORARY)
 
 
-def _open_aside(aside: Path) -> int:
+def _open_temporary(temporary: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(aside, flags, 0o666)
+    return os.open(temporary, flags, 0o666)
 
 
 def _write(file: int, part: bytes | np.ndarray) -> int:
@@ -227,12 +227,12 @@ def _write(file: int, part: bytes | np.ndarray) -> int:
 
 
 def _settle(file: int, path: Path) -> None:
-    """Sync and close what was written aside, and give it its name."""
+    """Sync and close what was written under a temporary name, and give it its name."""
     try:
         os.fsync(file)
     finally:
         os.close(file)
-    _aside(path).replace(path)
+    _temporary_path(path).replace(path)
     sync_folder(path.parent)
 
 

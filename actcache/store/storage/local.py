@@ -79,7 +79,7 @@ class LocalStorage(Storage):
             os.close(file)
 
     def write(self, name: str, parts: Parts) -> None:
-        """Write a file aside, sync it and rename it."""
+        """Write a temporary file, sync it and rename it."""
         write_durably(self._writable_path(name), parts)
 
     def write_small(self, objects: Mapping[str, bytes]) -> None:
@@ -105,7 +105,7 @@ class LocalStorage(Storage):
         )
 
     def put_if_absent(self, name: str, parts: Parts) -> bool:
-        """Write a file aside, sync it and link it to its name."""
+        """Write a temporary file, sync it and link it to its name."""
         return write_if_absent(self._writable_path(name), parts)
 
     def remove(self, name: str) -> None:

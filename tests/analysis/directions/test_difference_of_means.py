@@ -24,7 +24,7 @@ from actcache.errors import MismatchError
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
-from tests.reference import definitions as reference
+from tests.reference import stats as reference
 
 POSITIONS = ("prompt", "positive", "negative")
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0])

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from actcache.analysis.directions import token_choice as attention_mass
 from actcache.analysis.directions.token_choice import choose_tokens, soft_labels
 from actcache.errors import MismatchError
-from tests.reference import definitions as reference
+from tests.reference import directions as reference
 
 few = st.integers(1, 4)
 shapes = st.tuples(st.integers(1, 3), few, few, st.integers(1, 3))

@@ -11,7 +11,7 @@ from sklearn.metrics import silhouette_samples
 from actcache.analysis.predict import embedding_space as embeddings
 from actcache.analysis.predict.embedding_space import project_to_plane, silhouette_by_behavior
 from actcache.errors import ActcacheError, MismatchError
-from tests.reference import definitions as reference
+from tests.reference import predict as reference
 
 
 @st.composite

@@ -13,7 +13,7 @@ from actcache.analysis.stats import moments
 from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import Moments, class_moments
 from actcache.errors import MismatchError, NotFiniteError
-from tests.reference import definitions as reference
+from tests.reference import stats as reference
 
 
 @st.composite

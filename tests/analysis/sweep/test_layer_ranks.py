@@ -15,7 +15,7 @@ from actcache.analysis.sweep.layer_ranks import (
     smoothed_labels,
 )
 from actcache.errors import MismatchError, NotFiniteError
-from tests.reference import definitions as reference
+from tests.reference import sweep as reference
 
 # Few distinct values, so that ties are common.
 TABLES = st.tuples(st.integers(1, 12), st.integers(1, 6)).flatmap(

@@ -20,7 +20,7 @@ from actcache.data.formats import read_samples
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError
 from actcache.progress import Silent
-from tests.reference.definitions import naive_propensity
+from tests.reference.engine import naive_propensity
 from tests.support.tiny import save
 
 pytestmark = pytest.mark.model

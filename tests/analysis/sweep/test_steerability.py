@@ -23,7 +23,7 @@ from actcache.analysis.stats.slopes import fit_quality, slopes, split_grid
 from actcache.analysis.sweep.steerability import summarize
 from actcache.analysis.sweep.strategies import slope_table
 from actcache.errors import MismatchError, NotFiniteError
-from tests.reference import definitions as reference
+from tests.reference import sweep as reference
 from tests.support.processes import run_code
 
 GRID = np.arange(-1.5, 1.6, 0.5)

@@ -12,7 +12,7 @@ from actcache.analysis.predict.w2s.mlp_stack import (
     initial_weights,
     train_classifiers,
 )
-from tests.reference import definitions as reference
+from tests.reference import predict as reference
 
 RATES, DECAYS = [1e-3, 1e-2, 0.05], [0.0, 0.1, 1.0]
 

@@ -26,7 +26,7 @@ from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from actcache.store.writer import Writer
-from tests.reference import definitions as reference
+from tests.reference import predict as reference
 from tests.support.processes import run_code
 
 FAST: dict[str, Any] = {"hidden": 6, "epochs": 12, "batch": 8, "check_every": 5}

@@ -20,7 +20,8 @@ from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.stats.pca import principal_basis
 from actcache.analysis.sweep.layer_ranks import active_layers, layer_frequencies, smoothed_labels
 from actcache.errors import FormatError, MismatchError, NotFiniteError, StoreNotFoundError
-from tests.reference import definitions as reference
+from tests.reference import predict as reference
+from tests.reference.sweep import frequencies, smoothed_label
 from tests.support.processes import run_code
 
 SMALL = W2SSettings(
@@ -129,8 +130,8 @@ def test_the_search_is_that_of_networks_trained_alone():
     expected = np.empty_like(found)
     for number, (t, top) in product(range(2), enumerate(asked.top)):
         inside, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        frequency = reference.frequencies(slope[inside])
-        labels = [reference.smoothed_label(row, top, frequency) for row in slope[inside]]
+        frequency = frequencies(slope[inside])
+        labels = [smoothed_label(row, top, frequency) for row in slope[inside]]
         part = shared_rows(
             inputs[inside], np.array([labels]), slope.shape[1], [0, 0, number], inputs[held_out]
         )
