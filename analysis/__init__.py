@@ -56,6 +56,7 @@ if TYPE_CHECKING:
         BehaviorScores,
         Comparison,
         Steerability,
+        steerability,
         summarize,
     )
     from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
@@ -112,6 +113,7 @@ __all__ = [
     "slopes",
     "soft_labels",
     "split_grid",
+    "steerability",
     "summarize",
     "to_float32",
     "train_layer_predictors",

@@ -1,6 +1,6 @@
 """Names of direction sets and layer strategies: keys in files, labels where text is shown.
 
-A key never changes its spelling: it stands in summary.json, in array names and in file names.
+A key never changes its spelling: it is part of summary.json, of array names and of file names.
 """
 
 import hashlib

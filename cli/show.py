@@ -56,7 +56,7 @@ def _rich(table: "Table") -> RichTable:
     shown = RichTable(title=table.title)
     for i, column in enumerate(table.columns):
         if i == 0 or column == "verdict":
-            shown.add_column(column, overflow="fold", min_width=min(20, _width(table, i)))
+            shown.add_column(column, overflow="fold", min_width=min(10, _width(table, i)))
         else:
             long = len(column) > _width(table, i)
             header = column.replace(" ", "\n") if long else column

@@ -1,95 +1,53 @@
-"""Writes README's generated parts: `python -m tests.fill_readme [file with the demo's output]`.
+"""Writes the generated parts of the READMEs: `python -m tests.fill_readme [FILE]`.
 
-The help of each command, the format's text and the tree come from the code itself; test_readme
-fails where they are out of date.
+The store's format comes from the schema. FILE holds what `actcache demo` printed into a pipe; the
+top README shows its tables.
 """
 
-import argparse
-import ast
-import os
 import re
 import sys
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
-from actcache.cli.main import parser
 from actcache.store import schema
 
 README = Path(__file__).parents[1] / "README.md"
 STORE_README = README.parent / "actcache" / "store" / "README.md"
-FOLDERS = {
-    "actcache": "rows and model → store",
-    "actcache/encoders": "prompts → vectors",
-    "actcache/exchange": "stores and results ↔ other formats",
-    "actcache/demo": "the built-in model and behaviors",
-    "analysis": "store → answers",
-    "cli": "parse, call, print",
-    "benchmarks": "one question a script",
-    "tests": "reference.py: every definition as a plain loop",
-}
-
-
-def commands() -> str:
-    """The help of each command, 100 columns wide."""
-    os.environ["COLUMNS"] = "100"
-    choices = next(
-        action.choices
-        for action in parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    return "\n".join(
-        f"### actcache {name}\n\n```\n{command.format_help().rstrip()}\n```\n"
-        for name, command in choices.items()
-    )
-
-
-def tree() -> str:
-    """Each file with the first sentence of its docstring."""
-    return "\n".join(["```", *_tree_lines(), "```"])
-
-
-def _tree_lines() -> Iterator[str]:
-    for folder, about in FOLDERS.items():
-        yield f"{folder}/".ljust(26) + f"  # {about}"
-        for path in sorted((README.parent / folder).glob("*.py")):
-            if folder != "tests" and path.stem not in ("__init__", "__main__"):
-                about = textwrap.shorten(_first_sentence(path), 88, placeholder=" …")
-                yield f"    {path.name}".ljust(26) + f"  # {about}"
-
-
-def _first_sentence(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    first = " ".join(text.split("\n\n")[0].split()) + " "
-    return re.split(r"(?<=[a-z)`])[.;:] ", first)[0].strip().rstrip(".")
+SETS = ("CAA", "L2S", "random vector")
+"""Whose lines of the second table the transcript shows; the others are cut, and it says so."""
 
 
 def filled(text: str, name: str, part: str) -> str:
-    """`text` with `part` between the marks of that name."""
+    """Put `part` between the marks of that name."""
     marks = re.compile(rf"(<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
     assert marks.search(text), f"README has no marks <!-- {name} -->"
-    return marks.sub(lambda found: f"{found[1]}{part}\n", text)
+    return marks.sub(lambda start: f"{start[1]}{part}\n", text)
+
+
+def transcript(output: str) -> str:
+    """Cut the demo's output down to its tables; a cut shows as `[…]`."""
+    lines = [line.rstrip() for line in output.splitlines()]
+    start = next(i for i, line in enumerate(lines) if "Steerability on test samples" in line)
+    shown: list[str] = ["[…]"]
+    for line in lines[start:]:
+        cells = line.split("│")
+        cut = len(cells) == 7 and not cells[1].strip().startswith(SETS)
+        cut |= len(cells) == 7 and "L2S minus" in line
+        if not cut:
+            shown.append(line)
+        elif shown[-1] != "[…]":
+            shown.append("[…]")
+    return "\n".join(["```", "$ actcache demo", *shown, "```"])
 
 
 def main() -> None:
-    """Write the file."""
-    text = README.read_text(encoding="utf-8")
-    text = filled(text, "commands", commands())
-    text = filled(text, "tree", tree())
-    if len(sys.argv) > 1:
-        # No machine's paths, and no spaces that a table's width leaves at the end of a line.
-        shown = Path(sys.argv[1]).read_text(encoding="utf-8").replace(f"{README.parent}/", "")
-        shown = "\n".join(line.rstrip() for line in shown.rstrip().splitlines())
-        text = filled(text, "transcript: demo", f"```\n$ actcache demo\n{shown}\n```")
-    README.write_text(text, encoding="utf-8")
-    fill_store_readme()
-
-
-def fill_store_readme() -> None:
-    """Write the format into the README of the store."""
+    """Write both files."""
     text = STORE_README.read_text(encoding="utf-8")
     format_text = (schema.__doc__ or "").split("\n\n", 1)[1].strip()
-    STORE_README.write_text(filled(text, "format", f"{format_text}\n"), encoding="utf-8")
+    STORE_README.write_text(filled(text, "format", format_text + "\n"), encoding="utf-8")
+    if len(sys.argv) > 1:
+        output = Path(sys.argv[1]).read_text(encoding="utf-8")
+        text = README.read_text(encoding="utf-8").replace(f"{README.parent}/", "")
+        README.write_text(filled(text, "transcript: demo", transcript(output)), encoding="utf-8")
 
 
 if __name__ == "__main__":

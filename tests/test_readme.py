@@ -1,11 +1,14 @@
-"""README against the project: its code runs, its format is the real one."""
+"""README against the project: its page runs, its links lead somewhere, it stays short."""
 
-from pathlib import Path
+import re
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from actcache.cli.main import parser
+from tests.support.processes import ROOT
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = README[README.index("<!-- example -->") :].split("```python\n")[1].split("```")[0]
 
 
 def test_the_two_commands_are_there():
@@ -14,16 +17,42 @@ def test_the_two_commands_are_there():
     assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
+def test_it_is_short():
+    assert len(README.splitlines()) <= 200
+    assert len(PAGE.splitlines()) <= 25
+
+
+@pytest.mark.parametrize("path", ["README.md", "CONTRIBUTING.md", *(
+    str(path.relative_to(ROOT))
+    for folder in ("actcache", "analysis", "cli", "benchmarks")
+    for path in (ROOT / folder).rglob("README.md")
+    if not path.parent.is_symlink() and "actcache/analysis" not in str(path) and "actcache/cli" not in str(path)
+)])  # fmt: skip
+def test_every_link_leads_to_a_file(path):
+    text = (ROOT / path).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (ROOT / path).parent.joinpath(target).exists(), f"{path}: {target}"
+
+
+def test_every_command_that_it_shows_is_one():
+    known = next(iter(a.choices for a in parser()._actions if isinstance(a.choices, dict)))
+    for command in re.findall(r"^actcache (\w+)", README, re.MULTILINE):
+        assert command in known
+
+
+def test_the_page_imports_two_things_of_ours():
+    ours = [line for line in PAGE.splitlines() if re.match(r"(from|import) actcache", line)]
+    assert ours == ["import actcache", "from actcache import analysis"]
+
+
 @pytest.mark.model
 @pytest.mark.slow
-def test_the_example_runs(tmp_path, monkeypatch):
-    from actcache.cli.main import main
-    from actcache.demo import model_path, row_files
-
+def test_the_page_goes_from_rows_to_a_layer_a_predictor_and_a_picture(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
-    rows = [str(path) for path in row_files() if path.stem == "tidy"]
-    model = ["--model", str(model_path()), "--dtype", "float32"]
-    assert main(["build", *rows, *model, "-o", "demo-out/demo.zarr"]) == 0
-    code = README[README.index("<!-- example -->") :].split("```python\n")[1].split("```")[0]
 
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(PAGE, "README.md", "exec"), {})
+
+    assert "fixed layer 3: 1." in capsys.readouterr().out
+    assert (tmp_path / "tidy.png").read_bytes().startswith(b"\x89PNG")

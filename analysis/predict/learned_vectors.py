@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
+from actcache.analysis.names import L2S, L2S_WITHOUT_LETTER, OWN_DIFFERENCE
 from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
 from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
 from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
@@ -28,15 +29,6 @@ from actcache.errors import MismatchError
 from actcache.identity import require_same
 from actcache.progress import Progress, Silent
 from actcache.store.store import Store, open_store
-
-LEARNED = "l2s"
-"""Direction set of the networks' vectors."""
-
-WITHOUT_LETTER = "l2s_without_letter"
-"""The same without their part along the letter direction."""
-
-ORACLE = "oracle_vectors"
-"""Each sample's own difference of residuals."""
 
 FILE = "networks.safetensors"
 """Name of a behavior's networks in their folder."""
@@ -55,13 +47,13 @@ class Learned:
     """`<set>/propensity` of `sets`."""
 
     sets: Sequence[str]
-    """LEARNED, WITHOUT_LETTER where there is a letter direction, ORACLE."""
+    """L2S, L2S_WITHOUT_LETTER where there is a letter direction, OWN_DIFFERENCE."""
 
     letter_share: Mapping[str, Float64[np.ndarray, " layer"] | str]
     """By behavior: mean share of the squared norm along the letter direction, over base test
     samples; or in words why there is no letter direction."""
 
-    oracle: str = ORACLE
+    oracle: str = OWN_DIFFERENCE
     """The set that chooses the fixed layer."""
 
 
@@ -112,8 +104,8 @@ def learn_vectors(
     }
     digests = {
         name: digest_of({name: fingerprint})
-        for name in (LEARNED, ORACLE, WITHOUT_LETTER)
-        if name != WITHOUT_LETTER or any(not isinstance(x, str) for x in letter.values())
+        for name in (L2S, OWN_DIFFERENCE, L2S_WITHOUT_LETTER)
+        if name != L2S_WITHOUT_LETTER or any(not isinstance(x, str) for x in letter.values())
     }
     path = folder / "learned.zarr"
     if path.exists():  # before minutes of training
@@ -133,7 +125,7 @@ def learn_vectors(
 
         for behavior, rows in behaviors.items():
             networks[behavior] = load_or_make(
-                folder / rows.folder / LEARNED,
+                folder / rows.folder / L2S,
                 fingerprint,
                 load=load,
                 make=partial(
@@ -157,9 +149,9 @@ def learn_vectors(
         for behavior, direction in letter.items()
     }
     vectors_of: dict[str, Callable[[Int64[np.ndarray, " b"]], np.ndarray]] = {
-        LEARNED: vectors.learned,
-        ORACLE: vectors.oracle,
-        WITHOUT_LETTER: partial(vectors.without_letter, letter=letter),
+        L2S: vectors.learned,
+        OWN_DIFFERENCE: vectors.oracle,
+        L2S_WITHOUT_LETTER: partial(vectors.without_letter, letter=letter),
     }
     sets = {name: RowDirections(vectors_of[name], digest) for name, digest in digests.items()}
     swept = run_sweep(

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from html import escape
 
 from actcache.analysis.summary import BehaviorScores, LayerScores, Summary
+from actcache.notebook import rows_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,20 +44,7 @@ def _markdown(table: Table) -> str:
 
 def html(table: Table) -> str:
     """Write a table as HTML; all text is escaped."""
-
-    def line(tag: str, cells: Sequence[str]) -> str:
-        align = ["left", *["right"] * (len(cells) - 1)]
-        parts = [
-            f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>'
-            for side, cell in zip(align, cells, strict=True)
-        ]
-        return f"<tr>{''.join(parts)}</tr>"
-
-    body = "".join(line("td", row) for row in table.rows)
-    return (
-        f"<table><caption>{escape(table.title)}</caption>"
-        f"<thead>{line('th', table.columns)}</thead><tbody>{body}</tbody></table>"
-    )
+    return rows_table(table.title, table.columns, table.rows)
 
 
 def sweep_table(summary: Summary) -> Table:

@@ -39,12 +39,12 @@ _About = tuple[Literal["sweep", "predictors"], str, str]
 
 def verdicts(summary: Summary) -> tuple[Verdict, ...]:
     """Judge every behavior of the sweep and every direction set of the predictors."""
-    found = []
+    judged = []
     for behavior, scores in summary.behaviors.items():
-        found += [fixed_layer_verdict(behavior, scores), sample_gain_verdict(behavior, scores)]
+        judged += [fixed_layer_verdict(behavior, scores), sample_gain_verdict(behavior, scores)]
     if summary.predictors is not None:
-        found += predictor_verdicts(summary.predictors)
-    return tuple(found)
+        judged += predictor_verdicts(summary.predictors)
+    return tuple(judged)
 
 
 def fixed_layer_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
@@ -113,16 +113,16 @@ def sample_gain_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
 
 def predictor_verdicts(predictors: PredictorScores) -> list[Verdict]:
     """Judge each direction set: the gain of its predicted layers, and the letter in it."""
-    found = []
+    judged = []
     for name, scores in predictors.sets.items():
         if name == CONTROL:
             continue
         if scores.primary is not None:
-            found.append(predicted_gain_verdict(name, scores, predictors.sets.get(CONTROL)))
-        found += letter_verdicts(name, scores)
+            judged.append(predicted_gain_verdict(name, scores, predictors.sets.get(CONTROL)))
+        judged += letter_verdicts(name, scores)
     if {L2S, L2S_WITHOUT_LETTER} <= predictors.sets.keys():
-        found.append(shortcut_verdict(predictors.sets))
-    return found
+        judged.append(shortcut_verdict(predictors.sets))
+    return judged
 
 
 def predicted_gain_verdict(
@@ -161,12 +161,12 @@ def predicted_gain_verdict(
 
 def letter_verdicts(name: str, scores: DirectionSetScores) -> list[Verdict]:
     """Warn where the slopes of the letters have opposite signs."""
-    found = []
+    judged = []
     for strategy in (FIXED, *([scores.primary] if scores.primary else [])):
         split = _letter_split({x: each[strategy].slope for x, each in scores.by_letter.items()})
         if split:
             how = "at the fixed layer" if strategy == FIXED else f"with {strategy_label(strategy)}"
-            found.append(
+            judged.append(
                 _verdict(
                     ("predictors", name, strategy),
                     LETTER,
@@ -175,7 +175,7 @@ def letter_verdicts(name: str, scores: DirectionSetScores) -> list[Verdict]:
                     "gains are letter bias.",
                 )
             )
-    return found
+    return judged
 
 
 def shortcut_verdict(sets: Mapping[str, DirectionSetScores]) -> Verdict:

@@ -1,7 +1,7 @@
-"""Which layer each sample is taught: its best one, or the commonest of its best few.
+"""Layers ranked by slope for each sample: its best one, or the most frequent of its best few.
 
-Layers are places in the last axis of the slopes, 0 for the first that was swept. Refuses to know
-embeddings, classifiers and splits: whoever calls passes train samples where train samples count.
+Layers are places in the last axis of the slopes, 0 for the first that was swept. Where only
+train samples count, callers pass those.
 """
 
 import numpy as np
@@ -11,12 +11,12 @@ from actcache.errors import MismatchError, NotFiniteError
 
 
 def best_layers(slope: Float[np.ndarray, "n layer"]) -> Int64[np.ndarray, " n"]:
-    """Layer with the largest slope of each sample, the first of equals."""
+    """Find the layer with the largest slope of each sample, the first of equals."""
     return ranked_layers(slope, rank=1)
 
 
 def ranked_layers(slope: Float[np.ndarray, "n layer"], *, rank: int) -> Int64[np.ndarray, " n"]:
-    """Layer with the `rank`-th largest slope of each sample.
+    """Find the layer with the `rank`-th largest slope of each sample.
 
     What "Where to Steer" (2026) reads to ask how far down a sample's list steering still beats the
     fixed layer: there the second and third best do, the fourth does not.
@@ -37,7 +37,7 @@ def ranked_layers(slope: Float[np.ndarray, "n layer"], *, rank: int) -> Int64[np
 
 
 def layer_frequencies(slope: Float[np.ndarray, "n layer"]) -> Float64[np.ndarray, " layer"]:
-    """Share of the samples whose best layer each layer is; they sum to 1.
+    """Count for which share of the samples each layer is the best; shares sum to 1.
 
     Args:
         slope: of the samples that count: train samples, or a fold's part of them.
@@ -60,7 +60,7 @@ def smoothed_labels(
     top: int,
     frequency: Float[np.ndarray, " _"],
 ) -> Int64[np.ndarray, " n"]:
-    """Of each sample's `top` layers with the largest slopes, the one that is best most often.
+    """Take, of each sample's `top` best layers, the one that is best most often.
 
     Frequency smoothing of "Where to Steer" (2026), eq. 7. With `top=1` it is `best_layers`. Among
     layers of one frequency the larger slope decides, then the first layer (the paper leaves that
@@ -86,12 +86,12 @@ def smoothed_labels(
             f"one a layer. Pass layer_frequencies of the train samples' slopes."
         )
     order = _order(slope, top, "top")[:, :top]  # [n, top], larger slopes first
-    commonest = frequency[order].argmax(1)  # the first of equals: the larger slope
-    return np.take_along_axis(order, commonest[:, None], axis=1)[:, 0]
+    most_frequent = frequency[order].argmax(1)  # the first of equals: the larger slope
+    return np.take_along_axis(order, most_frequent[:, None], axis=1)[:, 0]
 
 
 def active_layers(labels: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " active"]:
-    """The layers that occur among the labels, each once, in their order."""
+    """List the layers that occur among the labels, each once, in their order."""
     return np.unique(labels)
 
 

@@ -3,7 +3,6 @@
 `run` writes it, `steerability` and the predictors read it.
 """
 
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float32, Float64, Int64
 
 from actcache.analysis.stats.slopes import slopes
 from actcache.errors import MismatchError
+from actcache.notebook import facts_table
 from actcache.store.store import Store, open_store
 
 MAIN_SET = "difference_of_means"
@@ -120,12 +120,8 @@ class Sweep:
         return f"Sweep({str(self.store.path)!r}, {facts})"
 
     def _repr_html_(self) -> str:
-        facts = {"sweep": self.store.path, **self._facts(), **(self.certificate or {})}
-        rows = "".join(
-            f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>"
-            for name, value in facts.items()
-        )
-        return f"<table>{rows}</table>"
+        facts = {**self._facts(), **(self.certificate or {})}
+        return facts_table(f"{self.store.path}: sweep", facts)
 
     def _facts(self) -> dict[str, Any]:
         return {

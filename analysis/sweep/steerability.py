@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
+from actcache.analysis.names import CONTROL
 from actcache.analysis.stats.bootstrap import Interval, mean_intervals
 from actcache.analysis.sweep.layer_ranks import best_layers
+from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.strategies import (
     SlopeTable,
     SteerabilityScores,
@@ -150,6 +152,44 @@ def summarize(
             comparison=comparison,
             no_cross_fit=table.reason,
         ),
+    )
+
+
+def steerability(
+    sweep: Sweep,
+    name: str | None = None,
+    *,
+    train: Bool[np.ndarray, " n"],
+    test: Bool[np.ndarray, " n"],
+    seed: int = 0,
+    draws: int = 1000,
+) -> Steerability:
+    """Score one direction set of a sweep, beside the sweep's random directions.
+
+    Args:
+        sweep: what `run_sweep` returned, or `open_sweep` opened.
+        name: the direction set; by default the main one.
+        train: samples that choose the fixed layer.
+        test: samples that all numbers are means over.
+        seed: of the bootstrap.
+        draws: bootstrap draws.
+
+    Raises:
+        MismatchError: there is no such set, or as `summarize`.
+    """
+    controls = [
+        sweep.propensity_of(other) for other in sweep.names if other.partition("_")[0] == CONTROL
+    ]
+    return summarize(
+        sweep.propensity_of(name or sweep.main_set),
+        sweep.multipliers,
+        train=train,
+        test=test,
+        rng=np.random.default_rng(seed),
+        letters=sweep.store["letter"],
+        control=np.stack(controls) if controls else None,
+        layers=sweep.layers.tolist(),
+        draws=draws,
     )
 
 
