@@ -51,6 +51,7 @@ def test_a_checkout_without_links_installs_every_package(installed):
     assert {str(path) for path in expected} == {str(path) for path in shipped}
 
 
+@pytest.mark.long
 @pytest.mark.model
 @pytest.mark.slow
 def test_the_installed_demo_runs_from_another_folder(installed, tmp_path):
@@ -60,7 +61,12 @@ def test_the_installed_demo_runs_from_another_folder(installed, tmp_path):
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed), "PYTHONSAFEPATH": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(installed),
+            "PYTHONSAFEPATH": "1",
+            "OMP_NUM_THREADS": "1",
+        },
     )
 
     assert done.returncode == 0, done.stderr

@@ -45,6 +45,7 @@ def test_without_its_syncs_a_build_does_not_survive_a_power_cut(syncs):
     assert "Report(cuts=2" in out.stdout
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_a_killed_sweep_resumes_and_equals_an_uninterrupted_one():
     out = run("kill_test", "--sweep", "--kills", "3")

@@ -187,6 +187,7 @@ def test_an_integer_of_more_than_32_bits_is_no_token():
         Ragged.of([[2**31]])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_no_mutation_of_a_document_or_record_gets_past_the_reader_or_crashes_it():
     # In a process of its own, as users run it: checking every call against its types is slow.

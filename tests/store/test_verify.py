@@ -34,6 +34,7 @@ def small(path):
     return build(path, config, values, certificate={"worst": 0.5})
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_verify_finds_a_flip_of_any_byte(path):
     small(path)

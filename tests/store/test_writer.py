@@ -460,6 +460,7 @@ def test_leaving_the_context_lets_the_next_writer_in_even_after_an_error(path):
         assert writer.committed == 4
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_killed_at_random_instants_every_committed_row_is_right(tmp_path):
     report = kill_test.random_kills(tmp_path, kills=10, seed=os.getpid())

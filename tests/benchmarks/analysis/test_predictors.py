@@ -6,6 +6,7 @@ import pytest
 from benchmarks.analysis import predictors
 
 
+@pytest.mark.long
 @pytest.mark.model
 def test_the_predictors_are_timed_by_part_and_find_what_was_planted(printed):
     predictors.main(["--quick"])
