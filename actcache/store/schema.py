@@ -157,11 +157,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
-        """Token ids, or other integers that fit into int32, as a ragged column.
-
-        Raises:
-            MismatchError: an integer does not fit.
-        """
+        """Token ids, or other integers that fit into int32, as a ragged column."""
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         flat = np.array([value for row in rows for value in row], np.int64)
@@ -219,16 +215,8 @@ def shard_rows(
 
     Large enough that a file is worth its sync (32 to 256 MB write at full speed), small enough that
     an interrupted build loses little. From 16 on a multiple of 16, so that blocks of common widths
-    begin on a page of memory.
-
-    Args:
-        arrays: the store's row arrays; the largest decides.
-        n: rows of the store.
-        target_bytes: size of a shard of the largest array.
-        at_most: rows that a resumed build may have to compute again.
-
-    Returns:
-        Rows, and the reason in words.
+    begin on a page of memory. `target_bytes` is the size of a shard of the largest array, `at_most`
+    the rows that a resumed build may have to compute again.
     """
     largest = max(arrays, key=lambda array: array.row_bytes)
     fit = max(target_bytes // largest.row_bytes, 1)

@@ -8,9 +8,8 @@ import pytest
 
 from actcache.errors import ActcacheError
 from actcache.store.contents import StoreContents
-from actcache.store.partial import committed_bytes
+from actcache.store.partial import committed_bytes, require_room
 from actcache.store.schema import RowArray
-from actcache.store.storage.room import require_room
 from actcache.store.writer import Writer
 from tests.support.stores import commit_next, example, fill
 
