@@ -13,7 +13,7 @@ came back bit for bit. Zarr's own reader does not notice a missing shard; unpack
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from jaxtyping import Shaped
 from actcache.errors import refuse
 from actcache.store.columns import empty_chunk, read_column
 from actcache.store.contents import ColumnValues, StoreContents
-from actcache.store.copies.fill import fill_store
+from actcache.store.copies.fill import Fill
 from actcache.store.documents import (
     GROUP,
     Document,
@@ -89,8 +89,11 @@ def write_archive(
     ).encode()
     root = replace(encoded.root, complete=True, certificate=store.certificate)
     files = {n: raw for n, raw in encoded.files.items() if not n.startswith(f"{COMMITS}/")}
+    document = root_document(root)
     members = [*encoded.arrays, *encoded.columns]
-    files[ROOT] = encode(_root_document(root, {"digest": store.digest, "members": members}))
+    packed = {"kind": KIND, "of": root.kind, "digest": store.digest, "members": members}
+    document["attributes"] |= packed
+    files[ROOT] = encode(document)
     for array in arrays:
         files[f"{array.name}/zarr.json"] = encode(_packed_document(array, root))
     with atomic_path(path, overwrite=False) as aside:
@@ -107,15 +110,8 @@ def write_archive(
             store.close()  # what was read once need not stay mapped
 
 
-def read_archive(
-    path: str | Path,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_rows: Callable[[int], None] = lambda _n: None,
-) -> Store:
-    """Unpack an archive into the store that it was made from."""
+def read_archive(path: str | Path, fill: Fill) -> Store:
+    """Unpack an archive into the store that it was made from, which `fill` writes."""
     import zarr
 
     folder = Path(path)
@@ -142,16 +138,7 @@ def read_archive(
         shard_rows=root.shard_rows,
         shard_reason=root.shard_reason,
     )
-    return fill_store(
-        out,
-        contents,
-        read=read,
-        certificate=root.certificate,
-        digest=digest,
-        resume=resume,
-        overwrite=overwrite,
-        on_rows=on_rows,
-    )
+    return fill(contents, read=read, certificate=root.certificate, digest=digest)
 
 
 def is_archive(path: str | Path) -> bool:
@@ -161,14 +148,6 @@ def is_archive(path: str | Path) -> bool:
         return False
     attributes = decode(document.read_bytes(), str(document)).get("attributes")
     return type(attributes) is dict and attributes.get("kind") == KIND
-
-
-def _root_document(root: Root, packed: Mapping[str, Any]) -> Document:
-    """The group's document: that of the store, and what is needed to restore it."""
-    document = root_document(root)
-    of_store = document["attributes"]
-    document["attributes"] = {**of_store, "kind": KIND, "of": root.kind, **packed}
-    return document
 
 
 def _parse_root(document: Document, where: str) -> tuple[Root, str, list[str]]:

@@ -18,8 +18,6 @@ from actcache.store.store import Store, open_store
 TEXT = "text"
 """The dtype of an array of strings; others have NumPy's name."""
 
-_SWEEP_COORDINATES = ("layer", "multiplier")
-
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedArray:
@@ -108,7 +106,7 @@ def data_of_results(folder: Path) -> ExportedData:
     if (folder / "sweep.zarr").is_dir():
         sweep = open_store(folder / "sweep.zarr", check=True)
         arrays += [_row_array(sweep, name) for name in sweep.arrays]
-        arrays += [_in_memory(f"sweep/{name}", sweep[name], name) for name in _SWEEP_COORDINATES]
+        arrays += [_in_memory(f"sweep/{x}", sweep[x], x) for x in ("layer", "multiplier")]
         arrays.append(_in_memory("sweep/id", sweep["id"], "n"))
     if not arrays:
         raise MismatchError(

@@ -43,6 +43,10 @@ class Residuals:
         batch_rows: int,
         layer_numbers: Int64[np.ndarray, " layer"] | None = None,
     ):
+        self.name = array.name
+        """Name in the store."""
+        self.dimension_names = array.dimension_names
+        """What the dimensions are called."""
         self._maps = maps
         self._array = array
         self._n = n
@@ -50,11 +54,6 @@ class Residuals:
         self._batch_rows = batch_rows
         self._layer_numbers = layer_numbers
         self._raw = False
-
-    @property
-    def name(self) -> str:
-        """Name in the store."""
-        return self._array.name
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -65,11 +64,6 @@ class Residuals:
     def dtype(self) -> str:
         """What the values are: float32, float16, bfloat16; of `bits` uint16."""
         return "uint16" if self._raw else self._array.dtype
-
-    @property
-    def dimension_names(self) -> tuple[str, str, str]:
-        """What the dimensions are called."""
-        return self._array.dimension_names
 
     @property
     def bits(self) -> "Residuals":

@@ -193,10 +193,9 @@ def _encode_column(
                 encode_numbers(offsets),
             ),
         ]
-    length = len(values)
-    if length != n and name not in dimensions:
+    length, first = len(values), name if name in dimensions else "n"
+    if length != n and first == "n":
         raise _wrong_length(name, length, n)
-    first = name if name in dimensions else "n"
     if not isinstance(values, np.ndarray) or values.dtype.kind in "UOT":
         if isinstance(values, np.ndarray) and values.ndim != 1:
             raise _unfit(name, values)

@@ -28,15 +28,12 @@ class ShardMaps:
 
     def __init__(self, layout: Layout, *, check: bool):
         self._layout = layout
+        self.shard_rows = layout.root.shard_rows
+        """Rows of a shard."""
         self._unchecked: dict[tuple[str, int], set[int]] | None = {} if check else None
         # Not a cache decorator: that refers back to this object, and files would stay open until
         # the garbage collector comes by.
         self._mapped: dict[tuple[str, int], np.ndarray] = {}
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of a shard."""
-        return self._layout.root.shard_rows
 
     def take(
         self, array: RowArray, shard: int, layers: Chosen, rows: Chosen

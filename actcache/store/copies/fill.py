@@ -21,6 +21,10 @@ Read = Callable[[RowArray, slice], Shaped[np.ndarray, "_ layer width"]]
 """Gives some rows of one array in its stored dtype; bfloat16 as its bits, uint16."""
 
 
+Fill = Callable[..., Store]
+"""`fill_store` with what a caller decides: path, `resume`, `overwrite`, `on_rows`."""
+
+
 def fill_store(
     path: str | Path,
     contents: StoreContents,

@@ -129,9 +129,7 @@ def _write_large(
     half = max(large.n_bytes // 2, WORTH_AN_EARLY_SYNC)
     written = 0
     try:
-        if hasattr(os, "posix_fallocate"):
-            with _where_supported():
-                os.posix_fallocate(file, 0, large.n_bytes)
+        _reserve(file, large.n_bytes)
         for part in large.parts:
             before, written = written, written + _write(file, part)
             if before < half <= written < large.n_bytes:
@@ -224,10 +222,12 @@ def _settle(file: int, path: Path) -> None:
     sync_path(path.parent)
 
 
-@contextmanager
-def _where_supported() -> Iterator[None]:
+def _reserve(file: int, n_bytes: int) -> None:
+    """Reserve the space of a file, where the system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
     try:
-        yield
+        os.posix_fallocate(file, 0, n_bytes)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
