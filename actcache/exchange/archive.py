@@ -96,11 +96,11 @@ def write_archive(
     files[ROOT] = encode(document)
     for array in arrays:
         files[f"{array.name}/zarr.json"] = encode(_packed_document(array, root))
-    with atomic_path(path, overwrite=False) as aside:
+    with atomic_path(path, overwrite=False) as temporary:
         for name, raw in files.items():
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            (aside / name).write_bytes(raw)
-        group: Any = zarr.open_group(aside, mode="r+")
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(raw)
+        group: Any = zarr.open_group(temporary, mode="r+")
         for shard in range(root.n_shards):
             rows = root.rows_of(shard)
             for array in arrays:

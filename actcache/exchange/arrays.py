@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from actcache.errors import MismatchError
-from actcache.store.copies.fill import coordinates
-from actcache.store.schema import Ragged
+from actcache.store.schema import Ragged, coordinates
 from actcache.store.store import Store, open_store
 
 TEXT = "text"

@@ -21,7 +21,16 @@ from actcache.store.documents import (
 from actcache.store.encoding import encode_numbers, encode_strings, shard_bytes
 from actcache.store.layout import LOG, ROOT, Layout, column_name, folders_above
 from actcache.store.log import NO_RECORD, FileSum, bytes_of_record, encode_record, sums_of
-from actcache.store.schema import COMMITS, Column, Kind, Ragged, Root, RowArray, check_name
+from actcache.store.schema import (
+    COMMITS,
+    Column,
+    Kind,
+    Ragged,
+    Root,
+    RowArray,
+    check_name,
+    coordinates,
+)
 from actcache.store.schema import shard_rows as choose_shard_rows
 
 ColumnValues = np.ndarray | Sequence[str] | Ragged
@@ -72,7 +81,7 @@ class StoreContents:
             config=_as_json(self.config),
             provenance=_as_json(self.provenance),
         )
-        dimensions = {name for array in self.arrays for name in array.dimension_names[1:]}
+        dimensions = coordinates(self.arrays)
         columns = [
             pair
             for name, values in self.columns.items()

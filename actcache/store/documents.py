@@ -27,11 +27,7 @@ _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _ONE_BYTE = {"name": "bytes"}
 _NUMBERS = ("bool", *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)))
 _FLOATS = ("float16", "float32", "float64")
-_LOGICAL: dict[str, Dtype] = {
-    "float32": "float32",
-    "float16": "float16",
-    "uint16": "bfloat16",
-}
+_LOGICAL: dict[str, Dtype] = {"float32": "float32", "float16": "float16", "uint16": "bfloat16"}
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

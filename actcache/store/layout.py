@@ -26,14 +26,7 @@ from actcache.store.documents import (
     parse_row_array,
 )
 from actcache.store.encoding import shard_bytes
-from actcache.store.log import (
-    Checksums,
-    FileSum,
-    Record,
-    decode_record,
-    parse_files,
-    parse_shard,
-)
+from actcache.store.log import Checksums, FileSum, Record, decode_record, parse_files, parse_shard
 from actcache.store.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray, check_name
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage, require_size

@@ -40,7 +40,7 @@ class FileSum:
 
 @dataclass(frozen=True)
 class Record:
-    """One record, whole in itself."""
+    """One record of the log."""
 
     previous: str
     """sha256 of the record before it."""
@@ -50,7 +50,7 @@ class Record:
 
 
 Checksums = Mapping[str, UInt32[np.ndarray, " layer"]]
-"""Of one shard: for each row array the crc32c of each block."""
+"""The crc32c of each block of a shard, by row array."""
 
 
 def sums_of(files: Mapping[str, FileSum]) -> dict[str, Any]:

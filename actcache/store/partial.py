@@ -14,14 +14,7 @@ from actcache.errors import ActcacheError, FormatError, StoreExistsError
 from actcache.store.contents import EncodedContents
 from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes
-from actcache.store.layout import (
-    ROOT,
-    Layout,
-    partial_folder,
-    read_layout,
-    record_name,
-    shard_name,
-)
+from actcache.store.layout import ROOT, Layout, partial_folder, read_layout, record_name, shard_name
 from actcache.store.schema import COMMITS
 from actcache.store.storage.atomic import TEMPORARY, remove, sync_path
 from actcache.store.storage.local import LocalStorage

@@ -45,7 +45,7 @@ exactly as they are written here, follows no link and allocates nothing that no 
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -111,6 +111,11 @@ class RowArray:
     def row_bytes(self) -> int:
         """Bytes of one row, all layers."""
         return self.n_layers * self.width * np.dtype(self.stored).itemsize
+
+
+def coordinates(arrays: Iterable[RowArray]) -> set[str]:
+    """Names of columns that would hold coordinates of a dimension, not a value for each row."""
+    return {name for array in arrays for name in array.dimension_names[1:]}
 
 
 @dataclass(frozen=True)

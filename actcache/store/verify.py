@@ -109,11 +109,11 @@ def _unaccounted(layout: Layout) -> Iterator[Problem]:
     for array in layout.arrays.values():
         known |= {shard_name(array, shard) for shard in range(root.n_shards)}
     folders = {f"{name}/" for name in folders_above(known)}
-    open_folders = [""]
-    while open_folders:
-        for name in storage.list(open_folders.pop()):
+    unvisited = [""]
+    while unvisited:
+        for name in storage.list(unvisited.pop()):
             if name in folders:
-                open_folders.append(name.rstrip("/"))
+                unvisited.append(name.rstrip("/"))
             elif name not in known:
                 where = storage.where(name.rstrip("/"))
                 yield Problem(where, "something that no store has", "nothing")

@@ -17,13 +17,7 @@ from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes, shard_parts
 from actcache.store.layout import ROOT, Layout, read_layout, record_name, shard_name
 from actcache.store.log import FileSum, encode_record, shard, sums_of
-from actcache.store.partial import (
-    Destination,
-    begin,
-    destination_of,
-    remove_uncommitted,
-    unsealed,
-)
+from actcache.store.partial import Destination, begin, destination_of, remove_uncommitted, unsealed
 from actcache.store.storage.atomic import os_errors_explained
 from actcache.store.storage.protocol import LargeObject, Storage
 

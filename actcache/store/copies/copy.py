@@ -15,9 +15,9 @@ from jaxtyping import Int64, Shaped
 from actcache.data.samples import rows_digest
 from actcache.errors import MismatchError
 from actcache.store.contents import ColumnValues, StoreContents
-from actcache.store.copies.fill import Read, coordinates, fill_store
+from actcache.store.copies.fill import Read, fill_store
 from actcache.store.copies.selection import Selection, select_arrays, select_layers, select_rows
-from actcache.store.schema import Ragged, RowArray
+from actcache.store.schema import Ragged, RowArray, coordinates
 from actcache.store.store import Store, open_store
 
 

@@ -3,7 +3,7 @@
 Copies of stores, imported files and unpacked archives are written here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,3 @@ def fill_store(
             )
         writer.finish(certificate)
     return open_store(path)
-
-
-def coordinates(arrays: Sequence[RowArray]) -> set[str]:
-    """Names of columns that would hold coordinates of a dimension, not a value for each row."""
-    return {name for array in arrays for name in array.dimension_names[1:]}

@@ -25,8 +25,8 @@ from actcache.store.copies.copy import (
     require_another,
     with_data_digest,
 )
-from actcache.store.copies.fill import coordinates, fill_store
-from actcache.store.schema import Ragged
+from actcache.store.copies.fill import fill_store
+from actcache.store.schema import Ragged, coordinates
 from actcache.store.store import Store
 
 MAY_DIFFER = (
