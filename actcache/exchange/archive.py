@@ -1,6 +1,6 @@
-"""Archives: a store packed without loss into Zarr v3 that any reader opens, and unpacked again.
+"""Archives: a store compressed without loss into Zarr v3 that any reader opens, and unpacked again.
 
-    ARCHIVE.zarr/    as a store, but for the row arrays and without the log
+    ARCHIVE.zarr/    like a store, but with other row arrays and without the log
 
 Row arrays are Zarr v3 `sharding_indexed` with the same shards and inner chunks (S, 1, width), each
 of which is bit-shuffled, compressed with zstd (Blosc) and carries a crc32c. The group's attribute
