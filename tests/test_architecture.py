@@ -252,7 +252,7 @@ PLANTED = [
     ("actcache/data/samples.py", "from actcache.prompts import render", "data", "actcache.prompts"),
     ("actcache/prompts/checks.py", "import actcache.engine.model", "prompts", "actcache.engine"),
     ("actcache/store/schema.py", "import zarr", "store", "zarr"),
-    ("actcache/store/storage/files.py", "import h5py", "store.storage", "h5py"),
+    ("actcache/store/storage/local.py", "import h5py", "store.storage", "h5py"),
     ("actcache/store/copies/merge.py", "import actcache.build.run", "store.copies", "actcache.build"),
     ("actcache/engine/model.py", "from actcache.store import store", "engine", "actcache.store"),
     ("actcache/build/plan.py", "import actcache.analysis", "build", "actcache.analysis"),

@@ -16,7 +16,6 @@ from actcache.data.spans import SPAN
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, first_difference
 from actcache.prompts.render import PARTS, Rendered
-from actcache.store.copies.fill import array_of, stored_values
 from actcache.store.schema import RowArray
 from actcache.store.store import Store
 
@@ -58,7 +57,7 @@ class Reusable:
             copied = np.flatnonzero(holder == number)
             if copied.size:
                 for name, block in blocks.items():
-                    values = stored_values(store.array(name))[row[copied]]
+                    values = store.array(name).stored[row[copied]]
                     block[:, copied] = values.swapaxes(0, 1)
         return np.flatnonzero(holder < 0)
 
@@ -110,10 +109,9 @@ def find_reusable(
 
 
 def _require_compatible(store: Store, required: Mapping[str, Any]) -> None:
-    arrays = {name: array_of(store.array(name)) for name in store.arrays}
-    missing = [
-        f"{part}_tokens" for part in PARTS if f"{part}_tokens" not in store.columns.all_names
-    ]
+    arrays = {array.name: array for array in store.row_arrays}
+    columns = store.columns.with_ragged()
+    missing = [f"{part}_tokens" for part in PARTS if f"{part}_tokens" not in columns]
     model = store.provenance.get("model", {})
     stored = {
         "model": {name: model.get(name) for name in IDENTITY},

@@ -25,9 +25,8 @@ from actcache.engine.tree_capture import capture
 from actcache.progress import SILENT, Progress
 from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
-from actcache.store.partial import committed_bytes, require_free
+from actcache.store.partial import require_free, require_room
 from actcache.store.schema import Dtype, RowArray
-from actcache.store.storage.room import require_room
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
 
@@ -73,7 +72,7 @@ def run_build(
     # Everything that can fail without the model comes before it is loaded.
     if not (resume or overwrite):
         require_free(Path(path))
-    require_room(path, plan.n_bytes - committed_bytes(path))
+    require_room(path, plan.n_bytes)
     reused_stores = [open_source(store) for store in reuse]
     with progress.steps("build", plan.n) as advance:
         model = model or load_planned(config)

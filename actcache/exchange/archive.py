@@ -1,6 +1,6 @@
-"""Archives: a store packed without loss into Zarr v3 that any reader opens, and unpacked again.
+"""Archives: a store compressed without loss into Zarr v3 that any reader opens, and unpacked again.
 
-    ARCHIVE.zarr/    as a store, but for the row arrays and without the log
+    ARCHIVE.zarr/    like a store, but with other row arrays and without the log
 
 Row arrays are Zarr v3 `sharding_indexed` with the same shards and inner chunks (S, 1, width), each
 of which is bit-shuffled, compressed with zstd (Blosc) and carries a crc32c. The group's attribute
@@ -13,7 +13,7 @@ came back bit for bit. Zarr's own reader does not notice a missing shard; unpack
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from actcache.errors import refuse
-from actcache.store.columns import read_column
+from actcache.store.columns import empty_chunk, read_column
 from actcache.store.contents import ColumnValues, StoreContents
-from actcache.store.copies.fill import array_of, columns_of, fill_store, stored_values
+from actcache.store.copies.fill import Fill
 from actcache.store.documents import (
     GROUP,
     Document,
@@ -38,7 +38,7 @@ from actcache.store.documents import (
     row_array_document,
 )
 from actcache.store.encoding import shard_bytes
-from actcache.store.layout import column_name, folders_above
+from actcache.store.layout import ROOT, column_name, folders_above
 from actcache.store.schema import (
     COMMITS,
     DOCUMENT_LIMIT,
@@ -49,7 +49,7 @@ from actcache.store.schema import (
     check_name,
 )
 from actcache.store.storage.atomic import atomic_path
-from actcache.store.storage.files import read_file, require_folder
+from actcache.store.storage.local import LocalStorage
 from actcache.store.store import Store
 
 KIND = "archive"
@@ -76,12 +76,12 @@ def write_archive(
     """
     import zarr
 
-    arrays = [array_of(store.array(name)) for name in store.arrays]
+    arrays = store.row_arrays
     encoded = StoreContents(
-        kind=store.kind,  # type: ignore[arg-type]  # it was one when it was read
+        kind=store.kind,
         n=store.n,
         arrays=arrays,
-        columns=columns_of(store),
+        columns=store.columns.with_ragged(),
         config=store.config,
         provenance=store.provenance,
         shard_rows=store.shard_rows,
@@ -89,40 +89,35 @@ def write_archive(
     ).encode()
     root = replace(encoded.root, complete=True, certificate=store.certificate)
     files = {n: raw for n, raw in encoded.files.items() if not n.startswith(f"{COMMITS}/")}
+    document = root_document(root)
     members = [*encoded.arrays, *encoded.columns]
-    files["zarr.json"] = encode(_root_document(root, {"digest": store.digest, "members": members}))
+    packed = {"kind": KIND, "of": root.kind, "digest": store.digest, "members": members}
+    document["attributes"] |= packed
+    files[ROOT] = encode(document)
     for array in arrays:
         files[f"{array.name}/zarr.json"] = encode(_packed_document(array, root))
-    with atomic_path(path, overwrite=False) as aside:
+    with atomic_path(path, overwrite=False) as temporary:
         for name, raw in files.items():
-            (aside / name).parent.mkdir(parents=True, exist_ok=True)
-            (aside / name).write_bytes(raw)
-        group: Any = zarr.open_group(aside, mode="r+")
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).write_bytes(raw)
+        group: Any = zarr.open_group(temporary, mode="r+")
         for shard in range(root.n_shards):
             rows = root.rows_of(shard)
             for array in arrays:
-                values = stored_values(store.array(array.name))[rows.start : rows.stop]
+                values = store.array(array.name).stored[rows.start : rows.stop]
                 group[array.name][rows.start : rows.stop] = values
                 on_rows(len(rows))
             store.close()  # what was read once need not stay mapped
 
 
-def read_archive(
-    path: str | Path,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_rows: Callable[[int], None] = lambda _n: None,
-) -> Store:
-    """Unpack an archive into the store that it was made from."""
+def read_archive(path: str | Path, fill: Fill) -> Store:
+    """Unpack an archive into the store that it was made from, which `fill` writes."""
     import zarr
 
     folder = Path(path)
-    raw = read_file(folder / "zarr.json", at_most=DOCUMENT_LIMIT)
-    where = str(folder / "zarr.json")
-    root, digest, members = _parse_root(decode(raw, where), where)
-    arrays, columns = _read_documents(folder, root, members)
+    storage = LocalStorage(folder)
+    root, digest, members = _parse_root(_read_document(storage, ROOT), storage.where(ROOT))
+    arrays, columns = _read_documents(storage, root, members)
     for array in arrays:
         _require_backed(folder, array, root)
     group: Any = zarr.open_group(folder, mode="r")
@@ -137,22 +132,13 @@ def read_archive(
         kind=root.kind,
         n=root.n,
         arrays=arrays,
-        columns=_values_of(folder, columns),
+        columns=_values_of(storage, columns),
         config=root.config,
         provenance=root.provenance,
         shard_rows=root.shard_rows,
         shard_reason=root.shard_reason,
     )
-    return fill_store(
-        out,
-        contents,
-        read=read,
-        certificate=root.certificate,
-        digest=digest,
-        resume=resume,
-        overwrite=overwrite,
-        on_rows=on_rows,
-    )
+    return fill(contents, read=read, certificate=root.certificate, digest=digest)
 
 
 def is_archive(path: str | Path) -> bool:
@@ -162,14 +148,6 @@ def is_archive(path: str | Path) -> bool:
         return False
     attributes = decode(document.read_bytes(), str(document)).get("attributes")
     return type(attributes) is dict and attributes.get("kind") == KIND
-
-
-def _root_document(root: Root, packed: Mapping[str, Any]) -> Document:
-    """The group's document: that of the store, and what is needed to restore it."""
-    document = root_document(root)
-    of_store = document["attributes"]
-    document["attributes"] = {**of_store, "kind": KIND, "of": root.kind, **packed}
-    return document
 
 
 def _parse_root(document: Document, where: str) -> tuple[Root, str, list[str]]:
@@ -201,23 +179,26 @@ def _packed_document(array: RowArray, root: Root) -> Document:
     return document
 
 
+def _read_document(storage: LocalStorage, name: str) -> Document:
+    return decode(storage.read(name, at_most=DOCUMENT_LIMIT), storage.where(name))
+
+
 def _read_documents(
-    folder: Path, root: Root, members: Sequence[str]
+    storage: LocalStorage, root: Root, members: Sequence[str]
 ) -> tuple[list[RowArray], list[Column]]:
     """Row arrays and columns; documents other than those written here are refused."""
     arrays, columns = [], []
     for name in members:
         check_name(name)
-        path = require_folder(folder, name) / "zarr.json"
-        document = decode(read_file(path, at_most=DOCUMENT_LIMIT), str(path))
+        where = storage.where(f"{name}/zarr.json")
+        document = _read_document(storage, f"{name}/zarr.json")
         if is_row_array(document):
-            arrays.append(_parse_packed(name, document, root, str(path)))
+            arrays.append(_parse_packed(name, document, root, where))
         else:
-            columns.append(parse_column(name, document, str(path)))
+            columns.append(parse_column(name, document, where))
     for group in folders_above([array.name for array in arrays]):
-        path = require_folder(folder, group) / "zarr.json"
-        if decode(read_file(path, at_most=DOCUMENT_LIMIT), str(path)) != GROUP:
-            refuse(str(path), "another document", "that of a group")
+        if _read_document(storage, f"{group}/zarr.json") != GROUP:
+            refuse(storage.where(f"{group}/zarr.json"), "another document", "that of a group")
     return arrays, columns
 
 
@@ -246,21 +227,20 @@ def _require_backed(folder: Path, array: RowArray, root: Root) -> None:
             refuse(str(path), f"{size} bytes", f"what {declared} bytes can be packed into")
 
 
-def _values_of(folder: Path, columns: list[Column]) -> dict[str, ColumnValues]:
-    values: dict[str, np.ndarray] = {}
+def _values_of(storage: LocalStorage, columns: list[Column]) -> dict[str, ColumnValues]:
+    arrays: dict[str, np.ndarray] = {}
     for column in columns:
-        path, is_text = folder / column_name(column), column.dtype == "string"
-        raw = b"\0\0\0\0" if is_text else b""  # Zarr has no chunk where there is no value
+        name, raw, size = column_name(column), empty_chunk(column), None
+        if column.dtype != "string":
+            size = math.prod(column.shape) * np.dtype(column.dtype).itemsize
         if 0 not in column.shape:
-            size = 0 if is_text else math.prod(column.shape) * np.dtype(column.dtype).itemsize
-            raw = read_file(path) if is_text else read_file(path, n_bytes=size)
-        values[column.name] = read_column(column, raw, str(path))
-    plain_or_ragged: dict[str, ColumnValues] = {}
+            raw = storage.read(name, n_bytes=size)
+        arrays[column.name] = read_column(column, raw, storage.where(name))
+    values: dict[str, ColumnValues] = {}
     for column in columns:
-        offsets = values.get(f"{column.name}_offsets")
+        name = column.name
         if column.part_of is None:
-            plain_or_ragged[column.name] = values[column.name]
-        elif column.part_of == column.name and offsets is not None:
-            ragged = Ragged(values[column.name], np.asarray(offsets, np.int64))
-            plain_or_ragged[column.name] = ragged
-    return plain_or_ragged
+            values[name] = arrays[name]
+        elif column.part_of == name and f"{name}_offsets" in arrays:
+            values[name] = Ragged(arrays[name], arrays[f"{name}_offsets"].astype(np.int64))
+    return values

@@ -11,14 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from actcache.errors import MismatchError
-from actcache.store.copies.fill import columns_of
-from actcache.store.schema import Ragged
+from actcache.store.schema import Ragged, coordinates
 from actcache.store.store import Store, open_store
 
 TEXT = "text"
 """The dtype of an array of strings; others have NumPy's name."""
-
-_SWEEP_COORDINATES = ("layer", "multiplier")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +58,21 @@ def data_of_store(
     uint16 that is stored. `on_rows` receives the rows of each piece of a row array.
     """
     arrays = [_row_array(store, name, bits=bits, on_rows=on_rows) for name in store.arrays]
-    coordinates = {dim for name in store.arrays for dim in store.array(name).dimension_names[1:]}
+    dimensions = coordinates(store.row_arrays)
     columns = []
-    for name, values in columns_of(store).items():
+    for name, values in store.columns.with_ragged().items():
         if isinstance(values, Ragged):
             marked = {"ragged": name}
             columns.append(_in_memory(name, values.flat, attributes=marked))
             columns.append(_in_memory(f"{name}_offsets", values.offsets, attributes=marked))
         else:
-            dimension = name if name in coordinates else "n"
+            dimension = name if name in dimensions else "n"
             columns.append(_in_memory(name, np.asarray(values), dimension))
-    shards = {"rows": store.shard_rows, "reason": store.shard_reason}
     about_arrays = {
-        name: {"dtype": array.dtype, "dimension_names": array.dimension_names}
-        for name, array in ((name, store.array(name)) for name in store.arrays)
+        array.name: {"dtype": array.dtype, "dimension_names": array.dimension_names}
+        for array in store.row_arrays
     }
+    shards = {"rows": store.shard_rows, "reason": store.shard_reason}
     metadata = {
         "kind": store.kind,
         "digest": store.digest,
@@ -108,7 +105,7 @@ def data_of_results(folder: Path) -> ExportedData:
     if (folder / "sweep.zarr").is_dir():
         sweep = open_store(folder / "sweep.zarr", check=True)
         arrays += [_row_array(sweep, name) for name in sweep.arrays]
-        arrays += [_in_memory(f"sweep/{name}", sweep[name], name) for name in _SWEEP_COORDINATES]
+        arrays += [_in_memory(f"sweep/{x}", sweep[x], x) for x in ("layer", "multiplier")]
         arrays.append(_in_memory("sweep/id", sweep["id"], "n"))
     if not arrays:
         raise MismatchError(

@@ -53,9 +53,9 @@ def write_directions(
     from safetensors.numpy import save
 
     tensors, metadata = read_directions(folder, names)
-    with atomic_path(path, overwrite=overwrite) as aside:
+    with atomic_path(path, overwrite=overwrite) as temporary:
         # Not `save_file`, which makes files that only their owner can read.
-        aside.write_bytes(save(tensors, metadata=metadata))
+        temporary.write_bytes(save(tensors, metadata=metadata))
     return list(tensors)
 
 
@@ -86,8 +86,8 @@ def write_gguf(
             f"'{name}' has {len(values)} layer, and a control vector begins at layer 1; expected "
             "two or more. Export --to safetensors."
         )
-    with atomic_path(path, overwrite=overwrite) as aside:
-        writer = gguf.GGUFWriter(aside, "controlvector")
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        writer = gguf.GGUFWriter(temporary, "controlvector")
         writer.add_string("controlvector.model_hint", _family(folder, metadata))
         writer.add_uint32("controlvector.layer_count", len(values) - 1)
         writer.add_string("general.description", f"{name}; after block n from 0; by actcache")

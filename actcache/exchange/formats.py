@@ -1,6 +1,7 @@
 """Which format goes with what: stores and results are exported, and stores are imported again."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from actcache.exchange.hdf5 import write_hdf5
 from actcache.exchange.hdf5_import import import_hdf5
 from actcache.exchange.npz import write_npz, write_safetensors
 from actcache.progress import SILENT, Progress
+from actcache.store.copies.fill import fill_store
 from actcache.store.store import Store, open_store
 
 FORMATS = ("hdf5", "npz", "safetensors", "gguf", "archive")
@@ -143,4 +145,5 @@ def import_store(
     """
     read = read_archive if is_archive(path) else import_hdf5
     with progress.steps("import", None) as on_rows:
-        return read(path, to, resume=resume, overwrite=overwrite, on_rows=on_rows)
+        fill = partial(fill_store, to, resume=resume, overwrite=overwrite, on_rows=on_rows)
+        return read(path, fill)

@@ -28,7 +28,7 @@ def write_hdf5(path: Path, data: ExportedData, *, overwrite: bool = False) -> No
     """Write a file; memory holds one piece of one array."""
     import h5py
 
-    with atomic_path(path, overwrite=overwrite) as aside, h5py.File(aside, "w") as file:
+    with atomic_path(path, overwrite=overwrite) as temporary, h5py.File(temporary, "w") as file:
         file.attrs[MARK] = LAYOUT
         for name, text in data.metadata.items():
             file.attrs[name] = text  # of variable length: it lies outside the 64 kB of a header

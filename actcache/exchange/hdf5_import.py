@@ -6,7 +6,7 @@ no model run on it.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from actcache.errors import MismatchError
 from actcache.exchange.hdf5 import MARK
 from actcache.exchange.plain_hdf5 import PlainFile, is_text
 from actcache.store.contents import ColumnValues, StoreContents
-from actcache.store.copies.fill import fill_store
+from actcache.store.copies.fill import Fill
 from actcache.store.schema import Dtype, Kind, Ragged, RowArray
 from actcache.store.store import Store
 
@@ -31,22 +31,13 @@ _STORED_AS = {"float32": ("float32",), "float16": ("float16",), "bfloat16": ("fl
 _JSON = {"arrays": dict, "columns": list, "shards": dict, "config": dict, "provenance": dict}
 
 
-def import_hdf5(
-    path: str | Path,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    on_rows: Callable[[int], None] = lambda _n: None,
-) -> Store:
-    """Turn an HDF5 file into a store; memory holds one shard."""
+def import_hdf5(path: str | Path, fill: Fill) -> Store:
+    """Turn an HDF5 file into the store that `fill` writes; memory holds one shard."""
     with PlainFile(path) as file:
-        certificate: Any = None
-        digest: str | None = None
-        if file.has_attribute(MARK):
-            contents, certificate, digest = _exported(file)
-        else:
-            contents = _foreign(file)
+        is_export = file.has_attribute(MARK)
+        contents, certificate, digest = (
+            _exported(file) if is_export else (_foreign(file), None, None)
+        )
 
         def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
             values = file.numbers(array.name, rows)
@@ -57,16 +48,7 @@ def import_hdf5(
                 file.refuse(array.name, "wider than bfloat16, as it is marked", "unchanged")
             return (bits >> 16).astype(np.uint16)
 
-        return fill_store(
-            out,
-            contents,
-            read=read,
-            certificate=certificate,
-            digest=digest,
-            resume=resume,
-            overwrite=overwrite,
-            on_rows=on_rows,
-        )
+        return fill(contents, read=read, certificate=certificate, digest=digest)
 
 
 def _exported(file: PlainFile) -> tuple[StoreContents, Any, str | None]:

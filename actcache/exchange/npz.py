@@ -29,8 +29,8 @@ _TYPES = {
 def write_npz(path: Path, data: ExportedData, *, overwrite: bool = False) -> None:
     """Write an npz file: arrays under their names, metadata under `about/…`."""
     with (
-        atomic_path(path, overwrite=overwrite) as aside,
-        zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED, allowZip64=True) as file,
+        atomic_path(path, overwrite=overwrite) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED, allowZip64=True) as file,
     ):
         for array in data.arrays:
             with file.open(zipfile.ZipInfo(f"{array.name}.npy"), "w", force_zip64=True) as member:
@@ -92,7 +92,7 @@ def write_safetensors(path: Path, data: ExportedData, *, overwrite: bool = False
             f"ids, prompts and other texts take {len(raw)} bytes, but the header of safetensors "
             "may have 100000000 at most. Export --to hdf5."
         )
-    with atomic_path(path, overwrite=overwrite) as aside, aside.open("wb") as file:
+    with atomic_path(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
         file.write(len(raw).to_bytes(8, "little"))
         file.write(raw)
         for array in numbers:

@@ -3,6 +3,7 @@
 What lies in one shard and needs no conversion is a read-only view of the file.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from types import EllipsisType
 from typing import Any
@@ -40,21 +41,19 @@ class Residuals:
         *,
         n: int,
         batch_rows: int,
-        raw: bool = False,
         layer_numbers: Int64[np.ndarray, " layer"] | None = None,
     ):
-        self._layer_numbers = layer_numbers
+        self.name = array.name
+        """Name in the store."""
+        self.dimension_names = array.dimension_names
+        """What the dimensions are called."""
         self._maps = maps
         self._array = array
         self._n = n
         self._shard_rows = maps.shard_rows
         self._batch_rows = batch_rows
-        self._raw = raw
-
-    @property
-    def name(self) -> str:
-        """Name in the store."""
-        return self._array.name
+        self._layer_numbers = layer_numbers
+        self._raw = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,29 +66,20 @@ class Residuals:
         return "uint16" if self._raw else self._array.dtype
 
     @property
-    def dimension_names(self) -> tuple[str, str, str]:
-        """What the dimensions are called."""
-        return self._array.dimension_names
-
-    @property
     def bits(self) -> "Residuals":
-        """The same array as raw bits, uint16: `torch.from_numpy(…).view(torch.bfloat16)`.
-
-        Raises:
-            MismatchError: it is not bfloat16.
-        """
+        """A bfloat16 array as raw bits, uint16: `torch.from_numpy(…).view(torch.bfloat16)`."""
         if self._array.dtype != "bfloat16":
             raise MismatchError(
                 f"'{self.name}' is {self.dtype}, expected bfloat16. Read it without .bits."
             )
-        return Residuals(
-            self._maps,
-            self._array,
-            n=self._n,
-            batch_rows=self._shard_rows,
-            raw=True,
-            layer_numbers=self._layer_numbers,
-        )
+        bits = copy.copy(self)
+        bits._raw, bits._batch_rows = True, self._shard_rows
+        return bits
+
+    @property
+    def stored(self) -> "Residuals":
+        """The same array in the dtype that is on disk: `bits` of bfloat16, else itself."""
+        return self.bits if self._array.dtype == "bfloat16" else self
 
     def __len__(self) -> int:
         return self._n
@@ -107,9 +97,6 @@ class Residuals:
 
         Returns:
             `[n, d_model]`; a view of the file where it lies in one shard and is not bfloat16.
-
-        Raises:
-            IndexError: there is no such layer or row.
         """
         chosen = slice(0, self._n) if rows is None else self._rows(rows)
         if self._layer_numbers is not None and layer >= 0:
@@ -139,20 +126,15 @@ class Residuals:
         Of a range of rows in one shard nothing is copied: the tensor is the file, mapped for it
         alone. Changing it changes neither the file nor what is read later.
 
-        Args:
-            rows: rows, as in brackets; a single number keeps its dimension.
-            layers: layers, likewise.
-
         Returns:
-            `[row, layer, d_model]`, also in bfloat16.
+            `[row, layer, d_model]`, also in bfloat16; single numbers keep their dimensions.
         """
         import torch
 
         row_numbers, layer_numbers = self._rows(rows), self._layers(layers)
         values = self._private(row_numbers, layer_numbers)
         if values is None:
-            raw = Residuals(self._maps, self._array, n=self._n, batch_rows=1, raw=True)
-            values = raw._read(row_numbers, layer_numbers)
+            values = self.stored._read(row_numbers, layer_numbers)
         if not values.flags.writeable:  # torch has no read-only tensors
             values = values.copy()
         tensor = torch.from_numpy(values)
@@ -176,9 +158,6 @@ class Residuals:
 
         Yields:
             Row numbers `[b]` and residuals `[b, layer, d_model]`.
-
-        Raises:
-            MismatchError: a batch of no rows, or a mask of another length.
         """
         if rows is not None and rows < 1:
             raise MismatchError(f"batches of {rows} rows were asked for, expected 1 or more.")
@@ -201,9 +180,8 @@ class Residuals:
     def _read(self, rows: Chosen, layers: Chosen) -> Shaped[np.ndarray, "_ _ _"]:
         """`[row, layer, width]`: a view where rows lie in one shard, else a copy."""
         convert = self._array.dtype == "bfloat16" and not self._raw
-        if not convert and (shard := self._one_shard(rows)) is not None:
-            ((_, inside, _),) = self._by_shard(rows)
-            return self._maps.take(self._array, shard, layers, inside).swapaxes(0, 1)
+        if not convert and (place := self._one_shard(rows)) is not None:
+            return self._maps.take(self._array, place[0], layers, place[1]).swapaxes(0, 1)
         n_rows = rows.stop - rows.start if isinstance(rows, slice) else rows.size
         n_layers = np.arange(self._array.n_layers)[layers].size
         dtype = np.float32 if convert else self._array.stored
@@ -222,19 +200,20 @@ class Residuals:
 
     def _private(self, rows: Chosen, layers: Chosen) -> Shaped[np.ndarray, "_ _ _"] | None:
         """A range of rows of one shard as memory of its own; None where that cannot be mapped."""
-        shard = self._one_shard(rows)
-        blocks = None if shard is None else self._maps.private_shard(self._array, shard)
-        if shard is None or blocks is None:
+        if (place := self._one_shard(rows)) is None:
+            return None
+        shard, inside = place
+        if (blocks := self._maps.map_shard(self._array, shard, private=True)) is None:
             return None
         self._maps.require_intact(self._array, shard, layers)
-        ((_, inside, _),) = self._by_shard(rows)
         return blocks[:, inside][layers].swapaxes(0, 1)
 
-    def _one_shard(self, rows: Chosen) -> int | None:
-        """The one shard that a range of rows lies in, if it is one."""
+    def _one_shard(self, rows: Chosen) -> tuple[int, slice] | None:
+        """The shard that holds a whole range of rows, and where in it; None if there is none."""
         if isinstance(rows, slice) and rows.start < rows.stop:
-            first, last = rows.start // self._shard_rows, (rows.stop - 1) // self._shard_rows
-            return first if first == last else None
+            shard, start = divmod(rows.start, self._shard_rows)
+            stop = start + rows.stop - rows.start
+            return (shard, slice(start, stop)) if stop <= self._shard_rows else None
         return None
 
     def _by_shard(self, rows: Chosen) -> Iterator[tuple[int, Chosen, Chosen]]:

@@ -45,17 +45,18 @@ class Columns(Mapping[str, np.ndarray]):
         stop = self._layout.committed
         return Ragged(whole.flat[: offsets[stop]], offsets[: stop + 1])
 
-    @property
-    def all_names(self) -> list[str]:
-        """Names of all columns, ragged ones too, in the order in which they were written."""
-        columns = self._layout.columns.values()
-        return [column.name for column in columns if column.part_of in (None, column.name)]
+    def with_ragged(self) -> dict[str, np.ndarray | Ragged]:
+        """Every column, ragged ones too, in the order in which they were written."""
+        return {
+            name: self[name] if column.part_of is None else self.ragged(name)
+            for name, column in self._layout.columns.items()
+            if column.part_of in (None, name)
+        }
 
     @property
     def ragged_names(self) -> list[str]:
         """Names of the ragged columns."""
-        columns = self._layout.columns.values()
-        return [column.name for column in columns if column.part_of == column.name]
+        return [name for name, column in self._layout.columns.items() if column.part_of == name]
 
     def _read(self, name: str) -> np.ndarray:
         if name not in self._values:
@@ -81,12 +82,17 @@ def read_column(column: Column, raw: bytes, where: str) -> np.ndarray:
     return values
 
 
+def empty_chunk(column: Column) -> bytes:
+    """The bytes of a column without values, for which Zarr has no chunk."""
+    return b"\0\0\0\0" if column.dtype == "string" else b""
+
+
 def read_checked_column(layout: Layout, column: Column) -> np.ndarray:
     """All values of one column, if they are those that were written."""
     name = column_name(column)
     where = layout.storage.where(name)
     if 0 in column.shape:
-        return read_column(column, b"\0\0\0\0" if column.dtype == "string" else b"", where)
+        return read_column(column, empty_chunk(column), where)
     expected = layout.files[name]
     raw = layout.storage.read(name, n_bytes=expected.n_bytes)
     if FileSum.of(raw) != expected:

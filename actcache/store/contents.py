@@ -20,8 +20,17 @@ from actcache.store.documents import (
 )
 from actcache.store.encoding import encode_numbers, encode_strings, shard_bytes
 from actcache.store.layout import LOG, ROOT, Layout, column_name, folders_above
-from actcache.store.log import NO_RECORD, FileSum, bytes_of_record, creation, encode_record
-from actcache.store.schema import COMMITS, Column, Kind, Ragged, Root, RowArray, check_name
+from actcache.store.log import NO_RECORD, FileSum, bytes_of_record, encode_record, sums_of
+from actcache.store.schema import (
+    COMMITS,
+    Column,
+    Kind,
+    Ragged,
+    Root,
+    RowArray,
+    check_name,
+    coordinates,
+)
 from actcache.store.schema import shard_rows as choose_shard_rows
 
 ColumnValues = np.ndarray | Sequence[str] | Ragged
@@ -54,12 +63,7 @@ class StoreContents:
     """Why a shard has that many rows."""
 
     def encode(self) -> "EncodedContents":
-        """Encode all documents and columns.
-
-        Raises:
-            MismatchError: n, a column, config or provenance cannot be stored.
-            FormatError: a name cannot be used, or is used twice.
-        """
+        """Encode all documents and columns; refuse what cannot be stored."""
         names = [array.name for array in self.arrays]
         shard_rows, shard_reason = self.shard_rows, self.shard_reason
         if self.n < 1 or not names or (shard_rows is not None and not 1 <= shard_rows <= self.n):
@@ -77,7 +81,7 @@ class StoreContents:
             config=_as_json(self.config),
             provenance=_as_json(self.provenance),
         )
-        dimensions = {name for array in self.arrays for name in array.dimension_names[1:]}
+        dimensions = coordinates(self.arrays)
         columns = [
             pair
             for name, values in self.columns.items()
@@ -98,7 +102,7 @@ class StoreContents:
         files[LOG] = encode(commits_document(root.n_shards + 2, record_bytes))
         sums[LOG] = FileSum.of(files[LOG])
         record, _ = encode_record(
-            creation(sums), number=0, previous=NO_RECORD, record_bytes=record_bytes
+            sums_of(sums), number=0, previous=NO_RECORD, record_bytes=record_bytes
         )
         return EncodedContents(
             root,
@@ -131,11 +135,7 @@ class EncodedContents:
 def require_same_store(
     contents: EncodedContents, layout: Layout, *, shard_rows: int | None
 ) -> None:
-    """Compare what a build is about to write with what the store was begun with.
-
-    Raises:
-        MismatchError: names the first field that differs, and both values.
-    """
+    """Compare what a build is about to write with what the store was begun with."""
     what, remedy = (
         f"this build and '{layout.storage.location}', which it was to continue,",
         "Use the settings, data and model it was begun with, or begin anew with --overwrite.",
@@ -162,19 +162,8 @@ def _summary(store: EncodedContents | Layout) -> dict[str, Any]:
         "config": root.config,
         "provenance": root.provenance,
         "n": root.n,
-        "arrays": {
-            array.name: {
-                "n_layers": array.n_layers,
-                "width": array.width,
-                "dtype": array.dtype,
-                "dimension_names": list(array.dimension_names),
-            }
-            for array in store.arrays.values()
-        },
-        "columns": {
-            column.name: {"dtype": column.dtype, "shape": list(column.shape)}
-            for column in store.columns.values()
-        },
+        "arrays": {name: _as_json(vars(array)) for name, array in store.arrays.items()},
+        "columns": {name: _as_json(vars(column)) for name, column in store.columns.items()},
     }
 
 
@@ -213,10 +202,9 @@ def _encode_column(
                 encode_numbers(offsets),
             ),
         ]
-    length = len(values)
-    if length != n and name not in dimensions:
+    length, first = len(values), name if name in dimensions else "n"
+    if length != n and first == "n":
         raise _wrong_length(name, length, n)
-    first = name if name in dimensions else "n"
     if not isinstance(values, np.ndarray) or values.dtype.kind in "UOT":
         if isinstance(values, np.ndarray) and values.ndim != 1:
             raise _unfit(name, values)

@@ -27,11 +27,7 @@ _LITTLE = {"name": "bytes", "configuration": {"endian": "little"}}
 _ONE_BYTE = {"name": "bytes"}
 _NUMBERS = ("bool", *(f"{u}int{b}" for u in ("", "u") for b in (8, 16, 32, 64)))
 _FLOATS = ("float16", "float32", "float64")
-_LOGICAL: dict[str, Dtype] = {
-    "float32": "float32",
-    "float16": "float16",
-    "uint16": "bfloat16",
-}
+_LOGICAL: dict[str, Dtype] = {"float32": "float32", "float16": "float16", "uint16": "bfloat16"}
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -65,11 +61,7 @@ def match_fields(value: Any, fields: Mapping[str, Check], where: str, expected: 
 
 
 def encode(document: Document) -> bytes:
-    """The JSON of a document, as it stands on disk.
-
-    Raises:
-        MismatchError: it holds what JSON does not, such as NaN, or is larger than readers accept.
-    """
+    """The JSON of a document, as it stands on disk; refuses what readers would not accept."""
     try:
         raw = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:  # a lone surrogate is one too
@@ -135,12 +127,7 @@ _ROOT = {
 
 
 def parse_root(document: Document, where: str) -> Root:
-    """What the attributes of the group say.
-
-    Raises:
-        FormatError: it is of a newer format, or an archive.
-        DamageError: it is anything else than the group of a store.
-    """
+    """What the attributes of the group say."""
     attributes = document.get("attributes")
     if type(attributes) is dict:
         number = attributes.get("format")

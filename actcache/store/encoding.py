@@ -1,5 +1,6 @@
 """The bytes of one chunk: where a block is in a shard, and how a column is encoded."""
 
+import math
 import struct
 from collections.abc import Iterator, Sequence
 
@@ -113,9 +114,7 @@ def decode_numbers(raw: bytes, column: Column, where: str) -> np.ndarray:
     """The values of a numeric column, read-only."""
     dtype = np.dtype(column.dtype).newbyteorder("<")
     # Python's integers do not overflow where a declared shape is absurd.
-    size = dtype.itemsize
-    for length in column.shape:
-        size *= length
+    size = math.prod(column.shape) * dtype.itemsize
     if len(raw) != size:
         refuse(where, f"{len(raw)} bytes", f"{size}")
     if column.dtype == "bool" and any(raw.translate(None, b"\x00\x01")):

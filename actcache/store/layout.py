@@ -4,7 +4,7 @@ The one way into a store, for reading and for resuming. Looks at names, sizes, d
 records; the values of columns and shards are read elsewhere.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,14 +26,7 @@ from actcache.store.documents import (
     parse_row_array,
 )
 from actcache.store.encoding import shard_bytes
-from actcache.store.log import (
-    Checksums,
-    FileSum,
-    Record,
-    decode_record,
-    parse_files,
-    parse_shard,
-)
+from actcache.store.log import Checksums, FileSum, Record, decode_record, parse_files, parse_shard
 from actcache.store.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray, check_name
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage, require_size
@@ -95,8 +88,8 @@ def column_name(column: Column) -> str:
     return f"{column.name}/c" + ".0" * len(column.shape)
 
 
-def folders_above(names: Sequence[str]) -> set[str]:
-    """The groups between the store and its row arrays."""
+def folders_above(names: Iterable[str]) -> set[str]:
+    """Every folder on the way to these names."""
     return {name[:end] for name in names for end, character in enumerate(name) if character == "/"}
 
 
@@ -106,17 +99,9 @@ def open_layout(
     partial: bool = False,
     tolerate: Callable[[DamageError], None] | None = None,
 ) -> Layout:
-    """Find and read a finished store; with `partial` also an interrupted one.
+    """Find and read a finished store; with `partial` rather an interrupted one, if there is one.
 
-    Args:
-        path: a folder, or a storage.
-        partial: prefer the interrupted store of that path, if there is one.
-        tolerate: receives each damage that leaves the rest readable, instead of raising it.
-
-    Raises:
-        StoreNotFoundError: there is no store.
-        IncompleteStoreError: its log is not sealed, and `partial` is False.
-        FormatError: it is damaged, of a newer format, or no store.
+    `tolerate` receives each damage that leaves the rest readable, instead of raising it.
     """
     layout = read_layout(_find_storage(path, partial=partial), tolerate=tolerate)
     if not (layout.complete or partial):
@@ -156,13 +141,8 @@ def read_layout(
 ) -> Layout:
     """Read all documents and records of a storage, and look at the size of every file.
 
-    Args:
-        storage: a store, finished or not.
-        tolerate: receives each data file that is missing or of a wrong size, instead of raising.
-
-    Raises:
-        FormatError: anything is not as format 1 has it. A log that ends early is an error only in
-            a store that says that it is finished.
+    A log that ends early is damage only in a store that says that it is finished. `tolerate`
+    receives each data file that is missing or of a wrong size, instead of raising it.
     """
     if not storage.exists(ROOT):
         raise FormatError(

@@ -40,7 +40,7 @@ class FileSum:
 
 @dataclass(frozen=True)
 class Record:
-    """One record, whole in itself."""
+    """One record of the log."""
 
     previous: str
     """sha256 of the record before it."""
@@ -50,12 +50,16 @@ class Record:
 
 
 Checksums = Mapping[str, UInt32[np.ndarray, " layer"]]
-"""Of one shard: for each row array the crc32c of each block."""
+"""The crc32c of each block of a shard, by row array."""
 
 
-def creation(files: Mapping[str, FileSum]) -> dict[str, Any]:
-    """Content of record 0: every file that is written at creation."""
-    return {"files": _sums(files)}
+def sums_of(files: Mapping[str, FileSum]) -> dict[str, Any]:
+    """Content of a record that vouches for whole files.
+
+    Record 0 vouches for every file that is written at creation; the seal for the document of the
+    group of a finished store.
+    """
+    return {"files": {name: [file.n_bytes, file.sha256] for name, file in files.items()}}
 
 
 def shard(
@@ -78,11 +82,6 @@ def shard(
     }
 
 
-def seal(root: FileSum) -> dict[str, Any]:
-    """Content of the last record: the document of the group of a finished store."""
-    return {"files": _sums({"zarr.json": root})}
-
-
 def encode_record(
     content: Mapping[str, Any], *, number: int, previous: str, record_bytes: int
 ) -> tuple[bytes, str]:
@@ -95,15 +94,11 @@ def encode_record(
 
 
 def bytes_of_record(root: Root, arrays: Sequence[RowArray], files: Mapping[str, FileSum]) -> int:
-    """Bytes that the largest record of a store can take, rounded up.
-
-    Raises:
-        MismatchError: it is more than a reader would accept.
-    """
+    """Bytes that the largest record of a store can take, rounded up."""
     places = {array.name: ["0" * 8] * array.n_layers for array in arrays}
     rows = range(root.n, root.n)
     contents = (
-        creation(files),
+        sums_of(files),
         shard(rows, arrays, shard_rows=root.shard_rows, checksums=places),
     )
     frame = len(_json({"record": root.n, "previous": NO_RECORD, "sha256": NO_RECORD}))
@@ -153,9 +148,8 @@ def parse_shard(
     checksums = {}
     for array in arrays:
         fields = {"bytes": is_a(int), "crc32c": _are_checksums}
-        checksums[array.name] = match_fields(blocks.get(array.name), fields, where, expected)[
-            "crc32c"
-        ]
+        block = match_fields(blocks.get(array.name), fields, where, expected)
+        checksums[array.name] = block["crc32c"]
     lengths = {name: len(sums) for name, sums in checksums.items()}
     if lengths != {array.name: array.n_layers for array in arrays} or record.content != shard(
         root.rows_of(number), arrays, shard_rows=root.shard_rows, checksums=checksums
@@ -181,10 +175,6 @@ def _are_checksums(sums: Any) -> bool:
         and all(type(digits) is str and len(digits) == 8 for digits in sums)
         and _HEX.fullmatch("".join(sums)) is not None
     )
-
-
-def _sums(files: Mapping[str, FileSum]) -> dict[str, list[int | str]]:
-    return {name: [each.n_bytes, each.sha256] for name, each in files.items()}
 
 
 def _json(value: Any) -> bytes:

@@ -6,58 +6,54 @@ when its log is sealed.
 """
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
-from actcache.errors import FormatError, StoreExistsError
+from actcache.errors import ActcacheError, FormatError, StoreExistsError
 from actcache.store.contents import EncodedContents
 from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes
-from actcache.store.layout import (
-    ROOT,
-    Layout,
-    partial_folder,
-    read_layout,
-    record_name,
-    shard_name,
-)
+from actcache.store.layout import ROOT, Layout, partial_folder, read_layout, record_name, shard_name
 from actcache.store.schema import COMMITS
-from actcache.store.storage.atomic import TEMPORARY, remove, sync_folder
+from actcache.store.storage.atomic import TEMPORARY, remove, sync_path
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage
-from actcache.store.storage.room import require_room
 
 OVERWRITE_MARK = f"{COMMITS}/overwrite"
 """A file that says that finishing may replace a store: it outlives an interruption."""
 
 
-@runtime_checkable
-class Destination(Protocol):
-    """Where a store is written, and where it is when it is finished."""
+class Destination:
+    """Where a store is written. In a storage without renames it is written where it stays."""
 
-    storage: Storage
-    """Where it is written."""
+    def __init__(self, storage: Storage):
+        self.storage = storage
 
     def begun(self) -> bool:
         """Whether a store was begun there."""
-        ...
+        return bool(self.storage.list())
 
     def require_new(self, *, overwrite: bool) -> None:
-        """Refuse to begin a store where another one is."""
-        ...
+        """Refuse a place that is not empty: nothing there could be kept until the end."""
+        if self.begun():
+            raise StoreExistsError(
+                f"'{self.storage.location}' is not empty, expected room for a store. Continue it "
+                "with --resume, or choose another place."
+            )
 
     def require_free(self, *, overwrite: bool) -> None:
-        """Refuse to finish a store where another one is, unless it was begun to replace that."""
-        ...
+        """Refuse to finish a store where another one is finished."""
+        if read_layout(self.storage).complete:
+            raise StoreExistsError(
+                f"'{self.storage.location}' holds a finished store. Choose another place."
+            )
 
     def require_room(self, n_bytes: int) -> None:
-        """Refuse to write a store of so many bytes where there is no room."""
-        ...
+        """Trust the storage to have room."""
 
     def put_in_place(self) -> None:
-        """Give a sealed store its name."""
-        ...
+        """Give a sealed store its name: it has it already."""
 
 
 class LocalDestination(Destination):
@@ -66,10 +62,10 @@ class LocalDestination(Destination):
     def __init__(self, path: str | Path):
         self.path = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() follows links: replacing one would hit its target
         self.folder = partial_folder(self.path)
-        self.storage: Storage = LocalStorage(self.folder)
+        super().__init__(LocalStorage(self.folder))
 
     def begun(self) -> bool:
-        """Whether `PATH.partial` is there."""
+        """Whether `PATH.partial` exists."""
         return os.path.lexists(self.folder)
 
     def require_new(self, *, overwrite: bool) -> None:
@@ -91,8 +87,8 @@ class LocalDestination(Destination):
             require_free(self.path)
 
     def require_room(self, n_bytes: int) -> None:
-        """Ask the file system; what is committed, or will be replaced, makes room."""
-        require_room(self.path, n_bytes - committed_bytes(self.path))
+        """Ask the file system."""
+        require_room(self.path, n_bytes)
 
     def put_in_place(self) -> None:
         """Rename the folder; replace the store that has its name, if that was asked for."""
@@ -105,45 +101,13 @@ class LocalDestination(Destination):
                 self.path.rename(old)
             self.storage.remove(OVERWRITE_MARK)
         self.folder.rename(self.path)
-        sync_folder(self.path.parent)
+        sync_path(self.path.parent)
         _remove_store(old)
-
-
-class PlainDestination(Destination):
-    """A storage without renames: the store is written where it stays."""
-
-    def __init__(self, storage: Storage):
-        self.storage = storage
-
-    def begun(self) -> bool:
-        """Whether there is anything."""
-        return bool(self.storage.list())
-
-    def require_new(self, *, overwrite: bool) -> None:
-        """Refuse a storage that is not empty: nothing there could be kept until the end."""
-        if self.begun():
-            raise StoreExistsError(
-                f"'{self.storage.location}' is not empty, expected room for a store. Continue it "
-                "with --resume, or choose another place."
-            )
-
-    def require_free(self, *, overwrite: bool) -> None:
-        """Refuse a storage whose store is finished."""
-        if read_layout(self.storage).complete:
-            raise StoreExistsError(
-                f"'{self.storage.location}' holds a finished store. Choose another place."
-            )
-
-    def require_room(self, n_bytes: int) -> None:
-        """Trust the storage to have room."""
-
-    def put_in_place(self) -> None:
-        """Do nothing: the seal was all."""
 
 
 def destination_of(path: str | Path | Storage) -> Destination:
     """Where a store of that path, or in that storage, is written."""
-    return LocalDestination(path) if isinstance(path, str | Path) else PlainDestination(path)
+    return LocalDestination(path) if isinstance(path, str | Path) else Destination(path)
 
 
 def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> None:
@@ -215,6 +179,33 @@ def committed_bytes(path: str | Path) -> int:
         return 0
     per_shard = sum(shard_bytes(array, layout.root.shard_rows) for array in layout.arrays.values())
     return per_shard * len(layout.checksums)
+
+
+def require_room(path: str | Path, n_bytes: int) -> None:
+    """Refuse to write a store of so many bytes where they do not fit.
+
+    What an interrupted store of that path holds is continued or replaced, so it counts as free.
+    Quotas, and what others write meanwhile, are not seen: a full disk is then an error when it
+    happens, and what was committed is kept.
+    """
+    missing = n_bytes - committed_bytes(path)
+    folder = Path(path).absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < missing:
+        raise ActcacheError(
+            f"the file system of '{folder}' has {_in_words(free)} free, expected "
+            f"{_in_words(missing)}, which are still to be written to '{path}'. Make room there, "
+            "or choose another place with -o."
+        )
+
+
+def _in_words(n_bytes: int) -> str:
+    size, units = float(n_bytes), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.4g} {units[0]}"
 
 
 def require_free(path: Path) -> None:

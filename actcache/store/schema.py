@@ -1,6 +1,6 @@
 """The format of a store, number 1: what is on disk, and the types that describe it.
 
-A store is a folder that any Zarr v3 reader opens as a group, and that is read without one:
+A store is a folder that any Zarr v3 reader opens as a group. Reading it needs no Zarr:
 
     STORE.zarr/
       zarr.json                 the group; its attributes are the fields of `Root`
@@ -28,8 +28,8 @@ column `x` is the flat values `x`, and `x_offsets`, int64 [n + 1]: row i is
 `x[offsets[i]:offsets[i + 1]]`.
 
 **The log** is a chain of JSON records of one size (padded with spaces, one newline at the end).
-Each has its number, the sha256 of the record before it, and its own `sha256`, which is that of the
-record's JSON without this field. Record 0, written at creation, has size and sha256 of every
+Each holds its number, the sha256 of the record before it, and its own `sha256`, computed over the
+record's JSON without this field. Record 0, written at creation, holds size and sha256 of every
 document and column. Record k + 1 says that shard k of every row array is on disk: its rows, and
 bytes and crc32c of each block.
 
@@ -37,15 +37,15 @@ bytes and crc32c of each block.
 changes (`complete`, `certificate`) when a store is finished. A store is finished when its log is
 sealed and that document is there, whatever the folder is called and wherever it is.
 
-What counts is the longest prefix of well-formed records that chain; nothing else exists. A shard is
-written under a temporary name, synced and renamed before its record is. On a local disk the folder
-is called `STORE.zarr.partial` until it is sealed, and an empty file `commits/overwrite` may say
-that it is to replace a finished store. Documents are at most 1 MB each; a reader accepts them only
-exactly as they are written here, follows no link and allocates nothing that no file backs.
+Only the longest prefix of well-formed records that chain counts; readers ignore anything else. A
+shard is written under a temporary name, synced and renamed before its record is. On a local disk
+the folder is called `STORE.zarr.partial` until it is sealed, and an empty file `commits/overwrite`
+may say that it will replace a finished store. Documents are at most 1 MB each; a reader accepts
+them only exactly as they are written here, follows no link and allocates no more than files hold.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -113,6 +113,11 @@ class RowArray:
         return self.n_layers * self.width * np.dtype(self.stored).itemsize
 
 
+def coordinates(arrays: Iterable[RowArray]) -> set[str]:
+    """Names of columns that would hold coordinates of a dimension, not a value for each row."""
+    return {name for array in arrays for name in array.dimension_names[1:]}
+
+
 @dataclass(frozen=True)
 class Column:
     """The description of a column, without its values."""
@@ -157,11 +162,7 @@ class Ragged:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
-        """Token ids, or other integers that fit into int32, as a ragged column.
-
-        Raises:
-            MismatchError: an integer does not fit.
-        """
+        """Token ids, or other integers that fit into int32, as a ragged column."""
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
         flat = np.array([value for row in rows for value in row], np.int64)
@@ -219,16 +220,8 @@ def shard_rows(
 
     Large enough that a file is worth its sync (32 to 256 MB write at full speed), small enough that
     an interrupted build loses little. From 16 on a multiple of 16, so that blocks of common widths
-    begin on a page of memory.
-
-    Args:
-        arrays: the store's row arrays; the largest decides.
-        n: rows of the store.
-        target_bytes: size of a shard of the largest array.
-        at_most: rows that a resumed build may have to compute again.
-
-    Returns:
-        Rows, and the reason in words.
+    begin on a page of memory. `target_bytes` is the size of a shard of the largest array, `at_most`
+    the rows that a resumed build may have to compute again.
     """
     largest = max(arrays, key=lambda array: array.row_bytes)
     fit = max(target_bytes // largest.row_bytes, 1)

@@ -4,7 +4,7 @@ A map copies nothing and outlives a fork, but holds a file descriptor, so the le
 are released.
 """
 
-import mmap
+import math
 from typing import Any
 
 import google_crc32c
@@ -28,15 +28,12 @@ class ShardMaps:
 
     def __init__(self, layout: Layout, *, check: bool):
         self._layout = layout
+        self.shard_rows = layout.root.shard_rows
+        """Rows of a shard."""
         self._unchecked: dict[tuple[str, int], set[int]] | None = {} if check else None
         # Not a cache decorator: that refers back to this object, and files would stay open until
         # the garbage collector comes by.
         self._mapped: dict[tuple[str, int], np.ndarray] = {}
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of a shard."""
-        return self._layout.root.shard_rows
 
     def take(
         self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
@@ -48,21 +45,29 @@ class ShardMaps:
         """
         self.require_intact(array, shard, layers)
         mapped = self._shard(array, shard)
-        return (
-            _taken(mapped, layers, rows)
-            if mapped is not None
-            else self._read(array, shard, layers, rows)
-        )
+        if mapped is None:
+            return self._read(array, shard, layers, rows)
+        if isinstance(rows, slice):
+            return mapped[:, rows][layers]
+        if isinstance(layers, slice):  # faster than brackets where whole vectors are picked
+            taken: np.ndarray = np.take(mapped[layers], rows, axis=1)
+        else:
+            taken = mapped[np.ix_(layers, rows)]
+        return taken
 
-    def private_shard(
-        self, array: RowArray, shard: int
+    def map_shard(
+        self, array: RowArray, shard: int, *, private: bool = False
     ) -> Shaped[np.ndarray, "layer row width"] | None:
-        """A shard in a map of its own, which may be written: the file stays as it is.
+        """Map all blocks of a shard; None where the storage cannot be mapped.
 
-        None where the storage cannot be mapped.
+        A private map may be written: the file stays as it is.
         """
-        mapped = self._map(array, shard, private=True)
-        return None if mapped is None else self._as_blocks(array, mapped)
+        name, n_bytes = shard_name(array, shard), shard_bytes(array, self.shard_rows)
+        mapped = self._layout.storage.map(name, n_bytes, private=private)
+        if mapped is None:
+            return None
+        shape = (array.n_layers, self.shard_rows, array.width)
+        return np.frombuffer(mapped, _little(array), math.prod(shape)).reshape(shape)
 
     def require_intact(self, array: RowArray, shard: int, layers: Chosen) -> None:
         """Compare blocks with their checksums, each once in the life of the store object.
@@ -84,13 +89,10 @@ class ShardMaps:
         """Whether a block has the checksum that the log has."""
         mapped = self._shard(array, shard)
         if mapped is not None:
-            checksum: int = google_crc32c.value(mapped[layer])
+            block = mapped[layer]
         else:
-            size = block_bytes(array, self.shard_rows)
-            raw = self._layout.storage.read_range(
-                shard_name(array, shard), layer * size, (layer + 1) * size
-            )
-            checksum = google_crc32c.value(raw)
+            block = self._read(array, shard, slice(layer, layer + 1), slice(0, self.shard_rows))
+        checksum: int = google_crc32c.value(block)
         return checksum == int(self._layout.checksums[shard][array.name][layer])
 
     def clear(self) -> None:
@@ -102,30 +104,15 @@ class ShardMaps:
         return {**self.__dict__, "_mapped": {}}
 
     def _shard(self, array: RowArray, shard: int) -> Shaped[np.ndarray, "layer row width"] | None:
-        """All blocks of a shard, mapped read-only; None where the storage cannot be mapped."""
+        """The map of a shard, which stays open for the next time."""
         key = (array.name, shard)
         blocks = self._mapped.pop(key, None)
-        if blocks is None:
-            mapped = self._map(array, shard, private=False)
-            if mapped is None:
-                return None
-            blocks = self._as_blocks(array, mapped)
+        if blocks is None and (blocks := self.map_shard(array, shard)) is None:
+            return None
         self._mapped[key] = blocks  # the most recently used stands last
         for oldest in list(self._mapped)[:-OPEN_MAPS]:
             self._mapped.pop(oldest, None)  # another thread may have
         return blocks
-
-    def _map(self, array: RowArray, shard: int, *, private: bool) -> mmap.mmap | None:
-        size = shard_bytes(array, self.shard_rows)
-        return self._layout.storage.map(shard_name(array, shard), size, private=private)
-
-    def _as_blocks(
-        self, array: RowArray, mapped: mmap.mmap
-    ) -> Shaped[np.ndarray, "layer row width"]:
-        shape = (array.n_layers, self.shard_rows, array.width)
-        return np.frombuffer(mapped, _little(array), array.n_layers * shape[1] * shape[2]).reshape(
-            shape
-        )
 
     def _read(
         self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
@@ -153,16 +140,3 @@ class ShardMaps:
 
 def _little(array: RowArray) -> np.dtype:
     return np.dtype(array.stored).newbyteorder("<")
-
-
-def _taken(
-    blocks: Shaped[np.ndarray, "layer row width"], layers: Chosen, rows: Chosen
-) -> Shaped[np.ndarray, "_ _ width"]:
-    """Some rows of some layers; a view where both are ranges."""
-    if isinstance(rows, slice):
-        return blocks[:, rows][layers]
-    if isinstance(layers, slice):  # faster than brackets where whole vectors are picked
-        taken: np.ndarray = np.take(blocks[layers], rows, axis=1)
-    else:
-        taken = blocks[np.ix_(layers, rows)]
-    return taken

@@ -13,7 +13,7 @@ from actcache.notebook import facts_table
 from actcache.store.array import CONVERTED_BYTES, Residuals
 from actcache.store.columns import Columns
 from actcache.store.layout import Layout, open_layout
-from actcache.store.schema import Ragged
+from actcache.store.schema import Kind, Ragged
 from actcache.store.shard_maps import ShardMaps
 from actcache.store.storage.protocol import Storage
 from actcache.store.verify import Problem, verify
@@ -44,71 +44,40 @@ class Store:
     """An open store. Columns by name: `store["behavior"] == "narcissism"`."""
 
     def __init__(self, layout: Layout, *, check: bool = False):
+        root = layout.root
         self._layout = layout
         self._maps = ShardMaps(layout, check=check)
+        self.path = Path(layout.storage.location)
+        """The folder, or whatever names the storage."""
+        self.kind: Kind = root.kind
+        """`residuals` or `sweep`."""
+        self.n = layout.committed
+        """Rows that can be read: all, or of a partial store the committed ones."""
+        self.n_planned = root.n
+        """Rows of the store when it is complete."""
+        self.complete = layout.complete
+        """Whether it is finished: its log is sealed."""
+        self.config = root.config
+        """The settings that it was made with."""
+        self.provenance = root.provenance
+        """Where the numbers come from."""
+        self.certificate = root.certificate
+        """Evidence that was recorded when the store was finished; None before."""
+        self.shard_rows = root.shard_rows
+        """Rows of a shard."""
+        self.shard_reason = root.shard_reason
+        """Why a shard has that many rows."""
+        self.row_arrays = list(layout.arrays.values())
+        """Name, layers, width and dtype of each row array."""
+        self.arrays = [array.name for array in self.row_arrays]
+        """Names of the row arrays."""
         self.columns = Columns(layout)
         """Columns by name; ragged ones through `ragged`."""
-        arrays = layout.arrays.values()
-        rows = layout.root.shard_rows
-        if any(array.dtype == "bfloat16" for array in arrays):  # all arrays are cut alike
-            largest = max(4 * array.n_layers * array.width for array in arrays)
+        rows = root.shard_rows
+        if any(array.dtype == "bfloat16" for array in self.row_arrays):  # all arrays are cut alike
+            largest = max(4 * array.n_layers * array.width for array in self.row_arrays)
             rows = max(min(rows, CONVERTED_BYTES // largest), 1)
         self._batch_rows = rows
-
-    @property
-    def path(self) -> Path:
-        """The folder, or whatever names the storage."""
-        return Path(self._layout.storage.location)
-
-    @property
-    def kind(self) -> str:
-        """`residuals` or `sweep`."""
-        return self._layout.root.kind
-
-    @property
-    def n(self) -> int:
-        """Rows that can be read: all, or of a partial store the committed ones."""
-        return self._layout.committed
-
-    @property
-    def n_planned(self) -> int:
-        """Rows of the store when it is complete."""
-        return self._layout.root.n
-
-    @property
-    def complete(self) -> bool:
-        """Whether it is finished: its log is sealed."""
-        return self._layout.complete
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The settings that it was made with."""
-        return self._layout.root.config
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """Where the numbers come from."""
-        return self._layout.root.provenance
-
-    @property
-    def certificate(self) -> Any:
-        """Evidence that was recorded when the store was finished; None before."""
-        return self._layout.root.certificate
-
-    @property
-    def shard_rows(self) -> int:
-        """Rows of a shard."""
-        return self._layout.root.shard_rows
-
-    @property
-    def shard_reason(self) -> str:
-        """Why a shard has that many rows."""
-        return self._layout.root.shard_reason
-
-    @property
-    def arrays(self) -> list[str]:
-        """Names of the row arrays."""
-        return list(self._layout.arrays)
 
     @property
     def sites(self) -> list[str]:
@@ -123,7 +92,7 @@ class Store:
     @property
     def n_layers(self) -> int:
         """Layers of the deepest array."""
-        return max(array.n_layers for array in self._layout.arrays.values())
+        return max(array.n_layers for array in self.row_arrays)
 
     @property
     def layers(self) -> Int64[np.ndarray, " layer"]:
@@ -144,18 +113,14 @@ class Store:
 
     @property
     def d_model(self) -> int:
-        """Width of the residuals.
-
-        Raises:
-            MismatchError: the store holds something else.
-        """
+        """Width of the residuals."""
         if self.kind != "residuals":
             raise MismatchError(
                 f"'{self.path}' holds a {self.kind}, expected residuals. Open the store that it "
                 "was made from."
             )
         # All heads' outputs together may be wider than the residual stream.
-        arrays = self._layout.arrays.values()
+        arrays = self.row_arrays
         widths = [array.width for array in arrays if not array.name.startswith("heads/")]
         return max(widths or [array.width for array in arrays])
 
@@ -167,14 +132,10 @@ class Store:
     @property
     def n_bytes(self) -> int:
         """Bytes of the residuals that can be read."""
-        return self.n * sum(array.row_bytes for array in self._layout.arrays.values())
+        return self.n * sum(array.row_bytes for array in self.row_arrays)
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A column, read-only.
-
-        Raises:
-            MismatchError: there is none of that name.
-        """
+        """A column, read-only."""
         if name not in self.columns:
             raise MismatchError(
                 f"'{self.path}' has no column '{name}', expected one of "
@@ -183,11 +144,7 @@ class Store:
         return self.columns[name]
 
     def ragged(self, name: str) -> Ragged:
-        """A column of integer arrays, such as `prompt_tokens`; reads like a list of them.
-
-        Raises:
-            MismatchError: there is none of that name.
-        """
+        """A column of integer arrays, such as `prompt_tokens`; reads like a list of them."""
         try:
             return self.columns.ragged(name)
         except KeyError:
@@ -201,11 +158,7 @@ class Store:
         return self.residuals(position, site=site)
 
     def array(self, name: str) -> Residuals:
-        """A row array by its full name.
-
-        Raises:
-            MismatchError: there is none.
-        """
+        """A row array by its full name, such as `resid_post/prompt`."""
         array = self._layout.arrays.get(name)
         if array is None:
             raise MismatchError(
@@ -227,9 +180,6 @@ class Store:
 
         Returns:
             A mask, True for rows that fit every condition.
-
-        Raises:
-            MismatchError: there is no such column, or no row has such a value.
         """
         mask = np.ones(self.n, bool)
         for column, value in values.items():
@@ -255,18 +205,11 @@ class Store:
 
         Returns:
             `[n, layer, d_model]`, on disk until it is asked for.
-
-        Raises:
-            MismatchError: the build did not keep them.
         """
         return self.array(f"{site}/{position}")
 
     def to_pandas(self) -> Any:
-        """The columns of all rows as a pandas DataFrame; residuals are not among them.
-
-        Raises:
-            ActcacheError: pandas is not installed.
-        """
+        """The columns of all rows as a pandas DataFrame; residuals are not among them."""
         try:
             import pandas as pd
         except ImportError:
@@ -274,14 +217,12 @@ class Store:
                 "pandas is not installed, expected it for to_pandas. Install it with: pip install "
                 "pandas; or read single columns with store['behavior']."
             ) from None
-        one_a_row = {
-            name: values for name, values in self.columns.items() if values.shape[:1] == (self.n,)
-        }
+        axes = ("layer", "multiplier")  # of the arrays, not of the rows
         return pd.DataFrame(
             {
                 name: values if values.ndim == 1 else list(values)
-                for name, values in one_a_row.items()
-                if name not in ("layer", "multiplier")  # axes of the arrays, not of the rows
+                for name, values in self.columns.items()
+                if name not in axes and values.shape[:1] == (self.n,)
             }
         )
 

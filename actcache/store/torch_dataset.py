@@ -42,13 +42,6 @@ class ResidualDataset(Dataset[Any]):
         as_stored: return the dtype of the store (bfloat16 as torch has it) instead of float32.
         partial: open an interrupted store, as `open_store` does.
         check: compare each block with its checksum when a process first reads it.
-
-    Raises:
-        StoreNotFoundError: there is no store.
-        IncompleteStoreError: there is only an interrupted one, and `partial` is False.
-        FormatError: it is damaged.
-        MismatchError: it has no such position or column, or the mask is of another length.
-        IndexError: there is no such layer or row.
     """
 
     def __init__(
@@ -70,7 +63,6 @@ class ResidualDataset(Dataset[Any]):
         self._stored = as_stored
         self._partial = partial
         self._check = check
-        self._digest: str | None = None
         self._opened: tuple[int, Residuals, Tensor | None] | None = None
         store = open_store(self._path, partial=partial)
         self._digest = store.digest if store.complete else None
@@ -141,13 +133,12 @@ def _places(
     layers: int | Sequence[int] | None, store: Store, resid: Residuals
 ) -> int | list[int] | slice:
     """Places of the layers with these numbers in the array; a store may hold only some."""
-    size = resid.shape[1]
-    numbers = store.layers.tolist() if store.layers.size == size else list(range(size))
-    places = dict(zip(numbers, range(size), strict=True)) | {
-        -1 - i: size - 1 - i for i in range(size)
-    }
     if layers is None:
         return slice(None)
+    size = resid.shape[1]
+    numbers = store.layers.tolist() if store.layers.size == size else list(range(size))
+    places = {number: place for place, number in enumerate(numbers)}
+    places |= {place - size: place for place in range(size)}
     absent = [layer for layer in np.atleast_1d(layers).tolist() if layer not in places]
     if absent:
         raise IndexError(f"{absent[0]} is not among the layers {numbers} of '{resid.name}'")

@@ -10,7 +10,14 @@ from pathlib import Path
 from actcache.errors import DamageError
 from actcache.store.columns import read_checked_column
 from actcache.store.encoding import block_bytes, shard_bytes, shard_index
-from actcache.store.layout import PARTIAL, Layout, open_layout, record_name, shard_name
+from actcache.store.layout import (
+    PARTIAL,
+    Layout,
+    folders_above,
+    open_layout,
+    record_name,
+    shard_name,
+)
 from actcache.store.shard_maps import ShardMaps
 from actcache.store.storage.protocol import Storage
 
@@ -37,16 +44,14 @@ def verify(
 ) -> list[Problem]:
     """Check a store against its own checksums.
 
-    A damaged document or record hides what it vouches for, so after such a problem there may be
-    more. Of a partial store the committed part is checked; what an interruption left is ignored.
+    The result is empty if every byte is as it was written. A damaged document or record hides what
+    it vouches for, so after such a problem there may be more. Of a partial store the committed part
+    is checked; what an interruption left is ignored.
 
     Args:
         path: the folder of the store, or a storage.
         partial: prefer the interrupted store of that path, if there is one.
         on_bytes: called with the bytes of residuals that were just checked; `Store.n_bytes` in all.
-
-    Returns:
-        What is wrong; nothing, if every byte is as it was written.
 
     Raises:
         StoreNotFoundError: there is no store.
@@ -103,16 +108,12 @@ def _unaccounted(layout: Layout) -> Iterator[Problem]:
     known = {*layout.files, *map(record_name, range(root.n_shards + 2))}
     for array in layout.arrays.values():
         known |= {shard_name(array, shard) for shard in range(root.n_shards)}
-    folders = {f"{name[:end]}/" for name in known for end in _slashes(name)}
-    open_folders = [""]
-    while open_folders:
-        for name in storage.list(open_folders.pop()):
+    folders = {f"{name}/" for name in folders_above(known)}
+    unvisited = [""]
+    while unvisited:
+        for name in storage.list(unvisited.pop()):
             if name in folders:
-                open_folders.append(name.rstrip("/"))
+                unvisited.append(name.rstrip("/"))
             elif name not in known:
                 where = storage.where(name.rstrip("/"))
                 yield Problem(where, "something that no store has", "nothing")
-
-
-def _slashes(name: str) -> list[int]:
-    return [place for place, character in enumerate(name) if character == "/"]

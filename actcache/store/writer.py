@@ -3,7 +3,8 @@
 See `schema` for what is written, and in which order.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,8 @@ from actcache.store.contents import StoreContents, require_same_store
 from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes, shard_parts
 from actcache.store.layout import ROOT, Layout, read_layout, record_name, shard_name
-from actcache.store.log import FileSum, encode_record, seal, shard
-from actcache.store.partial import (
-    Destination,
-    begin,
-    destination_of,
-    remove_uncommitted,
-    unsealed,
-)
+from actcache.store.log import FileSum, encode_record, shard, sums_of
+from actcache.store.partial import Destination, begin, destination_of, remove_uncommitted, unsealed
 from actcache.store.storage.atomic import os_errors_explained
 from actcache.store.storage.protocol import LargeObject, Storage
 
@@ -63,19 +58,13 @@ class Writer:
             MismatchError: columns, config or provenance cannot be stored.
             ActcacheError: the folder cannot be written, or its file system has no room for all.
         """
-        destination = destination_of(path)
+        destination, encoded = destination_of(path), contents.encode()
         storage = destination.storage
-        encoded = contents.encode()
         destination.require_new(overwrite=overwrite)
         destination.require_room(encoded.n_bytes)
-        with os_errors_explained(f"'{storage.location}' cannot be created"):
-            unlock = storage.lock()
-            try:
-                begin(storage, encoded, overwrite=overwrite)
-                return cls(destination, read_layout(storage), unlock)
-            except BaseException:
-                unlock()
-                raise
+        with _locked(storage, f"'{storage.location}' cannot be created") as unlock:
+            begin(storage, encoded, overwrite=overwrite)
+            return cls(destination, read_layout(storage), unlock)
 
     @classmethod
     def resume(
@@ -93,22 +82,17 @@ class Writer:
         storage = destination.storage
         if not destination.begun():
             return cls.create(path, contents, overwrite=overwrite)
-        with os_errors_explained(f"'{storage.location}' cannot be continued"):
-            unlock = storage.lock()
-            try:
-                encoded = contents.encode()
-                if not storage.exists(record_name(0)):  # interrupted before it was created
-                    begin(storage, encoded, overwrite=overwrite)
-                layout = read_layout(storage)
-                require_same_store(encoded, layout, shard_rows=contents.shard_rows)
-                destination.require_free(overwrite=overwrite)
-                layout = unsealed(layout)
-                remove_uncommitted(layout)
-                destination.require_room(encoded.n_bytes)
-                return cls(destination, layout, unlock)
-            except BaseException:
-                unlock()
-                raise
+        with _locked(storage, f"'{storage.location}' cannot be continued") as unlock:
+            encoded = contents.encode()
+            if not storage.exists(record_name(0)):  # interrupted before it was created
+                begin(storage, encoded, overwrite=overwrite)
+            layout = read_layout(storage)
+            require_same_store(encoded, layout, shard_rows=contents.shard_rows)
+            destination.require_free(overwrite=overwrite)
+            layout = unsealed(layout)
+            remove_uncommitted(layout)
+            destination.require_room(encoded.n_bytes)
+            return cls(destination, layout, unlock)
 
     @property
     def committed(self) -> int:
@@ -130,7 +114,6 @@ class Writer:
             blocks: for each row array `[rows, layer, width]`, in its dtype; bfloat16 as uint16.
 
         Raises:
-            MismatchError: other arrays, shapes or dtypes than the store's.
             NotFiniteError: a value is infinite or not a number: names row, layer, value.
             ActcacheError: it could not be written; what was committed before is kept.
         """
@@ -156,24 +139,14 @@ class Writer:
                 )
                 for array in arrays
             )
-            content = shard(
-                range(rows.start, rows.stop),
-                arrays,
-                shard_rows=self.shard_rows,
-                checksums=checksums,
-            )
-            self._append(self._shard + 1, content)
+            committed = range(rows.start, rows.stop)
+            self._append(shard(committed, arrays, shard_rows=self.shard_rows, checksums=checksums))
         self._shard += 1
 
     def finish(self, certificate: Any = None) -> None:
         """Seal the store and give it its name. Nothing opens it for writing again.
 
-        Args:
-            certificate: evidence to record with it, as JSON.
-
-        Raises:
-            IncompleteStoreError: rows are missing.
-            StoreExistsError: its path was taken meanwhile.
+        `certificate` is evidence to record with it, as JSON.
         """
         self._require_open()
         layout, storage = self._layout, self._layout.storage
@@ -183,13 +156,12 @@ class Writer:
                 "them before it is finished. Commit the rest."
             )
         self._destination.require_free(overwrite=False)
-        document = encode(
-            root_document(replace(layout.root, complete=True, certificate=certificate))
-        )
+        root = replace(layout.root, complete=True, certificate=certificate)
+        document = encode(root_document(root))
         with os_errors_explained(
             f"'{storage.location}' cannot be finished", kept=f"{self.n} of {self.n}"
         ):
-            self._append(self._shard + 1, seal(FileSum.of(document)))
+            self._append(sums_of({ROOT: FileSum.of(document)}))
             storage.write(ROOT, [document])
             self._destination.put_in_place()
         self.close()
@@ -206,7 +178,8 @@ class Writer:
     def __exit__(self, *_exception: object) -> None:
         self.close()
 
-    def _append(self, number: int, content: Mapping[str, Any]) -> None:
+    def _append(self, content: Mapping[str, Any]) -> None:
+        number = self._shard + 1
         raw, digest = encode_record(
             content,
             number=number,
@@ -238,3 +211,15 @@ class Writer:
                     f"'{array.name}' was to be committed as {block.dtype} {list(block.shape)}, "
                     f"expected {array.stored} {list(shape)}. Pass rows {rows.start} to {rows.stop}."
                 )
+
+
+@contextmanager
+def _locked(storage: Storage, what: str) -> Iterator[Callable[[], None]]:
+    """Take the lock, which an error in the block releases; say in one line what went wrong."""
+    with os_errors_explained(what):
+        unlock = storage.lock()
+        try:
+            yield unlock
+        except BaseException:
+            unlock()
+            raise

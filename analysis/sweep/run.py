@@ -29,9 +29,8 @@ from actcache.progress import SILENT, Progress
 from actcache.prompts.render import Rendered
 from actcache.store.contents import StoreContents
 from actcache.store.copies.selection import require_all_layers
-from actcache.store.partial import committed_bytes
+from actcache.store.partial import require_room
 from actcache.store.schema import RowArray
-from actcache.store.storage.room import require_room
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
 
@@ -117,8 +116,7 @@ def run_sweep(
             _require_same_settings(path, finished, config, source)
             on_rows(finished.n)
             return Sweep(finished)
-        n_bytes = 4 * store.n * len(sets) * len(layers) * len(factors)
-        require_room(path, n_bytes - committed_bytes(path))
+        require_room(path, 4 * store.n * len(sets) * len(layers) * len(factors))
         grid = _Grid(
             model=_loaded(store, model),
             rows=rows,

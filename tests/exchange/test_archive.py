@@ -1,6 +1,7 @@
 """Archives: smaller, open to any Zarr reader, and the same store again or a refusal."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,14 @@ from hypothesis import given, settings
 from actcache.errors import ActcacheError, FormatError, MismatchError
 from actcache.exchange import export
 from actcache.exchange.archive import is_archive, read_archive
+from actcache.store.copies.fill import fill_store
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from tests.support.stores import build, example, file_bytes, scratch, shaped, shapes
+
+
+def unpack(archive, path, **settings):
+    return read_archive(archive, partial(fill_store, path, **settings))
 
 
 @pytest.fixture
@@ -31,7 +37,7 @@ def test_a_store_comes_back_byte_for_byte(shape):
     with scratch() as folder:
         source = build(Path(folder) / "s.zarr", *shaped(**shape), certificate={"x": [1.5]})
         export(source, Path(folder) / "a.zarr", to="archive")
-        found = read_archive(Path(folder) / "a.zarr", Path(folder) / "t.zarr")
+        found = unpack(Path(folder) / "a.zarr", Path(folder) / "t.zarr")
         assert file_bytes(found.path) == file_bytes(source)
 
 
@@ -73,7 +79,7 @@ def test_an_archive_is_distinguished_from_a_store(packed):
     with pytest.raises(FormatError, match="actcache import"):
         open_store(archive)
     with pytest.raises(FormatError, match="an archive"):
-        read_archive(source, archive.with_name("t.zarr"))
+        unpack(source, archive.with_name("t.zarr"))
 
 
 def shards(archive):
@@ -95,7 +101,7 @@ def test_damage_is_never_unpacked(packed, tmp_path):
             raw[rng.integers(0, len(raw))] ^= 1 << rng.integers(0, 8)
         path.write_bytes(bytes(raw))
         try:
-            found = read_archive(archive, tmp_path / "t.zarr", overwrite=True).digest
+            found = unpack(archive, tmp_path / "t.zarr", overwrite=True).digest
         except ActcacheError:
             found = right
         assert found == right
@@ -107,7 +113,7 @@ def test_a_missing_shard_is_refused(packed, tmp_path):
     shards(archive)[0].unlink()
 
     with pytest.raises(FormatError, match="expected a shard"):
-        read_archive(archive, tmp_path / "t.zarr")
+        unpack(archive, tmp_path / "t.zarr")
 
 
 def test_the_digest_detects_a_shard_of_other_rows(packed, tmp_path):
@@ -116,7 +122,7 @@ def test_the_digest_detects_a_shard_of_other_rows(packed, tmp_path):
     first.write_bytes(second.read_bytes())
 
     with pytest.raises(MismatchError, match="Export it again"):
-        read_archive(archive, tmp_path / "t.zarr")
+        unpack(archive, tmp_path / "t.zarr")
     assert not list(tmp_path.glob("t.zarr*"))
 
 
@@ -126,7 +132,7 @@ def test_a_shard_through_a_link_is_refused(packed, tmp_path):
     first.unlink()
     first.symlink_to("/etc/passwd")
     with pytest.raises(FormatError, match="link"):
-        read_archive(archive, tmp_path / "t.zarr")
+        unpack(archive, tmp_path / "t.zarr")
 
 
 def test_declared_sizes_must_be_backed_by_bytes(packed, tmp_path):
@@ -143,4 +149,4 @@ def test_declared_sizes_must_be_backed_by_bytes(packed, tmp_path):
         path.write_text(json.dumps(document), encoding="utf-8")
 
     with pytest.raises(FormatError, match="can be packed into"):
-        read_archive(archive, tmp_path / "t.zarr")
+        unpack(archive, tmp_path / "t.zarr")

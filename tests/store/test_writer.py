@@ -24,10 +24,10 @@ from actcache.store.contents import StoreContents
 from actcache.store.schema import Ragged, RowArray
 from actcache.store.storage.atomic import (
     WORTH_AN_EARLY_SYNC,
-    LargeFile,
     write_durably,
     write_large_files,
 )
+from actcache.store.storage.protocol import LargeObject
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
 from tests.crash import kill_test
@@ -398,7 +398,7 @@ def test_a_write_that_fails_halfway_leaves_what_was_there_and_nothing_else(tmp_p
     with pytest.raises(OSError, match="No space"):
         write_durably(file, parts())
     with pytest.raises(OSError, match="No space"):
-        write_large_files([LargeFile(file, 6, parts())])
+        write_large_files(tmp_path, [LargeObject("zarr.json", 6, parts())])
     assert file_bytes(tmp_path) == {"zarr.json": b"old"}
 
 
@@ -406,10 +406,9 @@ def test_large_files_are_written_whole(tmp_path):
     size = 3 * WORTH_AN_EARLY_SYNC
     content = np.random.default_rng(0).integers(0, 256, size, np.uint8)
     files = [
-        LargeFile(tmp_path / f"{i}", size, [content[:-7], b"", content[-7:].tobytes()])
-        for i in range(3)
+        LargeObject(f"{i}", size, [content[:-7], b"", content[-7:].tobytes()]) for i in range(3)
     ]
-    write_large_files(files)
+    write_large_files(tmp_path, files)
     assert file_bytes(tmp_path) == {f"{i}": content.tobytes() for i in range(3)}
 
 

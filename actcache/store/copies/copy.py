@@ -15,15 +15,9 @@ from jaxtyping import Int64, Shaped
 from actcache.data.samples import rows_digest
 from actcache.errors import MismatchError
 from actcache.store.contents import ColumnValues, StoreContents
-from actcache.store.copies.fill import (
-    Read,
-    columns_of,
-    coordinates,
-    fill_store,
-    stored_values,
-)
+from actcache.store.copies.fill import Read, fill_store
 from actcache.store.copies.selection import Selection, select_arrays, select_layers, select_rows
-from actcache.store.schema import Ragged, RowArray
+from actcache.store.schema import Ragged, RowArray, coordinates
 from actcache.store.store import Store, open_store
 
 
@@ -54,13 +48,10 @@ def subset(
         source: a finished store of residuals.
         path: where the new one will be; until it is finished it is `PATH.partial`.
         selection: what the new store keeps.
-        shard_rows: rows of a shard; by default as `schema.shard_rows` chooses.
+        shard_rows: rows of a shard; by default as many as suit their size.
         resume: continue an interrupted one.
         overwrite: replace a store at `path`.
         on_rows: called with the number of rows of each commit.
-
-    Returns:
-        The new store, open for reading.
 
     Raises:
         MismatchError: nothing is left, or something is asked for that the store does not hold.
@@ -109,11 +100,9 @@ def subset(
 
 
 def reader(sources: Sequence[Source], *, layers: Int64[np.ndarray, " layer"] | None = None) -> Read:
-    """A function that reads the rows of several stores, one store after the other.
+    """Make a function that reads the rows of several stores, one store after the other.
 
-    Args:
-        sources: the stores, in order.
-        layers: places of the layers to read, of all arrays but `embed`; by default all.
+    `layers` are places of the layers to read, of all arrays but `embed`; by default all.
     """
     stops = np.cumsum([source.rows.size for source in sources]).tolist()
 
@@ -125,12 +114,10 @@ def reader(sources: Sequence[Source], *, layers: Int64[np.ndarray, " layer"] | N
             first, last = max(rows.start, start), min(rows.stop, stop)
             if first >= last:
                 continue
-            values = stored_values(source.store.array(array.name))
+            values = source.store.array(array.name).stored
             numbers = source.rows[first - start : last - start]
-            if layers is None or has_no_layers(array):
-                copied = values[numbers]
-            else:
-                copied = values[numbers, layers]
+            chosen = slice(None) if layers is None or has_no_layers(array) else layers
+            copied = values[numbers, chosen]
             block[:, first - rows.start : last - rows.start] = copied.swapaxes(0, 1)
             source.store.close()  # what was read once need not stay mapped
         return block.swapaxes(0, 1)
@@ -153,7 +140,7 @@ def join_columns(sources: Sequence[Source], arrays: Sequence[RowArray]) -> dict[
     """The columns of several stores that have the same ones, rows one store after the other."""
     dimensions = coordinates(arrays)
     joined: dict[str, ColumnValues] = {}
-    for name, first in columns_of(sources[0].store).items():
+    for name, first in sources[0].store.columns.with_ragged().items():
         if name in dimensions:
             joined[name] = first
         elif isinstance(first, Ragged):

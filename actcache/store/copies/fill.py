@@ -3,7 +3,7 @@
 Copies of stores, imported files and unpacked archives are written here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ import numpy as np
 from jaxtyping import Shaped
 
 from actcache.errors import MismatchError
-from actcache.store.contents import ColumnValues, StoreContents
+from actcache.store.contents import StoreContents
 from actcache.store.partial import discard
 from actcache.store.schema import RowArray
-from actcache.store.store import Residuals, Store, open_store
+from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
 
 Read = Callable[[RowArray, slice], Shaped[np.ndarray, "_ layer width"]]
 """Gives some rows of one array in its stored dtype; bfloat16 as its bits, uint16."""
+
+
+Fill = Callable[..., Store]
+"""`fill_store` with what a caller decides: path, `resume`, `overwrite`, `on_rows`."""
 
 
 def fill_store(
@@ -34,20 +38,8 @@ def fill_store(
 ) -> Store:
     """Write a whole store; memory holds one shard of each array.
 
-    Args:
-        path: where it will be; until it is finished it is `PATH.partial`.
-        contents: all of it but the values of its row arrays.
-        read: gives these values.
-        certificate: recorded when it is finished.
-        digest: what `Store.digest` of the result must be, where that is known.
-        resume: continue an interrupted one of the same contents.
-        overwrite: replace a store at `path`, and an interrupted one.
-        on_rows: called with the number of rows of each commit.
-
-    Raises:
-        StoreExistsError: a store, or an interrupted one, is at `path`.
-        MismatchError: the interrupted store has other contents; or the result has another digest,
-            and then nothing is left at `path`.
+    `digest` is what `Store.digest` of the result must be, where that is known: if it is another,
+    nothing is left at `path`. `on_rows` receives the number of rows of each commit.
     """
     start = Writer.resume if resume else Writer.create
     with start(path, contents, overwrite=overwrite) as writer:
@@ -67,34 +59,3 @@ def fill_store(
             )
         writer.finish(certificate)
     return open_store(path)
-
-
-def array_of(residuals: Residuals) -> RowArray:
-    """The description of a row array of an open store."""
-    _, n_layers, width = residuals.shape
-    return RowArray(
-        residuals.name,
-        n_layers,
-        width,
-        residuals.dtype,  # type: ignore[arg-type]  # RowArray checks it
-        residuals.dimension_names,
-    )
-
-
-def stored_values(residuals: Residuals) -> Residuals:
-    """A row array that is read in its stored dtype: bfloat16 as its bits."""
-    return residuals.bits if residuals.dtype == "bfloat16" else residuals
-
-
-def columns_of(store: Store) -> dict[str, ColumnValues]:
-    """Every column of a store, plain and ragged, in order; coordinates of dimensions too."""
-    ragged = set(store.columns.ragged_names)
-    return {
-        name: store.ragged(name) if name in ragged else store[name]
-        for name in store.columns.all_names
-    }
-
-
-def coordinates(arrays: Sequence[RowArray]) -> set[str]:
-    """Names of columns that would hold coordinates of a dimension, not a value for each row."""
-    return {name for array in arrays for name in array.dimension_names[1:]}

@@ -25,8 +25,8 @@ from actcache.store.copies.copy import (
     require_another,
     with_data_digest,
 )
-from actcache.store.copies.fill import array_of, columns_of, coordinates, fill_store
-from actcache.store.schema import Ragged
+from actcache.store.copies.fill import fill_store
+from actcache.store.schema import Ragged, coordinates
 from actcache.store.store import Store
 
 MAY_DIFFER = (
@@ -64,13 +64,7 @@ def merge(
 ) -> Merged:
     """Write the rows of several stores, one store after the other, as one store.
 
-    Args:
-        sources: two or more finished stores of residuals.
-        path: where the new one will be; until it is finished it is `PATH.partial`.
-        shard_rows: rows of a shard; by default as `schema.shard_rows` chooses.
-        resume: continue an interrupted one.
-        overwrite: replace a store at `path`.
-        on_rows: called with the number of rows of each commit.
+    `sources` are two or more finished stores of residuals; the other arguments are as in `subset`.
 
     Raises:
         MismatchError: the stores are not of one model, rendering, positions or columns, or two rows
@@ -89,14 +83,13 @@ def merge(
     _require_different_ids(stores)
     parts = [Source(store, np.arange(store.n)) for store in stores]
     first = stores[0]
-    arrays = [array_of(first.array(name)) for name in first.arrays]
-    columns = join_columns(parts, arrays)
+    columns = join_columns(parts, first.row_arrays)
     store = fill_store(
         path,
         StoreContents(
             kind="residuals",
             n=sum(store.n for store in stores),
-            arrays=arrays,
+            arrays=first.row_arrays,
             columns=columns,
             config=first.config,
             provenance=with_data_digest(_joined_provenance(stores), columns),
@@ -113,42 +106,37 @@ def merge(
 
 def _require_alike(before: Store, after: Store) -> None:
     """Refuse stores that differ in model, kind of numbers, or columns."""
-    for old, new in zip(_comparable(before), _comparable(after), strict=True):
-        difference = first_difference(old, new)
-        if difference is not None:
-            field, left, right = difference
-            raise MismatchError(
-                f"'{before.path}' and '{after.path}' differ in '{field}': {_short(left)} and "
-                f"{_short(right)}; expected stores of one model, rendering and positions. Build "
-                "one of them again, or take what both have with actcache subset."
-            )
+    difference = first_difference(_comparable(before), _comparable(after))
+    if difference is not None:
+        field, left, right = difference
+        raise MismatchError(
+            f"'{before.path}' and '{after.path}' differ in '{field}': {_short(left)} and "
+            f"{_short(right)}; expected stores of one model, rendering and positions. Build one of "
+            "them again, or take what both have with actcache subset."
+        )
 
 
-def _comparable(store: Store) -> tuple[dict[str, Any], ...]:
+def _comparable(store: Store) -> dict[str, Any]:
     provenance, config = store.provenance, store.config
     model, tokenizer = provenance.get("model", {}), provenance.get("tokenizer", {})
-    arrays = [array_of(store.array(name)) for name in store.arrays]
-    dimensions = coordinates(arrays)
-    return (
-        {"model": {name: model.get(name) for name in IDENTITY}},
-        {"tokenizer": {name: tokenizer.get(name) for name in ("sha256", "template")}},
-        {"mode": provenance.get("mode")},
-        {"config": {name: value for name, value in config.items() if name not in MAY_DIFFER}},
-        {"positions": store.positions, "sites": store.sites},
-        {
-            "arrays": {
-                array.name: {"layers": array.n_layers, "width": array.width, "dtype": array.dtype}
-                for array in arrays
-            }
+    dimensions = coordinates(store.row_arrays)
+    return {
+        "model": {name: model.get(name) for name in IDENTITY},
+        "tokenizer": {name: tokenizer.get(name) for name in ("sha256", "template")},
+        "mode": provenance.get("mode"),
+        "config": {name: value for name, value in config.items() if name not in MAY_DIFFER},
+        "positions": store.positions,
+        "sites": store.sites,
+        "arrays": {
+            array.name: {"layers": array.n_layers, "width": array.width, "dtype": array.dtype}
+            for array in store.row_arrays
         },
-        {"layers": store.layers.tolist()},
-        {
-            "columns": {
-                name: np.asarray(values).tolist() if name in dimensions else _kind(values)
-                for name, values in columns_of(store).items()
-            }
+        "layers": store.layers.tolist(),
+        "columns": {
+            name: np.asarray(values).tolist() if name in dimensions else _kind(values)
+            for name, values in store.columns.with_ragged().items()
         },
-    )
+    }
 
 
 def _kind(values: ColumnValues) -> str:

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Int, Int64
 
 from actcache.errors import MismatchError
-from actcache.store.copies.fill import array_of
 from actcache.store.schema import RowArray
 from actcache.store.store import Store
 
@@ -53,11 +52,7 @@ class Selection:
 
 
 def select_rows(store: Store, selection: Selection) -> Int64[np.ndarray, " _"]:
-    """Numbers of the rows that meet every condition, in the store's order.
-
-    Raises:
-        MismatchError: no row does, or a value is asked for that no row has.
-    """
+    """Numbers of the rows that meet every condition, in the store's order."""
     selected = np.ones(store.n, np.bool_)
     counts: list[str] = []
 
@@ -105,11 +100,7 @@ def select_rows(store: Store, selection: Selection) -> Int64[np.ndarray, " _"]:
 
 
 def select_arrays(store: Store, selection: Selection) -> list[RowArray]:
-    """The row arrays of the selected sites and positions, in the store's order.
-
-    Raises:
-        MismatchError: the store lacks one of them.
-    """
+    """The row arrays of the selected sites and positions, in the store's order."""
     for what, requested, known in (
         ("position", selection.positions, store.positions),
         ("site", selection.sites, store.sites),
@@ -120,26 +111,22 @@ def select_arrays(store: Store, selection: Selection) -> list[RowArray]:
                 f"{what}s asked for are {', '.join(requested or ()) or 'none'}, but '{store.path}' "
                 f"has {', '.join(known)}. Pass some of them."
             )
-    names = [
-        name
-        for name in store.arrays
-        if (selection.sites is None or name.rpartition("/")[0] in selection.sites)
-        and (selection.positions is None or name.rpartition("/")[2] in selection.positions)
+    arrays = [
+        array
+        for array in store.row_arrays
+        if (selection.sites is None or array.name.rpartition("/")[0] in selection.sites)
+        and (selection.positions is None or array.name.rpartition("/")[2] in selection.positions)
     ]
-    if not names:
+    if not arrays:
         raise MismatchError(
             f"'{store.path}' has {', '.join(store.arrays)}, and none of these is of the sites and "
             "positions asked for. Drop a condition."
         )
-    return [array_of(store.array(name)) for name in names]
+    return arrays
 
 
 def select_layers(store: Store, selection: Selection) -> Int64[np.ndarray, " layer"]:
-    """The numbers of the selected layers, rising.
-
-    Raises:
-        MismatchError: the store lacks one of them.
-    """
+    """The numbers of the selected layers, rising."""
     known = store.layers
     if selection.layers is None:
         return known
@@ -160,11 +147,7 @@ def span(numbers: Int64[np.ndarray, " _"]) -> str:
 
 
 def require_all_layers(store: Store) -> None:
-    """Refuse a store of only some layers, for analyses that know layers by their place.
-
-    Raises:
-        MismatchError: it lacks layers.
-    """
+    """Refuse a store of only some layers, for analyses that know layers by their place."""
     n_layers = store.provenance.get("model", {}).get("n_layers") or store.n_layers
     if store.layers.tolist() != list(range(n_layers)) and store.sites != ["embed"]:
         raise MismatchError(

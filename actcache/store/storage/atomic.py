@@ -10,28 +10,18 @@ import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from actcache.errors import ActcacheError, StoreExistsError
-from actcache.store.storage.protocol import Parts
+from actcache.store.storage.protocol import LargeObject, Parts
 
 TEMPORARY = ".tmp"
 """Suffix of a file that is still being written."""
 
 WORTH_AN_EARLY_SYNC = 4 << 20
 """Bytes of a file that are synced while more of it is written; a smaller file is synced once."""
-
-
-@dataclass(frozen=True)
-class LargeFile:
-    """A file that `write_large_files` is to write."""
-
-    path: Path
-    n_bytes: int
-    parts: Parts
 
 
 @contextmanager
@@ -60,9 +50,9 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         remove(temporary)
         try:
             yield temporary
-            _sync(temporary)
+            _sync_all(temporary)
             temporary.replace(path)
-            sync_folder(path.absolute().parent)
+            sync_path(path.absolute().parent)
         except BaseException:
             remove(temporary)
             raise
@@ -72,14 +62,9 @@ def write_durably(path: Path, parts: Parts) -> None:
     """Write a file in a folder that exists; after an error nothing is left of it."""
     temporary = _temporary_path(path)
     try:
-        file = _open_temporary(temporary)
-        try:
-            for part in parts:
-                _write(file, part)
-        except BaseException:
-            os.close(file)
-            raise
-        _settle(file, path)
+        write_synced(temporary, parts)
+        temporary.replace(path)
+        sync_path(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -90,24 +75,29 @@ def write_if_absent(path: Path, parts: Parts) -> bool:
     # Several writers may race for one name, so each has a temporary name of its own.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        file = _open_temporary(temporary)
-        try:
-            for part in parts:
-                _write(file, part)
-            os.fsync(file)
-        finally:
-            os.close(file)
+        write_synced(temporary, parts)
         os.link(temporary, path)
     except FileExistsError:
         return False
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_path(path.parent)
     return True
 
 
-def write_large_files(files: Iterable[LargeFile]) -> None:
-    """Write several files as `write_durably` does, syncing each while the next is written.
+def write_synced(path: Path, parts: Parts) -> None:
+    """Write a file in place and sync it; its name is durable once its folder is synced."""
+    file = _open_new(path)
+    try:
+        for part in parts:
+            _write(file, part)
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def write_large_files(folder: Path, files: Iterable[LargeObject]) -> None:
+    """Write files as `write_durably` does, syncing each while the next is written.
 
     A disk is slow to sync and fast to accept more, so the sync of a file begins when half of it is
     written. The space of a file is reserved first, so that a full disk is noticed before any work.
@@ -118,8 +108,10 @@ def write_large_files(files: Iterable[LargeFile]) -> None:
     with ThreadPoolExecutor(1) as syncer:  # in order: half a file, the rest of it, the next file
         try:
             for large in files:
-                begun.append(large.path)
-                _write_large(large, syncer, syncs)
+                path = folder / large.name
+                make_folder(path.parent)
+                begun.append(path)
+                _write_large(path, large, syncer, syncs)
             for sync in syncs:
                 sync.result()
         except BaseException:
@@ -130,14 +122,14 @@ def write_large_files(files: Iterable[LargeFile]) -> None:
             raise
 
 
-def _write_large(large: LargeFile, syncer: ThreadPoolExecutor, syncs: list[Future[None]]) -> None:
-    file = _open_temporary(_temporary_path(large.path))
+def _write_large(
+    path: Path, large: LargeObject, syncer: ThreadPoolExecutor, syncs: list[Future[None]]
+) -> None:
+    file = _open_new(_temporary_path(path))
     half = max(large.n_bytes // 2, WORTH_AN_EARLY_SYNC)
     written = 0
     try:
-        if hasattr(os, "posix_fallocate"):
-            with _where_supported():
-                os.posix_fallocate(file, 0, large.n_bytes)
+        _reserve(file, large.n_bytes)
         for part in large.parts:
             before, written = written, written + _write(file, part)
             if before < half <= written < large.n_bytes:
@@ -146,7 +138,7 @@ def _write_large(large: LargeFile, syncer: ThreadPoolExecutor, syncs: list[Futur
     except BaseException:
         syncs.append(syncer.submit(os.close, file))
         raise
-    syncs.append(syncer.submit(_settle, file, large.path))
+    syncs.append(syncer.submit(_settle, file, path))
 
 
 @contextmanager
@@ -163,9 +155,9 @@ def os_errors_explained(what: str, *, kept: str = "") -> Iterator[None]:
         raise ActcacheError(f"{what}: {error.strerror or error}. {remedy}") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    file = os.open(folder, os.O_RDONLY)
+def sync_path(path: Path) -> None:
+    """Make the bytes of a file, or the names in a folder, durable."""
+    file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
     finally:
@@ -180,7 +172,7 @@ def make_folder(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    sync_folder(folder.parent)
+    sync_path(folder.parent)
 
 
 def remove(path: Path) -> None:
@@ -192,27 +184,21 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def _sync(path: Path) -> None:
+def _sync_all(path: Path) -> None:
     """Make a file, or a folder with all that is in it, durable."""
     if path.is_dir():
         for child in path.iterdir():
-            _sync(child)
-        sync_folder(path)
-        return
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+            _sync_all(child)
+    sync_path(path)
 
 
 def _temporary_path(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY)
 
 
-def _open_temporary(temporary: Path) -> int:
+def _open_new(path: Path) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.open(temporary, flags, 0o666)
+    return os.open(path, flags, 0o666)
 
 
 def _write(file: int, part: bytes | np.ndarray) -> int:
@@ -233,13 +219,15 @@ def _settle(file: int, path: Path) -> None:
     finally:
         os.close(file)
     _temporary_path(path).replace(path)
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
-@contextmanager
-def _where_supported() -> Iterator[None]:
+def _reserve(file: int, n_bytes: int) -> None:
+    """Reserve the space of a file, where the system can."""
+    if not hasattr(os, "posix_fallocate"):
+        return
     try:
-        yield
+        os.posix_fallocate(file, 0, n_bytes)
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise

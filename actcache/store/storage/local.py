@@ -1,7 +1,11 @@
-"""Storage in a folder: files that are synced and renamed, and mapped into memory to be read."""
+"""Storage in a folder: files that are synced and renamed, and mapped into memory to be read.
+
+What is read is not trusted: no link is followed, no pipe opened, no more read than a file holds.
+"""
 
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -9,16 +13,19 @@ from pathlib import Path
 
 from actcache.errors import ActcacheError, refuse
 from actcache.store.storage.atomic import (
-    LargeFile,
     make_folder,
     remove,
-    sync_folder,
+    sync_path,
     write_durably,
     write_if_absent,
     write_large_files,
+    write_synced,
 )
-from actcache.store.storage.files import file_size, open_file, read_file, require_folder
 from actcache.store.storage.protocol import LargeObject, Parts, Storage
+
+# O_NONBLOCK: opening a named pipe would wait for its writer for ever.
+_FLAGS = ("O_RDONLY", "O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
+_READ = sum(getattr(os, name, 0) for name in _FLAGS)  # no system has them all
 
 
 class LocalStorage(Storage):
@@ -43,7 +50,14 @@ class LocalStorage(Storage):
 
     def size(self, name: str) -> int:
         """Bytes of a file, without opening it."""
-        return file_size(self._checked_path(name))
+        self._require_real_folder(name)
+        try:
+            status = (self.folder / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            refuse(self.where(name), "nothing", "a file")
+        if not stat.S_ISREG(status.st_mode):
+            refuse(self.where(name), "something else", "a file")
+        return status.st_size
 
     def list(self, folder: str = "") -> list[str]:
         """The entries of a folder; a link is not followed."""
@@ -57,11 +71,15 @@ class LocalStorage(Storage):
 
     def read(self, name: str, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
         """All of a file."""
-        return read_file(self._checked_path(name), n_bytes=n_bytes, at_most=at_most)
+        with os.fdopen(self._open(name, n_bytes), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if at_most is not None and size > at_most:
+                refuse(self.where(name), f"{size} bytes", f"{at_most} at most")
+            return file.read(size)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of a file."""
-        with os.fdopen(open_file(self._checked_path(name)), "rb") as file:
+        with os.fdopen(self._open(name), "rb") as file:
             file.seek(start)
             raw = file.read(stop - start)
         if len(raw) != stop - start:
@@ -70,7 +88,7 @@ class LocalStorage(Storage):
 
     def map(self, name: str, n_bytes: int, *, private: bool = False) -> mmap.mmap:
         """A file as memory."""
-        file = open_file(self._checked_path(name), n_bytes)
+        file = self._open(name, n_bytes)
         try:
             return mmap.mmap(
                 file, n_bytes, access=mmap.ACCESS_COPY if private else mmap.ACCESS_READ
@@ -88,21 +106,16 @@ class LocalStorage(Storage):
         for name, raw in objects.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                file.write(raw)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(path, [raw])
             while path != self.folder:
                 path = path.parent
                 folders.add(path)
         for folder in folders:
-            sync_folder(folder)
+            sync_path(folder)
 
     def write_large(self, objects: Iterable[LargeObject]) -> None:
         """Write files as `write` does, syncing each while the next is written."""
-        write_large_files(
-            LargeFile(self._writable_path(name), n_bytes, parts) for name, n_bytes, parts in objects
-        )
+        write_large_files(self.folder, objects)
 
     def put_if_absent(self, name: str, parts: Parts) -> bool:
         """Write a temporary file, sync it and link it to its name."""
@@ -113,7 +126,7 @@ class LocalStorage(Storage):
         path = self.folder / name
         remove(path)
         with suppress(FileNotFoundError):
-            sync_folder(path.parent)
+            sync_path(path.parent)
 
     def lock(self) -> Callable[[], None]:
         """Lock the folder for this process; the lock ends with the process, however that ends."""
@@ -134,13 +147,42 @@ class LocalStorage(Storage):
             raise
         return partial(os.close, lock)
 
-    def _checked_path(self, name: str) -> Path:
-        """The path of a file that is to be read; no folder on the way is a link."""
-        folder = name.rpartition("/")[0]
-        if folder and folder not in self._checked:
-            require_folder(self.folder, folder)
-            self._checked.add(folder)
-        return self.folder / name
+    def _open(self, name: str, n_bytes: int | None = None) -> int:
+        """Open a regular file, of that size, for reading; the file descriptor."""
+        self._require_real_folder(name)
+        path = self.folder / name
+        try:
+            file = os.open(path, _READ)
+        except FileNotFoundError:
+            refuse(str(path), "nothing", "a file")
+        except OSError:
+            if not path.is_symlink():
+                raise
+            refuse(str(path), "a link", "a file")
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(file)
+            refuse(str(path), "something else", "a file")
+        if n_bytes is not None and status.st_size != n_bytes:
+            os.close(file)
+            refuse(str(path), f"{status.st_size} bytes", f"{n_bytes}")
+        return file
+
+    def _require_real_folder(self, name: str) -> None:
+        """Refuse a file unless each step to it inside `self.folder` is a folder and no link."""
+        parent = name.rpartition("/")[0]
+        if not parent or parent in self._checked:
+            return
+        folder = self.folder
+        for part in parent.split("/"):
+            folder = folder / part
+            try:
+                status = folder.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                refuse(str(folder), "nothing", "a folder")
+            if not stat.S_ISDIR(status.st_mode):
+                refuse(str(folder), "something else", "a folder")
+        self._checked.add(parent)
 
     def _writable_path(self, name: str) -> Path:
         path = self.folder / name

@@ -5,6 +5,7 @@ the fast path of local files equal to it.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from actcache.errors import ActcacheError, refuse
 from actcache.store.storage.protocol import Parts, Storage
@@ -79,7 +80,4 @@ class MemoryStorage(Storage):
                 f"'{self._name}' is being written already, expected one writer. Wait for it."
             )
         self._locked = True
-        return self._unlock
-
-    def _unlock(self) -> None:
-        self._locked = False
+        return partial(setattr, self, "_locked", False)

@@ -36,7 +36,6 @@ class Storage(Protocol):
     @property
     def location(self) -> str:
         """Where the objects are, for people: a path or an address."""
-        ...
 
     def where(self, name: str) -> str:
         """Where one object is, for messages."""
@@ -44,23 +43,18 @@ class Storage(Protocol):
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of that name."""
-        ...
 
     def size(self, name: str) -> int:
         """Bytes of an object."""
-        ...
 
     def list(self, folder: str = "") -> list[str]:
         """Full names of the entries of a folder; names of folders end with a slash."""
-        ...
 
     def read(self, name: str, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
         """All of an object; its size must be `n_bytes`, or `at_most` so many."""
-        ...
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of an object."""
-        ...
 
     def map(self, name: str, n_bytes: int, *, private: bool = False) -> mmap.mmap | None:
         """An object of that size as memory, without reading it; None where that is not possible.
@@ -71,7 +65,6 @@ class Storage(Protocol):
 
     def write(self, name: str, parts: Parts) -> None:
         """Write an object atomically and durably; replace what has that name."""
-        ...
 
     def write_small(self, objects: Mapping[str, bytes]) -> None:
         """Write objects that count only later: all are durable when this returns."""
@@ -85,11 +78,9 @@ class Storage(Protocol):
 
     def put_if_absent(self, name: str, parts: Parts) -> bool:
         """Write an object unless the name is taken; False if it was. Safe among racing writers."""
-        ...
 
     def remove(self, name: str) -> None:
         """Remove an object or a folder with all that is in it, durably, if it is there."""
-        ...
 
     def lock(self) -> Callable[[], None]:
         """Become the only writer, at once or never; returns what releases the lock.
@@ -97,7 +88,6 @@ class Storage(Protocol):
         Raises:
             ActcacheError: another writer has it.
         """
-        ...
 
 
 def require_size(storage: Storage, name: str, n_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""A build or sweep that will not fit is refused before it begins; what is there already counts."""
+"""A build or sweep that will not fit is refused before it begins; committed rows count as room."""
 
 import os
 import shutil
@@ -8,9 +8,8 @@ import pytest
 
 from actcache.errors import ActcacheError
 from actcache.store.contents import StoreContents
-from actcache.store.partial import committed_bytes
+from actcache.store.partial import committed_bytes, require_room
 from actcache.store.schema import RowArray
-from actcache.store.storage.room import require_room
 from actcache.store.writer import Writer
 from tests.support.stores import commit_next, example, fill
 
@@ -51,7 +50,7 @@ def test_a_store_takes_the_room_that_was_checked_for(tmp_path, free, large):
     Writer.create(tmp_path / "b.zarr", StoreContents(**settings)).close()
 
 
-def test_what_is_committed_counts_when_a_build_goes_on(tmp_path, free, large):
+def test_committed_rows_count_when_a_build_is_resumed(tmp_path, free, large):
     settings, values = large
     path = tmp_path / "a.zarr"
     assert committed_bytes(path) == 0
