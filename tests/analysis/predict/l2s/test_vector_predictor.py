@@ -139,14 +139,11 @@ def test_in_float32_a_stacks_losses_are_those_of_each_network_alone():
 def test_slopes_are_those_of_autograd(loss):
     (c, z), given = stack(np.random.default_rng(4), n=9)
     weights, units = given["first"], given["units"]
-    empty = Weights(
-        *[None] * 0,
-        **{f.name: torch.empty_like(getattr(weights, f.name)) for f in dataclasses.fields(weights)},
-    )
+    empty = Weights(*map(torch.empty_like, weights))
 
     fill_gradients(empty, weights, c, z, loss=loss, units=units, share=0.03)
 
-    leaves = [w.clone().requires_grad_() for w in (weights.encoder, weights.bias, weights.decoder)]
+    leaves = [w.clone().requires_grad_() for w in weights]
     h = torch.tanh(torch.einsum("khr,nr->knh", leaves[0], c) + leaves[1][:, None])
     said = torch.einsum("knh,khs->kns", h, leaves[2])
     torch.testing.assert_close(outputs(weights, c), said.detach(), rtol=1e-12, atol=1e-12)
@@ -154,7 +151,7 @@ def test_slopes_are_those_of_autograd(loss):
         reference.l2s_loss(said[i], z[i], loss=loss, unit=units[i], epoch=30) for i in range(3)
     )
     total.backward()
-    for value, leaf in zip((empty.encoder, empty.bias, empty.decoder), leaves, strict=True):
+    for value, leaf in zip(empty, leaves, strict=True):
         torch.testing.assert_close(value, leaf.grad, rtol=1e-10, atol=1e-12)
 
 
@@ -406,7 +403,7 @@ def test_a_damaged_file_is_told(saved, tmp_path_factory, data):
     [
         ({"rates": (1e-3,)}, "expected rate 1"),
         ({"hidden": 7}, "expected hidden 7"),
-        ({"loss": "other"}, "expected paper or code"),
+        ({"loss": "other"}, "expected paper, code"),
     ],
 )
 def test_arrays_that_do_not_fit_the_settings_are_told(made, tmp_path, changes, message):
@@ -438,7 +435,7 @@ def test_a_file_that_is_not_there_or_something_else_is_told(tmp_path):
         ({"rates": ()}, r"rates are \[\]"),
         ({"rates": (0.1, 0.1)}, "each once"),
         ({"components": (0,)}, "above 0"),
-        ({"loss": "mse"}, "expected paper or code"),
+        ({"loss": "mse"}, "expected paper, code"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
