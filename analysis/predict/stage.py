@@ -89,16 +89,16 @@ def run_predictors(
         behaviors: as `predictor_rows` gives them.
         sweep: of the store.
         config: the settings.
-        model: gives the store's model; called only if learned vectors are still to be swept.
+        model: gives the store's model; called only if learned vectors are yet to be swept.
         progress: shows long loops, and what a paid encoder will cost before it is asked.
         device: where networks are trained. What was trained on another one is reused.
-
-    Raises:
-        MismatchError: the store lacks what an encoder reads, or the folder holds a sweep of learned
-            vectors of other settings.
     """
     layers = sweep.layers.tolist()
-    embedded = _embed(store, config, progress)
+    specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
+    embedded = [
+        encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
+        for spec in specs
+    ]
     learned = None
     if L2S in config.vectors:
         from actcache.analysis.predict.learned_vectors import learn_vectors
@@ -121,10 +121,11 @@ def run_predictors(
     )
     # The first encoder serves every set; the others are compared on the first set alone.
     first = next(name for name, steered in sets.items() if steered.predicted)
-    jobs = [(name, embedded[0]) for name in sets] + [(first, other) for other in embedded[1:]]
-    n_trained = sum(sets[name].predicted for name, _ in jobs) * len(behaviors)
+    main, *others = embedded
     folders = slugs(encoder.name for encoder in embedded)
-    with progress.steps("layer predictors", n_trained * _n_networks(settings)) as on_network:
+    n_trained = sum(steered.predicted for steered in sets.values()) + len(others)
+    total = n_trained * len(behaviors) * _n_networks(settings)
+    with progress.steps("layer predictors", total) as on_network:
         training = _Training(
             folder=out / FOLDER,
             store=identity_of(store),
@@ -133,31 +134,17 @@ def run_predictors(
             device=device,
             on_network=on_network,
         )
-        selections = [
-            {
-                behavior: _select(
-                    training,
-                    f"{name}-{folders[encoder.name]}",
-                    behavior,
-                    rows,
-                    sets[name],
-                    encoder,
-                )
+
+        def select(name: str, encoder: Embeddings) -> dict[str, LayerSelections]:
+            folder = f"{name}-{folders[encoder.name]}"
+            return {
+                behavior: _select(training, folder, behavior, rows, sets[name], encoder)
                 for behavior, rows in behaviors.items()
             }
-            for name, encoder in jobs
-        ]
-    by_set = dict(zip(sets, selections, strict=False))
-    by_encoder = dict(
-        zip(
-            [encoder.name for encoder in embedded],
-            [by_set[first], *selections[len(sets) :]],
-            strict=True,
-        )
-    )
-    plane = None
-    if len(behaviors) > 1:
-        plane = embedding_plane(store, embedded[0], seed=config.seed)
+
+        by_set = {name: select(name, main) for name in sets}
+        by_encoder = [by_set[first], *(select(first, other) for other in others)]
+    plane = embedding_plane(store, main, seed=config.seed) if len(behaviors) > 1 else None
     write_selections(out, store, by_set, layers, plane)
     variants, letters = variants_of(by_set[first]), letters_of(by_set[first])
     return PredictorScores(
@@ -165,7 +152,7 @@ def run_predictors(
         layers=tuple(layers),
         top=settings.top,
         seeds=config.seeds,
-        encoder=embedded[0].name,
+        encoder=main.name,
         settings=settings,
         variants=variants,
         letters=letters,
@@ -183,20 +170,11 @@ def run_predictors(
         },
         networks={} if learned is None else score_networks(learned, by_set[L2S], layers),
         encoders={
-            encoder.name: score_encoder(encoder, by_encoder[encoder.name], store["behavior"])
-            for encoder in embedded
+            encoder.name: score_encoder(encoder, selections, store["behavior"])
+            for encoder, selections in zip(embedded, by_encoder, strict=True)
         },
         plane=None if plane is None else Plane(method=plane.method, explained=plane.explained),
     )
-
-
-def _embed(store: Store, config: AnalyzeConfig, progress: Progress) -> list[Embeddings]:
-    """The prompts as every encoder of the settings sees them."""
-    specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
-    return [
-        encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
-        for spec in specs
-    ]
 
 
 def _steered_sets(

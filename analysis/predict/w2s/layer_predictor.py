@@ -314,29 +314,8 @@ def train_layer_predictors(
         device=device,
         on_network=on_network,
     )
-    fixed = float(trained.fixed.mean())
-    return {
-        top: LayerPredictor(
-            top=top,
-            layers=np.asarray(layers, np.int64),
-            active=active,
-            chosen=choice.setting,
-            cv_value=float(choice.table.max()),
-            cv_crossfit=choice.crossfit,
-            cv_fixed=fixed,
-            cv_gain=choice.crossfit - fixed,
-            cv_gain_error=float(choice.gain.std(ddof=1) / len(rows) ** 0.5),
-            n_folds=trained.n_folds,
-            cv=choice.table,
-            settings=settings,
-            center=trained.center,
-            basis=trained.basis,
-            weights=weights,
-        )
-        for top, choice, active, weights in zip(
-            settings.top, trained.choices, trained.active, trained.weights, strict=True
-        )
-    }
+    numbers = np.asarray(layers, np.int64)
+    return {known["top"]: LayerPredictor(layers=numbers, **known) for known in trained}
 
 
 def _train_rows(

@@ -212,7 +212,7 @@ class _Stack:
         """Run all epochs; one result a part, as `train_classifiers` returns them."""
         n_parts = len(self._parts)
         optimizer = StackedAdamW(
-            [self._flat], lr=self._per_weight(rates), weight_decay=self._per_weight(decays)
+            self._flat, lr=self._per_weight(rates), weight_decay=self._per_weight(decays)
         )
         orders = [batch_orders(part.seed, len(part.inputs)) for part in self._parts]
         part_index = torch.arange(n_parts, device=self._device)[:, None]
@@ -228,8 +228,7 @@ class _Stack:
                 loss = self._fill_gradients(
                     inputs[:, batch], labels[..., batch], batch, with_loss=epoch in epochs
                 )
-                self._flat.grad = self._flat_grad
-                optimizer.step()
+                optimizer.step(self._flat_grad)
                 batch_losses.append(loss)
             if epoch in epochs:
                 losses.append(torch.cat(batch_losses, 1).sum(1))
