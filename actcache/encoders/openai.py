@@ -80,7 +80,6 @@ def embed_texts(
         n_new=len(missing),
         n_cached=n_cached,
         tokens=tokens,
-        n_truncated=0,
     )
 
 

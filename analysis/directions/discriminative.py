@@ -59,7 +59,6 @@ def project(
             The common one is the first with the largest `mean_cosine`.
 
     Raises:
-        MismatchError: a batch that does not fit the directions, or no batch at all.
         NotFiniteError: a residual is infinite or not a number.
     """
     own = np.asarray(unit(directions), np.float32)
@@ -100,16 +99,12 @@ class LayerScores:
     """How well each layer tells positive from negative samples."""
 
     n_positive: int
-    """Positive samples read."""
-
     n_negative: int
-    """Negative samples read."""
+    """Samples of each class that were read."""
 
     common_layer: int
-    """Layer whose direction is the common one."""
-
     mean_cosine: Float64[np.ndarray, " layer"]
-    """Mean cosine of each layer's direction with those of all layers."""
+    """As in `Projections`."""
 
     normalized: bool
     """Whether `class_mean` is of unit residuals."""
@@ -159,11 +154,11 @@ def layer_scores(
         rng: source of the bootstrap draws, which resample within each class.
         normalize: scale each residual to norm 1 before it is averaged on the common direction, as
             the method's code does; its paper does not.
-        draws: bootstrap draws.
+        draws: of the bootstrap.
         level: share of the draws inside an interval.
 
     Raises:
-        MismatchError: labels that do not fit the samples, or a class without samples.
+        MismatchError: a class without samples.
     """
     if labels.shape != projections.common.shape[:1]:
         raise MismatchError(

@@ -30,7 +30,7 @@ def letter_directions(
         rows: samples that count, for example a behavior's train split.
 
     Returns:
-        The direction at each layer, or a sentence on why there is none.
+        The direction at each layer, or why there is none.
     """
     letters, code = np.unique(store["letter"], return_inverse=True)
     chosen = [str(x) for x in np.unique(store["letter"][rows])]

@@ -37,15 +37,8 @@ def read_predictor(
 ) -> Result:
     """Read what `write_predictor` wrote.
 
-    Args:
-        path: the file.
-        kind: what it should hold.
-        parse: makes the predictor of facts and arrays, which may be wrong in any way; the error
-            that it then raises becomes part of the message.
-
-    Raises:
-        StoreNotFoundError: there is no file.
-        FormatError: it is damaged, or something else.
+    `parse` makes the predictor of facts and arrays, which may be wrong in any way; an error that it
+    raises becomes part of the message.
     """
     from safetensors import SafetensorError, safe_open
 

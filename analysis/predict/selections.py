@@ -53,12 +53,7 @@ class BehaviorRows:
 def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, BehaviorRows]:
     """Find the rows of each behavior of a store of pairs, if there are enough to train and test on.
 
-    Args:
-        store: of pairs.
-        vectors: learned ones (`l2s`) need validation samples too.
-
-    Raises:
-        MismatchError: a behavior lacks base rows of a split, or has one train prompt alone.
+    Learned `vectors` (`l2s`) need validation samples too.
     """
     behaviors = {}
     names = [str(behavior) for behavior in np.unique(store["behavior"])]
@@ -105,8 +100,6 @@ class LayerSelections:
     """Of the behavior's rows."""
 
     fixed: int
-    """The fixed layer."""
-
     frequent: int
     """The layer that is best for most train samples."""
 
@@ -143,17 +136,8 @@ def train_predictors(
 ) -> dict[str, LayerPredictor]:
     """Train a behavior's predictors, by the strategy that they stand for, and the control.
 
-    Args:
-        rows: of the behavior.
-        slope: of these rows.
-        layers: number of each layer that was swept.
-        embeddings: of these rows' prompts.
-        settings: the control is trained with the first of its `top`.
-        device: where networks are trained.
-        on_network: told how many networks were trained, each time.
-
-    Raises:
-        MismatchError: too few train samples for folds.
+    The control is trained with the first `top` of the settings. `layers` has the number of each
+    layer that was swept; `on_network` is told how many networks were trained, each time.
     """
 
     def train(
@@ -187,12 +171,8 @@ def select_layers(
 ) -> LayerSelections:
     """Select layers for one behavior by every strategy.
 
-    Args:
-        rows: of the behavior.
-        slopes: of these rows.
-        fixed: the fixed layer's place, where other slopes than these choose it.
-        predictors: as `train_predictors` gives them.
-        embeddings: what they read; not needed without them.
+    `fixed` is the fixed layer's place, where other slopes than these choose it; the predictors, as
+    `train_predictors` gives them, read the embeddings.
     """
     best = best_layers(slopes.slope[rows.train])
     counts = np.bincount(best, minlength=slopes.slope.shape[1])

@@ -29,7 +29,6 @@ def slopes(
         Propensity per unit multiplier, `[n, layer]`: logits, where propensity is in logits.
 
     Raises:
-        MismatchError: fewer than two distinct multipliers.
         NotFiniteError: a propensity or multiplier is infinite or not a number.
 
     Example:

@@ -112,8 +112,7 @@ class VectorPredictor:
             progress: shows the networks that are trained.
 
         Raises:
-            MismatchError: a position was not kept, or as `train_vector_predictor`.
-            NotFiniteError: a residual is infinite or not a number.
+            ActcacheError: as `train_vector_predictor`.
         """
         for name, mask in (("rows", rows), ("validation", validation)):
             if mask is not None and mask.shape != (store.n,):
@@ -157,13 +156,8 @@ class VectorPredictor:
     ) -> Float32[np.ndarray, "b layer d_model"]:
         """Predict one vector for each sample and steered layer; at multiplier 1 as the targets.
 
-        Args:
-            contexts: residuals of the last prompt token, of the samples to steer, for each layer
-                in `context_layer`; a mapping or a function of the layer, which is called once for
-                each.
-
-        Raises:
-            MismatchError: a layer is missing, or of another shape than the first or the networks.
+        Contexts are residuals of the last prompt token, of the samples to steer, for each layer in
+        `context_layer`: a mapping, or a function of the layer, which is called once for each.
         """
         by_layer: dict[int, np.ndarray] = {}
         for layer in np.unique(self.context_layer).tolist():
@@ -201,7 +195,6 @@ class VectorPredictor:
         """Read what `save` wrote; needs no torch and executes nothing.
 
         Raises:
-            StoreNotFoundError: there is no such file.
             FormatError: it is damaged, or not a vector predictor.
         """
         return read_predictor(Path(path), kind=KIND, parse=_parse)
@@ -281,8 +274,7 @@ def train_vector_predictor(
             steered layers × context layers × components × rates.
 
     Raises:
-        MismatchError: no samples or layers, samples on both sides, arrays that do not fit, or train
-            samples that are all equal.
+        MismatchError: no samples, samples on both sides, or train samples that are all equal.
         NotFiniteError: a residual is infinite or not a number.
     """
     from actcache.analysis.predict.l2s.train_vectors import train_networks

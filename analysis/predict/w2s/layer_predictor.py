@@ -128,8 +128,7 @@ class LayerPredictor:
             progress: shows the networks that are trained.
 
         Raises:
-            MismatchError: as `train_layer_predictors`.
-            NotFiniteError: a train sample's slope or embedding is not finite.
+            ActcacheError: as `train_layer_predictors`.
         """
         values = embeddings if isinstance(embeddings, np.ndarray) else embeddings.values
         values = np.asarray(values, np.float32)
@@ -153,12 +152,10 @@ class LayerPredictor:
     def predict(self, embeddings: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, "seed n"]:
         """Predict the number of the layer to steer each sample at, by the network of each seed.
 
-        Args:
-            embeddings: of unit norm, from the encoder that the predictor was trained with.
+        Embeddings have unit norm, from the encoder that the predictor was trained with.
 
         Raises:
             MismatchError: their length is not the trained one, or a norm is not 1.
-            NotFiniteError: one of them is not finite.
         """
         numbers: Int64[np.ndarray, "seed n"] = self.layers[self.places(embeddings)]
         return numbers
@@ -190,10 +187,9 @@ class LayerPredictor:
 
     @staticmethod
     def load(path: str | Path) -> "LayerPredictor":
-        """Read what `save` wrote. Nothing in a file is executed.
+        """Read what `save` wrote; needs no torch and executes nothing.
 
         Raises:
-            StoreNotFoundError: there is no file.
             FormatError: it is damaged, or not a layer predictor.
         """
         return read_predictor(Path(path), kind=KIND, parse=_parse)
@@ -298,8 +294,8 @@ def train_layer_predictors(
         The predictors by K.
 
     Raises:
-        MismatchError: no train samples, fewer than two distinct train prompts, shapes that differ,
-            an embedding whose norm is not 1, or a K above the number of layers.
+        MismatchError: fewer than two distinct train prompts, an embedding whose norm is not 1, or a
+            K above the number of layers.
         NotFiniteError: a train sample's slope or embedding is not finite; names the sample.
     """
     from actcache.analysis.predict.w2s.train_layers import train_all

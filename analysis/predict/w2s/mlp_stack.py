@@ -122,8 +122,6 @@ def train_classifiers(
             rounding.
         on_part: called with the number of networks that were finished since its last call.
 
-    Returns:
-        One a part, in order.
     """
     device = torch.device(device)
     shape = Shape(
