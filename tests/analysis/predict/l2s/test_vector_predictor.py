@@ -14,7 +14,6 @@ from actcache.analysis.predict.l2s import train_vectors as vector_choice
 from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
 from actcache.analysis.predict.l2s.tanh_stack import Weights, fill_gradients, outputs, train_stack
 from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor, train_vector_predictor
-from actcache.analysis.stats.pca import principal_components
 from actcache.errors import (
     ActcacheError,
     FormatError,
@@ -153,28 +152,6 @@ def test_slopes_are_those_of_autograd(loss):
     total.backward()
     for value, leaf in zip(empty, leaves, strict=True):
         torch.testing.assert_close(value, leaf.grad, rtol=1e-10, atol=1e-12)
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.booleans(), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
-def test_components_hold_all_of_the_train_rows_in_an_orthonormal_basis(n, d, centred, seed):
-    rows = np.random.default_rng(seed).normal(3, 1, (n, d))
-
-    found = principal_components(rows, centred=centred, limit=100)
-
-    r = found.basis.shape[1]
-    assert r == (min(n - 1, d) if centred else min(n, d))
-    np.testing.assert_allclose(found.basis.T @ found.basis, np.eye(r), atol=1e-5)  # float32 basis
-    back = found.coordinates(rows) @ found.basis.T + found.center
-    np.testing.assert_allclose(back, rows, atol=1e-5)
-    true = (
-        reference.principal_basis(rows - centred * rows.mean(0), limit=100)
-        if r
-        else np.zeros((0, d))
-    )
-    np.testing.assert_allclose(found.basis, true.T, atol=1e-4)
-    few = principal_components(rows, centred=centred, limit=2)
-    np.testing.assert_allclose(few.basis, found.basis[:, :2], atol=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["paper", "code"])
