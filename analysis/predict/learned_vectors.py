@@ -53,9 +53,6 @@ class Learned:
     """By behavior: mean share of the squared norm along the letter direction, over base test
     samples; or in words why there is no letter direction."""
 
-    oracle: str = OWN_DIFFERENCE
-    """The set that chooses the fixed layer."""
-
 
 def learn_vectors(
     folder: Path,

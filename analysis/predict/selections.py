@@ -6,6 +6,7 @@ was shown other prompts' embeddings.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
@@ -139,26 +140,20 @@ def train_predictors(
     The control is trained with the first `top` of the settings. `layers` has the number of each
     layer that was swept; `on_network` is told how many networks were trained, each time.
     """
-
-    def train(
-        given: Float32[np.ndarray, "row e"], top: tuple[int, ...]
-    ) -> Mapping[int, LayerPredictor]:
-        return train_layer_predictors(
-            given,
-            slope,
-            train=rows.train,
-            groups=rows.prompt.tolist(),
-            letters=rows.letter.tolist(),
-            layers=layers,
-            settings=replace(settings, top=top),
-            device=device,
-            on_network=on_network,
-        )
-
-    predictors = {w2s(top): each for top, each in train(embeddings, settings.top).items()}
+    train = partial(
+        train_layer_predictors,
+        slope=slope,
+        train=rows.train,
+        groups=rows.prompt.tolist(),
+        letters=rows.letter.tolist(),
+        layers=layers,
+        device=device,
+        on_network=on_network,
+    )
+    trained = train(embeddings, settings=settings)
     shuffled = _shuffled(embeddings, rows.train, settings.seed)
-    control = train(shuffled, settings.top[:1])
-    return predictors | {W2S_SHUFFLED: control[settings.top[0]]}
+    (control,) = train(shuffled, settings=replace(settings, top=settings.top[:1])).values()
+    return {w2s(top): predictor for top, predictor in trained.items()} | {W2S_SHUFFLED: control}
 
 
 def select_layers(

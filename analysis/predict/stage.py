@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.names import CAA, CONTROL, L2S, METHOD, W2S_SHUFFLED, slugs, w2s
+from actcache.analysis.names import (
+    CAA,
+    CONTROL,
+    L2S,
+    METHOD,
+    OWN_DIFFERENCE,
+    W2S_SHUFFLED,
+    slugs,
+    w2s,
+)
 from actcache.analysis.predict.artifacts import embedding_plane, write_selections
 from actcache.analysis.predict.outcome import Plane, PredictorScores
 from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
@@ -188,15 +197,15 @@ def _steered_sets(
     if CAA in config.vectors:
         sets[CAA] = SteeredSet(slopes=_slopes(sweep, METHOD), predicted=True)
     if learned is not None:
-        oracle = _slopes(learned.swept, learned.oracle)
+        oracle = _slopes(learned.swept, OWN_DIFFERENCE)
         # L2S is steered where the vectors that it learns from work best ("Where to Steer", 4.5).
         fixed = {
             behavior: fixed_layer(oracle.slope[rows.at], rows.train)
             for behavior, rows in behaviors.items()
         }
         for name in learned.sets:
-            slopes = oracle if name == learned.oracle else _slopes(learned.swept, name)
-            sets[name] = SteeredSet(slopes=slopes, predicted=name != learned.oracle, fixed=fixed)
+            slopes = oracle if name == OWN_DIFFERENCE else _slopes(learned.swept, name)
+            sets[name] = SteeredSet(slopes=slopes, predicted=name != OWN_DIFFERENCE, fixed=fixed)
     if config.controls:
         sets[CONTROL] = SteeredSet(slopes=_slopes(sweep, CONTROL), predicted=True)
     return sets
