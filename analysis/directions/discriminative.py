@@ -19,16 +19,15 @@ from actcache.errors import MismatchError, NotFiniteError
 
 @dataclass(frozen=True, kw_only=True)
 class Projections:
-    """Three numbers a sample and layer: all that the scores need of the residuals."""
+    """Three numbers a sample and layer: all that the scores need of the residuals.
+
+    They are the residual's projections on the one common direction and on the layer's own, both of
+    unit norm, and its norm.
+    """
 
     common: Float32[np.ndarray, "n layer"]
-    """Residual at each layer on the one common direction."""
-
     own: Float32[np.ndarray, "n layer"]
-    """Residual at each layer on that layer's own unit direction."""
-
     norm: Float32[np.ndarray, "n layer"]
-    """Norm of the residual."""
 
     mean_cosine: Float64[np.ndarray, " layer"]
     """Mean cosine of each layer's direction with those of all layers."""

@@ -38,13 +38,9 @@ class BehaviorRows:
     """Their numbers in the store."""
 
     train: Bool[np.ndarray, " row"]
-    """Base train samples."""
-
     validation: Bool[np.ndarray, " row"]
-    """Base validation samples."""
-
     test: Bool[np.ndarray, " row"]
-    """Test samples of all variants."""
+    """Base train samples, base validation samples, and test samples of all variants."""
 
     variant: Shaped[np.ndarray, " row"]
     prompt: Shaped[np.ndarray, " row"]

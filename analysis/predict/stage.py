@@ -92,15 +92,9 @@ def run_predictors(
 ) -> PredictorScores:
     """Train, select, score; leave `predictors/` and `predictors.npz`.
 
-    Args:
-        out: the results folder.
-        store: of pairs.
-        behaviors: as `predictor_rows` gives them.
-        sweep: of the store.
-        config: the settings.
-        model: gives the store's model; called only if learned vectors are yet to be swept.
-        progress: shows long loops, and what a paid encoder will cost before it is asked.
-        device: where networks are trained. What was trained on another one is reused.
+    The store is of pairs, `behaviors` are its rows as `predictor_rows` gives them. `model` is
+    called only if learned vectors are yet to be swept. `progress` shows what a paid encoder will
+    cost before it is asked. What was trained on another device is reused.
     """
     layers = sweep.layers.tolist()
     specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for

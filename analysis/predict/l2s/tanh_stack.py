@@ -76,22 +76,11 @@ def train_stack(
 ) -> Trained:
     """Train by Adam (Kingma & Ba 2015) with a cosine schedule from `rate` to 0, step by step.
 
-    The last batch of an epoch has the samples that are left; the last epoch is evaluated too.
-
-    Args:
-        contexts: what the networks read.
-        targets: what each of them should predict.
-        held_contexts: those of the held-out samples.
-        held_targets: likewise.
-        first: initial weights, which stay unchanged.
-        units: what 1 of a target is worth; the two terms of `code` weigh differently in other
-            units. `paper` ignores it.
-        rate: learning rate of the first step.
-        loss: as in `L2SSettings`; so are the others.
-        epochs: passes over the samples.
-        batch: samples a step.
-        check_every: epochs between evaluations on the held-out samples.
-        seed: of the order of the samples, new in every epoch and the same for every network.
+    Settings are as in `L2SSettings`. The order of the samples is new in every epoch and the same
+    for every network; the last batch has those that are left. Networks are evaluated on the
+    held-out samples every `check_every` epochs and after the last one. The initial weights `first`
+    stay unchanged. `units` is what 1 of a target is worth: the two terms of `code` weigh
+    differently in other units.
     """
     device, dtype = contexts.device, contexts.dtype
     k = len(targets)

@@ -139,8 +139,8 @@ class _Search:
                 trained[shape] = j
                 scale = _context_scale(context)
                 first = _first_weights(seeds[:, i], stack.decoder, inputs=shape[1])
-                inputs = self._tensor(context.train / scale)
-                held_out_inputs = self._tensor(context.held_out / scale)
+                inputs = _tensor(context.train / scale, self.device)
+                held_out_inputs = _tensor(context.held_out / scale, self.device)
                 for r, rate in enumerate(settings.rates):
                     networks = train_stack(
                         inputs,
@@ -148,7 +148,7 @@ class _Search:
                         held_contexts=held_out_inputs,
                         held_targets=stack.held_out,
                         first=first,
-                        units=self._tensor(stack.scales),
+                        units=_tensor(stack.scales, self.device),
                         rate=rate,
                         loss=settings.loss,
                         epochs=settings.epochs,
@@ -191,9 +191,6 @@ class _Search:
         # A stack is as wide as its widest target: columns beyond this target's are zero padding.
         decoder = network.decoder[:, : target.train.shape[1]]
         return encoder, bias, target.to_residuals(decoder * _target_scale(target, self.settings))
-
-    def _tensor(self, values: Float64[np.ndarray, "..."]) -> Tensor:
-        return _tensor(values, self.device)
 
 
 class _TargetStack:

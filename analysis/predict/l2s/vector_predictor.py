@@ -37,10 +37,8 @@ class VectorPredictor:
 
     settings: L2SSettings
     n_train: int
-    """Samples that the networks were trained on."""
-
     n_validation: int
-    """Samples that chose among them."""
+    """Samples that the networks were trained on, and samples that chose among them."""
 
     layers: Int64[np.ndarray, " layer"]
     """Steered layers, in the order of all that follows."""
@@ -60,16 +58,11 @@ class VectorPredictor:
     """The same for the chosen networks."""
 
     context_layer: Int64[np.ndarray, " layer"]
-    """Layer that the chosen network reads."""
-
     components: Int64[np.ndarray, " layer"]
-    """Of the settings' components the chosen one."""
-
     rate: Float64[np.ndarray, " layer"]
-    """Of the settings' rates the chosen one."""
-
     epoch: Int64[np.ndarray, " layer"]
-    """Epochs after which the chosen network was kept."""
+    """Of the chosen networks: the layer that each reads, its point among the settings' components
+    and rates, and the epochs after which it was kept."""
 
     encoder: Float32[np.ndarray, "layer hidden d_model"]
     """W1, with the contexts' scale and basis multiplied in."""

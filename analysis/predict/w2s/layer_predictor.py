@@ -75,19 +75,16 @@ class LayerPredictor:
     is some of these above 0."""
 
     n_folds: int
-    """Folds that were used."""
-
     cv: Float64[np.ndarray, "rate width depth decay epochs"]
     """Value of every point of the grid over held-out folds."""
 
     settings: W2SSettings
-    """The settings of its training; the axes of `cv`."""
+    """Of its training; the axes of `cv`."""
 
     center: Float32[np.ndarray, " e"]
-    """Mean of the train samples' embeddings."""
-
     basis: Float32[np.ndarray, "e p"]
-    """Their principal directions, scaled so that inputs have a mean square of 1."""
+    """Mean of the train samples' embeddings, and their principal directions, scaled so that inputs
+    have a mean square of 1."""
 
     weights: tuple[tuple[Float32[np.ndarray, "seed _ _"], Float32[np.ndarray, "seed _"]], ...]
     """Matrix `[seed, out, in]` and bias `[seed, out]` of each linear layer, ReLU between them."""
