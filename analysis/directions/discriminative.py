@@ -51,11 +51,10 @@ def project(
 ) -> Projections:
     """Project every sample on the common direction and on each layer's own, in one pass.
 
-    Args:
-        batches: residuals `[b, layer, d_model]` in sample order, float16 or float32; one at a time
-            is held. Matmuls are float32.
-        directions: one a layer, such as `difference_of_means` of the train samples; made unit here.
-            The common one is the first with the largest `mean_cosine`.
+    Batches are residuals `[b, layer, d_model]` in sample order, float16 or float32; one at a time
+    is held, and matmuls are float32. Directions are one a layer, such as `difference_of_means` of
+    the train samples, and are made unit here. The common one is the first with the largest
+    `mean_cosine`.
 
     Raises:
         NotFiniteError: a residual is infinite or not a number.
@@ -146,15 +145,10 @@ def layer_scores(
     classes share decides that too. Fisher's ratio and AUC are of the layer's own direction and
     know no offset.
 
-    Args:
-        projections: of all samples.
-        labels: 1 for positive, 0 for negative, -1 for samples to leave out: train samples, and
-            other classes.
-        rng: source of the bootstrap draws, which resample within each class.
-        normalize: scale each residual to norm 1 before it is averaged on the common direction, as
-            the method's code does; its paper does not.
-        draws: of the bootstrap.
-        level: share of the draws inside an interval.
+    Labels are 1 for positive, 0 for negative, -1 for samples to leave out: train samples, and other
+    classes. With `normalize` each residual is scaled to norm 1 before it is averaged on the common
+    direction, as the method's code does; its paper does not. Bootstrap draws resample within each
+    class; `level` is the share of them inside an interval.
 
     Raises:
         MismatchError: a class without samples.

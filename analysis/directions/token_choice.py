@@ -100,8 +100,7 @@ def soft_labels(
     labels = mean[choice.place, :, np.arange(n_layers)].T  # [n, layer]
     labels = np.where(positive[:, None], labels, 0.0)
     low, high = labels.min(0), labels.max(0)
-    scaled: np.ndarray = (labels - low) / np.where(high > low, high - low, 1.0)
-    return scaled
+    return np.asarray((labels - low) / np.where(high > low, high - low, 1.0))
 
 
 def _head_means(

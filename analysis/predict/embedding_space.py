@@ -117,12 +117,9 @@ def project_to_plane(
 ) -> Projection:
     """Project embeddings to two dimensions, by scikit-learn's PCA or by UMAP with cosine distance.
 
-    Rows are scaled to length 1 first; without a second axis its coordinate is 0.
-
-    Args:
-        embeddings: any length of rows but 0.
-        method: `auto` is UMAP if it is installed and there are enough rows for it, else PCA.
-        seed: of UMAP.
+    Rows may have any length but 0, and are scaled to 1. Without a second axis its coordinate is 0.
+    The method `auto` is UMAP if it is installed and there are enough rows for it, else PCA; the
+    seed is UMAP's.
     """
     units = _units(embeddings)
     if method == "umap" or (method == "auto" and len(units) > _NEIGHBORS and has_umap()):
@@ -178,5 +175,4 @@ def _units(embeddings: Float[np.ndarray, "n e"]) -> Float64[np.ndarray, "n e"]:
             f"the embedding of row {bad[0]} is all zeros or not finite, expected a direction. "
             "Leave that row out."
         )
-    units: Float64[np.ndarray, "n e"] = wide / norms[:, None]
-    return units
+    return np.asarray(wide / norms[:, None])

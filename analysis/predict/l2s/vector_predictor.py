@@ -253,18 +253,11 @@ def train_vector_predictor(
     `W2` starts with the right singular vectors of the centred train targets. Where they are fewer
     than hidden units the others start at zero, from where they learn since their tanh is not zero.
 
-    Args:
-        target: a steered layer's targets `[n, d_model]`: positive minus negative residual.
-        context: a context layer's residuals `[n, d_model]` of the last prompt token. Either is
-            called once a layer, so that memory holds one layer of all samples.
-        layers: layers to steer.
-        context_layers: layers to read; see `default_context_layers`.
-        train: samples to learn from.
-        validation: samples that choose; none of `train`.
-        settings: the rest.
-        device: where to train.
-        on_step: called with the number of networks trained since its last call; in all they are
-            steered layers × context layers × components × rates.
+    Arguments are as in `VectorPredictor.fit`, with `train` for its rows. `target` reads a steered
+    layer's targets `[n, d_model]`, positive minus negative residual; `context` a context layer's
+    residuals `[n, d_model]` of the last prompt token. Either is called once a layer, so that memory
+    holds one layer of all samples. `on_step` is called with the number of networks trained since
+    its last call; in all they are steered layers × context layers × components × rates.
 
     Raises:
         MismatchError: no samples, samples on both sides, or train samples that are all equal.

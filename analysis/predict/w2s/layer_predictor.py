@@ -92,8 +92,7 @@ class LayerPredictor:
     @property
     def active_layers(self) -> Int64[np.ndarray, " active"]:
         """Numbers of the layers that can be predicted, rising."""
-        numbers: Int64[np.ndarray, " active"] = self.layers[self.active]
-        return numbers
+        return np.asarray(self.layers[self.active])
 
     @classmethod
     def fit(
@@ -154,8 +153,7 @@ class LayerPredictor:
         Raises:
             MismatchError: their length is not the trained one, or a norm is not 1.
         """
-        numbers: Int64[np.ndarray, "seed n"] = self.layers[self.places(embeddings)]
-        return numbers
+        return np.asarray(self.layers[self.places(embeddings)])
 
     def places(self, embeddings: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, "seed n"]:
         """Predict likewise, but indices into `layers`: columns of a table of slopes."""
@@ -170,8 +168,7 @@ class LayerPredictor:
             if i:
                 units = np.maximum(units, 0)
             units = matrix @ units + bias[..., None]  # [seed, out, n]
-        places: Int64[np.ndarray, "seed n"] = self.active[units[:, self.active].argmax(1)]
-        return places
+        return np.asarray(self.active[units[:, self.active].argmax(1)])
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, complete or not at all."""
@@ -275,17 +272,10 @@ def train_layer_predictors(
     span no more; but AdamW's step is not the same in every basis, so this is AdamW in the principal
     one, not in the encoder's.
 
-    Args:
-        embeddings: one a sample, of unit norm. Rows outside `train` are never read.
-        slope: steerability of each sample at each layer, from a sweep; as above.
-        train: samples to learn from.
-        groups: prompt of each sample: equal ones but for white space and case are in one fold.
-        letters: letter of each sample's positive completion; folds balance them.
-        layers: number of each layer that was swept, rising; the columns of `slope`.
-        settings: the grid and the rest.
-        device: where networks are trained.
-        on_network: called with the number of networks trained since its last call; in all they are
-            `settings.n_networks`, or fewer where there are fewer folds.
+    Arguments are as in `LayerPredictor.fit`, but for plain arrays and lists; `train` are its rows.
+    Groups that are equal but for white space and case are in one fold. `on_network` is called with
+    the number of networks trained since its last call; in all they are `settings.n_networks`, or
+    fewer where there are fewer folds.
 
     Returns:
         The predictors by K.
