@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.errors import MismatchError
@@ -45,12 +44,12 @@ class W2SSettings:
 
     def __post_init__(self) -> None:
         for name in ("rates", "widths", "depths", "decays", "epochs", "top"):
-            values = getattr(self, name)
+            values, default = getattr(self, name), getattr(W2SSettings, name)
             least = 0.0 if name in ("rates", "decays") else 1
             if not values or len(set(values)) < len(values) or min(values) < least:
                 raise MismatchError(
                     f"{name} are {list(values)}, expected one or more of at least {least:g}, each "
-                    f"once. Pass for example {', '.join(str(v) for v in _default(name))}."
+                    f"once. Pass for example {', '.join(map(str, default))}."
                 )
         if list(self.epochs) != sorted(self.epochs):
             raise MismatchError(
@@ -61,7 +60,7 @@ class W2SSettings:
             if value is not None and value < least:
                 raise MismatchError(
                     f"{name} is {value}, expected at least {least}. "
-                    f"Pass for example {_default(name)}."
+                    f"Pass for example {getattr(W2SSettings, name)}."
                 )
 
     @property
@@ -83,7 +82,3 @@ class ChosenSetting:
     depth: int
     decay: float
     epochs: int
-
-
-def _default(name: str) -> Any:
-    return W2SSettings.__dataclass_fields__[name].default
