@@ -82,11 +82,12 @@ RULES = {
         heavy=("stage", "learned_vectors", "adamw_stack"),
     ),
     "analysis.predict.w2s": Rule(
-        (*PREDICT_SHARED, "analysis.sweep", "analysis.stats", *GROUND),
+        (*PREDICT_SHARED, "analysis.sweep", "analysis.stats", "analysis.config", *GROUND),
         heavy=("train_layers", "mlp_stack", "cross_validate"),
     ),
     "analysis.predict.l2s": Rule(
-        (*PREDICT_SHARED, "analysis.stats", *STORE), heavy=("train_vectors", "tanh_stack")
+        (*PREDICT_SHARED, "analysis.stats", "analysis.config", *STORE),
+        heavy=("train_vectors", "tanh_stack"),
     ),
     "analysis.names": Rule(()),
     "analysis.config": Rule(("analysis.names", *GROUND)),

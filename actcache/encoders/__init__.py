@@ -61,9 +61,8 @@ def encode(
         progress: shows the rows, and for `openai` the `Cost` before the first request.
 
     Raises:
-        MismatchError: the store lacks what `cache` reads, or a row's vector is all zeros.
-        ModelError: the model of `hf` cannot be loaded, or pools in an unknown way.
-        ActcacheError: the service of `openai` or its cache fails.
+        ActcacheError: the store lacks what `cache` reads, a vector is all zeros, the model of `hf`
+            cannot be used, or the service of `openai` or its cache fails.
     """
     spec = parse_encoder(encoder) if isinstance(encoder, str) else encoder
     with progress.steps(f"encoder {spec.text}", store.n) as on_rows:
@@ -84,25 +83,20 @@ def encode(
             )
         else:
             first_name = dict(zip(reversed(texts), reversed(names), strict=True))
+            endpoint = endpoint_of(base_url)
             embedded = embed_texts(
                 once,
-                Service(
-                    endpoint=endpoint_of(base_url), model=spec.model, dimensions=spec.dimensions
-                ),
+                Service(endpoint=endpoint, model=spec.model, dimensions=spec.dimensions),
                 names=[first_name[text] for text in once],
                 cache=None if cache is None else Path(cache),
                 progress=progress,
                 on_texts=on_texts,
             )
-    vectors = embedded.vectors[index]
+    what = f"the vector of '{spec.text}'"
     return Embeddings(
-        values=unit_rows(vectors, names=names, what=f"the vector of '{spec.text}'"),
+        values=unit_rows(embedded.vectors[index], names=names, what=what),
         name=spec.text,
-        settings={
-            "encoder": spec.kind,
-            **embedded.settings,
-            "texts_sha256": texts_digest(texts),
-        },
+        settings={"encoder": spec.kind, **embedded.settings, "texts_sha256": texts_digest(texts)},
         n_new=embedded.n_new,
         n_cached=embedded.n_cached,
         tokens=embedded.tokens,

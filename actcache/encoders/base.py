@@ -15,10 +15,6 @@ from actcache.store.store import Store
 Kind = Literal["cache", "hf", "openai"]
 Pooling = Literal["cls", "mean"]
 
-_NAMES = (
-    *("cache", "cache:LAYER", "cache:mean:LAYER"),
-    *("hf:NAME_OR_FOLDER[:cls|mean]", "openai:MODEL[:DIMENSIONS]"),
-)
 _CACHE = re.compile(r"cache(?::(prompt|mean))?(?::(\d{1,6}))?")
 _HF = re.compile(r"hf:(.+?)(?::(cls|mean))?")
 _OPENAI = re.compile(r"openai:(.+?)(?::([1-9]\d{0,5}))?")
@@ -60,26 +56,24 @@ def parse_encoder(text: str) -> EncoderSpec:
     - `openai:MODEL`: a service that speaks OpenAI's protocol; a number at the end requests that
       many dimensions. Other colons belong to the model's name (`openai:nomic-embed-text:v1.5`).
 
-    Raises:
-        ActcacheError: it is none of these.
-
     Example:
         >>> spec = parse_encoder("hf:bert-base-uncased:cls")
         >>> spec.kind, spec.model, spec.pooling
         ('hf', 'bert-base-uncased', 'cls')
     """
     if match := _CACHE.fullmatch(text):
-        layer = None if match[2] is None else int(match[2])
+        layer = int(match[2]) if match[2] else None
         return EncoderSpec(text=text, kind="cache", position=match[1] or "prompt", layer=layer)
     if match := _HF.fullmatch(text):
         pooling = cast("Pooling | None", match[2])
         return EncoderSpec(text=text, kind="hf", model=match[1], pooling=pooling)
     if match := _OPENAI.fullmatch(text):
-        width = None if match[2] is None else int(match[2])
+        width = int(match[2]) if match[2] else None
         return EncoderSpec(text=text, kind="openai", model=match[1], dimensions=width)
     raise ActcacheError(
-        f"the encoder is '{text}', expected {', '.join(_NAMES[:-1])} or {_NAMES[-1]}. Pass one of "
-        "them; cache needs neither a model nor the network."
+        f"the encoder is '{text}', expected cache, cache:LAYER, cache:mean:LAYER, "
+        "hf:NAME_OR_FOLDER[:cls|mean] or openai:MODEL[:DIMENSIONS]. Pass one of them; cache needs "
+        "neither a model nor the network."
     )
 
 
@@ -119,9 +113,9 @@ class TextVectors:
 
     settings: dict[str, Any]
     n_new: int
-    n_cached: int
     tokens: int
-    n_truncated: int
+    n_cached: int = 0
+    n_truncated: int = 0
 
 
 def unit_rows(
@@ -152,12 +146,8 @@ def texts_of(store: Store) -> list[str]:
 
     It is the prompt; where the row has a system message of its own, that comes first, then a blank
     line. The variants sys_pos and sys_neg differ from base in their system message alone: without
-    it the three would be one text, and no embedding could distinguish what the model does. The
-    message that a build gives to all other rows (`--system`) and the chat template are left out:
-    they are alike in all rows. The column `system` holds the rows' own messages only.
-
-    Returns:
-        `n` texts; an empty prompt stays empty.
+    it the three would be one text. What all rows share is left out: the chat template, and the
+    message that a build gives to the other rows (`--system`).
     """
     prompts = store.prompts.tolist()
     if "system" not in store.columns:  # not every store holds the samples' texts

@@ -43,9 +43,7 @@ class EmbeddingCache:
     two processes embed the same text, the first vector stays; read the vectors that you use from
     here, so that all processes agree.
 
-    Args:
-        path: the file; it and its folder are made if they do not exist.
-        encoder: what identifies the encoder: endpoint, model and requested dimensions.
+    `encoder` is what identifies it: endpoint, model and requested dimensions.
     """
 
     def __init__(self, path: Path, *, encoder: Sequence[str | int | None]):

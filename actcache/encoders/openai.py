@@ -19,10 +19,8 @@ class Cost:
 
     service: Service
     n_new: int
-    """Distinct texts that will be sent."""
-
     n_cached: int
-    """Distinct texts that were paid for before."""
+    """Distinct texts that will be sent, and those that were paid for before."""
 
     tokens: int
     """Estimated tokens of the new texts: one for four bytes, which is about right for English."""
@@ -80,7 +78,6 @@ def embed_texts(
         n_new=len(missing),
         n_cached=n_cached,
         tokens=tokens,
-        n_truncated=0,
     )
 
 

@@ -51,10 +51,8 @@ def encode_sentences(
     embeddings. Longer texts are cut at the end, and counted. No code of the checkpoint is run, and
     the prompts that some folders define for queries are not added.
 
-    `batch_tokens` includes padding; `on_texts` receives the texts that are done.
-
-    Returns:
-        `[n, hidden_size]`. A text's batch changes its vector in the last digits only.
+    Vectors are `[n, hidden_size]`; a text's batch changes its vector in the last digits only.
+    `on_texts` receives the texts that are done.
     """
     import torch
 
@@ -89,7 +87,6 @@ def encode_sentences(
             "dimension": vectors.shape[1],
         },
         n_new=len(texts),
-        n_cached=0,
         tokens=sum(map(len, cut)),
         n_truncated=sum(len(ids) > limit for ids in whole),
     )
@@ -197,8 +194,7 @@ def _modes(declared: Any) -> list[str]:
 def _json(name: str, file: str, *, needed: bool) -> Any:
     """Read a file of a folder or Hub repository; None if it does not exist.
 
-    If it is `needed` and the Hub cannot be asked whether it exists, that is an error: pooling would
-    silently be another.
+    If it is `needed` and the Hub cannot be asked, that is an error: pooling could be another.
     """
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

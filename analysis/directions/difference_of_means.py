@@ -35,11 +35,7 @@ class Directions:
     """Classes 2·i (positive) and 2·i + 1 (negative) of direction i, over the chosen rows."""
 
     def __getitem__(self, name: str) -> Float32[np.ndarray, "layer d_model"]:
-        """One direction at all layers.
-
-        Raises:
-            MismatchError: there is none of that name.
-        """
+        """One direction at all layers."""
         if name not in self.names:
             raise MismatchError(
                 f"there are directions of {', '.join(self.names)}, none of '{name}'. "
@@ -89,10 +85,8 @@ def pair_directions(
     Args:
         store: with the positions positive and negative.
         rows: samples that count, for example the train split.
-        behaviors: sorted names, those of `rows` among them; by default all of the store.
-
-    Raises:
-        MismatchError: a position was not kept, or a behavior has none of `rows`.
+        behaviors: sorted names, those of `rows` among them; by default all of the store. Each
+            needs one of `rows`.
     """
     names = np.unique(store["behavior"]) if behaviors is None else behaviors
     code = np.searchsorted(names, store["behavior"])  # of behaviors without rows: never read
@@ -110,13 +104,7 @@ def label_directions(
 ) -> Directions:
     """Direction of labelled prompts: last prompt token of one label minus the other.
 
-    Args:
-        store: with the position prompt.
-        rows: samples that count.
-        labels: the positive and the negative one.
-
-    Raises:
-        MismatchError: a label has none of `rows`.
+    `labels` are the positive and the negative one; each needs one of `rows`.
     """
     code = label_codes(store, labels)
 
@@ -135,11 +123,7 @@ def label_codes(store: Store, labels: tuple[str, str]) -> Int64[np.ndarray, " n"
 
 
 def two_labels(store: Store, wanted: Sequence[str] | None = None) -> tuple[str, str]:
-    """Choose the positive and the negative label; by default the data's two, in its order.
-
-    Raises:
-        MismatchError: the data does not have two labels and none were given, or lacks those given.
-    """
+    """Choose the positive and the negative label; by default the data's two, in its order."""
     in_data = list(dict.fromkeys(store["label"].tolist()))
     chosen = list(wanted) if wanted is not None else in_data
     if len(chosen) != 2 or len(set(chosen)) != 2 or not set(chosen) <= set(in_data):
@@ -156,12 +140,7 @@ def directions_of_moments(
     """Subtract the mean residual of one class from that of another, at every layer.
 
     The difference is taken in float64 and rounded once. For contrast pairs it equals the mean of
-    the pairs' differences.
-
-    Args:
-        moments: from `class_moments`, over the train samples only.
-        positive: class that the directions point to.
-        negative: class that they point away from.
+    the pairs' differences. Directions point from the class `negative` to the class `positive`.
 
     Raises:
         MismatchError: no such class, one without samples, or the same class twice.

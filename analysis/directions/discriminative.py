@@ -19,16 +19,15 @@ from actcache.errors import MismatchError, NotFiniteError
 
 @dataclass(frozen=True, kw_only=True)
 class Projections:
-    """Three numbers a sample and layer: all that the scores need of the residuals."""
+    """Three numbers a sample and layer: all that the scores need of the residuals.
+
+    They are the residual's projections on the one common direction and on the layer's own, both of
+    unit norm, and its norm.
+    """
 
     common: Float32[np.ndarray, "n layer"]
-    """Residual at each layer on the one common direction."""
-
     own: Float32[np.ndarray, "n layer"]
-    """Residual at each layer on that layer's own unit direction."""
-
     norm: Float32[np.ndarray, "n layer"]
-    """Norm of the residual."""
 
     mean_cosine: Float64[np.ndarray, " layer"]
     """Mean cosine of each layer's direction with those of all layers."""
@@ -52,14 +51,12 @@ def project(
 ) -> Projections:
     """Project every sample on the common direction and on each layer's own, in one pass.
 
-    Args:
-        batches: residuals `[b, layer, d_model]` in sample order, float16 or float32; one at a time
-            is held. Matmuls are float32.
-        directions: one a layer, such as `difference_of_means` of the train samples; made unit here.
-            The common one is the first with the largest `mean_cosine`.
+    Batches are residuals `[b, layer, d_model]` in sample order, float16 or float32; one at a time
+    is held, and matmuls are float32. Directions are one a layer, such as `difference_of_means` of
+    the train samples, and are made unit here. The common one is the first with the largest
+    `mean_cosine`.
 
     Raises:
-        MismatchError: a batch that does not fit the directions, or no batch at all.
         NotFiniteError: a residual is infinite or not a number.
     """
     own = np.asarray(unit(directions), np.float32)
@@ -100,16 +97,12 @@ class LayerScores:
     """How well each layer tells positive from negative samples."""
 
     n_positive: int
-    """Positive samples read."""
-
     n_negative: int
-    """Negative samples read."""
+    """Samples of each class that were read."""
 
     common_layer: int
-    """Layer whose direction is the common one."""
-
     mean_cosine: Float64[np.ndarray, " layer"]
-    """Mean cosine of each layer's direction with those of all layers."""
+    """As in `Projections`."""
 
     normalized: bool
     """Whether `class_mean` is of unit residuals."""
@@ -152,18 +145,13 @@ def layer_scores(
     classes share decides that too. Fisher's ratio and AUC are of the layer's own direction and
     know no offset.
 
-    Args:
-        projections: of all samples.
-        labels: 1 for positive, 0 for negative, -1 for samples to leave out: train samples, and
-            other classes.
-        rng: source of the bootstrap draws, which resample within each class.
-        normalize: scale each residual to norm 1 before it is averaged on the common direction, as
-            the method's code does; its paper does not.
-        draws: bootstrap draws.
-        level: share of the draws inside an interval.
+    Labels are 1 for positive, 0 for negative, -1 for samples to leave out: train samples, and other
+    classes. With `normalize` each residual is scaled to norm 1 before it is averaged on the common
+    direction, as the method's code does; its paper does not. Bootstrap draws resample within each
+    class; `level` is the share of them inside an interval.
 
     Raises:
-        MismatchError: labels that do not fit the samples, or a class without samples.
+        MismatchError: a class without samples.
     """
     if labels.shape != projections.common.shape[:1]:
         raise MismatchError(

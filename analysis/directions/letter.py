@@ -25,12 +25,8 @@ def letter_directions(
     z = behavior + letter, the others z = behavior - letter. So the behavior cancels, also where
     the letters are not balanced.
 
-    Args:
-        store: of pairs, with the positions positive and negative.
-        rows: samples that count, for example a behavior's train split.
-
-    Returns:
-        The direction at each layer, or a sentence on why there is none.
+    The store has the positions positive and negative; `rows` count, for example a behavior's train
+    split. Gives the direction at each layer, or why there is none.
     """
     letters, code = np.unique(store["letter"], return_inverse=True)
     chosen = [str(x) for x in np.unique(store["letter"][rows])]

@@ -48,9 +48,6 @@ def choose_tokens(
         scan: rows that count; by default all. The published code takes every second of the prompts
             that hold the concept.
 
-    Raises:
-        MismatchError: no position, no row, or arrays of different shapes.
-
     Example:
         >>> near, far = np.zeros((2, 3, 2, 4), np.float32)  # 3 rows, 2 layers, 4 heads
         >>> near[1, 0] = 0.25  # one row's token looks at the span in the first layer
@@ -90,13 +87,7 @@ def soft_labels(
     Scaled to [0, 1] over all samples, layer by layer, as in the published code; where all are equal
     they are 0.
 
-    Args:
-        masses: as `choose_tokens` takes them; rows may be others.
-        choice: what it chose.
-        positive: rows that hold the concept.
-
-    Raises:
-        MismatchError: no position, or arrays of different shapes.
+    `masses` are as `choose_tokens` takes them, of any rows; `positive` ones hold the concept.
     """
     mean = _head_means(masses)
     n_layers = choice.place.size
@@ -109,8 +100,7 @@ def soft_labels(
     labels = mean[choice.place, :, np.arange(n_layers)].T  # [n, layer]
     labels = np.where(positive[:, None], labels, 0.0)
     low, high = labels.min(0), labels.max(0)
-    scaled: np.ndarray = (labels - low) / np.where(high > low, high - low, 1.0)
-    return scaled
+    return np.asarray((labels - low) / np.where(high > low, high - low, 1.0))
 
 
 def _head_means(

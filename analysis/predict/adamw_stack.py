@@ -1,7 +1,7 @@
 """Many small networks of one shape, trained as stacked tensors: their weights, their AdamW.
 
-The first dimension counts networks. Each has its own seed, learning rate and weight decay, so a
-stack of k gives what k runs of PyTorch one after the other would.
+Each network has its own seed, learning rate and weight decay, so a stack of k gives what k runs of
+PyTorch one after the other would.
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""AdamW's, PyTorch's defaults."""
+
 
 def uniform_weights(
     seeds: Sequence[int], shape: tuple[int, ...], *, bound: float, device: torch.device | str
 ) -> Float[Tensor, "k ..."]:
     """Draw weights uniform in ±bound, those of each network from a generator of its own seed.
 
-    Drawn on the CPU, so that a seed means the same weights on every device.
-
-    `torch.nn.Linear` takes `1 / sqrt(inputs)` as the bound, for weight and bias alike.
+    Drawn on the CPU, so that a seed means the same weights on every device. `torch.nn.Linear` takes
+    `1 / sqrt(inputs)` as the bound, for weight and bias alike.
     """
     stack = torch.empty(len(seeds), *shape)
     for weights, seed in zip(stack, seeds, strict=True):
@@ -29,10 +31,7 @@ def uniform_weights(
 def linear_views(
     flat: Float[Tensor, " weights"], layers: Sequence[tuple[int, int]], *, n: int
 ) -> list[tuple[Float[Tensor, "n out in"], Float[Tensor, "n out"]]]:
-    """View one tensor as matrix and bias of each linear layer of n networks.
-
-    `layers` are outputs and inputs of each.
-    """
+    """View one tensor as matrix and bias of each layer `(out, in)` of n networks."""
     sizes = [n * size for out, inputs in layers for size in (out * inputs, out)]
     parts = iter(flat.split(sizes))
     return [(next(parts).view(n, out, inputs), next(parts).view(n, out)) for out, inputs in layers]
@@ -57,44 +56,34 @@ class StackedAdamW:
 
     def __init__(
         self,
-        parameters: Sequence[Tensor],
+        weights: Float[Tensor, " weight"],
         *,
-        lr: Float[Tensor, " k"],
-        weight_decay: Float[Tensor, " k"],
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
+        lr: Float[Tensor, " weight"],
+        weight_decay: Float[Tensor, " weight"],
     ) -> None:
-        """Make the moments of `parameters`, each `[k, …]` and a leaf with gradients."""
-        self._parameters = list(parameters)
+        self._weights = weights
         self._lr = lr
         self._shrink = lr * weight_decay
-        self._betas = betas
-        self._eps = eps
-        self._first = [torch.zeros_like(p) for p in self._parameters]
-        self._second = [torch.zeros_like(p) for p in self._parameters]
-        self._buffers = [torch.empty_like(p) for p in self._parameters]
+        self._first = torch.zeros_like(weights)
+        self._second = torch.zeros_like(weights)
+        self._buffer = torch.empty_like(weights)
         self._n_steps = 0
 
     @torch.no_grad()
-    def step(self, *, scale: float = 1.0) -> None:
-        """Take one step and clear the gradients; a schedule multiplies all rates by `scale`."""
+    def step(self, gradient: Float[Tensor, " weight"]) -> None:
+        """Take one step."""
         self._n_steps += 1
-        beta1, beta2 = self._betas
+        beta1, beta2 = BETAS
         # Adam's step is lr · (m / c1) / (sqrt(v) / c2 + eps), with bias corrections c1 = 1 - β1^t
         # and c2 = sqrt(1 - β2^t). Multiplied by c2 / c2:
         # lr · c2/c1 · m / (sqrt(v) + eps·c2), where the corrections are two numbers, so that each
         # tensor is passed over fewer times.
         size = (1 - beta2**self._n_steps) ** 0.5
-        factor = scale * size / (1 - beta1**self._n_steps)
-        for p, first, second, step in zip(
-            self._parameters, self._first, self._second, self._buffers, strict=True
-        ):
-            assert p.grad is not None
-            per_network = (-1, *[1] * (p.dim() - 1))
-            first.lerp_(p.grad, 1 - beta1)
-            second.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-            p.addcmul_(p, self._shrink.view(per_network), value=-scale)
-            torch.sqrt(second, out=step).add_(self._eps * size)
-            torch.div(first, step, out=step)
-            p.sub_(step.mul_(self._lr.view(per_network)), alpha=factor)
-            p.grad = None
+        factor = size / (1 - beta1**self._n_steps)
+        weights, step = self._weights, self._buffer
+        self._first.lerp_(gradient, 1 - beta1)
+        self._second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        weights.addcmul_(weights, self._shrink, value=-1)
+        torch.sqrt(self._second, out=step).add_(EPS * size)
+        torch.div(self._first, step, out=step)
+        weights.sub_(step.mul_(self._lr), alpha=factor)

@@ -22,12 +22,7 @@ def write_selections(
 ) -> None:
     """Write `predictors.npz`: slopes of each set, and the layer that each training predicts a row.
 
-    Args:
-        out: the results folder.
-        store: whose rows they are.
-        by_set: selections by direction set and behavior.
-        layers: number of each layer.
-        plane: prompts in two dimensions, as `embedding_plane` gives them.
+    Selections are by direction set and behavior; `layers` has the number of each layer.
     """
     number = np.array(layers)
     arrays: dict[str, np.ndarray] = {

@@ -14,6 +14,10 @@ from actcache.errors import ActcacheError, MismatchError
 
 Method = Literal["auto", "pca", "umap"]
 
+_ZERO = 1e-14  # distances below it are rounding
+_NEIGHBORS = 15  # UMAP's default; it needs more rows than these
+_SMALL = 256  # rows or columns up to which all axes are found at once
+
 
 @dataclass(frozen=True, kw_only=True)
 class Silhouette:
@@ -39,16 +43,10 @@ def silhouette_by_behavior(
     `metric="cosine"`. The mean distance to a set is one minus the product with its mean vector, so
     that no pair is compared and time is linear in n, where scikit-learn's is quadratic.
 
-    Args:
-        embeddings: any length of rows but 0; summed in float64.
-        behaviors: of each row.
-
-    Returns:
-        The values, their mean and the means of behaviors.
+    Rows of embeddings may have any length but 0; sums are float64.
 
     Raises:
-        MismatchError: there are fewer than two behaviors, another number of names than rows, or a
-            row is all zeros or not finite.
+        MismatchError: there is one behavior, or a row is all zeros or not finite.
 
     Example:
         >>> apart = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
@@ -97,9 +95,6 @@ def silhouette_by_behavior(
     )
 
 
-_ZERO = 1e-14
-
-
 @dataclass(frozen=True, kw_only=True)
 class Projection:
     """Embeddings in the plane, to plot."""
@@ -122,25 +117,14 @@ def project_to_plane(
 ) -> Projection:
     """Project embeddings to two dimensions, by scikit-learn's PCA or by UMAP with cosine distance.
 
-    Args:
-        embeddings: any length of rows but 0; scaled to length 1 first.
-        method: `auto` is UMAP if it is installed and there are enough rows for it, else PCA.
-        seed: of UMAP.
-
-    Returns:
-        The points, and the method that made them. Without a second axis its coordinate is 0.
-
-    Raises:
-        ActcacheError: UMAP is asked for and not installed.
-        MismatchError: a row is all zeros or not finite.
+    Rows may have any length but 0, and are scaled to 1. Without a second axis its coordinate is 0.
+    The method `auto` is UMAP if it is installed and there are enough rows for it, else PCA; the
+    seed is UMAP's.
     """
     units = _units(embeddings)
     if method == "umap" or (method == "auto" and len(units) > _NEIGHBORS and has_umap()):
         return _umap(units, seed)
     return _pca(units, seed)
-
-
-_NEIGHBORS = 15  # UMAP's default; it needs more rows than these
 
 
 def _pca(units: Float64[np.ndarray, "n e"], seed: int) -> Projection:
@@ -158,9 +142,6 @@ def _pca(units: Float64[np.ndarray, "n e"], seed: int) -> Projection:
         points[:, :rank] = pca.fit_transform(units)
         shares[:rank] = pca.explained_variance_ratio_.tolist()
     return Projection(points=points, method="pca", explained=(shares[0], shares[1]), seed=seed)
-
-
-_SMALL = 256  # rows or columns up to which all axes are found at once
 
 
 def has_umap() -> bool:
@@ -194,5 +175,4 @@ def _units(embeddings: Float[np.ndarray, "n e"]) -> Float64[np.ndarray, "n e"]:
             f"the embedding of row {bad[0]} is all zeros or not finite, expected a direction. "
             "Leave that row out."
         )
-    units: Float64[np.ndarray, "n e"] = wide / norms[:, None]
-    return units
+    return np.asarray(wide / norms[:, None])

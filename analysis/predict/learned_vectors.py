@@ -53,9 +53,6 @@ class Learned:
     """By behavior: mean share of the squared norm along the letter direction, over base test
     samples; or in words why there is no letter direction."""
 
-    oracle: str = OWN_DIFFERENCE
-    """The set that chooses the fixed layer."""
-
 
 def learn_vectors(
     folder: Path,
@@ -70,20 +67,8 @@ def learn_vectors(
 ) -> Learned:
     """Train each behavior's networks on its train samples, and sweep all rows with their vectors.
 
-    Args:
-        folder: of networks and `learned.zarr`; those of the same settings are reused, an
-            interrupted sweep is resumed.
-        store: with the positions prompt, positive and negative.
-        behaviors: its behaviors and their rows.
-        layers: numbers of the layers to steer.
-        config: the settings.
-        model: gives the store's model; called only if something is still to be swept.
-        progress: shows the loops.
-        device: where networks are trained.
-
-    Raises:
-        MismatchError: a position was not kept, there is no such context layer, or the folder holds
-            a sweep of other settings.
+    Networks and `learned.zarr` of the same settings in `folder` are reused, an interrupted sweep is
+    resumed. `store` has the positions prompt, positive and negative; `layers` are to be steered.
     """
     contexts = list(config.context_layers or default_context_layers(store.n_layers))
     if not 0 <= min(contexts) <= max(contexts) < store.n_layers:

@@ -116,10 +116,8 @@ class EncoderScore:
     """Share of test samples whose best layer is predicted."""
 
     value: float
-    """Steerability at the predicted layers."""
-
     fixed: float
-    """Steerability at the fixed layer."""
+    """Steerability at the predicted layers, and at the fixed layer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,15 +37,8 @@ def read_predictor(
 ) -> Result:
     """Read what `write_predictor` wrote.
 
-    Args:
-        path: the file.
-        kind: what it should hold.
-        parse: makes the predictor of facts and arrays, which may be wrong in any way; the error
-            that it then raises becomes part of the message.
-
-    Raises:
-        StoreNotFoundError: there is no file.
-        FormatError: it is damaged, or something else.
+    `parse` makes the predictor of facts and arrays, which may be wrong in any way; an error that it
+    raises becomes part of the message.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -54,10 +47,16 @@ def read_predictor(
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
-            _require_format(about, kind)
+            expected = _format(kind)
+            _require(
+                about.get("format") == expected,
+                f"its format is '{about.get('format')}', this version reads '{expected}'",
+            )
             arrays = {name: file.get_tensor(name) for name in list(file.keys())}
         predictor = parse(json.loads(about["about"], parse_constant=_refuse_constant), arrays)
-        _require_digest(about, arrays)  # last: errors of `parse` say more
+        # Last: errors of `parse` say more.
+        whole = about.get("sha256") == _digest(about, arrays)
+        _require(whole, "its content does not match its checksum")
     except (
         ActcacheError,
         SafetensorError,
@@ -85,16 +84,13 @@ def check_arrays(
     known = dict(sizes)
     for name, (dtype, dims) in expected.items():
         array, names = arrays[name], dims.split()
-        if array.dtype != dtype or array.ndim != len(names):
-            raise ValueError(
-                f"'{name}' is {array.dtype} {list(array.shape)}, expected "
-                f"{np.dtype(dtype)} [{dims}]"
-            )
+        shown = f"{array.dtype} {list(array.shape)}, expected {np.dtype(dtype)} [{dims}]"
+        _require(array.dtype == dtype and array.ndim == len(names), f"'{name}' is {shown}")
         for dim, size in zip(names, array.shape, strict=True):
-            if known.setdefault(dim, size) != size:
-                raise ValueError(f"'{name}' has {size} in [{dims}], expected {dim} {known[dim]}")
-        if not np.isfinite(array).all():
-            raise ValueError(f"'{name}' holds a value that is not finite")
+            expected_size = known.setdefault(dim, size)
+            problem = f"'{name}' has {size} in [{dims}], expected {dim} {expected_size}"
+            _require(size == expected_size, problem)
+        _require(bool(np.isfinite(array).all()), f"'{name}' holds a value that is not finite")
 
 
 def with_tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,16 +102,9 @@ def _format(kind: str) -> str:
     return f"actcache {kind} 1"
 
 
-def _require_format(about: Mapping[str, str], kind: str) -> None:
-    if about.get("format") != _format(kind):
-        raise ValueError(
-            f"its format is '{about.get('format')}', this version reads '{_format(kind)}'"
-        )
-
-
-def _require_digest(about: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-    if about.get("sha256") != _digest(about, arrays):
-        raise ValueError("its content does not match its checksum")
+def _require(fits: bool, problem: str) -> None:
+    if not fits:
+        raise ValueError(problem)
 
 
 def _digest(about: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:

@@ -24,13 +24,8 @@ def load_or_make(
 ) -> Result:
     """Load the result in `folder` if its fingerprint is this one, else make and save a new one.
 
-    Args:
-        folder: holds nothing else. `fingerprint.json` is written last, so a folder without it is
-            incomplete, and its result is made again.
-        fingerprint: everything that decides the result, as JSON has it.
-        load: reads the files.
-        make: trains.
-        save: writes the files.
+    The fingerprint is everything that decides the result, as JSON has it. `fingerprint.json` is
+    written last, so a folder without it is incomplete, and its result is made again.
     """
     note = folder / "fingerprint.json"
     document = plain(fingerprint)

@@ -61,14 +61,8 @@ def score_set(
 ) -> DirectionSetScores:
     """Score every strategy with one set of directions.
 
-    Args:
-        selections: by behavior.
-        layers: number of each layer.
-        variants: as `variants_of` gives them.
-        letters: as `letters_of` gives them.
-        top: K of the predictors.
-        seed: of the bootstrap; each set's draws are its own, whatever others there are.
-        draws: of the bootstrap.
+    `layers` has the number of each layer, `top` the K of the predictors. Each set's bootstrap draws
+    are its own, whatever others there are.
     """
     rng = np.random.default_rng(seed)
     by_variant = {}
@@ -127,10 +121,7 @@ def score_encoder(
 ) -> EncoderScore:
     """Score an encoder: behaviors apart, best layers predicted, steerability reached.
 
-    Args:
-        embeddings: of all rows of the store.
-        selections: by behavior, of the predictors that read these embeddings.
-        behaviors: of all rows.
+    Embeddings and behaviors are of all rows of the store, selections by predictors that read them.
     """
     tested = np.zeros(len(behaviors), bool)
     accuracy, value, fixed = [], [], []

@@ -6,6 +6,7 @@ was shown other prompts' embeddings.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
@@ -37,13 +38,9 @@ class BehaviorRows:
     """Their numbers in the store."""
 
     train: Bool[np.ndarray, " row"]
-    """Base train samples."""
-
     validation: Bool[np.ndarray, " row"]
-    """Base validation samples."""
-
     test: Bool[np.ndarray, " row"]
-    """Test samples of all variants."""
+    """Base train samples, base validation samples, and test samples of all variants."""
 
     variant: Shaped[np.ndarray, " row"]
     prompt: Shaped[np.ndarray, " row"]
@@ -53,12 +50,7 @@ class BehaviorRows:
 def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, BehaviorRows]:
     """Find the rows of each behavior of a store of pairs, if there are enough to train and test on.
 
-    Args:
-        store: of pairs.
-        vectors: learned ones (`l2s`) need validation samples too.
-
-    Raises:
-        MismatchError: a behavior lacks base rows of a split, or has one train prompt alone.
+    Learned `vectors` (`l2s`) need validation samples too.
     """
     behaviors = {}
     names = [str(behavior) for behavior in np.unique(store["behavior"])]
@@ -105,8 +97,6 @@ class LayerSelections:
     """Of the behavior's rows."""
 
     fixed: int
-    """The fixed layer."""
-
     frequent: int
     """The layer that is best for most train samples."""
 
@@ -143,38 +133,23 @@ def train_predictors(
 ) -> dict[str, LayerPredictor]:
     """Train a behavior's predictors, by the strategy that they stand for, and the control.
 
-    Args:
-        rows: of the behavior.
-        slope: of these rows.
-        layers: number of each layer that was swept.
-        embeddings: of these rows' prompts.
-        settings: the control is trained with the first of its `top`.
-        device: where networks are trained.
-        on_network: told how many networks were trained, each time.
-
-    Raises:
-        MismatchError: too few train samples for folds.
+    The control is trained with the first `top` of the settings. `layers` has the number of each
+    layer that was swept; `on_network` is told how many networks were trained, each time.
     """
-
-    def train(
-        given: Float32[np.ndarray, "row e"], top: tuple[int, ...]
-    ) -> Mapping[int, LayerPredictor]:
-        return train_layer_predictors(
-            given,
-            slope,
-            train=rows.train,
-            groups=rows.prompt.tolist(),
-            letters=rows.letter.tolist(),
-            layers=layers,
-            settings=replace(settings, top=top),
-            device=device,
-            on_network=on_network,
-        )
-
-    predictors = {w2s(top): each for top, each in train(embeddings, settings.top).items()}
+    train = partial(
+        train_layer_predictors,
+        slope=slope,
+        train=rows.train,
+        groups=rows.prompt.tolist(),
+        letters=rows.letter.tolist(),
+        layers=layers,
+        device=device,
+        on_network=on_network,
+    )
+    trained = train(embeddings, settings=settings)
     shuffled = _shuffled(embeddings, rows.train, settings.seed)
-    control = train(shuffled, settings.top[:1])
-    return predictors | {W2S_SHUFFLED: control[settings.top[0]]}
+    (control,) = train(shuffled, settings=replace(settings, top=settings.top[:1])).values()
+    return {w2s(top): predictor for top, predictor in trained.items()} | {W2S_SHUFFLED: control}
 
 
 def select_layers(
@@ -187,12 +162,8 @@ def select_layers(
 ) -> LayerSelections:
     """Select layers for one behavior by every strategy.
 
-    Args:
-        rows: of the behavior.
-        slopes: of these rows.
-        fixed: the fixed layer's place, where other slopes than these choose it.
-        predictors: as `train_predictors` gives them.
-        embeddings: what they read; not needed without them.
+    `fixed` is the fixed layer's place, where other slopes than these choose it; the predictors, as
+    `train_predictors` gives them, read the embeddings.
     """
     best = best_layers(slopes.slope[rows.train])
     counts = np.bincount(best, minlength=slopes.slope.shape[1])

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.names import CAA, CONTROL, L2S, METHOD, W2S_SHUFFLED, slugs, w2s
+from actcache.analysis.names import (
+    CAA,
+    CONTROL,
+    L2S,
+    METHOD,
+    OWN_DIFFERENCE,
+    W2S_SHUFFLED,
+    slugs,
+    w2s,
+)
 from actcache.analysis.predict.artifacts import embedding_plane, write_selections
 from actcache.analysis.predict.outcome import Plane, PredictorScores
 from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
@@ -83,22 +92,16 @@ def run_predictors(
 ) -> PredictorScores:
     """Train, select, score; leave `predictors/` and `predictors.npz`.
 
-    Args:
-        out: the results folder.
-        store: of pairs.
-        behaviors: as `predictor_rows` gives them.
-        sweep: of the store.
-        config: the settings.
-        model: gives the store's model; called only if learned vectors are still to be swept.
-        progress: shows long loops, and what a paid encoder will cost before it is asked.
-        device: where networks are trained. What was trained on another one is reused.
-
-    Raises:
-        MismatchError: the store lacks what an encoder reads, or the folder holds a sweep of learned
-            vectors of other settings.
+    The store is of pairs, `behaviors` are its rows as `predictor_rows` gives them. `model` is
+    called only if learned vectors are yet to be swept. `progress` shows what a paid encoder will
+    cost before it is asked. What was trained on another device is reused.
     """
     layers = sweep.layers.tolist()
-    embedded = _embed(store, config, progress)
+    specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
+    embedded = [
+        encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
+        for spec in specs
+    ]
     learned = None
     if L2S in config.vectors:
         from actcache.analysis.predict.learned_vectors import learn_vectors
@@ -121,10 +124,11 @@ def run_predictors(
     )
     # The first encoder serves every set; the others are compared on the first set alone.
     first = next(name for name, steered in sets.items() if steered.predicted)
-    jobs = [(name, embedded[0]) for name in sets] + [(first, other) for other in embedded[1:]]
-    n_trained = sum(sets[name].predicted for name, _ in jobs) * len(behaviors)
+    main, *others = embedded
     folders = slugs(encoder.name for encoder in embedded)
-    with progress.steps("layer predictors", n_trained * _n_networks(settings)) as on_network:
+    n_trained = sum(steered.predicted for steered in sets.values()) + len(others)
+    total = n_trained * len(behaviors) * _n_networks(settings)
+    with progress.steps("layer predictors", total) as on_network:
         training = _Training(
             folder=out / FOLDER,
             store=identity_of(store),
@@ -133,31 +137,17 @@ def run_predictors(
             device=device,
             on_network=on_network,
         )
-        selections = [
-            {
-                behavior: _select(
-                    training,
-                    f"{name}-{folders[encoder.name]}",
-                    behavior,
-                    rows,
-                    sets[name],
-                    encoder,
-                )
+
+        def select(name: str, encoder: Embeddings) -> dict[str, LayerSelections]:
+            folder = f"{name}-{folders[encoder.name]}"
+            return {
+                behavior: _select(training, folder, behavior, rows, sets[name], encoder)
                 for behavior, rows in behaviors.items()
             }
-            for name, encoder in jobs
-        ]
-    by_set = dict(zip(sets, selections, strict=False))
-    by_encoder = dict(
-        zip(
-            [encoder.name for encoder in embedded],
-            [by_set[first], *selections[len(sets) :]],
-            strict=True,
-        )
-    )
-    plane = None
-    if len(behaviors) > 1:
-        plane = embedding_plane(store, embedded[0], seed=config.seed)
+
+        by_set = {name: select(name, main) for name in sets}
+        by_encoder = [by_set[first], *(select(first, other) for other in others)]
+    plane = embedding_plane(store, main, seed=config.seed) if len(behaviors) > 1 else None
     write_selections(out, store, by_set, layers, plane)
     variants, letters = variants_of(by_set[first]), letters_of(by_set[first])
     return PredictorScores(
@@ -165,7 +155,7 @@ def run_predictors(
         layers=tuple(layers),
         top=settings.top,
         seeds=config.seeds,
-        encoder=embedded[0].name,
+        encoder=main.name,
         settings=settings,
         variants=variants,
         letters=letters,
@@ -183,20 +173,11 @@ def run_predictors(
         },
         networks={} if learned is None else score_networks(learned, by_set[L2S], layers),
         encoders={
-            encoder.name: score_encoder(encoder, by_encoder[encoder.name], store["behavior"])
-            for encoder in embedded
+            encoder.name: score_encoder(encoder, selections, store["behavior"])
+            for encoder, selections in zip(embedded, by_encoder, strict=True)
         },
         plane=None if plane is None else Plane(method=plane.method, explained=plane.explained),
     )
-
-
-def _embed(store: Store, config: AnalyzeConfig, progress: Progress) -> list[Embeddings]:
-    """The prompts as every encoder of the settings sees them."""
-    specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
-    return [
-        encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
-        for spec in specs
-    ]
 
 
 def _steered_sets(
@@ -210,15 +191,15 @@ def _steered_sets(
     if CAA in config.vectors:
         sets[CAA] = SteeredSet(slopes=_slopes(sweep, METHOD), predicted=True)
     if learned is not None:
-        oracle = _slopes(learned.swept, learned.oracle)
+        oracle = _slopes(learned.swept, OWN_DIFFERENCE)
         # L2S is steered where the vectors that it learns from work best ("Where to Steer", 4.5).
         fixed = {
             behavior: fixed_layer(oracle.slope[rows.at], rows.train)
             for behavior, rows in behaviors.items()
         }
         for name in learned.sets:
-            slopes = oracle if name == learned.oracle else _slopes(learned.swept, name)
-            sets[name] = SteeredSet(slopes=slopes, predicted=name != learned.oracle, fixed=fixed)
+            slopes = oracle if name == OWN_DIFFERENCE else _slopes(learned.swept, name)
+            sets[name] = SteeredSet(slopes=slopes, predicted=name != OWN_DIFFERENCE, fixed=fixed)
     if config.controls:
         sets[CONTROL] = SteeredSet(slopes=_slopes(sweep, CONTROL), predicted=True)
     return sets

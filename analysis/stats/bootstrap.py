@@ -18,10 +18,7 @@ class Interval:
     """The mean itself, not the bootstrap's."""
 
     low: float
-    """Lower end of the interval."""
-
     high: float
-    """Upper end of the interval."""
 
     def __str__(self) -> str:
         # A mean of differences that cancel leaves 1e-18, which is 0 to a reader.
@@ -36,9 +33,6 @@ def bootstrap_means(
 
     Counts how often each row is drawn; a matmul with the counts gives all means of a chunk of
     draws, so that no resample is ever copied. Rows are drawn whole, so columns stay paired.
-
-    Raises:
-        MismatchError: no row, or no draw.
     """
     n = len(values)
     if n == 0 or draws < 1:

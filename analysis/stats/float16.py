@@ -20,10 +20,8 @@ def to_float32(
     The sign and the 15 other bits move to where float32 has them; the exponent's bias is then still
     float16's, which a product with 2^112 corrects, for subnormals as well.
 
-    Args:
-        values: any shape and memory order.
-        out: C-contiguous array to write to and return; by default a new one, in the memory order
-            of the values.
+    `out` is a C-contiguous array to write to and return; by default a new one, in the memory order
+    of the values.
 
     Raises:
         NotFiniteError: an infinity or NaN is among the values.

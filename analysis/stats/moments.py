@@ -33,7 +33,7 @@ class Moments:
     """Mean residual of each class; zero for a class without samples."""
 
     scatter: Float64[np.ndarray, "k layer d_model"]
-    """Sum of squared deviations from the class's mean, coordinate by coordinate."""
+    """Sum of squared deviations from the class's mean, coordinate by coordinate; zero likewise."""
 
     @property
     def variance(self) -> Float64[np.ndarray, "k layer d_model"]:
@@ -41,11 +41,7 @@ class Moments:
         return np.asarray(self.scatter / np.maximum(self.count - 1, 1)[:, None, None])
 
     def merge(self, other: "Moments") -> "Moments":
-        """Moments of both sets of samples together, as if one pass had read them all.
-
-        Raises:
-            MismatchError: classes, layers or width differ.
-        """
+        """Moments of both sets of samples together, as if one pass had read them all."""
         if self.mean.shape != other.mean.shape:
             raise MismatchError(
                 f"moments of [classes, layers, d_model] {other.mean.shape} cannot join moments of "
@@ -80,12 +76,7 @@ def class_moments(
         threads: threads that share the layers of a large batch; by default one for each processor
             of this process, up to 4. The result does not depend on it.
 
-    Returns:
-        The moments. A class without samples has count 0, mean 0 and scatter 0.
-
     Raises:
-        MismatchError: a label outside -1 … `n_classes - 1`, batches that differ in layers or width
-            or lack a label for some row, or no batch at all.
         NotFiniteError: a residual of a row that counts is infinite or not a number.
 
     Example:

@@ -21,15 +21,11 @@ def slopes(
     The same as `np.polyfit(multipliers, cell, 1)[0]`: one weighted sum a cell, with the weights
     `(λ - mean λ) / Σ (λ - mean λ)²`. On a grid symmetric about 0, multiplier 0 has no weight.
 
-    Args:
-        propensity: `[n, layer, m]`, or any other cells before the multipliers.
-        multipliers: two or more distinct ones.
-
-    Returns:
-        Propensity per unit multiplier, `[n, layer]`: logits, where propensity is in logits.
+    Cells are `[n, layer]`, or have any other axes. A slope is propensity per unit multiplier:
+    logits, where propensity is in logits.
 
     Raises:
-        MismatchError: fewer than two distinct multipliers.
+        MismatchError: there are not two distinct multipliers.
         NotFiniteError: a propensity or multiplier is infinite or not a number.
 
     Example:

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from actcache.analysis.predict.l2s.coordinates import (
     SampleSplit,
-    context_coordinates,
-    target_coordinates,
+    principal_coordinates,
 )
 from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
 from actcache.analysis.predict.l2s.tanh_stack import Trained, Weights, networks_at_once, train_stack
@@ -133,7 +132,9 @@ def speed(
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """Measure a stack of networks against both rivals; return also what trains a plain one."""
     limit = max(settings.components)
-    contexts = context_coordinates(residuals.context(0).astype(np.float64), rows, limit=limit)
+    contexts = principal_coordinates(
+        residuals.context(0).astype(np.float64), rows, centred=True, limit=limit
+    )
     r = contexts.train.shape[1]
     at_once = networks_at_once(
         hidden=settings.hidden,
@@ -144,7 +145,9 @@ def speed(
     )
     k = min(at_once, layers)
     targets = [
-        target_coordinates(residuals.target(layer).astype(np.float64), rows, limit=limit)
+        principal_coordinates(
+            residuals.target(layer).astype(np.float64), rows, centred=False, limit=limit
+        )
         for layer in range(k)
     ]
     scale = contexts.size / r**0.5

@@ -19,7 +19,9 @@ def store_of(folder, *, arrays=None, columns=None, values=None):
     return open_store(build(folder / "a.zarr", settings, {**drawn, **(values or {})}))
 
 
-def ask(server, cache, texts=TEXTS, *, progress=SILENT, on_texts=lambda _texts: None, **settings):
+def ask(
+    server, texts=TEXTS, *, cache=None, progress=SILENT, on_texts=lambda _texts: None, **settings
+):
     """Embed texts at a server, in batches of five."""
     settings = {"batch_texts": 5, "model": "m", "timeout": 5.0, **settings}
     service = Service(endpoint=server.url, **settings)

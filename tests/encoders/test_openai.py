@@ -25,15 +25,13 @@ from tests.support.stores import build, example
 pytestmark = pytest.mark.usefixtures("service_environment")
 
 
-def test_batches_that_a_service_refuses_are_halved(tmp_path):
+def test_batches_that_a_service_refuses_are_halved():
     with EmbeddingServer(always="at most 3") as server:
-        np.testing.assert_array_equal(
-            ask(server, tmp_path / "cache.sqlite", batch_texts=12).vectors, right(TEXTS)
-        )
+        np.testing.assert_array_equal(ask(server, batch_texts=12).vectors, right(TEXTS))
     assert [len(texts) for _, texts in server.requests] == [12, 6, 3, 3, 3, 3]
 
 
-def test_the_text_that_a_service_refuses_is_named(tmp_path):
+def test_the_text_that_a_service_refuses_is_named():
     texts = [*TEXTS, "x" * 101]
     with (
         EmbeddingServer(always="no long ones") as server,
@@ -41,13 +39,13 @@ def test_the_text_that_a_service_refuses_is_named(tmp_path):
             ActcacheError, match=r"too long, even for .* 'x{101}' alone \(101 bytes\). Shorten"
         ),
     ):
-        ask(server, tmp_path / "cache.sqlite", texts=texts)
+        ask(server, texts=texts)
 
 
-def test_batches_are_bounded_in_bytes(tmp_path):
+def test_batches_are_bounded_in_bytes():
     texts = ["a" * 8, "b" * 8, "c" * 8, "d" * 50, "e"]
     with EmbeddingServer() as server:
-        embedded = ask(server, tmp_path / "cache.sqlite", texts=texts, batch_bytes=20)
+        embedded = ask(server, texts=texts, batch_bytes=20)
     np.testing.assert_array_equal(embedded.vectors, right(texts))
     assert [len(texts) for _, texts in server.requests] == [2, 1, 1, 1]
 
@@ -60,18 +58,18 @@ def test_an_empty_prompt_is_named_before_any_request():
         assert not server.requests
 
 
-def test_the_cost_is_told_before_the_first_request_and_may_stop_it(tmp_path):
+def test_the_cost_is_told_before_the_first_request_and_may_stop_it():
     def refuse(_cost):
         raise ActcacheError("too expensive")
 
-    path, refusing, accepting = tmp_path / "cache.sqlite", Recorder(refuse), Recorder()
+    refusing, accepting = Recorder(refuse), Recorder()
     with EmbeddingServer() as server:
         with pytest.raises(ActcacheError, match="too expensive"):
-            ask(server, path, progress=refusing)
+            ask(server, progress=refusing)
         assert not server.requests
-        ask(server, path, texts=TEXTS[:4])
-        ask(server, path, progress=accepting)
-        ask(server, path, progress=accepting)  # nothing is new: not told
+        ask(server, texts=TEXTS[:4])
+        ask(server, progress=accepting)
+        ask(server, progress=accepting)  # nothing is new: not told
     costs = [*refusing.costs, *accepting.costs]
     assert [(cost.n_new, cost.n_cached) for cost in costs] == [(12, 0), (8, 4)]
     assert costs[0].tokens == sum(-(-len(text) // 4) for text in TEXTS)
@@ -88,49 +86,50 @@ def test_the_cost_is_one_line_of_texts_and_tokens():
 
 def test_tokens_are_those_that_the_service_counted(tmp_path):
     with EmbeddingServer() as server:
-        assert ask(server, tmp_path / "cache.sqlite").tokens == sum(map(len, TEXTS))
-        assert ask(server, tmp_path / "cache.sqlite").tokens == 0
+        assert ask(server).tokens == sum(map(len, TEXTS))
+        assert ask(server).tokens == 0
+        assert ask(server, cache=tmp_path / "other.sqlite").tokens == sum(map(len, TEXTS))
+    assert (tmp_path / "other.sqlite").is_file()
 
 
 EMBED = """
 import sys
-from pathlib import Path
 from actcache.encoders.openai import embed_texts
 from actcache.encoders.service import Service
 texts = [f"text {i}" for i in range(50)]
 service = Service(endpoint=sys.argv[1], model="m", batch_texts=5)
-embedded = embed_texts(texts, service, names=texts, cache=Path(sys.argv[2]))
+embedded = embed_texts(texts, service, names=texts)
 sys.stdout.buffer.write(embedded.vectors.tobytes())
 """
 
 
-def embed_elsewhere(server, cache):
+def embed_elsewhere(server):
     return subprocess.Popen(
-        [sys.executable, "-c", EMBED, server.url, str(cache)], cwd=ROOT, stdout=subprocess.PIPE
+        [sys.executable, "-c", EMBED, server.url], cwd=ROOT, stdout=subprocess.PIPE
     )
 
 
-def cached_texts(server, cache, texts):
-    with EmbeddingCache(cache, encoder=(server.url, "m", None)) as file:
+def cached_texts(server, texts):
+    with EmbeddingCache(default_cache(), encoder=(server.url, "m", None)) as file:
         missing = set(file.missing(texts))
     return [text for text in texts if text not in missing]
 
 
-def test_a_killed_run_resumes_without_sending_cached_texts(tmp_path):
+def test_a_killed_run_resumes_without_sending_cached_texts():
     texts = [f"text {i}" for i in range(50)]
     with EmbeddingServer(delay=0.15) as server:
-        with embed_elsewhere(server, tmp_path / "cache.sqlite") as process:
+        with embed_elsewhere(server) as process:
             deadline = time.monotonic() + 60
             while len(server.requests) < 5:
                 assert time.monotonic() < deadline
                 assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-        kept = cached_texts(server, tmp_path / "cache.sqlite", texts)
+        kept = cached_texts(server, texts)
         assert 15 <= len(kept) <= 45
         n_before = len(server.requests)
         server.delay = 0
-        with embed_elsewhere(server, tmp_path / "cache.sqlite") as process:
+        with embed_elsewhere(server) as process:
             resumed = process.stdout.read()
         assert process.returncode == 0
         assert not {text for _, some in server.requests[n_before:] for text in some} & set(kept)
@@ -139,36 +138,36 @@ def test_a_killed_run_resumes_without_sending_cached_texts(tmp_path):
     np.testing.assert_array_equal(np.frombuffer(resumed, "<f4").reshape(50, WIDTH), right(texts))
 
 
-def test_ctrl_c_keeps_what_was_paid_for(tmp_path):
+def test_ctrl_c_keeps_what_was_paid_for():
     def interrupt(done):
         if done:
             raise KeyboardInterrupt
 
     with EmbeddingServer() as server:
         with pytest.raises(KeyboardInterrupt):
-            ask(server, tmp_path / "cache.sqlite", on_texts=interrupt)
-        assert cached_texts(server, tmp_path / "cache.sqlite", TEXTS) == TEXTS[:5]
+            ask(server, on_texts=interrupt)
+        assert cached_texts(server, TEXTS) == TEXTS[:5]
 
 
-def test_two_processes_share_one_file(tmp_path):
+def test_two_processes_share_one_file():
     texts = [f"text {i}" for i in range(50)]
     with EmbeddingServer(delay=0.01) as server:
-        processes = [embed_elsewhere(server, tmp_path / "cache.sqlite") for _ in range(2)]
+        processes = [embed_elsewhere(server) for _ in range(2)]
         found = [process.communicate()[0] for process in processes]
     for raw in found:
         np.testing.assert_array_equal(np.frombuffer(raw, "<f4").reshape(50, WIDTH), right(texts))
 
 
-def test_a_text_that_another_process_embedded_meanwhile_is_not_sent(tmp_path):
+def test_a_text_that_another_process_embedded_meanwhile_is_not_sent():
     with EmbeddingServer() as server:
         done: list[object] = []
 
         def other_comes_first(texts):
             if not done:
                 done.append(texts)
-                ask(server, tmp_path / "cache.sqlite")
+                ask(server)
 
-        ask(server, tmp_path / "cache.sqlite", on_texts=other_comes_first)
+        ask(server, on_texts=other_comes_first)
     assert max(Counter(server.texts).values()) == 1
 
 

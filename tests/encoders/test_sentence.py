@@ -54,13 +54,8 @@ def save_bert(folder, *, positions=64, kind="Bert", head="Model", limit=None, **
     torch.manual_seed(0)
     size = {"vocab_size": len(words), "pad_token_id": 0, "max_position_embeddings": positions}
     if kind == "GPT2":
-        size = {
-            "vocab_size": len(words),
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-        }
+        size = {"vocab_size": len(words), "n_positions": 64}
+        size |= {"n_embd": 32, "n_layer": 2, "n_head": 4}
     else:
         size |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
         size |= {"intermediate_size": 64, "initializer_range": 0.5}

@@ -7,6 +7,7 @@ import traceback
 import numpy as np
 import pytest
 
+from actcache.encoders import default_cache
 from actcache.encoders.openai import embed_texts
 from actcache.encoders.service import Service, endpoint_of
 from actcache.errors import ActcacheError
@@ -23,36 +24,36 @@ pytestmark = pytest.mark.usefixtures("service_environment")
         *("twice the same number", "overflow", "none", "zeros"),
     ],
 )
-def test_a_passing_failure_is_retried(reply, tmp_path):
+def test_a_passing_failure_is_retried(reply):
     with EmbeddingServer("ok", reply) as server:
-        found = ask(server, tmp_path / "cache.sqlite")
+        found = ask(server)
     np.testing.assert_array_equal(found.vectors, right(TEXTS))
     asked = [each for each, _ in server.requests]
     assert asked == ["ok", reply, "ok", "ok"]
 
 
-def test_a_vector_of_another_width_is_requested_again(tmp_path):
+def test_a_vector_of_another_width_is_requested_again():
     with EmbeddingServer("ok", "wider") as server:
-        found = ask(server, tmp_path / "cache.sqlite")
+        found = ask(server)
     np.testing.assert_array_equal(found.vectors, right(TEXTS))
 
 
-def test_a_silent_service_is_retried(tmp_path):
+def test_a_silent_service_is_retried():
     with EmbeddingServer("slow", slow=1.5) as server:
-        found = ask(server, tmp_path / "cache.sqlite", timeout=0.3, texts=TEXTS[:5])
+        found = ask(server, timeout=0.3, texts=TEXTS[:5])
     np.testing.assert_array_equal(found.vectors, right(TEXTS[:5]))
 
 
-def test_retry_after_is_obeyed(tmp_path):
+def test_retry_after_is_obeyed():
     with EmbeddingServer("429") as server:
         start = time.perf_counter()
-        ask(server, tmp_path / "cache.sqlite", texts=["a"])
+        ask(server, texts=["a"])
     assert time.perf_counter() - start >= 0.2
 
 
-def test_answers_are_sorted_by_index(tmp_path):
+def test_answers_are_sorted_by_index():
     with EmbeddingServer(always="shuffled") as server:
-        np.testing.assert_array_equal(ask(server, tmp_path / "cache.sqlite").vectors, right(TEXTS))
+        np.testing.assert_array_equal(ask(server).vectors, right(TEXTS))
 
 
 @pytest.mark.parametrize(
@@ -66,40 +67,40 @@ def test_answers_are_sorted_by_index(tmp_path):
         ("null", "no answer of the protocol"),
     ],
 )
-def test_a_lasting_failure_is_one_line_and_keeps_what_was_received(reply, told, tmp_path):
+def test_a_lasting_failure_is_one_line_and_keeps_what_was_received(reply, told):
     with EmbeddingServer("ok", always=reply) as server:
         with pytest.raises(ActcacheError, match=told) as raised:
-            ask(server, tmp_path / "cache.sqlite", retries=2)
+            ask(server, retries=2)
         assert "\n" not in str(raised.value)
         n_asked = len(server.requests)
         assert 2 <= n_asked <= 4
         server.always = "ok"
-        found = ask(server, tmp_path / "cache.sqlite")
+        found = ask(server)
     np.testing.assert_array_equal(found.vectors, right(TEXTS))
     assert not {text for _, texts in server.requests[n_asked:] for text in texts} & set(TEXTS[:5])
     assert (found.n_cached, found.n_new) == (5, 7)
 
 
-def test_a_timeout_is_one_line(tmp_path):
+def test_a_timeout_is_one_line():
     with (
         EmbeddingServer(always="slow", slow=1.0) as server,
         pytest.raises(ActcacheError, match=r"did not answer within 0.2 s.* Try again later"),
     ):
-        ask(server, tmp_path / "cache.sqlite", timeout=0.2, retries=1)
+        ask(server, timeout=0.2, retries=1)
 
 
-def test_a_model_whose_width_has_changed_is_an_error(tmp_path):
+def test_a_model_whose_width_has_changed_is_an_error():
     with EmbeddingServer("ok", "ok", "ok", always="wider") as server:
-        ask(server, tmp_path / "cache.sqlite")
+        ask(server)
         with pytest.raises(ActcacheError, match=r"of 9 dimensions, .* of 8 dim.* another file"):
-            ask(server, tmp_path / "cache.sqlite", texts=["one more"])
+            ask(server, texts=["one more"])
 
 
-def test_dimensions_are_requested_and_cached_separately(tmp_path):
+def test_dimensions_are_requested_and_cached_separately():
     with EmbeddingServer() as server:
-        narrow = ask(server, tmp_path / "cache.sqlite", dimensions=4)
-        wide = ask(server, tmp_path / "cache.sqlite")
-        again = ask(server, tmp_path / "cache.sqlite", dimensions=4)
+        narrow = ask(server, dimensions=4)
+        wide = ask(server)
+        again = ask(server, dimensions=4)
     np.testing.assert_array_equal(narrow.vectors, right(TEXTS, 4))
     np.testing.assert_array_equal(wide.vectors, right(TEXTS))
     np.testing.assert_array_equal(again.vectors, narrow.vectors)
@@ -107,50 +108,50 @@ def test_dimensions_are_requested_and_cached_separately(tmp_path):
     assert {body.get("dimensions") for body in server.bodies} == {4, None}
 
 
-def test_a_service_that_ignores_the_dimensions_is_an_error(tmp_path):
+def test_a_service_that_ignores_the_dimensions_is_an_error():
     with EmbeddingServer(always="wider") as server, pytest.raises(ActcacheError, match="of 5 dim"):
-        ask(server, tmp_path / "cache.sqlite", dimensions=4)
+        ask(server, dimensions=4)
 
 
 @pytest.mark.parametrize("reply", ["echo 400", "echo 401", "echo 404", "echo 500", "echo half"])
-def test_the_key_is_in_no_error_log_or_file(reply, tmp_path, caplog, capfd, monkeypatch):
+def test_the_key_is_in_no_error_log_or_file(reply, caplog, capfd, monkeypatch):
     caplog.set_level(logging.DEBUG)
     with EmbeddingServer("ok", always=reply) as server, pytest.raises(ActcacheError) as raised:
-        ask(server, tmp_path / "cache.sqlite", retries=1)
+        ask(server, retries=1)
     shown = "".join(traceback.format_exception(raised.value)) + str(capfd.readouterr())
     logged = "".join(record.getMessage() for record in caplog.records)
     for text in (shown, logged, (raised.value.__cause__ and repr(raised.value.__cause__)) or ""):
         assert not any(KEY[i : i + 8] in text for i in range(len(KEY) - 8))
-    assert KEY[:8].encode() not in (tmp_path / "cache.sqlite").read_bytes()
+    assert KEY[:8].encode() not in default_cache().read_bytes()
 
 
-def test_the_key_is_in_no_settings(tmp_path):
+def test_the_key_is_in_no_settings():
     with EmbeddingServer() as server:
-        assert KEY not in repr(ask(server, tmp_path / "cache.sqlite"))
+        assert KEY not in repr(ask(server))
 
 
-def test_a_refused_key_names_its_variable(tmp_path):
+def test_a_refused_key_names_its_variable():
     with (
         EmbeddingServer(always="echo 401") as server,
         pytest.raises(ActcacheError, match=r"\(401\) refuses the key.* Set OPENAI_API_KEY"),
     ):
-        ask(server, tmp_path / "cache.sqlite")
+        ask(server)
 
 
-def test_openai_needs_a_key_and_a_local_service_does_not(tmp_path, monkeypatch):
+def test_openai_needs_a_key_and_a_local_service_does_not(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY")
     service = Service(endpoint=endpoint_of(None), model="m")
     with pytest.raises(ActcacheError, match=r"OPENAI_API_KEY is not set.* Set it"):
-        embed_texts(["a"], service, names=["a"], cache=tmp_path / "cache.sqlite")
+        embed_texts(["a"], service, names=["a"])
     with EmbeddingServer() as server:
-        np.testing.assert_array_equal(ask(server, tmp_path / "cache.sqlite").vectors, right(TEXTS))
+        np.testing.assert_array_equal(ask(server).vectors, right(TEXTS))
 
 
 @pytest.mark.parametrize("key", ["sk-secret-with\nnewline", "sk-sécret-with-accent", "a secret b"])
-def test_a_key_that_cannot_be_sent_is_not_shown(key, tmp_path, monkeypatch):
+def test_a_key_that_cannot_be_sent_is_not_shown(key, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", key)
     with EmbeddingServer() as server, pytest.raises(ActcacheError, match="Set it again") as raised:
-        ask(server, tmp_path / "cache.sqlite")
+        ask(server)
     assert "cret" not in str(raised.value)
 
 
@@ -164,10 +165,10 @@ def test_an_address_with_a_secret_or_none_is_refused_without_showing_it(url):
     assert "hunter2" not in str(raised.value)
 
 
-def test_the_address_may_come_from_the_environment(tmp_path, monkeypatch):
+def test_the_address_may_come_from_the_environment(monkeypatch):
     with EmbeddingServer() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/")
         service = Service(endpoint=endpoint_of(None), model="m")
-        embedded = embed_texts(["a"], service, names=["a"], cache=tmp_path / "cache.sqlite")
+        embedded = embed_texts(["a"], service, names=["a"])
         assert embedded.settings["endpoint"] == server.url
         assert server.paths == ["/v1/embeddings"]

@@ -5,7 +5,7 @@ and counts the error of what the components leave out.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
@@ -53,9 +53,7 @@ class Coordinates:
             train=self.train[:, :count],
             held_out=self.held_out[:, :count],
             outside=self.outside + mean_square(self.held_out[:, count:]),
-            components=Components(
-                center=self.components.center, basis=self.components.basis[:, :count]
-            ),
+            components=replace(self.components, basis=self.components.basis[:, :count]),
         )
 
     @property
@@ -70,20 +68,20 @@ class Coordinates:
         return np.asarray(weights @ self.components.basis.T)
 
 
-def context_coordinates(
-    vectors: Float64[np.ndarray, "n d"], split: SampleSplit, *, limit: int
+def principal_coordinates(
+    vectors: Float64[np.ndarray, "n d"], split: SampleSplit, *, centred: bool, limit: int
 ) -> Coordinates:
-    """Project contexts about their train mean."""
-    components = principal_components(vectors[split.train], centred=True, limit=limit)
-    return _projected(vectors, split, components)
-
-
-def target_coordinates(
-    vectors: Float64[np.ndarray, "n d"], split: SampleSplit, *, limit: int
-) -> Coordinates:
-    """Project targets about zero, since the networks have no output bias."""
-    components = principal_components(vectors[split.train], centred=False, limit=limit)
-    return _projected(vectors, split, components)
+    """Project on the train principal components, about the train mean or about zero."""
+    components = principal_components(vectors[split.train], centred=centred, limit=limit)
+    held_out = components.coordinates(vectors[split.held_out])
+    # Pythagoras: what is not in the (orthonormal) coordinates is outside. Rounding may go below 0.
+    whole = mean_square(vectors[split.held_out] - components.center)
+    return Coordinates(
+        train=components.coordinates(vectors[split.train]),
+        held_out=held_out,
+        outside=max(whole - mean_square(held_out), 0.0),
+        components=components,
+    )
 
 
 def own_coordinates(vectors: Float64[np.ndarray, "n d"], split: SampleSplit) -> Coordinates:
@@ -96,12 +94,7 @@ def own_coordinates(vectors: Float64[np.ndarray, "n d"], split: SampleSplit) -> 
 def read_layer(
     read: Layer, layer: int, split: SampleSplit, *, what: str
 ) -> Float64[np.ndarray, "n d_model"]:
-    """Read all vectors of a layer in float64, and check those of the split.
-
-    Raises:
-        MismatchError: it is not one vector a sample, or the train samples' are all equal.
-        NotFiniteError: one is infinite or not a number.
-    """
+    """Read all vectors of a layer in float64, and check those of the split."""
     vectors = np.asarray(read(layer), np.float64)
     if vectors.ndim != 2 or len(vectors) != split.n:
         raise MismatchError(
@@ -127,17 +120,3 @@ def read_layer(
 def mean_square(vectors: Float64[np.ndarray, "n r"]) -> float:
     """Mean over rows of the squared length."""
     return float((vectors**2).sum(1).mean())
-
-
-def _projected(
-    vectors: Float64[np.ndarray, "n d"], split: SampleSplit, components: Components
-) -> Coordinates:
-    held_out = components.coordinates(vectors[split.held_out])
-    # Pythagoras: what is not in the (orthonormal) coordinates is outside. Rounding may go below 0.
-    whole = mean_square(vectors[split.held_out] - components.center)
-    return Coordinates(
-        train=components.coordinates(vectors[split.train]),
-        held_out=held_out,
-        outside=max(whole - mean_square(held_out), 0.0),
-        components=components,
-    )

@@ -2,49 +2,45 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import no_type_check
 
 import numpy as np
 
-from actcache.conventions import LOSSES
+from actcache.analysis.config import AnalyzeConfig
+from actcache.conventions import Loss
 from actcache.errors import ActcacheError
-
-"""`paper`: squared error. `code`: mean squared and mean absolute error minus a share of the cosine,
-as the paper's public code has it."""
+from actcache.settings import check_words, setting
 
 
+@no_type_check  # users' words: `check_words` refuses them, also under a type checker
 @dataclass(frozen=True, kw_only=True)
 class L2SSettings:
     """How the networks are made and trained."""
 
-    loss: str = "paper"
-    """Of `LOSSES`; `code` is several times slower."""
-
-    hidden: int = 100
-    """Hidden units."""
-
-    rates: Sequence[float] = (1e-3, 4e-3, 1.6e-2)
-    """Learning rates to try."""
-
-    components: Sequence[int] = (32, 128)
-    """How many principal components of contexts and targets a network reads and predicts: tried
-    like rates. A number above that of the train samples leaves nothing out; at 400 samples of 4096
-    that takes about three times as long as these two."""
-
-    epochs: int = 100
-    """Passes over the train samples."""
-
-    batch: int = 64
-    """Samples a step."""
-
-    check_every: int = 10
-    """Epochs between evaluations on the validation samples; the best evaluated state is kept."""
-
-    seed: int = 0
-    """Of initial weights and of the order of the samples."""
+    loss: Loss = setting(
+        AnalyzeConfig.loss,
+        help="paper: squared error. code: mean squared and mean absolute error minus a share of "
+        "the cosine, as the paper's public code has it; several times slower",
+    )
+    hidden: int = setting(100, help="hidden units")
+    rates: Sequence[float] = setting((1e-3, 4e-3, 1.6e-2), help="learning rates to try")
+    components: Sequence[int] = setting(
+        (32, 128),
+        help="how many principal components of contexts and targets a network reads and predicts: "
+        "tried like rates. A number above that of the train samples leaves nothing out; at 400 "
+        "samples of 4096 that takes about three times as long as these two",
+    )
+    epochs: int = setting(100, help="passes over the train samples")
+    batch: int = setting(64, help="samples a step")
+    check_every: int = setting(
+        10, help="epochs between evaluations on validation samples; the best state is kept"
+    )
+    seed: int = setting(
+        AnalyzeConfig.seed, help="seed of initial weights and of the order of the samples"
+    )
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise ActcacheError(f"loss is '{self.loss}', expected paper or code. Pass one of them.")
+        check_words(self)
         for name in ("hidden", "epochs", "batch", "check_every"):
             if getattr(self, name) < 1:
                 raise ActcacheError(

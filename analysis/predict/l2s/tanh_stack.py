@@ -10,6 +10,7 @@ Axes: k networks, h hidden units, r inputs, s outputs, n samples (b of them in a
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,8 +29,7 @@ TOTAL_BYTES = 1 << 30
 """The same with the targets, in the order of the data and in that of an epoch, on any device."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
+class Weights(NamedTuple):
     """Of k networks with h hidden units, r inputs and s outputs; or their gradients."""
 
     encoder: Float[Tensor, "k h r"]
@@ -76,37 +76,19 @@ def train_stack(
 ) -> Trained:
     """Train by Adam (Kingma & Ba 2015) with a cosine schedule from `rate` to 0, step by step.
 
-    Args:
-        contexts: what the networks read.
-        targets: what each of them should predict.
-        held_contexts: those of the held-out samples.
-        held_targets: likewise.
-        first: initial weights, which stay unchanged.
-        units: what 1 of a target is worth; the two terms of `code` weigh differently in other
-            units. `paper` ignores it.
-        rate: learning rate of the first step.
-        loss: of `conventions.LOSSES`.
-        epochs: passes over the samples.
-        batch: samples a step; the last one of an epoch has those that are left.
-        check_every: epochs between evaluations on the held-out samples; the last epoch is one.
-        seed: of the order of the samples, new in every epoch and the same for every network.
+    Settings are as in `L2SSettings`. The order of the samples is new in every epoch and the same
+    for every network; the last batch has those that are left. Networks are evaluated on the
+    held-out samples every `check_every` epochs and after the last one. The initial weights `first`
+    stay unchanged. `units` is what 1 of a target is worth: the two terms of `code` weigh
+    differently in other units.
     """
     device, dtype = contexts.device, contexts.dtype
     k = len(targets)
-    weights = Weights(
-        encoder=first.encoder.clone(), bias=first.bias.clone(), decoder=first.decoder.clone()
-    )
-    gradients = Weights(
-        encoder=torch.empty_like(weights.encoder),
-        bias=torch.empty_like(weights.bias),
-        decoder=torch.empty_like(weights.decoder),
-    )
-    parameters = [weights.encoder, weights.bias, weights.decoder]
-    # Adam reads `.grad` each step: it stays the buffer that `fill_gradients` writes to.
-    weights.encoder.grad = gradients.encoder
-    weights.bias.grad = gradients.bias
-    weights.decoder.grad = gradients.decoder
-    optimizer = torch.optim.Adam(parameters, lr=rate, fused=device.type in ("cpu", "cuda"))
+    weights = Weights(*(tensor.clone() for tensor in first))
+    gradients = Weights(*(torch.empty_like(tensor) for tensor in first))
+    for tensor, gradient in zip(weights, gradients, strict=True):
+        tensor.grad = gradient  # what Adam reads each step: the buffer of `fill_gradients`
+    optimizer = torch.optim.Adam(list(weights), lr=rate, fused=device.type in ("cpu", "cuda"))
     best = Trained(
         weights=first,
         error=torch.full((k,), math.inf, device=device, dtype=dtype),
@@ -221,11 +203,7 @@ def _better(
         return torch.where(won.view(-1, *[1] * (new.dim() - 1)), new, old)
 
     return Trained(
-        weights=Weights(
-            encoder=pick(best.weights.encoder, weights.encoder),
-            bias=pick(best.weights.bias, weights.bias),
-            decoder=pick(best.weights.decoder, weights.decoder),
-        ),
+        weights=Weights(*map(pick, best.weights, weights)),
         error=pick(best.error, error),
         epoch=torch.where(won, epoch, best.epoch),
     )

@@ -18,11 +18,10 @@ from actcache.analysis.predict.l2s.coordinates import (
     Coordinates,
     Layer,
     SampleSplit,
-    context_coordinates,
     mean_square,
     own_coordinates,
+    principal_coordinates,
     read_layer,
-    target_coordinates,
 )
 from actcache.analysis.predict.l2s.settings import L2SSettings
 from actcache.analysis.predict.l2s.tanh_stack import Weights, networks_at_once, train_stack
@@ -42,23 +41,20 @@ def train_networks(
 ) -> dict[str, np.ndarray]:
     """Train all networks; the arrays of a `VectorPredictor` by the names of its fields."""
     limit = max(settings.components)
-    contexts = [
-        context_coordinates(read_layer(context, layer, split, what="context"), split, limit=limit)
-        for layer in context_layers
-    ]
+    contexts = []
+    for layer in context_layers:
+        vectors = read_layer(context, layer, split, what="context")
+        contexts.append(principal_coordinates(vectors, split, centred=True, limit=limit))
     search = _Search(contexts, settings, torch.device(device), on_step)
     d_model = contexts[0].d_model
-    n_samples = len(split.train) + len(split.held_out)
     at_once = networks_at_once(
         hidden=settings.hidden,
         inputs=max(context.train.shape[1] for context in contexts),
         outputs=d_model if settings.loss == "code" else min(limit, len(split.train), d_model),
-        samples=n_samples,
+        samples=len(split.train) + len(split.held_out),
         device=search.device,
     )
-    losses = np.empty(
-        (len(layers), len(contexts), len(settings.components), len(settings.rates)), np.float64
-    )
+    losses = np.empty((len(layers), len(contexts), len(settings.components), len(settings.rates)))
     mean_loss = np.empty(len(layers))
     encoder = np.empty((len(layers), settings.hidden, d_model), np.float32)
     decoder = np.empty_like(encoder)
@@ -73,7 +69,8 @@ def train_networks(
             targets.append(
                 own_coordinates(vectors, split)
                 if settings.loss == "code"
-                else target_coordinates(vectors, split, limit=limit)
+                # About zero, since the networks have no output bias.
+                else principal_coordinates(vectors, split, centred=False, limit=limit)
             )
         seeds = np.array(
             [
@@ -142,8 +139,8 @@ class _Search:
                 trained[shape] = j
                 scale = _context_scale(context)
                 first = _first_weights(seeds[:, i], stack.decoder, inputs=shape[1])
-                inputs = self._tensor(context.train / scale)
-                held_out_inputs = self._tensor(context.held_out / scale)
+                inputs = _tensor(context.train / scale, self.device)
+                held_out_inputs = _tensor(context.held_out / scale, self.device)
                 for r, rate in enumerate(settings.rates):
                     networks = train_stack(
                         inputs,
@@ -151,7 +148,7 @@ class _Search:
                         held_contexts=held_out_inputs,
                         held_targets=stack.held_out,
                         first=first,
-                        units=self._tensor(stack.scales),
+                        units=_tensor(stack.scales, self.device),
                         rate=rate,
                         loss=settings.loss,
                         epochs=settings.epochs,
@@ -194,9 +191,6 @@ class _Search:
         # A stack is as wide as its widest target: columns beyond this target's are zero padding.
         decoder = network.decoder[:, : target.train.shape[1]]
         return encoder, bias, target.to_residuals(decoder * _target_scale(target, self.settings))
-
-    def _tensor(self, values: Float64[np.ndarray, "..."]) -> Tensor:
-        return _tensor(values, self.device)
 
 
 class _TargetStack:

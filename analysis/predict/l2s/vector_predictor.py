@@ -37,10 +37,8 @@ class VectorPredictor:
 
     settings: L2SSettings
     n_train: int
-    """Samples that the networks were trained on."""
-
     n_validation: int
-    """Samples that chose among them."""
+    """Samples that the networks were trained on, and samples that chose among them."""
 
     layers: Int64[np.ndarray, " layer"]
     """Steered layers, in the order of all that follows."""
@@ -60,16 +58,11 @@ class VectorPredictor:
     """The same for the chosen networks."""
 
     context_layer: Int64[np.ndarray, " layer"]
-    """Layer that the chosen network reads."""
-
     components: Int64[np.ndarray, " layer"]
-    """Of the settings' components the chosen one."""
-
     rate: Float64[np.ndarray, " layer"]
-    """Of the settings' rates the chosen one."""
-
     epoch: Int64[np.ndarray, " layer"]
-    """Epochs after which the chosen network was kept."""
+    """Of the chosen networks: the layer that each reads, its point among the settings' components
+    and rates, and the epochs after which it was kept."""
 
     encoder: Float32[np.ndarray, "layer hidden d_model"]
     """W1, with the contexts' scale and basis multiplied in."""
@@ -112,8 +105,7 @@ class VectorPredictor:
             progress: shows the networks that are trained.
 
         Raises:
-            MismatchError: a position was not kept, or as `train_vector_predictor`.
-            NotFiniteError: a residual is infinite or not a number.
+            ActcacheError: as `train_vector_predictor`.
         """
         for name, mask in (("rows", rows), ("validation", validation)):
             if mask is not None and mask.shape != (store.n,):
@@ -157,13 +149,8 @@ class VectorPredictor:
     ) -> Float32[np.ndarray, "b layer d_model"]:
         """Predict one vector for each sample and steered layer; at multiplier 1 as the targets.
 
-        Args:
-            contexts: residuals of the last prompt token, of the samples to steer, for each layer
-                in `context_layer`; a mapping or a function of the layer, which is called once for
-                each.
-
-        Raises:
-            MismatchError: a layer is missing, or of another shape than the first or the networks.
+        Contexts are residuals of the last prompt token, of the samples to steer, for each layer in
+        `context_layer`: a mapping, or a function of the layer, which is called once for each.
         """
         by_layer: dict[int, np.ndarray] = {}
         for layer in np.unique(self.context_layer).tolist():
@@ -201,7 +188,6 @@ class VectorPredictor:
         """Read what `save` wrote; needs no torch and executes nothing.
 
         Raises:
-            StoreNotFoundError: there is no such file.
             FormatError: it is damaged, or not a vector predictor.
         """
         return read_predictor(Path(path), kind=KIND, parse=_parse)
@@ -267,22 +253,14 @@ def train_vector_predictor(
     `W2` starts with the right singular vectors of the centred train targets. Where they are fewer
     than hidden units the others start at zero, from where they learn since their tanh is not zero.
 
-    Args:
-        target: a steered layer's targets `[n, d_model]`: positive minus negative residual.
-        context: a context layer's residuals `[n, d_model]` of the last prompt token. Either is
-            called once a layer, so that memory holds one layer of all samples.
-        layers: layers to steer.
-        context_layers: layers to read; see `default_context_layers`.
-        train: samples to learn from.
-        validation: samples that choose; none of `train`.
-        settings: the rest.
-        device: where to train.
-        on_step: called with the number of networks trained since its last call; in all they are
-            steered layers × context layers × components × rates.
+    Arguments are as in `VectorPredictor.fit`, with `train` for its rows. `target` reads a steered
+    layer's targets `[n, d_model]`, positive minus negative residual; `context` a context layer's
+    residuals `[n, d_model]` of the last prompt token. Either is called once a layer, so that memory
+    holds one layer of all samples. `on_step` is called with the number of networks trained since
+    its last call; in all they are steered layers × context layers × components × rates.
 
     Raises:
-        MismatchError: no samples or layers, samples on both sides, arrays that do not fit, or train
-            samples that are all equal.
+        MismatchError: no samples, samples on both sides, or train samples that are all equal.
         NotFiniteError: a residual is infinite or not a number.
     """
     from actcache.analysis.predict.l2s.train_vectors import train_networks

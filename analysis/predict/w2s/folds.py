@@ -20,15 +20,8 @@ def grouped_folds(
     Small data get fewer folds: never more than there are groups, and none is empty. Letters are
     balanced as far as groups and their counts allow.
 
-    Args:
-        groups: prompt of each sample; those that are equal but for white space and case stay
-            together.
-        letters: letter of each sample's positive completion; empty ones are a letter like others.
-        n_folds: folds, two or more.
-        seed: of the draw.
-
-    Returns:
-        Numbers from 0, none skipped.
+    Groups are the samples' prompts; those that are equal but for white space and case stay
+    together. Empty letters are a letter like others. Folds are numbers from 0, none skipped.
     """
     if len(letters) != len(groups):
         raise MismatchError(

@@ -75,19 +75,16 @@ class LayerPredictor:
     is some of these above 0."""
 
     n_folds: int
-    """Folds that were used."""
-
     cv: Float64[np.ndarray, "rate width depth decay epochs"]
     """Value of every point of the grid over held-out folds."""
 
     settings: W2SSettings
-    """The settings of its training; the axes of `cv`."""
+    """Of its training; the axes of `cv`."""
 
     center: Float32[np.ndarray, " e"]
-    """Mean of the train samples' embeddings."""
-
     basis: Float32[np.ndarray, "e p"]
-    """Their principal directions, scaled so that inputs have a mean square of 1."""
+    """Mean of the train samples' embeddings, and their principal directions, scaled so that inputs
+    have a mean square of 1."""
 
     weights: tuple[tuple[Float32[np.ndarray, "seed _ _"], Float32[np.ndarray, "seed _"]], ...]
     """Matrix `[seed, out, in]` and bias `[seed, out]` of each linear layer, ReLU between them."""
@@ -95,8 +92,7 @@ class LayerPredictor:
     @property
     def active_layers(self) -> Int64[np.ndarray, " active"]:
         """Numbers of the layers that can be predicted, rising."""
-        numbers: Int64[np.ndarray, " active"] = self.layers[self.active]
-        return numbers
+        return np.asarray(self.layers[self.active])
 
     @classmethod
     def fit(
@@ -128,8 +124,7 @@ class LayerPredictor:
             progress: shows the networks that are trained.
 
         Raises:
-            MismatchError: as `train_layer_predictors`.
-            NotFiniteError: a train sample's slope or embedding is not finite.
+            ActcacheError: as `train_layer_predictors`.
         """
         values = embeddings if isinstance(embeddings, np.ndarray) else embeddings.values
         values = np.asarray(values, np.float32)
@@ -153,15 +148,12 @@ class LayerPredictor:
     def predict(self, embeddings: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, "seed n"]:
         """Predict the number of the layer to steer each sample at, by the network of each seed.
 
-        Args:
-            embeddings: of unit norm, from the encoder that the predictor was trained with.
+        Embeddings have unit norm, from the encoder that the predictor was trained with.
 
         Raises:
             MismatchError: their length is not the trained one, or a norm is not 1.
-            NotFiniteError: one of them is not finite.
         """
-        numbers: Int64[np.ndarray, "seed n"] = self.layers[self.places(embeddings)]
-        return numbers
+        return np.asarray(self.layers[self.places(embeddings)])
 
     def places(self, embeddings: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, "seed n"]:
         """Predict likewise, but indices into `layers`: columns of a table of slopes."""
@@ -176,8 +168,7 @@ class LayerPredictor:
             if i:
                 units = np.maximum(units, 0)
             units = matrix @ units + bias[..., None]  # [seed, out, n]
-        places: Int64[np.ndarray, "seed n"] = self.active[units[:, self.active].argmax(1)]
-        return places
+        return np.asarray(self.active[units[:, self.active].argmax(1)])
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, complete or not at all."""
@@ -190,10 +181,9 @@ class LayerPredictor:
 
     @staticmethod
     def load(path: str | Path) -> "LayerPredictor":
-        """Read what `save` wrote. Nothing in a file is executed.
+        """Read what `save` wrote; needs no torch and executes nothing.
 
         Raises:
-            StoreNotFoundError: there is no file.
             FormatError: it is damaged, or not a layer predictor.
         """
         return read_predictor(Path(path), kind=KIND, parse=_parse)
@@ -282,24 +272,17 @@ def train_layer_predictors(
     span no more; but AdamW's step is not the same in every basis, so this is AdamW in the principal
     one, not in the encoder's.
 
-    Args:
-        embeddings: one a sample, of unit norm. Rows outside `train` are never read.
-        slope: steerability of each sample at each layer, from a sweep; as above.
-        train: samples to learn from.
-        groups: prompt of each sample: equal ones but for white space and case are in one fold.
-        letters: letter of each sample's positive completion; folds balance them.
-        layers: number of each layer that was swept, rising; the columns of `slope`.
-        settings: the grid and the rest.
-        device: where networks are trained.
-        on_network: called with the number of networks trained since its last call; in all they are
-            `settings.n_networks`, or fewer where there are fewer folds.
+    Arguments are as in `LayerPredictor.fit`, but for plain arrays and lists; `train` are its rows.
+    Groups that are equal but for white space and case are in one fold. `on_network` is called with
+    the number of networks trained since its last call; in all they are `settings.n_networks`, or
+    fewer where there are fewer folds.
 
     Returns:
         The predictors by K.
 
     Raises:
-        MismatchError: no train samples, fewer than two distinct train prompts, shapes that differ,
-            an embedding whose norm is not 1, or a K above the number of layers.
+        MismatchError: fewer than two distinct train prompts, an embedding whose norm is not 1, or a
+            K above the number of layers.
         NotFiniteError: a train sample's slope or embedding is not finite; names the sample.
     """
     from actcache.analysis.predict.w2s.train_layers import train_all
@@ -314,29 +297,8 @@ def train_layer_predictors(
         device=device,
         on_network=on_network,
     )
-    fixed = float(trained.fixed.mean())
-    return {
-        top: LayerPredictor(
-            top=top,
-            layers=np.asarray(layers, np.int64),
-            active=active,
-            chosen=choice.setting,
-            cv_value=float(choice.table.max()),
-            cv_crossfit=choice.crossfit,
-            cv_fixed=fixed,
-            cv_gain=choice.crossfit - fixed,
-            cv_gain_error=float(choice.gain.std(ddof=1) / len(rows) ** 0.5),
-            n_folds=trained.n_folds,
-            cv=choice.table,
-            settings=settings,
-            center=trained.center,
-            basis=trained.basis,
-            weights=weights,
-        )
-        for top, choice, active, weights in zip(
-            settings.top, trained.choices, trained.active, trained.weights, strict=True
-        )
-    }
+    numbers = np.asarray(layers, np.int64)
+    return {known["top"]: LayerPredictor(layers=numbers, **known) for known in trained}
 
 
 def _train_rows(

@@ -29,19 +29,16 @@ They are to stay in the cache; below that the calls of a step dominate, whatever
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Sizes of a network of linear layers with ReLU between them."""
+    """Sizes of a network of linear layers with ReLU between them.
+
+    It has one or more hidden layers (`depth`) of `width` units, and an output for each class, those
+    that it may not choose included.
+    """
 
     n_inputs: int
-    """Length of an input."""
-
     width: int
-    """Units of each hidden layer."""
-
     depth: int
-    """Hidden layers, at least one."""
-
     n_outputs: int
-    """Classes, those that a network may not choose included."""
 
     @property
     def layers(self) -> list[tuple[int, int]]:
@@ -108,22 +105,12 @@ def train_classifiers(
     them are batched over networks. The last batch of an epoch is as small as it comes, its loss a
     mean like the others'.
 
-    Args:
-        parts: of equal k, inputs and classes; their numbers of rows may differ.
-        width: units of each hidden layer.
-        depth: hidden layers.
-        rates: learning rate of each of the k networks.
-        decays: weight decay of each, on matrices and biases, as `torch.optim.AdamW` does it.
-        epochs: checkpoints, rising; the last one ends the training.
-        batch: rows in a step.
-        device: where to compute.
-        together: parts in one stack. More of them fill a GPU; on a CPU large ones leave the cache.
-            None is as many as `STACK_BYTES` hold on a CPU, else all. Changes nothing beyond
-            rounding.
-        on_part: called with the number of networks that were finished since its last call.
-
-    Returns:
-        One a part, in order.
+    Parts have equal k, inputs and classes; their numbers of rows may differ. Each of the k networks
+    has a learning rate and a weight decay, on matrices and biases as in `torch.optim.AdamW`.
+    `epochs` are checkpoints, rising; the last one ends the training. `together` is how many parts
+    make one stack: more of them fill a GPU; on a CPU large ones leave the cache. None is as many as
+    `STACK_BYTES` hold on a CPU, else all; it changes nothing beyond rounding. `on_part` is called
+    with the number of networks that were finished since its last call.
     """
     device = torch.device(device)
     shape = Shape(
@@ -212,7 +199,7 @@ class _Stack:
         """Run all epochs; one result a part, as `train_classifiers` returns them."""
         n_parts = len(self._parts)
         optimizer = StackedAdamW(
-            [self._flat], lr=self._per_weight(rates), weight_decay=self._per_weight(decays)
+            self._flat, lr=self._per_weight(rates), weight_decay=self._per_weight(decays)
         )
         orders = [batch_orders(part.seed, len(part.inputs)) for part in self._parts]
         part_index = torch.arange(n_parts, device=self._device)[:, None]
@@ -228,8 +215,7 @@ class _Stack:
                 loss = self._fill_gradients(
                     inputs[:, batch], labels[..., batch], batch, with_loss=epoch in epochs
                 )
-                self._flat.grad = self._flat_grad
-                optimizer.step()
+                optimizer.step(self._flat_grad)
                 batch_losses.append(loss)
             if epoch in epochs:
                 losses.append(torch.cat(batch_losses, 1).sum(1))

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
+from actcache.analysis.config import AnalyzeConfig
 from actcache.errors import MismatchError
+from actcache.settings import setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,48 +15,41 @@ class W2SSettings:
     The paper's own grid is not preserved. The defaults are what did well on planted problems.
     """
 
-    rates: tuple[float, ...] = (1e-3, 3e-3)
-    """Learning rates."""
-
-    widths: tuple[int, ...] = (32, 64)
-    """Units of a hidden layer."""
-
-    depths: tuple[int, ...] = (1, 2)
-    """Hidden layers."""
-
-    decays: tuple[float, ...] = (0.01, 1.0)
-    """Weight decay of AdamW. Times rate and steps, it is the share that a weight loses: below
-    0.1 it makes no difference in some hundred steps."""
-
-    epochs: tuple[int, ...] = (5, 10, 20, 40, 80)
-    """How long to train, rising; one run gives all of them."""
-
-    batch: int = 128
-    """Rows in a step."""
-
-    folds: int = 5
-    """Of the cross-validation inside train; fewer where there are fewer prompts."""
-
-    top: tuple[int, ...] = (1, 2, 3)
-    """The K of frequency smoothing; one predictor each."""
-
-    seeds: int = 5
-    """Networks that the chosen setting is trained with on all train samples."""
-
-    components: int | None = 128
-    """Principal components of the embeddings that are kept; None keeps all."""
-
-    seed: int = 0
-    """Of folds, batches and initial weights."""
+    rates: tuple[float, ...] = setting((1e-3, 3e-3), help="learning rates")
+    widths: tuple[int, ...] = setting((32, 64), help="units of a hidden layer")
+    depths: tuple[int, ...] = setting((1, 2), help="hidden layers")
+    decays: tuple[float, ...] = setting(
+        (0.01, 1.0),
+        help="weight decay of AdamW. Times rate and steps, it is the share that a weight loses: "
+        "below 0.1 it makes no difference in some hundred steps",
+    )
+    epochs: tuple[int, ...] = setting(
+        (5, 10, 20, 40, 80), help="how long to train, rising; one run gives all of them"
+    )
+    batch: int = setting(128, help="rows in a step")
+    folds: int = setting(
+        5, help="folds of the cross-validation inside train; fewer where there are fewer prompts"
+    )
+    top: tuple[int, ...] = setting(
+        AnalyzeConfig.top, help="the K of frequency smoothing; one predictor each"
+    )
+    seeds: int = setting(
+        AnalyzeConfig.seeds,
+        help="networks that the chosen setting is trained with on all train samples",
+    )
+    components: int | None = setting(
+        128, help="principal components of the embeddings that are kept; None keeps all"
+    )
+    seed: int = setting(AnalyzeConfig.seed, help="seed of folds, batches and initial weights")
 
     def __post_init__(self) -> None:
         for name in ("rates", "widths", "depths", "decays", "epochs", "top"):
-            values = getattr(self, name)
+            values, default = getattr(self, name), getattr(W2SSettings, name)
             least = 0.0 if name in ("rates", "decays") else 1
             if not values or len(set(values)) < len(values) or min(values) < least:
                 raise MismatchError(
                     f"{name} are {list(values)}, expected one or more of at least {least:g}, each "
-                    f"once. Pass for example {', '.join(str(v) for v in _default(name))}."
+                    f"once. Pass for example {', '.join(map(str, default))}."
                 )
         if list(self.epochs) != sorted(self.epochs):
             raise MismatchError(
@@ -66,7 +60,7 @@ class W2SSettings:
             if value is not None and value < least:
                 raise MismatchError(
                     f"{name} is {value}, expected at least {least}. "
-                    f"Pass for example {_default(name)}."
+                    f"Pass for example {getattr(W2SSettings, name)}."
                 )
 
     @property
@@ -88,7 +82,3 @@ class ChosenSetting:
     depth: int
     decay: float
     epochs: int
-
-
-def _default(name: str) -> Any:
-    return W2SSettings.__dataclass_fields__[name].default

@@ -5,42 +5,17 @@ of models, stores and test samples.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Float32, Float64
 
-from actcache.analysis.predict.w2s.cross_validate import (
-    Choice,
-    choose,
-    fixed_reached,
-    search,
-    shared_rows,
-)
+from actcache.analysis.predict.w2s.cross_validate import choose, fixed_reached, search, shared_rows
 from actcache.analysis.predict.w2s.folds import grouped_folds
 from actcache.analysis.predict.w2s.mlp_stack import Part, train_classifiers
 from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
 from actcache.analysis.stats.pca import principal_basis
 from actcache.analysis.sweep.layer_ranks import active_layers, layer_frequencies, smoothed_labels
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainedClassifiers:
-    """What training gives: one choice, network stack and set of active layers for each K."""
-
-    n_folds: int
-    """Folds that were used."""
-
-    fixed: Float64[np.ndarray, " n"]
-    """Each train sample's slope at the layer that is best on average over the other folds."""
-
-    choices: Sequence[Choice]
-    active: Sequence[Int64[np.ndarray, " _"]]
-    weights: Sequence[tuple[tuple[np.ndarray, np.ndarray], ...]]
-    """Matrix `[seed, out, in]` and bias `[seed, out]` of each linear layer."""
-
-    center: Float32[np.ndarray, " e"]
-    basis: Float32[np.ndarray, "e p"]
 
 
 def train_all(
@@ -52,8 +27,11 @@ def train_all(
     settings: W2SSettings,
     device: str,
     on_network: Callable[[int], object],
-) -> TrainedClassifiers:
-    """Search the grid and train the chosen settings; all arguments are of train samples alone."""
+) -> list[dict[str, Any]]:
+    """Search the grid and train the chosen settings, all on train samples.
+
+    Gives for each K the fields of a `LayerPredictor` by their names.
+    """
     center, basis = principal_basis(embeddings, components=settings.components)
     inputs = (embeddings - center) @ basis  # [n, p]
     fold = grouped_folds(groups, letters, n_folds=settings.folds, seed=settings.seed)
@@ -62,8 +40,9 @@ def train_all(
     choices = [choose(table, fixed, settings) for table in reached]
     frequency = layer_frequencies(slope)
     labels = [smoothed_labels(slope, top=top, frequency=frequency) for top in settings.top]
-    weights = []
-    for taught, choice in zip(labels, choices, strict=True):
+    value = float(fixed.mean())
+    predictors = []
+    for top, taught, choice in zip(settings.top, labels, choices, strict=True):
         # One part a seed: the same rows in another order, from other initial weights.
         parts = [
             shared_rows(
@@ -71,16 +50,25 @@ def train_all(
             )
             for number in range(settings.seeds)
         ]
-        weights.append(_refit(parts, choice.setting, settings, device, on_network))
-    return TrainedClassifiers(
-        n_folds=int(fold.max()) + 1,
-        fixed=fixed,
-        choices=choices,
-        active=[active_layers(taught) for taught in labels],
-        weights=weights,
-        center=center,
-        basis=basis,
-    )
+        predictors.append(
+            {
+                "top": top,
+                "active": active_layers(taught),
+                "chosen": choice.setting,
+                "cv_value": float(choice.table.max()),
+                "cv_crossfit": choice.crossfit,
+                "cv_fixed": value,
+                "cv_gain": choice.crossfit - value,
+                "cv_gain_error": float(choice.gain.std(ddof=1) / len(slope) ** 0.5),
+                "n_folds": int(fold.max()) + 1,
+                "cv": choice.table,
+                "settings": settings,
+                "center": center,
+                "basis": basis,
+                "weights": _refit(parts, choice.setting, settings, device, on_network),
+            }
+        )
+    return predictors
 
 
 def _refit(

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
@@ -456,65 +454,6 @@ def test_a_damaged_file_is_refused_in_one_line(found, tmp_path, how, told):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StoreNotFoundError, match=r"no layer predictor at '.*nowhere"):
         LayerPredictor.load(tmp_path / "nowhere")
-
-
-# --- folds and directions -------------------------------------------------------------------------
-
-
-@settings(max_examples=40)
-@given(st.data())
-def test_folds_never_part_equal_prompts_and_are_never_empty(data):
-    n = data.draw(st.integers(2, 30))
-    groups = [f"Say  {data.draw(st.integers(0, 6))}" for _ in range(n)]
-    letters = [data.draw(st.sampled_from("ABC")) for _ in range(n)]
-    n_groups = len(set(groups))
-    if n_groups < 2:
-        return
-    fold = grouped_folds(groups, letters, n_folds=5, seed=0)
-    np.testing.assert_array_equal(np.unique(fold), np.arange(min(5, n_groups)))
-    for group in set(groups):
-        assert len({fold[i] for i in range(n) if groups[i] == group}) == 1
-    spelt = [text.upper().replace("  ", " ") + "\n" for text in groups]
-    mixed = [text if i % 2 else spelt[i] for i, text in enumerate(groups)]
-    np.testing.assert_array_equal(grouped_folds(mixed, letters, n_folds=5, seed=0), fold)
-
-
-def test_a_draw_that_leaves_a_fold_empty_is_drawn_again_without_letters():
-    groups, letters = "201101001322", "211112010210"
-    fold = grouped_folds(list(groups), list(letters), n_folds=5, seed=29)
-    np.testing.assert_array_equal(np.unique(fold), np.arange(4))
-
-
-def test_folds_balance_letters():
-    letters = ["A"] * 50 + ["B"] * 30
-    fold = grouped_folds([str(i) for i in range(80)], letters, n_folds=5, seed=3)
-    for number in range(5):
-        assert sorted(letters[i] for i in np.flatnonzero(fold == number)) == ["A"] * 10 + ["B"] * 6
-
-
-@given(st.integers(2, 12), st.integers(1, 9))
-def test_all_principal_directions_keep_all_distances(n, e):
-    values = np.random.default_rng(n * 100 + e).standard_normal((n, e)).astype(np.float32)
-    center, basis = principal_basis(values)
-    inputs = (values - center) @ basis
-    assert inputs.shape[1] == min(n - 1, e)
-    np.testing.assert_allclose((inputs**2).mean(), 1, rtol=1e-4)
-    covariance = inputs.T @ inputs
-    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3 * n)
-    distance, other = (
-        np.linalg.norm(x[:, None] - x[None], axis=2) for x in (values.astype(float), inputs)
-    )
-    scale = float(np.linalg.norm(basis[:, 0]))
-    np.testing.assert_allclose(other, scale * distance, rtol=1e-3, atol=1e-4 * scale)
-
-
-def test_fewer_directions_are_the_first_of_them():
-    values = np.random.default_rng(0).standard_normal((30, 12)).astype(np.float32)
-    _, every = principal_basis(values)
-    _, few = principal_basis(values, components=4)
-    assert few.shape == (12, 4)
-    unit = [basis[:, :4] / np.linalg.norm(basis[:, :4], axis=0) for basis in (every, few)]
-    np.testing.assert_allclose(np.abs((unit[0] * unit[1]).sum(0)), 1, rtol=1e-4)
 
 
 # --- what is refused ------------------------------------------------------------------------------

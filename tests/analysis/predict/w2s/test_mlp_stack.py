@@ -35,6 +35,11 @@ def made(n_rows, seed, *, dtype=torch.float64, n_held_out=7, k=3, p=6, n_outputs
     )
 
 
+def train(parts, **options):
+    given = {"width": 8, "depth": 1, "epochs": (1,), "batch": 8, **options}
+    return train_classifiers(parts, rates=RATES, decays=DECAYS, **given)
+
+
 def alone(part, network, *, width, depth, epochs, batch):
     shape = Shape(
         n_inputs=part.inputs.shape[1], width=width, depth=depth, n_outputs=part.allowed.shape[1]
@@ -57,7 +62,7 @@ def test_each_network_ends_where_pytorch_takes_it_alone(depth, together):
     # Folds of unequal size; a last batch of 12, 13, 1 and 14 rows; the last part has fewer steps.
     parts = [made(44, 1), made(45, 2, n_held_out=6), made(33, 3), made(30, 4)]
     given: dict[str, Any] = {"width": 8, "depth": depth, "epochs": (1, 4, 9), "batch": 16}
-    found = train_classifiers(parts, rates=RATES, decays=DECAYS, together=together, **given)
+    found = train(parts, together=together, **given)
     for part, trained in zip(parts, found, strict=True):
         for network in range(3):
             losses, predicted, weights = alone(part, network, **given)
@@ -71,7 +76,7 @@ def test_each_network_ends_where_pytorch_takes_it_alone(depth, together):
 def test_in_float32_the_losses_agree_to_rounding():
     part = made(300, 4, dtype=torch.float32)
     given: dict[str, Any] = {"width": 16, "depth": 2, "epochs": (5, 20), "batch": 128}
-    (trained,) = train_classifiers([part], rates=RATES, decays=DECAYS, **given)
+    (trained,) = train([part], **given)
     for network in range(3):
         losses, _, _ = alone(part, network, **given)
         # AdamW divides by the root of small squares, so rounding grows with the steps.
@@ -92,24 +97,20 @@ def test_on_a_cpu_small_parts_are_stacked_and_large_ones_stay_in_the_cache(monke
     for room, expected in ((2 * 3 * 53 * 32, [2, 2, 1]), (1, [1] * 5), (1 << 20, [5])):
         sizes.clear()
         monkeypatch.setattr(classifiers, "STACK_BYTES", room)
-        train_classifiers(parts, width=4, depth=1, rates=RATES, decays=DECAYS, epochs=(1,), batch=8)
+        train(parts, width=4)
         assert sizes == expected
 
 
 def test_a_class_that_is_not_allowed_is_never_chosen():
     part = made(60, 5, n_held_out=200)
-    (trained,) = train_classifiers(
-        [part], width=8, depth=1, rates=RATES, decays=DECAYS, epochs=(1, 30), batch=16
-    )
+    (trained,) = train([part], epochs=(1, 30), batch=16)
     for network in range(3):
         assert network not in trained.predicted[:, network]
 
 
 def test_the_networks_learn():
     part = made(200, 6)
-    (trained,) = train_classifiers(
-        [part], width=16, depth=1, rates=RATES, decays=DECAYS, epochs=(1, 60), batch=32
-    )
+    (trained,) = train([part], width=16, epochs=(1, 60), batch=32)
     assert (trained.loss[1] < 0.6 * trained.loss[0]).all()
 
 
@@ -135,14 +136,5 @@ def test_every_epoch_has_an_order_of_its_own():
 
 def test_all_networks_are_counted():
     done: list[int] = []
-    train_classifiers(
-        [made(20, 1), made(20, 2)],
-        width=4,
-        depth=1,
-        rates=RATES,
-        decays=DECAYS,
-        epochs=(1,),
-        batch=8,
-        on_part=done.append,
-    )
+    train([made(20, 1), made(20, 2)], on_part=done.append)
     assert sum(done) == 6
