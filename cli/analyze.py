@@ -16,7 +16,6 @@ from actcache.build.config import BuildConfig
 from actcache.cli import console
 from actcache.cli.options import (
     add_dry_run,
-    add_json,
     add_output,
     add_overwrite,
     add_settings,
@@ -38,18 +37,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_output(command, "OUT", "results folder (default: STORE's name + -results)", required=False)
     add_overwrite(command, "remove earlier results in OUT first")
     add_dry_run(command, "what the sweep costs")
-    add_json(command)
-    about = {
+    headings = {
         SWEEP: "A preset sets what a published code does. A flag that is given wins.\n"
         f"{preset_help('sweep')}",
         PREDICTORS: "Which layer for which prompt (W2S), and which vector (L2S), with controls.",
     }
     groups = add_settings(
-        command,
-        AnalyzeConfig,
-        order=(SWEEP, PREDICTORS),
-        about=about,
-        no_default=("preset", *conventions.SWEEP_FIELDS),
+        command, AnalyzeConfig, headings, no_default=("preset", *conventions.SWEEP_FIELDS)
     )
     groups[SWEEP].add_argument("--model", help="where the store's model is now, if it was moved")
     add_settings_of(groups[SWEEP], BuildConfig, "device", "device_map", "trust_remote_code")

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=module.run)
         module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="print one JSON document")
     return top
 
 

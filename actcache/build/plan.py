@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from actcache.build.config import BuildConfig
-from actcache.conventions import ATTENTION, NO_PRESET, conditions_of, expand_positions
+from actcache.conventions import ATTENTION, NO_PRESET, expand_positions, find_preset
 from actcache.data.samples import Sample
 from actcache.data.splits import Leaks, assign_splits, count_leaks
 from actcache.engine.model import context_length, load_config, load_tokenizer, tokenizer_digest
@@ -165,9 +165,8 @@ def _condition_notes(plan: BuildPlan) -> list[str]:
         for finding in plan.conditions.findings
     ]
     if preset != NO_PRESET and n:
-        notes.append(
-            f"preset {preset}: every row in the store meets {', '.join(conditions_of(preset))}"
-        )
+        conditions = ", ".join(find_preset(preset).conditions)
+        notes.append(f"preset {preset}: every row in the store meets {conditions}")
     return notes
 
 

@@ -18,6 +18,7 @@ from actcache.conventions import ATTENTION
 from actcache.engine.anatomy import Anatomy, find_components, refuse_unsupported, take_apart
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
+from actcache.settings import check_word
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -106,10 +107,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ModelError(
-            f"dtype is '{dtype}', expected auto, {', '.join(DTYPES)}. Pass one of them."
-        )
+    check_word("dtype", dtype, ("auto", *DTYPES), error=ModelError)
     target = pick_device(device) if device_map is None else None
     logging.disable_progress_bar()
     config = _full_config(name, revision=revision, trust_remote_code=trust_remote_code)

@@ -23,6 +23,7 @@ from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError
 from actcache.prompts.render import Rendered
 from actcache.prompts.token_tree import TreeBatch, pack_trees
+from actcache.settings import check_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +37,8 @@ class SteeringRule:
     """How a completion is scored."""
 
     def __post_init__(self) -> None:
-        for field, value, allowed in (
-            ("first_steered", self.first_steered, FIRST_STEERED),
-            ("score", self.score, SCORES),
-        ):
-            if value not in allowed:
-                raise MismatchError(
-                    f"{field} is '{value}', expected {', '.join(allowed)}. Pass one of them."
-                )
+        check_word("first_steered", self.first_steered, FIRST_STEERED, error=MismatchError)
+        check_word("score", self.score, SCORES, error=MismatchError)
 
     @property
     def unit(self) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actcache.conventions import NO_PRESET, conditions_of
+from actcache.conventions import NO_PRESET, find_preset
 from actcache.data.samples import Sample, letter_of
 from actcache.errors import RenderError
 from actcache.prompts.render import Rendered, Renderer
@@ -152,7 +152,7 @@ def check_rows(
         for i, row in rendered.items()
         if i not in too_long
     }
-    needed = conditions_of(preset)
+    needed = find_preset(preset).conditions
     bad = {i: [name for name in names if name in needed] for i, names in broken.items()}
     bad = {i: names for i, names in bad.items() if names}
     if bad and not skip_bad:

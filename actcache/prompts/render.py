@@ -15,6 +15,7 @@ from actcache.data.spans import Span
 from actcache.errors import RenderError
 from actcache.prompts.spans import span_in_text, span_in_tokens
 from actcache.prompts.token_tree import Tree
+from actcache.settings import check_word
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,8 @@ class Rendering:
     """BOS tokens at the start, of `BOS`."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (("space", self.space, SPACES), ("bos", self.bos, BOS)):
-            if value not in known:
-                raise RenderError(
-                    f"{name} is '{value}', expected {', '.join(known)}. Pass one of them."
-                )
+        check_word("space", self.space, SPACES, error=RenderError)
+        check_word("bos", self.bos, BOS, error=RenderError)
 
 
 class Renderer:
