@@ -114,9 +114,7 @@ def _load(store: "Store", args: argparse.Namespace) -> Any:
 def config_of(args: argparse.Namespace, *, preset: str) -> AnalyzeConfig:
     """Merge the settings: given values win over the preset's, those over the defaults.
 
-    Args:
-        args: the command line.
-        preset: the store's; used where the command line names none.
+    `preset` is the store's, for command lines that name none.
     """
     given = given_settings(args, AnalyzeConfig)
     return AnalyzeConfig(**conventions.sweep_settings(args.preset or preset, given))

@@ -43,11 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line.
-
-    Raises:
-        SystemExit: help was asked for, or the usage is wrong.
-    """
+    """Parse a command line; exits where help was asked for, or the usage is wrong."""
     return parser().parse_args(_with_joined_multipliers(argv))
 
 

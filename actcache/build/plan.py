@@ -55,6 +55,12 @@ class BuildPlan:
         """Rows of the store."""
         return len(self.samples)
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What is read of each row: arguments of `capture` and its checks."""
+        config = self.config
+        return {"positions": self.positions, "sites": config.sites, "answer": config.answer}
+
     @cached_property
     def leaks(self) -> dict[str, Leaks]:
         """Leaked test prompts of each behavior, under its splits or under a plain shuffle."""
@@ -95,10 +101,6 @@ class BuildPlan:
 
 def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
     """Render and check every sample, leave out what cannot be used, and assign splits.
-
-    Args:
-        samples: as `read_samples` and `expand_variants` return them.
-        config: the settings.
 
     Raises:
         RenderError: a row cannot be rendered or breaks what the preset needs, and bad rows are not

@@ -78,11 +78,7 @@ class Rendering:
 
 
 class Renderer:
-    """Renders samples with one Hugging Face tokenizer and one set of conventions.
-
-    Raises:
-        RenderError: the template is no file, or a system message has no place to go.
-    """
+    """Renders samples with one Hugging Face tokenizer and one set of conventions."""
 
     def __init__(self, tokenizer: Any, rendering: Rendering):
         self._tokenizer = tokenizer
@@ -147,12 +143,7 @@ class Renderer:
         return text.strip() if self.rendering.space == "strip" else text
 
     def __call__(self, sample: Sample) -> Rendered:
-        """Render one sample.
-
-        Raises:
-            RenderError: prompt and completion share a token, or the completions cannot be told
-                apart; names the row.
-        """
+        """Render one sample; refuse it if prompt and completion share a token."""
         text = self.text(sample)
         prompt = self._tokens(text)
         span = self._span(sample, text, prompt)
