@@ -27,7 +27,6 @@ from actcache.cli.options import (
 EXAMPLE = "actcache analyze rows.zarr -o results --multipliers -1:1:0.5"
 
 if TYPE_CHECKING:
-    from actcache.analysis.summary import Summary
     from actcache.store.store import Store
 
 
@@ -50,25 +49,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Open the store, analyze, print."""
+    """Open the store, run the stages with the settings of the command line, print."""
     from actcache.store.store import open_store
 
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
+    config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
     if args.dry_run:
-        console.print_result(dry_run(store, out, args), as_json=args.json)
-    else:
-        from actcache.cli.show import show_or_print  # imports rich
-
-        show_or_print(run_analyze(store, out, args), as_json=args.json, out=out)
-
-
-def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> "Summary":
-    """Run the stages with the settings of the command line."""
+        console.print_result(dry_run(store, out, config, args), as_json=args.json)
+        return
     from actcache.analysis.pipeline import analyze
     from actcache.analysis.results import remove_results
+    from actcache.cli.show import show_or_print  # imports rich
 
-    config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
     if args.overwrite:
         remove_results(out)
     results = analyze(
@@ -79,21 +72,21 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> "Summary
         progress=console.Bars(quiet=args.json),
         device=args.device,
     )
-    return results.summary
+    show_or_print(results.summary, as_json=args.json, out=out)
 
 
-def dry_run(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
+def dry_run(
+    store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
+) -> dict[str, Any]:
     """Estimate what the analysis costs; nothing is written."""
     from actcache.analysis.sweep.forecast import forecast_analysis
     from actcache.build.forecast import why_not_loaded
 
     name = args.model or str(store.provenance["model"].get("name"))
-    # With --overwrite nothing is reused.
-    path = None if args.overwrite else out / "sweep.zarr"
     return forecast_analysis(
         store,
-        path,
-        config=config_of(args, preset=store.config.get("preset", conventions.NO_PRESET)),
+        None if args.overwrite else out / "sweep.zarr",  # with --overwrite nothing is reused
+        config=config,
         model=why_not_loaded(name, revision=store.config.get("revision"))
         or (lambda: _load(store, args)),
     )

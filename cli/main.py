@@ -48,11 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        0 done; 1 an error that the user can fix (one line on stderr); 2 usage; 130 Ctrl-C.
-    """
+    """Run one command; 0 done, 1 an error that the user can fix, 2 usage, 130 Ctrl-C."""
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:

@@ -119,14 +119,8 @@ def check_rows(
     """Render and check every row; set apart rows that are too long or, with `skip_bad`, bad.
 
     A row is bad if prompt and completions share a token, or if it breaks a condition that the
-    preset needs. Other broken conditions only appear in the summary.
-
-    Args:
-        samples: all rows.
-        renderer: renders them as tokens.
-        context: the longest sequence that the model takes; None for any.
-        preset: whose conditions are needed.
-        skip_bad: leave bad rows out; by default they are refused.
+    preset needs. Other broken conditions only appear in the summary. `context` is the longest
+    sequence that the model takes; None for any.
 
     Raises:
         RenderError: there are bad rows, or no row is left.
