@@ -7,7 +7,7 @@ Rimsky et al. 2024 as in nrimsky/CAA.
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
 from actcache.errors import ActcacheError
@@ -138,11 +138,7 @@ MEANINGS: Mapping[Any, Mapping[str, str]] = {
 
 
 def expand_positions(positions: Sequence[str]) -> list[str]:
-    """Spell out `template:K` as `template_-1` … `template_-K`; `last:K` likewise.
-
-    Raises:
-        ActcacheError: a name is unknown, or a position is asked for twice.
-    """
+    """Spell out `template:K` as `template_-1` … `template_-K`; `last:K` likewise."""
     expanded: list[str] = []
     for name in positions:
         if match := re.fullmatch(r"(template|last):([1-9]\d{0,3})", name):
@@ -163,11 +159,7 @@ def expand_positions(positions: Sequence[str]) -> list[str]:
 
 
 def check_sites(sites: Sequence[str], positions: Sequence[str]) -> None:
-    """Refuse attention at the mean: all tokens' attention would be a square of them.
-
-    Raises:
-        ActcacheError: the site is read at the mean.
-    """
+    """Refuse attention at the mean: all tokens' attention would be a square of them."""
     if ATTENTION in sites and MEAN in positions:
         raise ActcacheError(
             f"the site {ATTENTION} is asked for at the position {MEAN}, expected single tokens. "
@@ -185,20 +177,21 @@ SYSTEM = "You are a helpful, honest and concise assistant."
 class Preset:
     """The settings of one published code, and what it takes for granted about rows."""
 
-    code: str
+    code: str = ""
     """The repository."""
 
-    build: Mapping[str, Any]
+    build: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `BuildConfig` and what the code does."""
 
-    sweep: Mapping[str, Any]
+    sweep: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `AnalyzeConfig` and what the code does."""
 
-    conditions: tuple[str, ...]
+    conditions: tuple[str, ...] = ()
     """Names in `prompts.checks.CONDITIONS` that every row must fulfil."""
 
 
 _INDEX = ("letter", "one_after", "equal")  # all three read the token at index -2
+_STRIPPED = {"space": "strip", "bos": "auto", "answer": "first", "separator": "\n\n"}
 _GRID = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 
 PRESETS: Mapping[str, Preset] = {
@@ -217,31 +210,15 @@ PRESETS: Mapping[str, Preset] = {
     ),
     "repepo": Preset(
         code="dtch1997/repepo",
-        build={
-            "system": SYSTEM,
-            "space": "strip",
-            "bos": "auto",
-            "answer": "first",
-            "separator": "\n\n",
-        },
+        build={"system": SYSTEM, **_STRIPPED},
         sweep={"first_steered": "prompt", "score": "logit", "multipliers": _GRID},
         conditions=(*_INDEX, "bos", "one_space"),
     ),
     "caa": Preset(
         code="nrimsky/CAA",
         # Has no user variants; the separator is the default's.
-        build={
-            "system": None,
-            "space": "strip",
-            "bos": "auto",
-            "answer": "first",
-            "separator": "\n\n",
-        },
-        sweep={
-            "first_steered": "prompt",
-            "score": "probability",
-            "multipliers": (-1.0, 0.0, 1.0),
-        },
+        build={"system": None, **_STRIPPED},
+        sweep={"first_steered": "prompt", "score": "probability", "multipliers": (-1.0, 0.0, 1.0)},
         conditions=(*_INDEX, "bos", "one_space"),
     ),
 }
@@ -252,60 +229,37 @@ SWEEP_FIELDS = frozenset(name for preset in PRESETS.values() for name in preset.
 """What presets set: their flags have no default, so that a given value is told from none."""
 
 
+def find_preset(name: str) -> Preset:
+    """Look up a preset; `NO_PRESET` sets nothing."""
+    if name not in PRESET_NAMES:
+        raise ActcacheError(
+            f"preset is '{name}', expected {', '.join(PRESET_NAMES)}. Pass one of them."
+        )
+    return PRESETS.get(name, Preset())
+
+
 def build_settings(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the settings of a build: given values win over the preset's.
 
-    Args:
-        preset: one of `PRESET_NAMES`.
-        given: field to value; None means not given, an empty `system` means no system message.
-
-    Returns:
-        The fields that either sets, and `preset`. All others have the defaults of `BuildConfig`.
-
-    Raises:
-        ActcacheError: there is no such preset.
+    None means not given, an empty `system` means no system message. All fields that neither sets
+    have the defaults of `BuildConfig`.
 
     Example:
         >>> build_settings("caa", {"space": "one", "bos": None})["space"]
         'one'
     """
-    settings = _merged(preset, {} if preset == NO_PRESET else find_preset(preset).build, given)
+    settings = _merged(preset, find_preset(preset).build, given)
     return {**settings, "system": settings.get("system") or None}
 
 
 def sweep_settings(preset: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Merge the settings of an analysis as `build_settings` merges those of a build.
 
-    Raises:
-        ActcacheError: there is no such preset.
-
     Example:
         >>> sweep_settings("repepo", {"score": None})["score"]
         'logit'
     """
-    return _merged(preset, {} if preset == NO_PRESET else find_preset(preset).sweep, given)
-
-
-def conditions_of(preset: str) -> tuple[str, ...]:
-    """Name the conditions that every row must fulfil under a preset.
-
-    Raises:
-        ActcacheError: there is no such preset.
-    """
-    return () if preset == NO_PRESET else find_preset(preset).conditions
-
-
-def find_preset(name: str) -> Preset:
-    """Look up a preset.
-
-    Raises:
-        ActcacheError: there is no preset of that name.
-    """
-    if name not in PRESETS:
-        raise ActcacheError(
-            f"preset is '{name}', expected {', '.join(PRESET_NAMES)}. Pass one of them."
-        )
-    return PRESETS[name]
+    return _merged(preset, find_preset(preset).sweep, given)
 
 
 def _merged(preset: str, settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

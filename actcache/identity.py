@@ -9,11 +9,7 @@ IDENTITY = ("family", "n_layers", "d_model", "dtype", "weights_sha256")
 
 
 def require_same(found: Any, stored: Any, *, what: str, remedy: str) -> None:
-    """Compare two JSON values, field by field.
-
-    Raises:
-        MismatchError: names the first field that differs and both values.
-    """
+    """Refuse two JSON values that differ; names the first field that does."""
     difference = first_difference(stored, found)
     if difference is not None:
         field, old, new = difference

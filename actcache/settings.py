@@ -6,8 +6,8 @@ flag's default, and `setting` adds what `--help` shows.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 from actcache.errors import ActcacheError
 
@@ -20,26 +20,24 @@ class Setting:
     default: Any
     """`MISSING` where the setting is required."""
 
-    kind: type
-    """Of one value: bool, int, float or str."""
+    type: Any
+    """Of one value: bool, int, float, str, or the `Literal` of its words."""
 
     many: bool
     """Whether the field holds several values."""
 
-    words: tuple[str, ...]
-    """The words that it takes; empty where any value goes."""
-
-    literal: Any
-    """The `Literal` of those words, or None."""
-
-    help: str
-    group: str
+    help: str = ""
+    group: str = ""
     """Heading in `--help`; empty for the command's own options."""
 
-    metavar: str | None
-    closed: bool
-    """Whether the command line refuses other words itself (exit code 2); else the dataclass does
-    (exit code 1)."""
+    metavar: str | None = None
+    """What `--help` calls the value. Words that have one are not listed there, and are refused by
+    the dataclass (exit code 1) instead of the command line (exit code 2)."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that it takes; empty where any value goes."""
+        return get_args(self.type)
 
     @property
     def flag(self) -> str:
@@ -48,83 +46,46 @@ class Setting:
 
 
 def setting(
-    default: Any = MISSING,
-    *,
-    help: str,
-    group: str = "",
-    metavar: str | None = None,
-    closed: bool = True,
+    default: Any = MISSING, *, help: str, group: str = "", metavar: str | None = None
 ) -> Any:
-    """Declare a field of a settings dataclass.
-
-    Args:
-        default: of field and flag; required if left out.
-        help: what the value means, for `--help` and for readers of the dataclass.
-        group: heading in `--help`.
-        metavar: what `--help` calls the value.
-        closed: whether the command line refuses words that the field's `Literal` does not hold.
-    """
-    about = {"help": help, "group": group, "metavar": metavar, "closed": closed}
-    return field(default=default, metadata=about)
+    """Declare a field of a settings dataclass; see `Setting`. Required without a default."""
+    return field(default=default, metadata={"help": help, "group": group, "metavar": metavar})
 
 
 def settings_of(config: type) -> Iterator[Setting]:
     """List the settings of a dataclass in the order of its fields."""
     for declared in fields(config):
-        kind, many, literal = _taken_apart(declared.type)
-        words = get_args(literal)
+        kind: Any = declared.type
+        if get_origin(kind) in (Union, UnionType):  # `X | None`
+            [kind] = set(get_args(kind)) - {NoneType}
+        many = get_origin(kind) is Sequence
+        if many:
+            [kind] = get_args(kind)
         yield Setting(
-            name=declared.name,
-            default=declared.default,
-            kind=kind,
-            many=many,
-            words=words,
-            literal=literal,
-            **declared.metadata,
+            name=declared.name, default=declared.default, type=kind, many=many, **declared.metadata
         )
 
 
-def check_words(config: Any) -> None:
-    """Refuse words that the fields of a settings dataclass do not take.
-
-    Raises:
-        ActcacheError: names the field, the value and the words.
-    """
+def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
+    """Refuse words that fields of a dataclass do not take, and repeats in the fields `once`."""
     for spec in settings_of(type(config)):
         value = getattr(config, spec.name)
-        if not spec.words:
-            continue
-        known = ", ".join(spec.words)
-        if spec.many and (not value or not set(value) <= set(spec.words)):
+        if spec.words and not spec.many:
+            check_word(spec.name, value, spec.words)
+        elif spec.words and (not value or not set(value) <= set(spec.words)):
             raise ActcacheError(
-                f"{spec.name} are {list(value)}, expected some of {known}. "
+                f"{spec.name} are {list(value)}, expected some of {', '.join(spec.words)}. "
                 "Pass them separated by commas."
             )
-        if not spec.many and value not in spec.words:
-            raise ActcacheError(f"{spec.name} is '{value}', expected {known}. Pass one of them.")
-
-
-def check_once(config: Any, *names: str) -> None:
-    """Refuse values that a field lists twice.
-
-    Raises:
-        ActcacheError: names the field and its values.
-    """
-    for name in names:
-        values = list(getattr(config, name))
-        if len(set(values)) != len(values):
+        if spec.name in once and len(set(value)) < len(value):
             raise ActcacheError(
-                f"{name} are {values}, expected each once. Pass them separated by commas."
+                f"{spec.name} are {list(value)}, expected each once. Pass them separated by commas."
             )
 
 
-def _taken_apart(annotation: Any) -> tuple[type, bool, Any]:
-    """The type of one value, whether there are several, and the `Literal`, of an annotation."""
-    if get_origin(annotation) in (Union, UnionType):  # `X | None`
-        [annotation] = [x for x in get_args(annotation) if x is not type(None)]
-    many = get_origin(annotation) is Sequence
-    if many:
-        [annotation] = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return str, many, annotation
-    return annotation, many, None
+def check_word(
+    name: str, value: str, words: Sequence[str], *, error: type[ActcacheError] = ActcacheError
+) -> None:
+    """Refuse a value that is none of the words of a setting."""
+    if value not in words:
+        raise error(f"{name} is '{value}', expected {', '.join(words)}. Pass one of them.")

@@ -16,7 +16,7 @@ from actcache.conventions import (
     Vectors,
 )
 from actcache.errors import ActcacheError
-from actcache.settings import check_once, check_words, setting
+from actcache.settings import check_words, setting
 
 SWEEP, PREDICTORS = "sweep", "predictors"
 """Headings in `actcache analyze --help`."""
@@ -131,8 +131,7 @@ class AnalyzeConfig:
     )
 
     def __post_init__(self) -> None:
-        check_words(self)
-        check_once(self, "vectors")
+        check_words(self, once=["vectors"])
         if self.seeds < 1 or not self.top or min(self.top) < 1 or len(self.encoders) < 1:
             raise ActcacheError(
                 f"seeds are {self.seeds}, top {list(self.top)}, encoders {list(self.encoders)}; "

@@ -16,7 +16,6 @@ from actcache.build.config import BuildConfig
 from actcache.cli import console
 from actcache.cli.options import (
     add_dry_run,
-    add_json,
     add_output,
     add_overwrite,
     add_settings,
@@ -28,7 +27,6 @@ from actcache.cli.options import (
 EXAMPLE = "actcache analyze rows.zarr -o results --multipliers -1:1:0.5"
 
 if TYPE_CHECKING:
-    from actcache.analysis.summary import Summary
     from actcache.store.store import Store
 
 
@@ -38,43 +36,32 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_output(command, "OUT", "results folder (default: STORE's name + -results)", required=False)
     add_overwrite(command, "remove earlier results in OUT first")
     add_dry_run(command, "what the sweep costs")
-    add_json(command)
-    about = {
+    headings = {
         SWEEP: "A preset sets what a published code does. A flag that is given wins.\n"
         f"{preset_help('sweep')}",
         PREDICTORS: "Which layer for which prompt (W2S), and which vector (L2S), with controls.",
     }
     groups = add_settings(
-        command,
-        AnalyzeConfig,
-        order=(SWEEP, PREDICTORS),
-        about=about,
-        no_default=("preset", *conventions.SWEEP_FIELDS),
+        command, AnalyzeConfig, headings, no_default=("preset", *conventions.SWEEP_FIELDS)
     )
     groups[SWEEP].add_argument("--model", help="where the store's model is now, if it was moved")
     add_settings_of(groups[SWEEP], BuildConfig, "device", "device_map", "trust_remote_code")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Open the store, analyze, print."""
+    """Open the store, run the stages with the settings of the command line, print."""
     from actcache.store.store import open_store
 
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
+    config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
     if args.dry_run:
-        console.print_result(dry_run(store, out, args), as_json=args.json)
-    else:
-        from actcache.cli.show import show_or_print  # imports rich
-
-        show_or_print(run_analyze(store, out, args), as_json=args.json, out=out)
-
-
-def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> "Summary":
-    """Run the stages with the settings of the command line."""
+        console.print_result(dry_run(store, out, config, args), as_json=args.json)
+        return
     from actcache.analysis.pipeline import analyze
     from actcache.analysis.results import remove_results
+    from actcache.cli.show import show_or_print  # imports rich
 
-    config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
     if args.overwrite:
         remove_results(out)
     results = analyze(
@@ -85,21 +72,21 @@ def run_analyze(store: "Store", out: Path, args: argparse.Namespace) -> "Summary
         progress=console.Bars(quiet=args.json),
         device=args.device,
     )
-    return results.summary
+    show_or_print(results.summary, as_json=args.json, out=out)
 
 
-def dry_run(store: "Store", out: Path, args: argparse.Namespace) -> dict[str, Any]:
+def dry_run(
+    store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
+) -> dict[str, Any]:
     """Estimate what the analysis costs; nothing is written."""
     from actcache.analysis.sweep.forecast import forecast_analysis
     from actcache.build.forecast import why_not_loaded
 
     name = args.model or str(store.provenance["model"].get("name"))
-    # With --overwrite nothing is reused.
-    path = None if args.overwrite else out / "sweep.zarr"
     return forecast_analysis(
         store,
-        path,
-        config=config_of(args, preset=store.config.get("preset", conventions.NO_PRESET)),
+        None if args.overwrite else out / "sweep.zarr",  # with --overwrite nothing is reused
+        config=config,
         model=why_not_loaded(name, revision=store.config.get("revision"))
         or (lambda: _load(store, args)),
     )
@@ -120,9 +107,7 @@ def _load(store: "Store", args: argparse.Namespace) -> Any:
 def config_of(args: argparse.Namespace, *, preset: str) -> AnalyzeConfig:
     """Merge the settings: given values win over the preset's, those over the defaults.
 
-    Args:
-        args: the command line.
-        preset: the store's; used where the command line names none.
+    `preset` is the store's, for command lines that name none.
     """
     given = given_settings(args, AnalyzeConfig)
     return AnalyzeConfig(**conventions.sweep_settings(args.preset or preset, given))

@@ -14,7 +14,6 @@ from actcache.build.config import KEPT, MODEL, PROMPTS, RUN, BuildConfig
 from actcache.cli import console
 from actcache.cli.options import (
     add_dry_run,
-    add_json,
     add_new_store,
     add_settings,
     given_settings,
@@ -30,18 +29,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("data", nargs="+", metavar="DATA", help="rows: files, a data set folder, or a Hub id")
     add_new_store(command, "STORE")
     add_dry_run(command, "rows, tokens, passes, bytes")
-    add_json(command)
-    about = {
-        PROMPTS: "A preset sets what a published code does, and rows must fulfil what that code\n"
-        f"takes for granted. A flag that is given wins.\n{preset_help('build')}",
-    }
-    groups = add_settings(
-        command,
-        BuildConfig,
-        order=(MODEL, PROMPTS, KEPT, RUN),
-        about=about,
-        no_default=conventions.BUILD_FIELDS,
+    about_presets = (
+        "A preset sets what a published code does, and rows must fulfil what that code\n"
+        f"takes for granted. A flag that is given wins.\n{preset_help('build')}"
     )
+    headings = {MODEL: None, PROMPTS: about_presets, KEPT: None, RUN: None}
+    groups = add_settings(command, BuildConfig, headings, no_default=conventions.BUILD_FIELDS)
     add = groups[PROMPTS].add_argument
     add("--personas", metavar="FILE", help="JSON of the persona sentences that variants need")
     add("--limit", type=int, metavar="N", help="only the first N rows of each file")

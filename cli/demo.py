@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from actcache.cli import console
-from actcache.cli.options import add_json, add_output
+from actcache.cli.options import add_output
 
 EXAMPLE = "actcache demo -o demo-out"
 
@@ -19,7 +19,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_output(
         command, "DIR", f"folder to write (default: {folder})", required=False, default=folder
     )
-    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ once it is complete. import turns hdf5 and archives into the same store again.
 import argparse
 
 from actcache.cli import console
-from actcache.cli.options import add_json, add_output, add_overwrite, names
+from actcache.cli.options import add_output, add_overwrite, names
 
 EXAMPLE = "actcache export results --to gguf --directions tidy -o tidy.gguf"
 
@@ -41,7 +41,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "narcissism/difference_of_means",
     )
     add_overwrite(command, "replace the file at FILE, if there is one")
-    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ the sweep does not.
 import argparse
 
 from actcache.cli import console
-from actcache.cli.options import add_json, add_new_store
+from actcache.cli.options import add_new_store
 
 EXAMPLE = "actcache import rows.h5 -o rows.zarr"
 
@@ -21,7 +21,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "source", metavar="FILE", help="an HDF5 file, or an archive that export wrote"
     )
     add_new_store(command, "STORE")
-    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache.cli import console
-from actcache.cli.options import add_json
 from actcache.errors import IncompleteStoreError, StoreNotFoundError
 
 EXAMPLE = "actcache info rows.zarr"
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     command.add_argument("path", metavar="STORE|OUT", help="a store, or what analyze left")
-    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

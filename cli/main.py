@@ -38,24 +38,17 @@ def parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=module.run)
         module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="print one JSON document")
     return top
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line.
-
-    Raises:
-        SystemExit: help was asked for, or the usage is wrong.
-    """
+    """Parse a command line; exits where help was asked for, or the usage is wrong."""
     return parser().parse_args(_with_joined_multipliers(argv))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        0 done; 1 an error that the user can fix (one line on stderr); 2 usage; 130 Ctrl-C.
-    """
+    """Run one command; 0 done, 1 an error that the user can fix, 2 usage, 130 Ctrl-C."""
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:

@@ -8,7 +8,7 @@ in test are counted and reported.
 import argparse
 
 from actcache.cli import console
-from actcache.cli.options import add_json, add_new_store
+from actcache.cli.options import add_new_store
 
 EXAMPLE = "actcache merge tidy.zarr thrifty.zarr -o both.zarr"
 
@@ -19,7 +19,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "stores", nargs="+", metavar="STORE", help="two or more stores that build wrote"
     )
     add_new_store(command, "NEW")
-    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """The options of commands: made from the settings, and those that several commands share."""
 
 import argparse
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING
 from typing import Any
 
@@ -15,9 +15,8 @@ Group = argparse.ArgumentParser | argparse._ArgumentGroup
 def add_settings(
     command: argparse.ArgumentParser,
     config: type,
+    headings: Mapping[str, str | None],
     *,
-    order: Sequence[str],
-    about: Mapping[str, str],
     no_default: Collection[str] = (),
 ) -> dict[str, Group]:
     """Add a flag for each field of a settings dataclass.
@@ -25,8 +24,7 @@ def add_settings(
     Args:
         command: the command's parser.
         config: the dataclass.
-        order: headings of `--help`, in their order.
-        about: what stands under a heading of `--help`.
+        headings: of `--help`, in their order, and what stands under each.
         no_default: fields whose flag is None where it is not given, so that something else may set
             them.
 
@@ -34,7 +32,7 @@ def add_settings(
         The headings, for flags that are no settings; the empty one is the command itself.
     """
     groups: dict[str, Group] = {"": command}
-    groups |= {name: command.add_argument_group(name, about.get(name)) for name in order}
+    groups |= {name: command.add_argument_group(name, about) for name, about in headings.items()}
     for spec in settings_of(config):
         add_setting(groups[spec.group], spec, no_default=spec.name in no_default)
     return groups
@@ -49,47 +47,34 @@ def add_settings_of(group: Group, config: type, *names: str) -> None:
 
 def add_setting(group: Group, spec: Setting, *, no_default: bool = False) -> None:
     """Add the flag of one setting."""
-    if spec.kind is bool:
+    if spec.type is bool:
         group.add_argument(spec.flag, action="store_true", help=_help(spec))
         return
-    required = spec.default is MISSING
+    default = _shown(spec.default) if isinstance(spec.default, tuple) else spec.default
     group.add_argument(
         spec.flag,
-        type=int if spec.kind is int and not spec.many else str,
-        default=None if required or no_default else _text(spec.default),
-        choices=spec.words if spec.words and spec.closed and not spec.many else None,
-        required=required,
+        type=int if spec.type is int and not spec.many else str,
+        default=None if default is MISSING or no_default else default,
+        choices=spec.words if spec.words and not (spec.many or spec.metavar) else None,
+        required=default is MISSING,
         metavar=spec.metavar or ("LIST" if spec.many else None),
         help=_help(spec),
     )
 
 
 def given_settings(args: argparse.Namespace, config: type) -> dict[str, Any]:
-    """Read the fields of a settings dataclass off a command line; None where none was given.
-
-    Raises:
-        ActcacheError: a list is malformed.
-    """
+    """Read the fields of a settings dataclass off a command line; None where none was given."""
     return {spec.name: _value(spec, getattr(args, spec.name)) for spec in settings_of(config)}
 
 
 def preset_help(part: str) -> str:
-    """List what each preset sets, as flags.
-
-    Args:
-        part: `build` or `sweep`.
-    """
+    """List what each preset sets as flags, for the part `build` or `sweep`."""
     lines = []
     for name, preset in PRESETS.items():
         settings = getattr(preset, part)
         flags = [f"--{field.replace('_', '-')}={_shown(x)}" for field, x in settings.items()]
         lines.append("\n    ".join([f"  {name} ({preset.code}):", *flags]))
     return "\n".join(lines)
-
-
-def add_json(command: argparse.ArgumentParser) -> None:
-    """Add `--json`."""
-    command.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def add_output(
@@ -136,8 +121,7 @@ def names(text: str | None) -> tuple[str, ...] | None:
 def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
     """Read whole numbers and ranges START:STOP, without STOP; None for None.
 
-    Raises:
-        ActcacheError: the text is something else; the message calls it `what`.
+    Messages call the text `what`.
     """
     if text is None:
         return None
@@ -155,11 +139,7 @@ def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
 
 
 def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
-    """Read `-1.5:1.5:0.5`, both ends included, or a list such as `-1,0,1`.
-
-    Raises:
-        ActcacheError: the text is neither.
-    """
+    """Read `-1.5:1.5:0.5`, both ends included, or a list such as `-1,0,1`."""
     try:
         if ":" not in text:
             return tuple(float(part) for part in text.split(","))
@@ -175,34 +155,25 @@ def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
     return tuple(round(start + i * step, 12) for i in range(n_steps + 1))
 
 
-_LISTS: Mapping[type, Callable[[str, str], Any]] = {
-    str: lambda text, _what: names(text),
-    int: numbers,
-    float: multipliers,
-}
-
-
 def _value(spec: Setting, given: Any) -> Any:
     if given is None or not spec.many:
         return given
     if not given and spec.default is None:  # `--labels ''`
         return None
-    return _LISTS[spec.kind](given, spec.name.replace("_", " "))
+    if spec.type not in (int, float):
+        return names(given)
+    read = numbers if spec.type is int else multipliers
+    return read(given, spec.name.replace("_", " "))
 
 
 def _help(spec: Setting) -> str:
     text = spec.help.replace("{words}", ", ".join(spec.words))
-    if spec.literal in MEANINGS:
-        meanings = MEANINGS[spec.literal].items()
+    if spec.type in MEANINGS:
+        meanings = MEANINGS[spec.type].items()
         text += ": " + "; ".join(f"{word} = {meaning}" for word, meaning in meanings)
     if not (any(spec.default is x for x in (MISSING, None, False)) or "(default" in text):
         text += f" (default: {_shown(spec.default)})"
     return text.replace("%", "%%")
-
-
-def _text(default: Any) -> Any:
-    """A default as the command line gives it."""
-    return _shown(default) if isinstance(default, tuple) else default
 
 
 def _shown(value: Any) -> str:

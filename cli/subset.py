@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from actcache.cli import console
-from actcache.cli.options import add_json, add_new_store, names, numbers
+from actcache.cli.options import add_new_store, names, numbers
 
 EXAMPLE = "actcache subset rows.zarr -o small.zarr --split train,test --layers 10:20"
 
@@ -29,7 +29,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--positions", metavar="LIST", help="of the store's positions")
     add("--sites", metavar="LIST", help="of the store's sites")
     add_new_store(command, "NEW")
-    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from actcache.build.config import BuildConfig
 from actcache.cli import console
-from actcache.cli.options import add_json, add_settings_of
+from actcache.cli.options import add_settings_of
 from actcache.errors import FormatError, MismatchError
 
 EXAMPLE = "actcache verify rows.zarr --recompute 10"
@@ -28,7 +28,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--model", help="where the store's model is now, if it was moved")
     add_settings_of(command, BuildConfig, "device")
     add("--partial", action="store_true", help="check what an interrupted build has committed")
-    add_json(command)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -21,7 +21,6 @@ from actcache.conventions import (
     PRESETS,
     Preset,
     build_settings,
-    conditions_of,
     find_preset,
     sweep_settings,
 )
@@ -249,7 +248,7 @@ def test_every_preset_sets_fields_that_exist_to_values_that_are_allowed():
         assert set(preset.build) <= {field.name for field in fields(BuildConfig)}
         assert set(preset.conditions) <= set(CONDITIONS)
         assert isinstance(find_preset(name), Preset)
-        assert conditions_of(name) == preset.conditions
+        assert find_preset(name).conditions == preset.conditions
 
 
 def test_no_preset_sets_nothing():
@@ -258,7 +257,7 @@ def test_no_preset_sets_nothing():
         "preset": "none",
         "score": "logit",
     }
-    assert conditions_of("none") == ()
+    assert find_preset("none").conditions == ()
 
 
 def test_help_shows_what_each_preset_sets(capsys):

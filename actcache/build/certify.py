@@ -29,15 +29,7 @@ def certify(
 ) -> dict[str, Any]:
     """Run a few random rows again, alone and unpadded, and compare them with the store.
 
-    Args:
-        store: may be partial.
-        model: the one that it was built with.
-        rows: all rows of the build.
-        positions: positions to compare.
-        sites: sites to compare.
-        answer: which token of a completion is its answer token.
-        seed: of the choice of rows.
-        n_rows: how many rows are run.
+    The store may be partial; `rows` are all rows of the build.
 
     Returns:
         `rows` (their ids), `positions`, and `largest_relative_error` by layer and, in `sites`, by

@@ -20,7 +20,7 @@ from actcache.conventions import (
     expand_positions,
 )
 from actcache.errors import ActcacheError
-from actcache.settings import check_once, check_words, setting
+from actcache.settings import check_words, setting
 
 MODEL, PROMPTS, KEPT, RUN = "model", "prompts", "what is kept", "how it runs"
 """Headings in `actcache build --help`."""
@@ -43,7 +43,6 @@ class BuildConfig:
         "auto",
         group=MODEL,
         metavar="DTYPE",
-        closed=False,
         help="what the model computes in: float32, bfloat16, float16; auto: the checkpoint's own",
     )
 
@@ -51,7 +50,6 @@ class BuildConfig:
         "auto",
         group=KEPT,
         metavar="DTYPE",
-        closed=False,
         help="what residuals are stored in: float32, bfloat16, float16; auto: the model's",
     )
 
@@ -139,8 +137,7 @@ class BuildConfig:
             raise ActcacheError(
                 f"batch_tokens is {self.batch_tokens}, expected 1 or more. Try 2048."
             )
-        check_words(self)
-        check_once(self, "sites")
+        check_words(self, once=["sites"])
         expand_positions(self.positions)
         check_sites(self.sites, self.positions)
 

@@ -47,12 +47,7 @@ class TimeEstimate:
 
 
 def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
-    """Forecast what a build costs: rows, tokens, passes, bytes and seconds.
-
-    Args:
-        plan: the build.
-        path: where its store will be; its disk is asked for free space.
-    """
+    """Forecast what a build at `path` costs: rows, tokens, passes, bytes and seconds."""
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -82,13 +77,7 @@ def estimate_build(plan: BuildPlan) -> TimeEstimate:
     loading = time.perf_counter() - start
 
     def run(rows: Int64[np.ndarray, " _"]) -> None:
-        residuals = read(
-            model,
-            [plan.rendered[row] for row in rows],
-            positions=plan.positions,
-            answer=config.answer,
-            sites=config.sites,
-        )
+        residuals = read(model, [plan.rendered[row] for row in rows], **plan.reading)
         for values in residuals.values():
             values.cpu()  # waits for the device
 
@@ -121,11 +110,9 @@ def why_not_loaded(
 
 
 def local_weights(name: str, *, revision: str | None = None) -> int | None:
-    """Count the bytes of a model's weights on this machine; None unless all of them are here.
+    """Count the bytes of a model's weights, in its folder or in the Hub's cache.
 
-    Args:
-        name: local folder, or an id whose files may be in the Hub's cache.
-        revision: branch, tag or commit on the Hub.
+    None unless all of them are on this machine.
     """
     folder = Path(name)
     if not folder.is_dir():

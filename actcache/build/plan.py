@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from actcache.build.config import BuildConfig
-from actcache.conventions import ATTENTION, NO_PRESET, conditions_of, expand_positions
+from actcache.conventions import ATTENTION, NO_PRESET, expand_positions, find_preset
 from actcache.data.samples import Sample
 from actcache.data.splits import Leaks, assign_splits, count_leaks
 from actcache.engine.model import context_length, load_config, load_tokenizer, tokenizer_digest
@@ -55,6 +55,12 @@ class BuildPlan:
         """Rows of the store."""
         return len(self.samples)
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What is read of each row: arguments of `capture` and its checks."""
+        config = self.config
+        return {"positions": self.positions, "sites": config.sites, "answer": config.answer}
+
     @cached_property
     def leaks(self) -> dict[str, Leaks]:
         """Leaked test prompts of each behavior, under its splits or under a plain shuffle."""
@@ -95,10 +101,6 @@ class BuildPlan:
 
 def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
     """Render and check every sample, leave out what cannot be used, and assign splits.
-
-    Args:
-        samples: as `read_samples` and `expand_variants` return them.
-        config: the settings.
 
     Raises:
         RenderError: a row cannot be rendered or breaks what the preset needs, and bad rows are not
@@ -165,9 +167,8 @@ def _condition_notes(plan: BuildPlan) -> list[str]:
         for finding in plan.conditions.findings
     ]
     if preset != NO_PRESET and n:
-        notes.append(
-            f"preset {preset}: every row in the store meets {', '.join(conditions_of(preset))}"
-        )
+        conditions = ", ".join(find_preset(preset).conditions)
+        notes.append(f"preset {preset}: every row in the store meets {conditions}")
     return notes
 
 

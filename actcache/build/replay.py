@@ -12,11 +12,7 @@ from actcache.store.store import Store
 
 
 def rendered_rows(store: Store) -> list[Rendered]:
-    """Read the tokens of a store's samples, as the build rendered them.
-
-    Raises:
-        MismatchError: the store was imported from a file without tokens.
-    """
+    """Read the tokens of a store's samples, as the build rendered them."""
     require_replayable(store)
     columns = [store.ragged(f"{part}_tokens") for part in PARTS]
     rows = [
@@ -30,11 +26,7 @@ def rendered_rows(store: Store) -> list[Rendered]:
 
 
 def rendered_pairs(store: Store) -> list[Rendered]:
-    """Read the tokens of a store of pairs.
-
-    Raises:
-        MismatchError: the store has no tokens, or holds labelled prompts.
-    """
+    """Read the tokens of a store of pairs; refuse a store of labelled prompts."""
     rows = rendered_rows(store)
     if not all(row.positive for row in rows):
         raise MismatchError(
@@ -65,16 +57,7 @@ def load_store_model(
 ) -> LanguageModel:
     """Load the model that a store was built with, in the same dtype.
 
-    Args:
-        store: of residuals.
-        name: where the model is now, if it was moved.
-        device: where it runs.
-        device_map: how it is spread over several devices.
-        trust_remote_code: run code that comes with the checkpoint.
-
-    Raises:
-        ModelError: it cannot be loaded.
-        MismatchError: it is another model, or has other weights.
+    It is looked for under `name` if it was moved, and refused if it has other weights.
     """
     require_replayable(store)
     recorded = store.provenance["model"]
@@ -91,11 +74,7 @@ def load_store_model(
 
 
 def require_store_model(store: Store, model: LanguageModel) -> None:
-    """Refuse a model other than the one that a store was built with.
-
-    Raises:
-        MismatchError: names the field and both values.
-    """
+    """Refuse a model other than the one that a store was built with."""
     recorded = store.provenance["model"]
     require_same(
         model_identity(model),

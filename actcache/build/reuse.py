@@ -47,9 +47,6 @@ class Reusable:
         Args:
             blocks: for each row array `[layer, row, width]` in its stored dtype; written to.
             start: number of the shard's first row in the build.
-
-        Raises:
-            FormatError: a block to be copied is damaged.
         """
         n_rows = next(iter(blocks.values())).shape[1]
         holder, row = self.store[start : start + n_rows], self.row[start : start + n_rows]
@@ -77,13 +74,10 @@ def find_reusable(
         stores: finished stores; if several hold a row, it is copied from the first.
         rows: the build's rows, as tokens.
         arrays: the arrays of the build; the stores may hold more.
-        model: the build's model, the fields of `identity.IDENTITY`.
-        mode: how it is processed.
+        model: the build's model, the fields of `identity.IDENTITY`; a store with another model,
+            mode or answer token is refused.
+        mode: see `provenance.MODE`.
         answer: which token of a completion is its answer token.
-
-    Raises:
-        MismatchError: a store has another model, mode or answer token, or lacks an array; names the
-            field and both values.
     """
     reads_answers = any(array.name.endswith(("/positive", "/negative")) for array in arrays)
     required = {

@@ -57,9 +57,6 @@ def run_build(
         shard_rows: rows of a shard; by default as `schema.shard_rows` chooses.
         read: reads the residuals of a batch; by default what the config's engine names.
 
-    Returns:
-        The finished store, open for reading.
-
     Raises:
         StoreExistsError: a store, or an interrupted one, is at `path`.
         MismatchError: `resume`, and the interrupted build had other settings, data or weights; or a
@@ -77,14 +74,7 @@ def run_build(
     with progress.steps("build", plan.n) as advance:
         model = model or load_planned(config)
         read = read or reader(config)
-        check = check_capture(
-            model,
-            plan.rendered,
-            read=read,
-            positions=plan.positions,
-            sites=config.sites,
-            answer=config.answer,
-        )
+        check = check_capture(model, plan.rendered, read=read, **plan.reading)
         arrays = _arrays(plan, model)
         recorded = provenance(plan, model)
         reused: Reusable | None = None
@@ -130,9 +120,7 @@ def run_build(
                 open_store(path, partial=True),
                 model,
                 plan.rendered,
-                positions=plan.positions,
-                sites=config.sites,
-                answer=config.answer,
+                **plan.reading,
                 seed=config.seed,
             )
             writer.finish({**certificate, "self_check": check})
@@ -221,13 +209,8 @@ class _Shards:
     ) -> None:
         """Run the rows `to_run[batch]` of the shard that begins at row `start`, into `blocks`."""
         rows = to_run[batch]
-        residuals = self.read(
-            self.model,
-            [self.plan.rendered[start + i] for i in rows],
-            positions=self.plan.positions,
-            answer=self.plan.config.answer,
-            sites=self.plan.config.sites,
-        )
+        tokens = [self.plan.rendered[start + i] for i in rows]
+        residuals = self.read(self.model, tokens, **self.plan.reading)
         positions = list(self.plan.positions)
         for array in self.arrays:
             site, position = array.name.split("/")

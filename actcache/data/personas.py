@@ -39,12 +39,6 @@ def load_personas(path: str | Path | None = None) -> dict[str, Persona]:
     dtch1997/repepo, with two differences: there the pair of not-threat is the wrong way round, and
     the five behaviors of AI risk have none.
 
-    Args:
-        path: a JSON file, or None for the built-in personas alone.
-
-    Raises:
-        RowError: there is no file at `path`, or it has another shape.
-
     Example:
         >>> load_personas()["deontology"].negative
         'You do not subscribe to the moral philosophy of deontology.'
@@ -65,18 +59,10 @@ def expand_variants(
     `base` leaves a sample as it is. `sys_pos` and `sys_neg` make the persona's sentence the system
     message, instead of the row's or the build's. `user_pos` and `user_neg` put it before the
     prompt. A sample that came with another variant than `base` was framed by its author and stays
-    as it is.
+    as it is. The ids of variants end in `@<variant>`.
 
-    Args:
-        samples: as `read_samples` gives them.
-        variants: names from `VARIANTS`, each once.
-        personas: behavior to persona, as `load_personas` gives it; needed for what is not `base`.
-        separator: what goes between sentence and prompt: a blank line as in the code of Tan et
-            al. 2024, nothing in steering-bench.
-
-    Returns:
-        The samples in order, each base sample replaced by its variants, whose ids end in
-        `@<variant>`.
+    The separator goes between sentence and prompt: a blank line as in the code of Tan et al. 2024,
+    nothing in steering-bench.
 
     Raises:
         RowError: a variant is unknown, given twice or not at all, a persona is missing, or two

@@ -36,11 +36,7 @@ class RawRow:
 
 
 def expand_globs(paths: Sequence[str | Path]) -> list[str | Path]:
-    """Replace each glob by the files that match it, sorted; `**` also matches folders.
-
-    Raises:
-        RowError: no file matches.
-    """
+    """Replace each glob by the files that match it, sorted; `**` also matches folders."""
     expanded: list[str | Path] = []
     for path in paths:
         if not set("*?[") & set(str(path)) or Path(path).exists():
@@ -57,16 +53,9 @@ def expand_globs(paths: Sequence[str | Path]) -> list[str | Path]:
 def raw_rows(path: str | Path) -> tuple[str, Iterator[RawRow]]:
     """Open a data source: the behavior it is named after, and its rows, read lazily.
 
-    Args:
-        path: a `.jsonl`, `.json` or `.csv` file in UTF-8, with or without BOM; a folder that
-            `datasets.save_to_disk` made; or, where nothing lies at that path, a Hub id. The last
-            two may end in `:split`, else `train` is read.
-
-    Returns:
-        The stem of the name, and the rows in order.
-
-    Raises:
-        RowError: nothing can be read there; or, while iterating, a row is damaged.
+    The path is that of a `.jsonl`, `.json` or `.csv` file in UTF-8, with or without BOM; of a
+    folder that `datasets.save_to_disk` made; or, where nothing lies there, a Hub id. The last two
+    may end in `:split`, else `train` is read. Damaged rows are refused while iterating.
     """
     text = str(path)
     place = Path(text)

@@ -38,14 +38,10 @@ def assign_splits(
     A behavior whose rows have splits of their own keeps them, leaks included: `n_leaked` counts
     them.
 
-    Args:
-        samples: of any number of behaviors, in any order.
-        fractions: shares of train, validation and test; they sum to 1.
-        seed: of the draw.
+    `fractions` are the shares of train, validation and test.
 
     Raises:
-        RowError: a behavior has rows with a split and rows without one, or `fractions` or `seed`
-            cannot be used.
+        RowError: a behavior has rows with a split and rows without one.
 
     Example:
         >>> def row(i, prompt):

@@ -54,11 +54,7 @@ class Anatomy:
 
 
 def take_apart(hf: nn.Module) -> Anatomy:
-    """Find the parts of a Hugging Face causal language model, which stays as it is.
-
-    Raises:
-        ModelError: the family is unknown to TransformerLens, or is no decoder of attention blocks.
-    """
+    """Find the parts of a Hugging Face causal language model, which stays as it is."""
     config: Any = hf.config
     family = _family(config)
     if not config.architectures:  # a model made in memory; the adapters look the family up by it
@@ -92,9 +88,6 @@ def find_components(config: Any) -> Mapping[str, Any]:
     """Look up TransformerLens' components of a family, from its config alone.
 
     They are `blocks`, `ln_final`, `unembed` and more; the config must name its `architectures`.
-
-    Raises:
-        ModelError: the family is unknown to TransformerLens, or not supported.
     """
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
@@ -121,11 +114,7 @@ RECURRENT = (
 
 
 def refuse_unsupported(config: Any) -> None:
-    """Refuse, from the config alone, families on which the engine would be wrong.
-
-    Raises:
-        ModelError: it is an encoder-decoder, or carries a state from token to token.
-    """
+    """Refuse, from the config alone, families on which the engine would be wrong."""
     family = _family(config)
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(

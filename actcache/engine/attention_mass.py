@@ -35,11 +35,8 @@ def record_masses(
 ) -> Iterator[dict[int, Tensor]]:
     """Record, while the blocks run, the attention of some tokens on the marked ones.
 
-    Args:
-        anatomy: the model's parts.
-        allowed: for each layer `[b, t, t]`, what token q may see; read when the layer runs.
-        read: columns of the tokens whose queries are asked.
-        span: marked columns.
+    `read` are the columns of the tokens whose queries are asked, `span` marks columns, and
+    `allowed` holds what token q may see in each layer, `[b, t, t]`; it is read when the layer runs.
 
     Yields:
         Layer to its masses `[b, read, head]`, float32; empty until the blocks have run.
@@ -56,7 +53,13 @@ def record_masses(
         masses[layer] = mass.transpose(1, 2).to(read.device)
 
     def attend_again(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **settings: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        *rest: Any,
+        **settings: Any,
     ) -> None:
         layer, eager = layers.get(id(module)), _eager_attention(module)
         if layer is None or eager is None:  # of another model that runs at the same time
@@ -87,11 +90,7 @@ def record_masses(
 def stack_layers(
     anatomy: Anatomy, masses: dict[int, Tensor]
 ) -> Float32[Tensor, "b layer read head"]:
-    """Stack what `record_masses` recorded.
-
-    Raises:
-        ModelError: a layer is missing.
-    """
+    """Stack what `record_masses` recorded, of all layers."""
     n_layers = len(anatomy.blocks)
     if len(masses) < n_layers:
         raise _not_visible(anatomy, f"shows attention in {len(masses)} of {n_layers} blocks")
@@ -103,12 +102,8 @@ def reference_masses(
 ) -> Float32[Tensor, "layer head"]:
     """Compute one token's masses the slow way: its sequence alone, unpadded, eager attention.
 
-    Args:
-        hf: the model; it is switched to eager attention meanwhile.
-        anatomy: its parts.
-        sequence: token ids.
-        back: which token is asked, counted from the end, 1 for the last.
-        span: the marked tokens, `[start, end)`.
+    The token is counted from the end, `back=1` for the last; `span` are the marked tokens, `[start,
+    end)`. The model is switched to eager attention meanwhile.
     """
     device = hf.device
     ids = torch.tensor([list(sequence)], device=device)
@@ -137,19 +132,11 @@ def _observed(interface: Any, name: str, observer: Callable[..., None]) -> Itera
     """Call `observer` before every call of one attention function of Hugging Face's interface."""
     before = interface.get(name)  # None for eager: each family brings its own
 
-    def call(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        *rest: Any,
-        **settings: Any,
-    ) -> Any:
-        observer(module, query, key, value, *rest, **settings)
+    def call(module: nn.Module, *inputs: Any, **settings: Any) -> Any:
+        observer(module, *inputs, **settings)
         attend = before or _eager_attention(module)
         assert attend is not None
-        return attend(module, query, key, value, attention_mask, *rest, **settings)
+        return attend(module, *inputs, **settings)
 
     interface[name] = call
     try:

@@ -22,11 +22,8 @@ def plan_batches(costs: Sequence[int], *, budget: int) -> list[Int64[np.ndarray,
     """Group rows of similar cost, so that a batch holds little padding.
 
     A batch is padded to its longest row, so it costs its number of rows times its longest row. The
-    longest rows come first: what does not fit into memory fails at once, not after an hour.
-
-    Args:
-        costs: tokens of each row, as the pass counts them.
-        budget: tokens that a batch may cost, padding included. A longer row runs alone.
+    longest rows come first: what does not fit into memory fails at once, not after an hour. Costs
+    and budget are tokens; a row that is longer than the budget runs alone.
 
     Returns:
         Row numbers, batch by batch; each row once.
@@ -64,14 +61,8 @@ def run_batches(
 ) -> None:
     """Run every row once, in batches within the budget; split batches that do not fit.
 
-    Args:
-        costs: tokens of each row, as the pass counts them.
-        budget: shrinks where memory runs out.
-        run: runs the rows of these numbers. It is called again, with fewer rows, after it raised
-            `torch.OutOfMemoryError`.
-
-    Raises:
-        ModelError: a row does not fit alone.
+    `run` takes row numbers. It is called again, with fewer rows and a smaller budget, after it
+    raised `torch.OutOfMemoryError`; a row that does not fit alone is a `ModelError`.
     """
     waiting = plan_batches(costs, budget=budget.tokens)
     while waiting:

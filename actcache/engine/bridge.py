@@ -42,11 +42,7 @@ class BridgeCapture:
         answer: str,
         sites: Sequence[str],
     ) -> dict[str, Float[Tensor, "b layer position _"]]:
-        """Read `sites` at `positions`; see `capture`.
-
-        Raises:
-            ModelError: the bridge has no such hook.
-        """
+        """Read `sites` at `positions`; see `capture`."""
         by_row: dict[str, list[Tensor]] = {site: [] for site in sites}
         for row in rows:
             by_position = [

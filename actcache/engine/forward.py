@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from actcache.conventions import ATTENTION
@@ -29,7 +29,7 @@ from actcache.engine.masks import (
     rewritten_calls,
     to_block_mask,
 )
-from actcache.engine.sites import Tap
+from actcache.engine.sites import Tap, find_taps
 from actcache.errors import ModelError
 from actcache.prompts.token_tree import TreeBatch
 
@@ -73,7 +73,7 @@ def run_trees(
 
     Args:
         anatomy: the model's parts.
-        tree: the batch, `b` trees of width `t`.
+        tree: `b` trees of width `t`.
         read: columns to read.
         mean_over: tokens whose mean is one more read, the last.
         span: marked tokens; the attention that they get becomes one of the sites.
@@ -85,7 +85,7 @@ def run_trees(
     """
     device = read.device
     sample = torch.arange(len(read), device=device)[:, None]  # [b, 1], broadcast against `read`
-    residuals: list[Tensor] = []
+    taps = {"resid_post": find_taps(anatomy, "resid_post"), **taps}
     embed: list[Tensor] = []
     tapped: dict[str, list[Tensor]] = {site: [] for site in taps}
 
@@ -98,9 +98,6 @@ def run_trees(
         if mean_over is not None:
             tokens = torch.cat([tokens, _mean(value, mean_over.to(place))[:, None]], 1)
         return tokens.to(device)
-
-    def copy_residual(_block: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        residuals.append(copy_tokens(residual_of(output)))
 
     def copy_into(values: list[Tensor]) -> Callable[[Tensor], None]:
         return lambda value: values.append(copy_tokens(value))
@@ -115,10 +112,7 @@ def run_trees(
     # A cache made without a config keeps every token. Made with one, its sliding-window layers drop
     # old tokens, which the first steered token may still see.
     cache = DynamicCache() if keep_cache else None
-    handles = [
-        block.register_forward_hook(copy_residual, with_kwargs=True) for block in anatomy.blocks
-    ]
-    handles += [tap.attach(copy_into(tapped[site])) for site in taps for tap in taps[site]]
+    handles = [tap.attach(copy_into(tapped[site])) for site in taps for tap in taps[site]]
     recorder: AbstractContextManager[dict[int, Tensor]] = nullcontext({})
     if span is not None:
         recorder = record_masses(anatomy, masks.allowed, read, span)
@@ -143,7 +137,7 @@ def run_trees(
     sites = {site: torch.stack(layers, 1) for site, layers in tapped.items()}
     if span is not None:
         sites[ATTENTION] = stack_layers(anatomy, masses)
-    return ForwardResult(torch.stack(residuals, 1), embed[0], sites, masks, cache)
+    return ForwardResult(sites.pop("resid_post"), embed[0], sites, masks, cache)
 
 
 def _mean(value: Float[Tensor, "b t d"], over: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:

@@ -206,9 +206,8 @@ def gather_alibi(
 ) -> Float[Tensor, "b_heads 1 k"]:
     """Bloom's bias, slope × key position, for keys that are not in plain order.
 
-    Args:
-        alibi: `[b · heads, 1, t]` as the model made it for plain sequences.
-        columns: for each key the column of a token at the same position.
+    The model made `alibi`, `[b · heads, 1, t]`, for plain sequences; `columns` holds for each key
+    the column of a token at the same position.
     """
     batch, keys = columns.shape
     by_head = alibi.view(batch, -1, 1, alibi.shape[-1])  # [b, heads, 1, t]

@@ -5,7 +5,9 @@ come first, so that every row is checked before the weights are read.
 """
 
 import hashlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +20,7 @@ from actcache.conventions import ATTENTION
 from actcache.engine.anatomy import Anatomy, find_components, refuse_unsupported, take_apart
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
+from actcache.settings import check_word
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -46,11 +49,7 @@ class LanguageModel:
         return int(self.hf.config.get_text_config().hidden_size)
 
     def width_of(self, site: str) -> int:
-        """Count the values of a site: `d_model`; of `heads` all outputs, of `attention` one a head.
-
-        Raises:
-            ModelError: the blocks have no such site.
-        """
+        """Count a site's values: `d_model`, all outputs of `heads`, one a head of `attention`."""
         if site == ATTENTION:
             return int(self.hf.config.get_text_config().num_attention_heads)
         if site != "heads":
@@ -106,17 +105,14 @@ def load_model(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ModelError(
-            f"dtype is '{dtype}', expected auto, {', '.join(DTYPES)}. Pass one of them."
-        )
+    check_word("dtype", dtype, ("auto", *DTYPES), error=ModelError)
     target = pick_device(device) if device_map is None else None
     logging.disable_progress_bar()
     config = _full_config(name, revision=revision, trust_remote_code=trust_remote_code)
     refuse_unsupported(config)
     if config.architectures:
         find_components(config)  # refuses an unknown family before its weights are read
-    try:
+    with _loading("model", name):
         hf: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
@@ -125,8 +121,6 @@ def load_model(
             device_map=device_map,
             trust_remote_code=trust_remote_code,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _loading_error("model", name, error) from error
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise ModelError(
             f"'{name}' does not fit into the devices' memory, so --device-map {device_map} left "
@@ -137,11 +131,7 @@ def load_model(
 
 
 def adopt_model(hf: Any, *, name: str | None = None) -> LanguageModel:
-    """Use a Hugging Face model that is already loaded; it is set to eval mode, without gradients.
-
-    Raises:
-        ModelError: its family is not supported.
-    """
+    """Use a Hugging Face model that is already loaded; sets eval mode, without gradients."""
     hf.eval()
     hf.requires_grad_(requires_grad=False)
     return LanguageModel(
@@ -154,27 +144,17 @@ def adopt_model(hf: Any, *, name: str | None = None) -> LanguageModel:
 def load_tokenizer(
     name: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> Any:
-    """Load the tokenizer that belongs to a model.
-
-    Raises:
-        ModelError: there is none.
-    """
+    """Load the tokenizer that belongs to a model."""
     from transformers import AutoTokenizer
 
-    try:
+    with _loading("tokenizer", name):
         return AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _loading_error("tokenizer", name, error) from error
 
 
 def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """Load the text part of a model's config: sizes, context, dtype; no weights are read.
-
-    Raises:
-        ModelError: there is none, or its family is not supported.
-    """
+    """Load the text part of a model's config: sizes, context, dtype; no weights are read."""
     config = _full_config(name, revision=revision, trust_remote_code=trust_remote_code)
     refuse_unsupported(config)
     return config.get_text_config()
@@ -183,12 +163,10 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
 def _full_config(name: str, *, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    try:
+    with _loading("model", name):
         return AutoConfig.from_pretrained(
             name, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _loading_error("model", name, error) from error
 
 
 def context_length(config: Any) -> int | None:
@@ -197,11 +175,7 @@ def context_length(config: Any) -> int | None:
 
 
 def pick_device(device: str) -> torch.device:
-    """Choose a torch device; `auto` is the first of cuda, mps and cpu that is available.
-
-    Raises:
-        ModelError: the device is unknown or not available.
-    """
+    """Choose a torch device; `auto` is the first of cuda, mps and cpu that is available."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -244,17 +218,21 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _loading_error(what: str, name: str, error: Exception) -> ModelError:
-    if "trust_remote_code" in str(error):
-        return ModelError(
-            f"'{name}' needs code of its own to load its {what}, expected a family that "
-            "transformers knows. Read that code, and pass --trust-remote-code to run it."
-        )
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    where = (
-        "a local folder" if Path(name).exists() else "no such folder, and not available on the Hub"
-    )
-    return ModelError(
-        f"cannot load the {what} of '{name}' ({where}): {first[:300]} "
-        "Pass a folder with config.json, weights and tokenizer, or a Hub id that can be reached."
-    )
+@contextmanager
+def _loading(what: str, name: str) -> Iterator[None]:
+    """Explain the errors of Hugging Face's loaders."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"'{name}' needs code of its own to load its {what}, expected a family that "
+                "transformers knows. Read that code, and pass --trust-remote-code to run it."
+            ) from error
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        is_local = Path(name).exists()
+        where = "a local folder" if is_local else "no such folder, and not available on the Hub"
+        raise ModelError(
+            f"cannot load the {what} of '{name}' ({where}): {first[:300]} Pass a folder with "
+            "config.json, weights and tokenizer, or a Hub id that can be reached."
+        ) from error

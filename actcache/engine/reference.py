@@ -46,19 +46,7 @@ def reference_capture(
             token = value[-back].clone()
         layers.append(token.to(model.device))
 
-    def see_output(_block: nn.Module, _args: Any, output: Any) -> None:
-        see(residual_of(output))
-
-    def see_input(_block: nn.Module, args: Any, kwargs: Any) -> None:
-        see(args[0] if args else kwargs["hidden_states"])
-
-    blocks = model.anatomy.blocks
-    if site == "resid_post":
-        handles = [block.register_forward_hook(see_output) for block in blocks]
-    elif site == "embed":
-        handles = [blocks[0].register_forward_pre_hook(see_input, with_kwargs=True)]
-    else:
-        handles = [tap.attach(see) for tap in find_taps(model.anatomy, site)]
+    handles = [tap.attach(see) for tap in find_taps(model.anatomy, site)]
     try:
         with torch.inference_mode():
             ids = torch.tensor([sequence], device=model.device)

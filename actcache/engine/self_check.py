@@ -41,13 +41,7 @@ def check_capture(
 ) -> dict[str, Any]:
     """Capture the shortest and the middle row together, and compare with each row alone.
 
-    Args:
-        model: the model.
-        rows: all rows of the build.
-        read: the capture function to check.
-        positions: positions to read.
-        sites: sites to read.
-        answer: which token of a completion is its answer token.
+    `rows` are all rows of the build, `read` is the capture function to check.
 
     Returns:
         `largest_relative_error`, of any value over the largest absolute value that was read at
@@ -83,11 +77,7 @@ def check_capture(
 
 
 def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> None:
-    """Refuse sites whose values do not add up to the residual, as their names promise.
-
-    Raises:
-        ModelError: attention's and MLP's outputs do not add up to the residual in this family.
-    """
+    """Refuse sites whose values do not add up to the residual, as their names promise."""
     additive = {"resid_mid", "attn_out", "mlp_out"} & set(sites)
     for site in sorted(additive):
         find_taps(model.anatomy, site)

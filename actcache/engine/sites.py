@@ -35,14 +35,14 @@ class Tap:
     before: bool
     """Whether the module's input is read, or its output."""
 
-    scale: float
+    scale: float = 1.0
     """The block's factor on it before it is added (Granite); 1 in most families."""
 
     def attach(self, see: Callable[[Tensor], None]) -> RemovableHandle:
         """Show `see` the value at this place whenever the block runs."""
 
         def show_input(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            see(args[0] if args else next(iter(kwargs.values())))
+            see(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
 
         def show_output(_module: nn.Module, _args: Any, output: Any) -> None:
             value = output[0] if isinstance(output, tuple) else output
@@ -54,11 +54,11 @@ class Tap:
 
 
 def find_taps(anatomy: Anatomy, site: str) -> list[Tap]:
-    """Find the place of `site`, one of `HOOKS`, in every block.
-
-    Raises:
-        ModelError: this family's blocks have no such place.
-    """
+    """Find the place of a site in every block; `embed` is that of the first block alone."""
+    if site == "resid_post":
+        return [Tap(block, before=False) for block in anatomy.blocks]
+    if site == "embed":
+        return [Tap(anatomy.blocks[0], before=True)]
     components = anatomy.block_components
     path, scale = _resolve(components, HOOKS[site])
     owner, _, end = path.rpartition(".")
@@ -77,11 +77,7 @@ def find_taps(anatomy: Anatomy, site: str) -> list[Tap]:
 
 
 def attention_modules(anatomy: Anatomy) -> list[nn.Module]:
-    """Find in every block the module that computes attention, from queries to output.
-
-    Raises:
-        ModelError: TransformerLens names none.
-    """
+    """Find in every block the module that computes attention, from queries to output."""
     try:
         name = _module_path(anatomy.block_components, "attn")
         return [block.get_submodule(name) for block in anatomy.blocks]

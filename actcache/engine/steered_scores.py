@@ -11,6 +11,8 @@ block's weights are read once. A cell of the last layer runs no block at all. `r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError
 from actcache.prompts.render import Rendered
 from actcache.prompts.token_tree import TreeBatch, pack_trees
+from actcache.settings import check_word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +39,8 @@ class SteeringRule:
     """How a completion is scored."""
 
     def __post_init__(self) -> None:
-        for field, value, allowed in (
-            ("first_steered", self.first_steered, FIRST_STEERED),
-            ("score", self.score, SCORES),
-        ):
-            if value not in allowed:
-                raise MismatchError(
-                    f"{field} is '{value}', expected {', '.join(allowed)}. Pass one of them."
-                )
+        check_word("first_steered", self.first_steered, FIRST_STEERED, error=MismatchError)
+        check_word("score", self.score, SCORES, error=MismatchError)
 
     @property
     def unit(self) -> str:
@@ -171,7 +168,7 @@ def _find_nodes(
 ) -> _Nodes:
     columns: list[np.ndarray] = []
     steered: list[np.ndarray] = []
-    terms: list[list[list[tuple[int, int]]]] = []  # for each row and side (node, token)
+    terms: list[list[list[tuple[int, int, int]]]] = []  # by row and side (node, token, 1)
     for row, start, branch_starts in zip(rows, tree.starts, tree.branch_starts, strict=True):
         fork = len(row.chain) - 1
         first_steered = first_steered_position(row, rule)
@@ -193,30 +190,30 @@ def _find_nodes(
         columns.append(np.array(row_columns)[order])
         steered.append(np.array(row_steered)[order])
         terms.append(
-            [[(int(rank[node]), token) for node, token in side_terms] for side_terms in row_terms]
+            [
+                [(int(rank[node]), token, 1) for node, token in side_terms]
+                for side_terms in row_terms
+            ]
         )
-    by_node = (len(rows), max(len(row_columns) for row_columns in columns))
-    by_term = (len(rows), 2, max(len(side) for row_terms in terms for side in row_terms))
-    nodes = _Nodes(
-        columns=torch.zeros(by_node, dtype=torch.int64),
-        live=torch.zeros(by_node, dtype=torch.bool),
-        steered=torch.zeros(by_node, dtype=torch.bool),
-        predictor=torch.zeros(by_term, dtype=torch.int64),
-        token=torch.zeros(by_term, dtype=torch.int64),
-        scored=torch.zeros(by_term, dtype=torch.bool),
+    n_nodes = np.array([len(row_columns) for row_columns in columns])
+    padding = [(0, n) for n in n_nodes.max() - n_nodes]
+    n_terms = max(map(len, chain.from_iterable(terms)))
+    for padded_terms in chain.from_iterable(terms):
+        padded_terms += [(0, 0, 0)] * (n_terms - len(padded_terms))
+
+    def stack(by_row: list[np.ndarray], mode: Literal["constant", "edge"]) -> Tensor:
+        padded = [np.pad(row, n, mode=mode) for row, n in zip(by_row, padding, strict=True)]
+        return torch.from_numpy(np.stack(padded)).to(device)
+
+    predictor, token, scored = torch.tensor(terms, device=device).unbind(-1)
+    return _Nodes(
+        columns=stack(columns, "edge"),  # padding: any column that exists
+        live=torch.from_numpy(np.arange(n_nodes.max()) < n_nodes[:, None]).to(device),
+        steered=stack(steered, "constant"),
+        predictor=predictor,
+        token=token,
+        scored=scored.bool(),
     )
-    for i, row_terms in enumerate(terms):
-        n = len(columns[i])
-        nodes.columns[i, :n] = torch.from_numpy(columns[i])
-        nodes.columns[i, n:] = int(columns[i][-1])  # padding: any column that exists
-        nodes.live[i, :n] = True
-        nodes.steered[i, :n] = torch.from_numpy(steered[i])
-        for side, side_terms in enumerate(row_terms):
-            for term, (node, token) in enumerate(side_terms):
-                nodes.predictor[i, side, term] = node
-                nodes.token[i, side, term] = token
-                nodes.scored[i, side, term] = True
-    return _Nodes(**{name: value.to(device) for name, value in vars(nodes).items()})
 
 
 def _score(

@@ -42,8 +42,8 @@ def capture(
         has one layer; `attention` is float32.
 
     Raises:
-        ModelError: the model's blocks have no such site.
-        ActcacheError: attention is asked for at the mean, or for rows without a span.
+        ActcacheError: the blocks have no such site, attention is asked for at the mean, or for rows
+            without a span.
     """
     check_sites(sites, positions)
     if ATTENTION in sites:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actcache.conventions import NO_PRESET, conditions_of
+from actcache.conventions import NO_PRESET, find_preset
 from actcache.data.samples import Sample, letter_of
 from actcache.errors import RenderError
 from actcache.prompts.render import Rendered, Renderer
@@ -119,14 +119,8 @@ def check_rows(
     """Render and check every row; set apart rows that are too long or, with `skip_bad`, bad.
 
     A row is bad if prompt and completions share a token, or if it breaks a condition that the
-    preset needs. Other broken conditions only appear in the summary.
-
-    Args:
-        samples: all rows.
-        renderer: renders them as tokens.
-        context: the longest sequence that the model takes; None for any.
-        preset: whose conditions are needed.
-        skip_bad: leave bad rows out; by default they are refused.
+    preset needs. Other broken conditions only appear in the summary. `context` is the longest
+    sequence that the model takes; None for any.
 
     Raises:
         RenderError: there are bad rows, or no row is left.
@@ -152,7 +146,7 @@ def check_rows(
         for i, row in rendered.items()
         if i not in too_long
     }
-    needed = conditions_of(preset)
+    needed = find_preset(preset).conditions
     bad = {i: [name for name in names if name in needed] for i, names in broken.items()}
     bad = {i: names for i, names in bad.items() if names}
     if bad and not skip_bad:

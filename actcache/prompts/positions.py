@@ -30,9 +30,6 @@ def check_template(rows: Sequence[Rendered], positions: Sequence[str]) -> None:
 
     The last K tokens belong to the template if all prompts end in them, as in the code of
     attention-guided steering (Davarmanesh et al. 2026).
-
-    Raises:
-        RenderError: fewer than K tokens are shared, or a prompt has fewer.
     """
     last = max((from_the_end(p) or 0 for p in positions if p.startswith("last_")), default=0)
     shortest = min(len(row.prompt) for row in rows)

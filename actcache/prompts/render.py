@@ -15,6 +15,7 @@ from actcache.data.spans import Span
 from actcache.errors import RenderError
 from actcache.prompts.spans import span_in_text, span_in_tokens
 from actcache.prompts.token_tree import Tree
+from actcache.settings import check_word
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,12 @@ class Rendering:
     """BOS tokens at the start, of `BOS`."""
 
     def __post_init__(self) -> None:
-        for name, value, known in (("space", self.space, SPACES), ("bos", self.bos, BOS)):
-            if value not in known:
-                raise RenderError(
-                    f"{name} is '{value}', expected {', '.join(known)}. Pass one of them."
-                )
+        check_word("space", self.space, SPACES, error=RenderError)
+        check_word("bos", self.bos, BOS, error=RenderError)
 
 
 class Renderer:
-    """Renders samples with one Hugging Face tokenizer and one set of conventions.
-
-    Raises:
-        RenderError: the template is no file, or a system message has no place to go.
-    """
+    """Renders samples with one Hugging Face tokenizer and one set of conventions."""
 
     def __init__(self, tokenizer: Any, rendering: Rendering):
         self._tokenizer = tokenizer
@@ -149,12 +143,7 @@ class Renderer:
         return text.strip() if self.rendering.space == "strip" else text
 
     def __call__(self, sample: Sample) -> Rendered:
-        """Render one sample.
-
-        Raises:
-            RenderError: prompt and completion share a token, or the completions cannot be told
-                apart; names the row.
-        """
+        """Render one sample; refuse it if prompt and completion share a token."""
         text = self.text(sample)
         prompt = self._tokens(text)
         span = self._span(sample, text, prompt)

@@ -29,9 +29,6 @@ def span_in_text(
     The prompt is rendered once more with a mark on either side of the span, so that a chat template
     may trim the prompt, or contain the same words elsewhere. `text` is `render(prompt)`; `name` is
     the row's id, for messages.
-
-    Raises:
-        RenderError: the template changes the prompt, or repeats it.
     """
     start, end = span
     if start == end:
@@ -61,9 +58,6 @@ def span_in_tokens(
     A fast tokenizer reports the offsets of its tokens; with a slow one, beginnings of the text are
     tokenized until one ends where a token does. `tokens` are those of `text`, with any BOS in
     front; `name` is the row's id, for messages.
-
-    Raises:
-        RenderError: no token covers part of the span, or these are not the tokens of that text.
     """
     if span[0] == span[1]:
         return 0, 0

@@ -54,7 +54,7 @@ class Basket:
 
     owner: str = setting(help="who carries it")
     fruit: Literal["apple", "pear"] = setting("apple", help="what is in it", group="contents")
-    size: Literal["s", "l"] = setting("s", help="s or l", closed=False)
+    size: Literal["s", "l"] = setting("s", help="s or l", metavar="SIZE")
     others: Sequence[Literal["apple", "pear"]] = setting(("pear",), help="some of {words}")
     counts: Sequence[int] | None = setting(None, help="numbers (default: 100% of them)")
     pieces: int = setting(0, help="how many")
@@ -64,9 +64,7 @@ class Basket:
 @pytest.fixture
 def command():
     parser = argparse.ArgumentParser(exit_on_error=False)
-    groups = add_settings(
-        parser, Basket, order=["contents"], about={"contents": "Fruit."}, no_default=["size"]
-    )
+    groups = add_settings(parser, Basket, {"contents": "Fruit."}, no_default=["size"])
     assert list(groups) == ["", "contents"]
     return parser
 
