@@ -4,8 +4,9 @@ A field's type says which words it takes (a `Literal`, or a sequence of one), it
 flag's default, and `setting` adds what `--help` shows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -64,6 +65,18 @@ def settings_of(config: type) -> Iterator[Setting]:
         yield Setting(
             name=declared.name, default=declared.default, type=kind, many=many, **declared.metadata
         )
+
+
+def check_names(config: type, given: Iterable[str]) -> None:
+    """Refuse names that are no setting of a dataclass, with the nearest that is."""
+    names = [declared.name for declared in fields(config)]
+    for name in given:
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
+            hint = f"did you mean '{near[0]}'? " if near else ""
+            raise ActcacheError(
+                f"there is no setting '{name}': {hint}Expected some of {', '.join(names)}."
+            )
 
 
 def check_words(config: Any, *, once: Sequence[str] = ()) -> None:

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     store = actcache.build_store(
         actcache.demo.row_files(),
         folder / "demo.zarr",
-        model=str(actcache.demo.model_path()),
+        model=actcache.demo.model_path(),
         dtype="float32",
         personas=actcache.demo.personas_path(),
         overwrite=True,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from actcache.errors import ActcacheError
-from actcache.settings import check_words, setting, settings_of
+from actcache.settings import check_names, check_words, setting, settings_of
 from tests.support.processes import run_code
 
 Fruit = Literal["apple", "pear"]
@@ -78,3 +78,8 @@ def test_configs_and_all_parsers_are_made_without_numpy_and_torch():
         assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
         """
     )
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ActcacheError, match="no setting 'wieght': did you mean 'weight'"):
+        check_names(Basket, ["owner", "wieght"])

@@ -10,6 +10,7 @@ from actcache.conventions import NO_PRESET, build_settings
 from actcache.data.formats import read_samples
 from actcache.data.personas import expand_variants, load_personas
 from actcache.progress import SILENT, Progress
+from actcache.settings import check_names
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def build_store(
     data: Data,
     path: str | Path,
     *,
-    model: str,
+    model: str | Path,
     preset: str = NO_PRESET,
     limit: int | None = None,
     personas: str | Path | None = None,
@@ -67,7 +68,8 @@ def build_store(
     """
     from actcache.build.run import run_build  # imports torch
 
-    config = BuildConfig(**build_settings(preset, {"model": model, **settings}))
+    check_names(BuildConfig, settings)
+    config = BuildConfig(**build_settings(preset, {"model": str(model), **settings}))
     plan = plan_store(data, config, limit=limit, personas=personas, reuse=reuse)
     for sentence in plan.notes:
         if note is None:

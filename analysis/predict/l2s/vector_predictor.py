@@ -73,6 +73,13 @@ class VectorPredictor:
     decoder: Float32[np.ndarray, "layer hidden d_model"]
     """W2, transposed; in units of residuals."""
 
+    def __repr__(self) -> str:  # a notebook shows no weights
+        _, hidden, d_model = self.encoder.shape
+        return (
+            f"VectorPredictor(layers={self.layers.tolist()}, hidden={hidden}, d_model={d_model}, "
+            f"n_train={self.n_train}, useful at {int(self.useful.sum())} layers)"
+        )
+
     @property
     def useful(self) -> Bool[np.ndarray, " layer"]:
         """Whether the chosen network beats the mean train target on the validation samples."""

@@ -89,6 +89,12 @@ class LayerPredictor:
     weights: tuple[tuple[Float32[np.ndarray, "seed _ _"], Float32[np.ndarray, "seed _"]], ...]
     """Matrix `[seed, out, in]` and bias `[seed, out]` of each linear layer, ReLU between them."""
 
+    def __repr__(self) -> str:  # a notebook shows no weights
+        return (
+            f"LayerPredictor(top={self.top}, layers={self.active_layers.tolist()} of "
+            f"{self.layers.tolist()}, cv_gain={self.cv_gain:.3g} ± {self.cv_gain_error:.2g})"
+        )
+
     @property
     def active_layers(self) -> Int64[np.ndarray, " active"]:
         """Numbers of the layers that can be predicted, rising."""
