@@ -76,8 +76,7 @@ def run_sweep(
         score: what propensity is made of; see `SteeringRule`.
         layers: layers to steer; by default all.
         batch_tokens: tokens in a pass, joined rows included.
-        shard_rows: samples in a shard of `out`, after each of which the sweep can be resumed; by
-            default as `schema.shard_rows` chooses.
+        shard_rows: samples in a shard, after each of which the sweep can be resumed.
         progress: shows the samples that are done.
         title: of the progress bar.
 

@@ -5,7 +5,7 @@ per sample is read plainly, cross-fitted, and beside random directions under the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
@@ -109,7 +109,8 @@ def summarize(
         NotFiniteError: a propensity is infinite or not a number.
     """
     _check(propensity, train=train, test=test, letters=letters, control=control)
-    tables = [slope_table(values, multipliers) for values in (propensity, *_sets(control))]
+    sets = [propensity, *([] if control is None else control)]
+    tables = [slope_table(values, multipliers) for values in sets]
     table = tables[0]
     numbers = range(propensity.shape[1]) if layers is None else layers
     places = [fixed_layer(each.slope, train) for each in tables]
@@ -146,7 +147,7 @@ def summarize(
         oracle_layer=best_layers(table.slope),
         cross_fitted_layer=None if table.halves is None else table.halves.argmax(2).T,
         scores=BehaviorScores(
-            **{field.name: getattr(tested, field.name) for field in fields(tested)},
+            **vars(tested),
             by_letter=by_letter,
             control=tuple(controls),
             comparison=comparison,
@@ -191,12 +192,6 @@ def steerability(
         layers=sweep.layers.tolist(),
         draws=draws,
     )
-
-
-def _sets(
-    control: Float[np.ndarray, "r n layer m"] | None,
-) -> Sequence[Float[np.ndarray, "n layer m"]]:
-    return [] if control is None else list(control)
 
 
 def _check(
