@@ -143,14 +143,15 @@ class Summary:
         """The sweep's scores by behavior; empty where the stage did not run."""
         return {} if self.sweep is None else self.sweep.behaviors
 
-    def verdicts_on(self, stage: str, about: str, strategy: str | None = None) -> list[Verdict]:
-        """Find the verdicts on a behavior or direction set, on one strategy or on all."""
-        return [
-            verdict
+    def verdict_words(self, stage: str, about: str, strategy: str | None = None) -> str:
+        """Join the words on a behavior or direction set, on one strategy or on all."""
+        words = [
+            verdict.word
             for verdict in self.verdicts
             if (verdict.stage, verdict.about) == (stage, about)
             and strategy in (None, verdict.strategy)
         ]
+        return "; ".join(dict.fromkeys(words))
 
     def write(self, path: Path) -> None:
         """Write summary.json."""
