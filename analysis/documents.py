@@ -18,13 +18,11 @@ def plain(value: Any) -> Any:
     """Turn dataclasses into objects and arrays into lists, as JSON has them."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
     if isinstance(value, Mapping):
         return {str(name): plain(entry) for name, entry in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     return value
 
@@ -46,12 +44,14 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     origin, args = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
-    if origin in (Union, UnionType):
-        return _read_union(args, value, where)
+    if origin in (Union, UnionType):  # `X | None`
+        [inner] = [arg for arg in args if arg is not NoneType]
+        return None if value is None else _read(inner, value, where)
     if origin is Literal:
         _require(value in args, kind, value, where)
         return value
     if is_dataclass(kind):
+        _require(isinstance(value, dict), kind, value, where)
         return _read_fields(kind, value, where)
     if hasattr(kind, "array_type"):  # jaxtyping
         return _read_array(kind, value, where)
@@ -62,50 +62,33 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         _require(isinstance(value, list), kind, value, where)
         kinds = args if origin is tuple and args[-1] is not Ellipsis else (args[0],) * len(value)
         _require(len(kinds) == len(value), kind, value, where)
-        parts = enumerate(zip(kinds, value, strict=True))
-        return tuple(_read(part, entry, f"{where}[{i}]") for i, (part, entry) in parts)
-    number = kind is float and type(value) is int  # 1.0 may be written as 1
-    _require(type(value) is kind or number, kind, value, where)
-    return float(value) if number else value
+        return tuple(_read(kinds[i], entry, f"{where}[{i}]") for i, entry in enumerate(value))
+    if kind is float and type(value) is int:  # 1.0 may be written as 1
+        return float(value)
+    _require(type(value) is kind, kind, value, where)
+    return value
 
 
-def _read_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
-    if value is None and NoneType in kinds:
-        return None
-    errors = []
-    for kind in kinds:
-        if kind is not NoneType:
-            try:
-                return _read(kind, value, where)
-            except DocumentError as error:
-                errors.append(error)
-    raise errors[0]
-
-
-def _read_fields(kind: Any, value: Any, where: str) -> Any:
-    _require(isinstance(value, dict), kind, value, where)
-    known = {field.name: field for field in fields(kind) if field.init}
-    for name in value.keys() - known.keys():
-        raise DocumentError(f"{where}.{name} is unknown, expected fields of {kind.__name__}")
-    for name, field in known.items():
-        if name not in value and field.default is MISSING and field.default_factory is MISSING:
-            raise DocumentError(f"{where}.{name} is missing, expected {_name(field.type)}")
+def _read_fields(kind: Any, document: Mapping[str, Any], where: str) -> Any:
     # Not `typing.get_type_hints`, which finds nothing in a class under `no_type_check`.
-    types = {name: field.type for name, field in known.items()}
+    types = {field.name: field.type for field in fields(kind)}
+    for name in document.keys() - types.keys():
+        raise DocumentError(f"{where}.{name} is unknown, expected fields of {kind.__name__}")
+    for field in fields(kind):
+        if field.name not in document and field.default is field.default_factory is MISSING:
+            raise DocumentError(f"{where}.{field.name} is missing, expected {_name(field.type)}")
     return kind(
-        **{name: _read(types[name], entry, f"{where}.{name}") for name, entry in value.items()}
+        **{name: _read(types[name], entry, f"{where}.{name}") for name, entry in document.items()}
     )
 
 
 def _read_array(kind: Any, value: Any, where: str) -> Any:
     try:
         array = np.asarray(value)
-        if array.dtype.kind == "i" or not array.size:  # whole numbers may be written as 1
+        if array.dtype.kind in "if" or not array.size:  # whole numbers may be written as 1
             array = array.astype(kind.dtypes[0])
     except ValueError:  # ragged
         array = np.empty(0)
-    if array.dtype.kind == "f":
-        array = array.astype(kind.dtypes[0])
     _require(isinstance(array, kind), kind, value, where)
     return array
 
@@ -118,4 +101,4 @@ def _require(fits: bool, kind: Any, value: Any, where: str) -> None:
 
 
 def _name(kind: Any) -> str:
-    return getattr(kind, "__name__", None) if get_origin(kind) is None else str(kind)  # type: ignore[return-value]  # every class has a name
+    return str(kind) if get_origin(kind) else kind.__name__
