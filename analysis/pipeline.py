@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
-from actcache.analysis.arrays import write_steerability, write_vectors
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     BATCH_ROWS,
@@ -25,12 +24,16 @@ from actcache.analysis.directions.difference_of_means import (
     two_labels,
 )
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
-from actcache.analysis.documents import typed
-from actcache.analysis.files import write_aside, write_text
+from actcache.analysis.files import typed, write_aside, write_text
 from actcache.analysis.names import METHOD, control_set
 from actcache.analysis.report.pages import markdown_page, pictures
 from actcache.analysis.report.verdicts import verdicts
-from actcache.analysis.results import Results, require_same_store
+from actcache.analysis.results import (
+    Results,
+    require_same_store,
+    write_steerability,
+    write_vectors,
+)
 from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.steerability import Steerability, summarize

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.discriminative import LayerScores
-from actcache.analysis.documents import plain, typed
-from actcache.analysis.files import write_json
+from actcache.analysis.files import plain, typed, write_json
 from actcache.analysis.predict.outcome import (
     DirectionSetScores,
     EncoderScore,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def show_or_print(summary: "Summary", *, as_json: bool, out: Path) -> None:
     """Print a summary as tables, or as one JSON document."""
     if as_json:
-        from actcache.analysis.documents import plain
+        from actcache.analysis.files import plain
 
         console.print_json(plain(summary))
     else:
