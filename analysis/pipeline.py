@@ -46,7 +46,6 @@ from actcache.store.storage.atomic import make_folder, os_errors_explained
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
-    from actcache.analysis.predict.outcome import PredictorScores
     from actcache.engine.model import LanguageModel
 
 
@@ -230,13 +229,28 @@ def _run_sweep_stages(run: _Run, summary: Summary) -> Summary:
     sweep = _sweep(run)
     if "sweep" in run.config.stages:
         summary = replace(summary, sweep=_score_sweep(run, sweep))
-    if "predictors" in run.config.stages:
-        predictors = _predict(run, sweep)
-        if isinstance(predictors, str):
-            left_out = (*summary.left_out, f"predictors: {predictors}")
-            return replace(summary, left_out=left_out)
-        summary = replace(summary, predictors=predictors)
-    return summary
+    if "predictors" not in run.config.stages:
+        return summary
+
+    from actcache.analysis.predict.adamw_stack import training_device
+    from actcache.analysis.predict.selections import predictor_rows
+    from actcache.analysis.predict.stage import run_predictors
+
+    try:
+        behaviors = predictor_rows(run.store, vectors=run.config.vectors)
+    except MismatchError as error:  # the other stages were asked for as much
+        return replace(summary, left_out=(*summary.left_out, f"predictors: {error}"))
+    scores = run_predictors(
+        run.out,
+        run.store,
+        behaviors,
+        sweep=sweep,
+        config=run.config,
+        model=run.model,
+        progress=run.progress,
+        device=training_device(run.device),
+    )
+    return replace(summary, predictors=scores)
 
 
 def _sweep(run: _Run) -> Sweep:
@@ -301,28 +315,4 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
         self_check=typed(SelfCheck, sweep.certificate),
         behaviors={name: each.scores for name, each in results.items()},
         mean_propensity=means,
-    )
-
-
-def _predict(run: _Run, sweep: Sweep) -> "PredictorScores | str":
-    """Layer and vector predictors and their scores; or why they were left out."""
-    from actcache.analysis.predict.adamw_stack import training_device
-    from actcache.analysis.predict.selections import predictor_rows
-    from actcache.analysis.predict.stage import run_predictors
-
-    try:
-        behaviors = predictor_rows(run.store, vectors=run.config.vectors)
-    except MismatchError as error:
-        if tuple(run.config.stages) != STAGES:
-            raise
-        return str(error)  # the other stages were asked for as much
-    return run_predictors(
-        run.out,
-        run.store,
-        behaviors,
-        sweep=sweep,
-        config=run.config,
-        model=run.model,
-        progress=run.progress,
-        device=training_device(run.device),
     )
