@@ -147,17 +147,11 @@ def analyze(
         )
     summary = replace(summary, verdicts=verdicts(summary))
     summary.write(out / "summary.json")
-    write_report(out, summary)
-    return Results(out)
-
-
-def write_report(out: Path, summary: Summary) -> None:
-    """Write `tables.md` and the pictures."""
-    page = markdown_page(summary)
-    if page:
+    if page := markdown_page(summary):
         write_text(out / "tables.md", page)
     for name, draw in pictures(summary, out).items():
         write_aside(out / name, draw)
+    return Results(out)
 
 
 def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:

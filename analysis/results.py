@@ -15,7 +15,7 @@ from actcache.analysis.files import plain, write_arrays, write_tensors
 from actcache.analysis.names import CAA, METHOD, slugs, w2s
 from actcache.analysis.report.pages import html_page
 from actcache.analysis.stats.slopes import fit_quality
-from actcache.analysis.summary import Summary, VectorSummary, read_store
+from actcache.analysis.summary import StoreSummary, Summary, VectorSummary, read_store
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.analysis.sweep.steerability import Steerability
 from actcache.errors import FormatError, MismatchError, StoreNotFoundError
@@ -24,9 +24,6 @@ from actcache.store.store import Store
 
 if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
-
-SAME_STORE = ("data_sha256", "tokenizer")
-"""Besides the model's identity and the shape, what the store of a results folder must agree on."""
 
 
 @dataclass(frozen=True)
@@ -126,23 +123,22 @@ def require_same_store(out: Path, store: Store) -> None:
         FormatError: `summary.json` is no document of ours.
     """
     path = out / "summary.json"
-    if not path.exists():
-        return
-    before = read_store(path)
-    shape = ("n", "n_layers", "d_model")
-    require_same(
-        {**{name: getattr(store, name) for name in shape}, **_identity(plain(store.provenance))},
-        {**{name: getattr(before, name) for name in shape}, **_identity(before.provenance)},
-        what=f"'{store.path}' and the store that the results in '{out}' are of",
-        remedy="Choose another folder with -o, or pass --overwrite.",
-    )
+    if path.exists():
+        require_same(
+            _identity(store),
+            _identity(read_store(path)),
+            what=f"'{store.path}' and the store that the results in '{out}' are of",
+            remedy="Choose another folder with -o, or pass --overwrite.",
+        )
 
 
-def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(store: Store | StoreSummary) -> dict[str, Any]:
+    provenance = plain(store.provenance)
     model = provenance.get("model")
     known = model if isinstance(model, dict) else {}  # an imported store may not say
     return {
-        **{name: provenance.get(name) for name in SAME_STORE},
+        **{name: getattr(store, name) for name in ("n", "n_layers", "d_model")},
+        **{name: provenance.get(name) for name in ("data_sha256", "tokenizer")},
         "model": {name: known.get(name) for name in IDENTITY},
     }
 
@@ -219,8 +215,8 @@ def remove_results(out: Path) -> None:
     for name in ("sweep.zarr", "sweep.zarr.partial", "predictors"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (
-        *("summary.json", "directions.safetensors", "moments.npz", "steerability.npz"),
-        *("steerability.png", "grid.png", "layers.png"),
-        *("predictors.npz", "tables.md", "embeddings.png"),
+        *("summary.json", "tables.md", "directions.safetensors", "moments.npz"),
+        *("steerability.npz", "steerability.png", "grid.png", "layers.png"),
+        *("predictors.npz", "embeddings.png"),
     ):
         (out / name).unlink(missing_ok=True)

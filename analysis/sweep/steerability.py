@@ -61,7 +61,6 @@ class Steerability:
     """Slopes of all samples, their best layers, and the scores of the test samples."""
 
     slope: Float64[np.ndarray, "n layer"]
-    """Slope of every sample at every layer."""
 
     oracle_layer: Int64[np.ndarray, " n"]
     """Place of each sample's best layer, the first of equals."""
@@ -84,7 +83,6 @@ def summarize(
     fixed: int | None = None,
     layers: Sequence[int] | None = None,
     draws: int = 1000,
-    level: float = 0.95,
 ) -> Steerability:
     """Score a sweep: train samples choose layers, numbers are of test samples.
 
@@ -100,8 +98,7 @@ def summarize(
         fixed: place of the fixed layer, where something else than these slopes chose it (L2S lets
             the oracle's vectors); the control chooses its own in any case.
         layers: numbers of the layers; by default their places.
-        draws: bootstrap draws.
-        level: share of the draws inside an interval.
+        draws: bootstrap draws of the 95 % intervals.
 
     Raises:
         MismatchError: no train or test sample, samples in both, shapes that differ, or fewer than
@@ -119,7 +116,7 @@ def summarize(
 
     def score(table: SlopeTable, rows: Bool[np.ndarray, " n"], place: int) -> SteerabilityScores:
         return score_samples(
-            table.of(rows), fixed_layer=place, layers=numbers, rng=rng, draws=draws, level=level
+            table.of(rows), fixed_layer=place, layers=numbers, rng=rng, draws=draws
         )
 
     # The order of these calls is the order of the bootstrap's draws.
@@ -140,7 +137,7 @@ def summarize(
     if len(gains) > 1:
         random = np.mean(gains[1:], axis=0)  # [test]
         columns = np.column_stack([random, gains[0] - random])
-        control_gain, difference = mean_intervals(columns, rng, draws=draws, level=level)
+        control_gain, difference = mean_intervals(columns, rng, draws=draws)
         comparison = Comparison(control_gain=control_gain, difference=difference)
     return Steerability(
         slope=table.slope,

@@ -211,7 +211,6 @@ def score_samples(
     layers: Sequence[int],
     rng: np.random.Generator,
     draws: int = 1000,
-    level: float = 0.95,
 ) -> SteerabilityScores:
     """Score one set of samples, at least one; `fixed_layer` is a place in `layers`."""
     slope, halves = table.slope, table.halves
@@ -226,7 +225,7 @@ def score_samples(
         strategies[CROSS_FITTED] = cross_fitted(halves, fixed_layer=fixed_layer)
         by_halves = [strategies[CROSS_FITTED].base]
     columns = np.column_stack([slope, *by_halves, _columns(strategies)])
-    intervals = mean_intervals(columns, rng, draws=draws, level=level)
+    intervals = mean_intervals(columns, rng, draws=draws)
     n_layers = slope.shape[1]
     scores = _scores([strategies], intervals[n_layers + len(by_halves) :])
     moved = None if halves is None else float(np.abs(halves.argmax(2) - fixed_layer).mean())

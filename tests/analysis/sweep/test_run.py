@@ -174,13 +174,12 @@ def test_results_of_other_settings_are_never_mixed(store, model, sets, tmp_path,
         sweep(store, model, tmp_path / "sweep.zarr", sets, **change)
 
 
-def test_a_finished_sweep_serves_any_size_of_batch(store, model, sets, tmp_path):
+def test_a_finished_sweep_needs_no_model_and_serves_any_size_of_batch(store, model, sets, tmp_path):
     sweep(store, model, tmp_path / "sweep.zarr", sets)
 
-    again = sweep(
-        store, never, tmp_path / "sweep.zarr", sets, batch_tokens=77
-    )  # no model is needed
+    again = sweep(store, never, tmp_path / "sweep.zarr", sets, batch_tokens=77)
     assert again.store.config["batch_tokens"] == 600
+    assert again.n == 20
 
 
 def test_results_of_other_directions_are_never_mixed(store, model, sets, tmp_path):
@@ -200,12 +199,6 @@ def test_refuses_another_model_than_the_stores(store, sets, tmp_path):
     with pytest.raises(MismatchError, match="weights_sha256"):
         sweep(store, other, tmp_path / "sweep.zarr", sets)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_finished_sweep_needs_no_model(store, model, sets, tmp_path):
-    sweep(store, model, tmp_path / "sweep.zarr", sets)
-
-    assert sweep(store, never, tmp_path / "sweep.zarr", sets).n == 20
 
 
 def test_the_model_may_be_a_function_that_loads_it_or_be_left_to_the_store(
