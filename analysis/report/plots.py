@@ -7,7 +7,7 @@ picture is drawn.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito: eight colours that differ for every kind of colour vision; yellow is too pale for
 # a line on white. Further lines repeat them with another dash.
@@ -60,11 +59,11 @@ def plot_steerability(
     axes.axhline(0, color="black", linewidth=0.8, zorder=1)
     for i, scores in enumerate(control):
         label = "random directions" if i == 0 else None
-        _plot_means(axes, scores, "-", color=_GREY, alpha=0.15, width=1.4, label=label)
+        _plot_means(axes, scores, 0.15, color=_GREY, linewidth=1.4, label=label)
     for i, (name, scores) in enumerate(behaviors.items()):
         color, dash = _style(i)
-        label = f"{name} (n = {scores.n})"
-        _plot_means(axes, scores, dash, color=color, alpha=0.18, width=1.8, label=label)
+        line = {"color": color, "linestyle": dash, "linewidth": 1.8}
+        _plot_means(axes, scores, 0.18, label=f"{name} (n = {scores.n})", **line)
         axes.plot(
             scores.fixed_layer if layers is None else list(layers).index(scores.fixed_layer),
             scores.fixed.slope.value,
@@ -79,8 +78,7 @@ def plot_steerability(
     axes.set_title("Steerability by layer: mean over test samples, 95 % interval", loc="left")
     axes.set_xlabel("layer that is steered")
     axes.set_ylabel(f"steerability ({unit})")
-    _finish_lines(axes)
-    _number(axes.xaxis, layers)
+    _finish_lines(axes, layers)
     if len(behaviors) <= _FEW:
         axes.legend(frameon=False, fontsize=9)
     else:
@@ -134,7 +132,6 @@ def plot_grid(
         axes.set_title(name, fontsize=10)
         axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
         axes.tick_params(axis="x", labelbottom=True, labelsize=8)
-        axes.yaxis.set_major_locator(_whole_numbers())
         _number(axes.yaxis, layers)
         for column in np.flatnonzero(multipliers == 0):
             axes.axvspan(column - 0.5, column + 0.5, fill=False, edgecolor="black", linewidth=1.4)
@@ -213,23 +210,12 @@ def plot_layers(
     figure.savefig(path)
 
 
-def _plot_means(
-    axes: "Axes",
-    scores: SteerabilityScores,
-    dash: str,
-    *,
-    color: str,
-    alpha: float,
-    width: float,
-    label: str | None,
-) -> None:
+def _plot_means(axes: "Axes", scores: SteerabilityScores, alpha: float, **line: Any) -> None:
     """Draw the mean of each layer as a line, its interval as a band."""
-    means = scores.by_layer
-    layer = range(len(means))
-    low, high = [mean.low for mean in means], [mean.high for mean in means]
-    axes.fill_between(layer, low, high, color=color, alpha=alpha, linewidth=0)
-    values = [mean.value for mean in means]
-    axes.plot(layer, values, dash, color=color, linewidth=width, label=label, zorder=3)
+    layer = range(len(scores.by_layer))
+    mean, low, high = zip(*((x.value, x.low, x.high) for x in scores.by_layer), strict=True)
+    axes.fill_between(layer, low, high, color=line["color"], alpha=alpha, linewidth=0)
+    axes.plot(layer, mean, zorder=3, **line)
 
 
 def _figure(height: float) -> "Figure":
@@ -246,26 +232,22 @@ def _style(i: int) -> tuple[str, str]:
     return _COLORS[i % len(_COLORS)], _DASHES[i // len(_COLORS) % len(_DASHES)]
 
 
-def _finish_lines(axes: "Axes") -> None:
+def _finish_lines(axes: "Axes", layers: Sequence[int] | None = None) -> None:
     axes.margins(x=0.01)
-    axes.xaxis.set_major_locator(_whole_numbers())
+    _number(axes.xaxis, layers)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _whole_numbers() -> "MaxNLocator":
+def _number(axis: "Axis", layers: Sequence[int] | None) -> None:
+    """Mark whole numbers on an axis: places, or the numbers of their layers."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(integer=True)
-
-
-def _number(axis: "Axis", layers: Sequence[int] | None) -> None:
-    """Call places on an axis by their layers' numbers."""
-    if layers is None or list(layers) == list(range(len(layers))):
-        return
-    names = {float(place): str(layer) for place, layer in enumerate(layers)}
-    axis.set_major_formatter(lambda place, _tick: names.get(place, ""))
+    axis.set_major_locator(MaxNLocator(integer=True))
+    if layers is not None and list(layers) != list(range(len(layers))):
+        names = {float(place): str(layer) for place, layer in enumerate(layers)}
+        axis.set_major_formatter(lambda place, _tick: names.get(place, ""))
 
 
 def plot_embeddings(

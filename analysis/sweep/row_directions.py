@@ -36,15 +36,16 @@ def shared_directions(
     return RowDirections(lambda rows: values[of[rows]], digest)
 
 
-def row_directions(
-    store: Store,
-    directions: RowDirections
+AnyDirections = (
+    RowDirections
     | Directions
     | Float[np.ndarray, "layer d_model"]
-    | Float[np.ndarray, "n layer d_model"],
-    *,
-    name: str,
-) -> RowDirections:
+    | Float[np.ndarray, "n layer d_model"]
+)
+"""One direction for all rows, one for each behavior or one for each row."""
+
+
+def row_directions(store: Store, directions: AnyDirections, *, name: str) -> RowDirections:
     """Say which direction steers each row of a store.
 
     An array holds one direction for all rows or one for each. Of `difference_of_means`, a single

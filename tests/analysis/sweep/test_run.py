@@ -12,11 +12,7 @@ import actcache
 from actcache import analysis
 from actcache.analysis.sweep.row_directions import shared_directions
 from actcache.analysis.sweep.run import run_sweep
-from actcache.build.config import BuildConfig
-from actcache.build.plan import plan_build
 from actcache.build.replay import rendered_rows
-from actcache.build.run import run_build
-from actcache.data.formats import read_samples
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError
 from actcache.progress import Silent
@@ -39,8 +35,8 @@ def store(tmp_path_factory):
         for i in range(20)
     ]
     (folder / "d.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    config = BuildConfig(model=save(folder / "model", "mistral"))
-    return run_build(plan_build(read_samples([folder / "d.jsonl"]), config), folder / "s.zarr")
+    model = save(folder / "model", "mistral")
+    return actcache.build_store(folder / "d.jsonl", folder / "s.zarr", model=model)
 
 
 @pytest.fixture(scope="module")
