@@ -125,13 +125,9 @@ def analyze(
     if "vectors" in config.stages:
         summary = replace(summary, vectors=write_vectors(out, store, directions))
     if paired and {"sweep", "predictors"} & set(config.stages):
-        if model is None:
+        from actcache.build.replay import load_store_model
 
-            def model() -> "LanguageModel":
-                from actcache.build.replay import load_store_model
-
-                return load_store_model(store, device=device)
-
+        load = model or (lambda: load_store_model(store, device=device))
         summary = _run_sweep_stages(
             _Run(
                 store=store,
@@ -139,7 +135,7 @@ def analyze(
                 config=config,
                 directions=directions,
                 train=train,
-                model=cache(model),  # one load for both sweeps
+                model=cache(load),  # one load for both sweeps
                 progress=progress,
                 device=device,
             ),

@@ -168,9 +168,9 @@ def steerability(
         sweep: what `run_sweep` returned, or `open_sweep` opened.
         name: the direction set; by default the main one.
         train: samples that choose the fixed layer.
-        test: samples that all numbers are means over.
+        test: samples that all numbers are means over; none of them may be in `train`.
         seed: of the bootstrap.
-        draws: bootstrap draws.
+        draws: of the bootstrap.
 
     Raises:
         MismatchError: there is no such set, or as `summarize`.
