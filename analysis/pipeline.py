@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
-from actcache.analysis.arrays import write_steerability, write_vectors
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     BATCH_ROWS,
@@ -25,12 +24,16 @@ from actcache.analysis.directions.difference_of_means import (
     two_labels,
 )
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
-from actcache.analysis.documents import typed
-from actcache.analysis.files import write_aside, write_text
+from actcache.analysis.files import typed, write_aside, write_text
 from actcache.analysis.names import METHOD, control_set
 from actcache.analysis.report.pages import markdown_page, pictures
 from actcache.analysis.report.verdicts import verdicts
-from actcache.analysis.results import Results, require_same_store
+from actcache.analysis.results import (
+    Results,
+    require_same_store,
+    write_steerability,
+    write_vectors,
+)
 from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.steerability import Steerability, summarize
@@ -43,9 +46,7 @@ from actcache.store.storage.atomic import make_folder, os_errors_explained
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
-    from actcache.analysis.predict.outcome import PredictorScores
     from actcache.engine.model import LanguageModel
-    from actcache.engine.steered_scores import SteeringRule
 
 
 def analyze(
@@ -124,39 +125,35 @@ def analyze(
     if "vectors" in config.stages:
         summary = replace(summary, vectors=write_vectors(out, store, directions))
     if paired and {"sweep", "predictors"} & set(config.stages):
-        if model is None:
+        from actcache.build.replay import load_store_model
 
-            def model() -> "LanguageModel":
-                from actcache.build.replay import load_store_model
-
-                return load_store_model(store, device=device)
-
-        run = _Run(store, out, config, cache(model), progress, device)  # one load for both sweeps
-        summary = _run_sweep_stages(run, directions, train, summary)
+        load = model or (lambda: load_store_model(store, device=device))
+        summary = _run_sweep_stages(
+            _Run(
+                store=store,
+                out=out,
+                config=config,
+                directions=directions,
+                train=train,
+                model=cache(load),  # one load for both sweeps
+                progress=progress,
+                device=device,
+            ),
+            summary,
+        )
     summary = replace(summary, verdicts=verdicts(summary))
     summary.write(out / "summary.json")
-    write_report(out, summary)
-    return Results(out)
-
-
-def write_report(out: Path, summary: Summary) -> None:
-    """Write `tables.md` and the pictures."""
-    page = markdown_page(summary)
-    if page:
+    if page := markdown_page(summary):
         write_text(out / "tables.md", page)
     for name, draw in pictures(summary, out).items():
         write_aside(out / name, draw)
+    return Results(out)
 
 
 def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
-    """Which stages cannot run on a store's rows: asked before any of them takes time.
+    """A sentence on stages that were asked for one by one and cannot run on a store's rows.
 
-    Returns:
-        A sentence, where `sweep` or `predictors` were asked for one by one and rows have labels;
-        else nothing: all stages means all that there are.
-
-    Raises:
-        MismatchError: none of them can run, or a split that one reads has no rows.
+    All stages means all that there are. If none can run, or one lacks its split, that is an error.
     """
     paired = not any(store["label"].tolist())
     unfit = ("layers",) if paired else ("sweep", "predictors")
@@ -203,50 +200,61 @@ def _score_layers(
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     """What the stages that steer the model share."""
 
     store: Store
     out: Path
     config: AnalyzeConfig
+    directions: Directions
+    train: Bool[np.ndarray, " n"]
     model: "Callable[[], LanguageModel]"
     progress: Progress
     device: str
 
 
-def _run_sweep_stages(
-    run: _Run, directions: Directions, train: Bool[np.ndarray, " n"], summary: Summary
-) -> Summary:
+def _run_sweep_stages(run: _Run, summary: Summary) -> Summary:
     """The stages `sweep` and `predictors`; predictors run a sweep where the folder has none."""
-    from actcache.engine.steered_scores import SteeringRule
-
-    rule = SteeringRule(first_steered=run.config.first_steered, score=run.config.score)
-    sweep = _sweep(run, directions)
+    sweep = _sweep(run)
     if "sweep" in run.config.stages:
-        summary = replace(summary, sweep=_score_sweep(run, directions, train, rule, sweep))
-    if "predictors" in run.config.stages:
-        predictors = _predict(run, sweep)
-        if isinstance(predictors, str):
-            left_out = (*summary.left_out, f"predictors: {predictors}")
-            return replace(summary, left_out=left_out)
-        summary = replace(summary, predictors=predictors)
-    return summary
+        summary = replace(summary, sweep=_score_sweep(run, sweep))
+    if "predictors" not in run.config.stages:
+        return summary
+
+    from actcache.analysis.predict.adamw_stack import training_device
+    from actcache.analysis.predict.selections import predictor_rows
+    from actcache.analysis.predict.stage import run_predictors
+
+    try:
+        behaviors = predictor_rows(run.store, vectors=run.config.vectors)
+    except MismatchError as error:  # the other stages were asked for as much
+        return replace(summary, left_out=(*summary.left_out, f"predictors: {error}"))
+    scores = run_predictors(
+        run.out,
+        run.store,
+        behaviors,
+        sweep=sweep,
+        config=run.config,
+        model=run.model,
+        progress=run.progress,
+        device=training_device(run.device),
+    )
+    return replace(summary, predictors=scores)
 
 
-def _sweep(run: _Run, directions: Directions) -> Sweep:
+def _sweep(run: _Run) -> Sweep:
     """The sweep: run, resumed, or as it is."""
-    from actcache.analysis.sweep.row_directions import shared_directions
     from actcache.analysis.sweep.run import run_sweep
 
-    config = run.config
-    of = np.searchsorted(list(directions.names), run.store["behavior"]).astype(np.int64)
+    config, directions = run.config, run.directions
     rng = np.random.default_rng(config.seed)
-    # [behavior][control, layer, d]
-    random = [random_directions(values, rng, count=config.controls) for values in directions.values]
-    sets = {METHOD: shared_directions(directions.values, of)}
+    random = np.stack(  # [behavior, control, layer, d_model]
+        [random_directions(values, rng, count=config.controls) for values in directions.values]
+    )
+    sets = {METHOD: directions}
     for i in range(config.controls):
-        sets[control_set(i)] = shared_directions(np.stack([each[i] for each in random]), of)
+        sets[control_set(i)] = replace(directions, values=random[:, i])
     return run_sweep(
         run.store,
         sets,
@@ -261,79 +269,40 @@ def _sweep(run: _Run, directions: Directions) -> Sweep:
     )
 
 
-def _score_sweep(
-    run: _Run,
-    directions: Directions,
-    train: Bool[np.ndarray, " n"],
-    rule: "SteeringRule",
-    sweep: Sweep,
-) -> SweepSummary:
+def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
     """Steerability of every behavior and variant that has test samples."""
+    from actcache.engine.steered_scores import SteeringRule
+
     store, config = run.store, run.config
     controls = [control_set(i) for i in range(config.controls)]
     control = np.stack([sweep.propensity_of(name) for name in controls]) if controls else None
     layers = sweep.layers.tolist()
     propensity = sweep.propensity
     results: dict[str, Steerability] = {}
-    for behavior in directions.names:
-        for variant in dict.fromkeys(store["variant"].tolist()):
-            rows = store["behavior"] == behavior
-            tested = rows & (store["variant"] == variant) & (store["split"] == "test")
-            if not tested.any():
-                continue
+    means = {}
+    for behavior in run.directions.names:
+        rows = store["behavior"] == behavior
+        test = rows & (store["split"] == "test")
+        if test.any():  # [layer, multiplier]
+            means[behavior] = tuple(map(tuple, propensity[test].mean(0).tolist()))
+        for variant in dict.fromkeys(store["variant"][test].tolist()):
             results[behavior if variant == "base" else f"{behavior}@{variant}"] = summarize(
                 propensity,
                 sweep.multipliers,
-                train=train & rows,
-                test=tested,
+                train=run.train & rows,
+                test=test & (store["variant"] == variant),
                 rng=np.random.default_rng(config.seed),
                 letters=store["letter"],
                 control=control,
                 layers=layers,
                 draws=config.draws,
             )
-    if not results:
-        raise MismatchError(
-            "no behavior has test samples, so there is nothing to report; expected rows of the "
-            "split 'test'. Build from more rows, or give rows a split."
-        )
     write_steerability(run.out, store, sweep, results, controls)
-
-    means = {}
-    for behavior in directions.names:
-        rows = (store["behavior"] == behavior) & (store["split"] == "test")
-        if rows.any():
-            grid: Float[np.ndarray, "layer m"] = propensity[rows].mean(0)
-            means[behavior] = tuple(map(tuple, grid.tolist()))
     return SweepSummary(
         layers=tuple(layers),
         multipliers=tuple(sweep.multipliers.tolist()),
-        unit=rule.unit,
+        unit=SteeringRule(first_steered=config.first_steered, score=config.score).unit,
         self_check=typed(SelfCheck, sweep.certificate),
         behaviors={name: each.scores for name, each in results.items()},
         mean_propensity=means,
-    )
-
-
-def _predict(run: _Run, sweep: Sweep) -> "PredictorScores | str":
-    """Layer and vector predictors and their scores; or why they were left out."""
-    from actcache.analysis.predict.adamw_stack import training_device
-    from actcache.analysis.predict.selections import predictor_rows
-    from actcache.analysis.predict.stage import run_predictors
-
-    try:
-        behaviors = predictor_rows(run.store, vectors=run.config.vectors)
-    except MismatchError as error:
-        if tuple(run.config.stages) != STAGES:
-            raise
-        return str(error)  # the other stages were asked for as much
-    return run_predictors(
-        run.out,
-        run.store,
-        behaviors,
-        sweep=sweep,
-        config=run.config,
-        model=run.model,
-        progress=run.progress,
-        device=training_device(run.device),
     )

@@ -1,8 +1,8 @@
-"""The results folder of an analysis: open it, read it, check whose it is, empty it."""
+"""The results folder of an analysis: its arrays, opening it, checking whose it is, emptying it."""
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.analysis.documents import plain
+from actcache.analysis.directions.difference_of_means import Directions, unit
+from actcache.analysis.files import plain, write_arrays, write_tensors
 from actcache.analysis.names import CAA, METHOD, slugs, w2s
 from actcache.analysis.report.pages import html_page
-from actcache.analysis.summary import Summary, read_store
+from actcache.analysis.stats.slopes import fit_quality
+from actcache.analysis.summary import StoreSummary, Summary, VectorSummary, read_store
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
+from actcache.analysis.sweep.steerability import Steerability
 from actcache.errors import FormatError, MismatchError, StoreNotFoundError
 from actcache.identity import IDENTITY, require_same
 from actcache.store.store import Store
 
 if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
-
-SAME_STORE = ("data_sha256", "tokenizer")
-"""Besides the model's identity and the shape, what the store of a results folder must agree on."""
 
 
 @dataclass(frozen=True)
@@ -123,25 +123,91 @@ def require_same_store(out: Path, store: Store) -> None:
         FormatError: `summary.json` is no document of ours.
     """
     path = out / "summary.json"
-    if not path.exists():
-        return
-    before = read_store(path)
-    shape = ("n", "n_layers", "d_model")
-    require_same(
-        {**{name: getattr(store, name) for name in shape}, **_identity(plain(store.provenance))},
-        {**{name: getattr(before, name) for name in shape}, **_identity(before.provenance)},
-        what=f"'{store.path}' and the store that the results in '{out}' are of",
-        remedy="Choose another folder with -o, or pass --overwrite.",
-    )
+    if path.exists():
+        require_same(
+            _identity(store),
+            _identity(read_store(path)),
+            what=f"'{store.path}' and the store that the results in '{out}' are of",
+            remedy="Choose another folder with -o, or pass --overwrite.",
+        )
 
 
-def _identity(provenance: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(store: Store | StoreSummary) -> dict[str, Any]:
+    provenance = plain(store.provenance)
     model = provenance.get("model")
     known = model if isinstance(model, dict) else {}  # an imported store may not say
     return {
-        **{name: provenance.get(name) for name in SAME_STORE},
+        **{name: getattr(store, name) for name in ("n", "n_layers", "d_model")},
+        **{name: provenance.get(name) for name in ("data_sha256", "tokenizer")},
         "model": {name: known.get(name) for name in IDENTITY},
     }
+
+
+def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, VectorSummary]:
+    """Write `directions.safetensors` (as they are and of norm 1) and `moments.npz`."""
+    tensors = {}
+    for name, values in zip(directions.names, directions.values, strict=True):
+        tensors[f"{name}/{METHOD}"] = values
+        tensors[f"{name}/{METHOD}_unit"] = unit(values)
+    about = {
+        "layer": "output of the decoder block, from 0",
+        "weights_sha256": str(store.provenance["model"]["weights_sha256"]),
+        "model": str(store.provenance["model"]["name"]),
+    }
+    write_tensors(out / "directions.safetensors", tensors, about=about)
+    moments = directions.moments
+    classes = [f"{name}/{side}" for name in directions.names for side in ("positive", "negative")]
+    write_arrays(
+        out / "moments.npz",
+        {
+            "class": np.array(classes),
+            "count": moments.count,
+            "mean": moments.mean,
+            "scatter": moments.scatter,
+        },
+    )
+    norms = np.linalg.norm(directions.values.astype(np.float64), axis=-1)
+    counts = moments.count.reshape(-1, 2)
+    return {
+        name: VectorSummary(n_positive=int(p), n_negative=int(q), norm=tuple(norm.tolist()))
+        for name, (p, q), norm in zip(directions.names, counts, norms, strict=True)
+    }
+
+
+def write_steerability(
+    out: Path,
+    store: Store,
+    sweep: Sweep,
+    results: Mapping[str, Steerability],
+    controls: Sequence[str],
+) -> None:
+    """Write `steerability.npz`: slopes of every sample, how good the fits are, the best layers.
+
+    `results` are by behavior, or `behavior@variant`; `controls` name the random direction sets.
+    """
+    first = next(iter(results.values()))
+    layers = sweep.layers
+    names = ("id", "behavior", "variant", "split", "letter")
+    arrays: dict[str, np.ndarray] = {
+        **{name: np.asarray(store[name], dtype=str) for name in names},
+        "layer": layers,
+        "multiplier": sweep.multipliers,
+        "slope": first.slope,
+        **asdict(fit_quality(sweep.propensity, sweep.multipliers)),
+        "oracle_layer": layers[first.oracle_layer],
+    }
+    if first.cross_fitted_layer is not None:
+        arrays["crossfit_layer"] = layers[first.cross_fitted_layer]
+    for name in controls:
+        arrays[f"{name}/slope"] = sweep.slopes(name)
+    for behavior, result in results.items():
+        arrays[f"{behavior}/fixed_layer"] = np.asarray(result.scores.fixed_layer)
+        if "@" not in behavior:
+            rows = store["behavior"] == behavior
+            for name in ("oracle_layer", "crossfit_layer"):
+                if name in arrays:
+                    arrays[f"{behavior}/{name}"] = arrays[name][rows]
+    write_arrays(out / "steerability.npz", arrays)
 
 
 def remove_results(out: Path) -> None:
@@ -149,8 +215,8 @@ def remove_results(out: Path) -> None:
     for name in ("sweep.zarr", "sweep.zarr.partial", "predictors"):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (
-        *("summary.json", "directions.safetensors", "moments.npz", "steerability.npz"),
-        *("steerability.png", "grid.png", "layers.png"),
-        *("predictors.npz", "tables.md", "embeddings.png"),
+        *("summary.json", "tables.md", "directions.safetensors", "moments.npz"),
+        *("steerability.npz", "steerability.png", "grid.png", "layers.png"),
+        *("predictors.npz", "embeddings.png"),
     ):
         (out / name).unlink(missing_ok=True)

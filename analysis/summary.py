@@ -1,34 +1,24 @@
 """The summary of an analysis: every number of its tables, typed; summary.json in memory."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.discriminative import LayerScores
-from actcache.analysis.documents import plain, typed
-from actcache.analysis.files import write_json
-from actcache.analysis.predict.outcome import (
-    DirectionSetScores,
-    EncoderScore,
-    NetworkScore,
-    PredictorScores,
-    VariantScores,
-)
-from actcache.analysis.stats.bootstrap import Interval
+from actcache.analysis.files import plain, typed, write_json
+from actcache.analysis.predict.outcome import DirectionSetScores, PredictorScores
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES, BehaviorScores
 from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
 from actcache.errors import ActcacheError, FormatError
 
-__all__ = [
+__all__ = [  # the types that the report reads
     "LETTER_SAMPLES",
     "BehaviorScores",
     "DirectionSetScores",
-    "EncoderScore",
-    "Interval",
     "LayerScores",
-    "NetworkScore",
     "PredictorScores",
     "SelfCheck",
     "SteerabilityScores",
@@ -36,10 +26,11 @@ __all__ = [
     "StrategyScore",
     "Summary",
     "SweepSummary",
-    "VariantScores",
     "VectorSummary",
     "Verdict",
 ]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +134,15 @@ class Summary:
         """The sweep's scores by behavior; empty where the stage did not run."""
         return {} if self.sweep is None else self.sweep.behaviors
 
-    def verdicts_on(self, stage: str, about: str, strategy: str | None = None) -> list[Verdict]:
-        """Find the verdicts on a behavior or direction set, on one strategy or on all."""
-        return [
-            verdict
+    def verdict_words(self, stage: str, about: str, strategy: str | None = None) -> str:
+        """Join the words on a behavior or direction set, on one strategy or on all."""
+        words = [
+            verdict.word
             for verdict in self.verdicts
             if (verdict.stage, verdict.about) == (stage, about)
             and strategy in (None, verdict.strategy)
         ]
+        return "; ".join(dict.fromkeys(words))
 
     def write(self, path: Path) -> None:
         """Write summary.json."""
@@ -163,10 +155,7 @@ class Summary:
         Raises:
             FormatError: it is damaged, or something else.
         """
-        try:
-            return typed(cls, _parse(path))
-        except (*_NOT_OURS, ActcacheError, TypeError) as error:
-            raise _not_ours(path, error) from None
+        return _read(path, lambda document: typed(cls, document))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Summary) and plain(self) == plain(other)
@@ -180,26 +169,21 @@ def read_store(path: Path) -> StoreSummary:
     Raises:
         FormatError: the file is damaged, or something else.
     """
+    return _read(path, lambda document: typed(StoreSummary, document["store"]))
+
+
+def _read(path: Path, read: Callable[[Any], T]) -> T:
     try:
-        return typed(StoreSummary, _parse(path)["store"])
-    except (*_NOT_OURS, KeyError, TypeError) as error:
-        raise _not_ours(path, error) from None
-
-
-_NOT_OURS = (ValueError, RecursionError)  # JSON's errors, UTF-8's and DocumentError are ValueErrors
-
-
-def _parse(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        text = path.read_text(encoding="utf-8")
+        return read(json.loads(text, parse_constant=_refuse_constant))
+    # JSON's errors, UTF-8's and DocumentError are ValueErrors; AnalyzeConfig raises ActcacheErrors.
+    except (ValueError, RecursionError, ActcacheError, KeyError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise FormatError(
+            f"'{path}' is not what analyze writes ({type(error).__name__}: {reason}), expected its "
+            "summary. Choose another folder with -o, or run analyze with --overwrite."
+        ) from None
 
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number")
-
-
-def _not_ours(path: Path, error: Exception) -> FormatError:
-    reason = (str(error).splitlines() or [""])[0]
-    return FormatError(
-        f"'{path}' is not what analyze writes ({type(error).__name__}: {reason}), expected its "
-        "summary. Choose another folder with -o, or run analyze with --overwrite."
-    )

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     summary = path / "summary.json"
     facts: dict[str, Any]
     if summary.is_file():
-        from actcache.analysis.documents import plain
+        from actcache.analysis.files import plain
         from actcache.analysis.summary import Summary
         from actcache.cli.show import show
 

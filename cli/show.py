@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def show_or_print(summary: "Summary", *, as_json: bool, out: Path) -> None:
     """Print a summary as tables, or as one JSON document."""
     if as_json:
-        from actcache.analysis.documents import plain
+        from actcache.analysis.files import plain
 
         console.print_json(plain(summary))
     else:
@@ -25,11 +25,11 @@ def show_or_print(summary: "Summary", *, as_json: bool, out: Path) -> None:
 
 def show(summary: "Summary") -> None:
     """Print the tables of a summary on stdout."""
-    from actcache.analysis.report.pages import terminal_tables, warnings
+    from actcache.analysis.report.pages import short_tables, warnings
 
     for reason in summary.left_out:
         _line(f"left out: {reason}")
-    tables = terminal_tables(summary)
+    tables = short_tables(summary)
     for table in tables:
         console.out().print(_rich(table))
     for warning in warnings(summary):

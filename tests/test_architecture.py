@@ -72,7 +72,6 @@ RULES = {
             *(
                 "analysis.config",
                 "analysis.names",
-                "analysis.documents",
                 "encoders",
                 "build",
                 "engine",
@@ -91,19 +90,18 @@ RULES = {
     ),
     "analysis.names": Rule(()),
     "analysis.config": Rule(("analysis.names", *GROUND)),
-    "analysis.documents": Rule(()),
-    "analysis.files": Rule(("analysis.documents", *STORE)),
+    "analysis.files": Rule(STORE),
     "analysis.results": Rule(
         (
-            *("analysis.report", "analysis.summary", "analysis.documents", "analysis.names"),
-            *("analysis.predict", "analysis.sweep", *STORE),
+            *("analysis.report", "analysis.summary", "analysis.files", "analysis.names"),
+            *("analysis.predict", "analysis.sweep", "analysis.directions", "analysis.stats"),
+            *STORE,
         )
     ),
     "analysis.summary": Rule(
         (
             *("analysis.predict", "analysis.sweep", "analysis.directions", "analysis.stats"),
-            *("analysis.config", "analysis.names", "analysis.documents", "analysis.files"),
-            *GROUND,
+            *("analysis.config", "analysis.names", "analysis.files", *GROUND),
         )
     ),
     "analysis.report": Rule(("analysis.summary", "analysis.names", "analysis.stats", *GROUND)),

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actcache.analysis.documents import plain
-from actcache.analysis.files import write_json
+from actcache.analysis.files import plain, write_json
 from actcache.store.store import Store
 
 Result = TypeVar("Result")

@@ -1,12 +1,12 @@
-"""The report on a summary: tables for a terminal, tables.md, a notebook's view, the pictures."""
+"""The report on a summary: tables for terminal and notebook, tables.md, the pictures."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from actcache.analysis.names import DIRECTION_SETS, FIXED, strategy_label
+from actcache.analysis.names import DIRECTION_SETS
 from actcache.analysis.report.plots import (
     plot_embeddings,
     plot_grid,
@@ -14,25 +14,17 @@ from actcache.analysis.report.plots import (
     plot_steerability,
 )
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
-from actcache.analysis.report.tables import (
-    Table,
-    html,
-    layer_table,
-    markdown,
-    sweep_table,
-    verdict_words,
-    without_column,
-)
+from actcache.analysis.report.tables import Table, html, layer_table, markdown, sweep_table
 from actcache.analysis.report.verdicts import LETTER, MOSTLY_LETTER
 from actcache.analysis.summary import Summary
 
 
-def terminal_tables(summary: Summary) -> list[Table]:
-    """Make the tables that a terminal shows."""
-    tables = [layer_table(name, scores) for name, scores in (summary.layers or {}).items()]
+def short_tables(summary: Summary) -> list[Table]:
+    """Make the tables that a terminal and a notebook show."""
+    tables = _layer_tables(summary)
     if summary.sweep is not None:
         # The oracle is biased upwards; its cross-fitted gain says what is left of it.
-        tables.append(without_column(sweep_table(summary), "oracle"))
+        tables.append(sweep_table(summary).without("oracle"))
     if summary.predictors is not None:
         tables.append(short_table(summary))
     return tables
@@ -59,79 +51,44 @@ def warnings(summary: Summary) -> list[str]:
 
 def markdown_page(summary: Summary) -> str:
     """Write tables.md: every table, and the sentences behind the verdicts; empty without tables."""
-    parts: list[tuple[str, str, Sequence[Table]]] = [
-        (
-            "Discriminative layers",
-            "layers",
-            [layer_table(name, scores) for name, scores in (summary.layers or {}).items()],
-        ),
+    pages = []
+    for title, stage, tables in (
+        ("Discriminative layers", "layers", _layer_tables(summary)),
         ("Steerability", "sweep", [sweep_table(summary)] if summary.sweep else []),
         ("Predictors", "predictors", predictor_tables(summary) if summary.predictors else []),
-    ]
-    pages = []
-    for title, stage, tables in parts:
+    ):
         if tables:
-            listed = "".join(
+            sentences = "".join(
                 f"- {'' if stage == 'predictors' else f'{verdict.about}: '}{verdict.sentence}\n"
                 for verdict in summary.verdicts
                 if verdict.stage == stage
             )
-            pages.append(f"# {title}\n\n{listed}\n{markdown(tables)}")
+            pages.append(f"# {title}\n\n{sentences}\n{markdown(tables)}")
     return "\n".join(pages)
 
 
 def html_page(summary: Summary) -> str:
-    """Write a notebook's view: what was analyzed, one small table a stage, warnings."""
+    """Write a notebook's view: what was analyzed, the short tables, warnings."""
     store = summary.store
     about = f"{store.path}: {store.n} rows, {store.n_layers} layers, d_model {store.d_model}"
-    parts = [f"<p><b>Results</b> of {escape(about)}</p>"]
-    if summary.sweep is not None:
-        rows = [
-            [
-                name,
-                str(scores.n),
-                str(scores.fixed_layer),
-                str(scores.fixed.slope),
-                str(scores.cross_fitted.gain) if scores.cross_fitted else "-",
-                verdict_words(summary, name),
-            ]
-            for name, scores in summary.behaviors.items()
-        ]
-        columns = ("behavior", "n", "layer", "steerability", "gain per sample", "verdict")
-        parts.append(html(Table(title="Fixed layer, test samples", columns=columns, rows=rows)))
-    if summary.predictors is not None:
-        parts.append(html(_predictor_overview(summary)))
-    for name, layers in (summary.layers or {}).items():
-        parts.append(html(layer_table(name, layers)))
     lines = [*(f"left out: {reason}" for reason in summary.left_out), *warnings(summary)]
-    return "".join([*parts, *(f"<p>{escape(line)}</p>" for line in lines)])
+    return "".join(
+        [
+            f"<p><b>Results</b> of {escape(about)}</p>",
+            *map(html, short_tables(summary)),
+            *(f"<p>{escape(line)}</p>" for line in lines),
+        ]
+    )
 
 
-def _predictor_overview(summary: Summary) -> Table:
-    rows = []
-    for name, scores in summary.predictors.sets.items() if summary.predictors else ():
-        for strategy in (FIXED, scores.primary):
-            if strategy is not None:
-                score = scores.base.mean[strategy]
-                verdicts = summary.verdicts_on("predictors", name, strategy)
-                rows.append(
-                    [
-                        f"{DIRECTION_SETS[name]}, {strategy_label(strategy)}",
-                        str(score.slope),
-                        "" if strategy == FIXED else str(score.gain),
-                        "; ".join(verdict.word for verdict in verdicts),
-                    ]
-                )
-    columns = ("layer chosen by", "steerability", "gain over fixed", "verdict")
-    return Table(title="Predictors, mean over behaviors", columns=columns, rows=rows)
+def _layer_tables(summary: Summary) -> list[Table]:
+    return [layer_table(name, scores) for name, scores in (summary.layers or {}).items()]
 
 
 def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
     """Name the pictures of a summary, each with the function that draws it into a file.
 
-    Args:
-        summary: what was found.
-        out: the results folder, for the arrays that a picture needs.
+    The results folder `out` has the arrays that a picture needs.
     """
     drawn: dict[str, Callable[[Path], None]] = {}
     if summary.layers and summary.labels:
@@ -139,14 +96,13 @@ def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
         drawn["layers.png"] = lambda path: plot_layers(
             path, layers, positive=positive, negative=negative
         )
-    sweep = summary.sweep
-    if sweep is not None:
+    if (sweep := summary.sweep) is not None:
         base = {name: scores for name, scores in sweep.behaviors.items() if "@" not in name}
         if base:
             drawn["steerability.png"] = lambda path: plot_steerability(
                 path,
                 base,
-                control=[each for scores in base.values() for each in scores.control[:1]],
+                control=[random for scores in base.values() for random in scores.control[:1]],
                 layers=sweep.layers,
                 unit=f"{sweep.unit} per unit multiplier",
             )
@@ -155,9 +111,7 @@ def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
             {name: np.array(grid) for name, grid in sweep.mean_propensity.items()},
             np.array(sweep.multipliers),
             layers=sweep.layers,
-            fixed_layers={
-                name: sweep.layers.index(scores.fixed_layer) for name, scores in base.items()
-            },
+            fixed_layers={name: sweep.layers.index(base[name].fixed_layer) for name in base},
             unit=sweep.unit,
         )
     if summary.predictors is not None and summary.predictors.plane is not None:

@@ -1,12 +1,13 @@
 """The pictures of a report: steerability by layer, propensity over the grid, classes by layer.
 
-Each function draws one figure into a file and leaves nothing behind: no pyplot, no global state, no
-window. Matplotlib is imported when a picture is drawn.
+Each function draws one figure into a file, whose suffix names the format (`.png`, `.pdf`, `.svg`),
+and leaves nothing behind: no pyplot, no global state, no window. Matplotlib is imported when a
+picture is drawn.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
 # Okabe and Ito: eight colours that differ for every kind of colour vision; yellow is too pale for
 # a line on white. Further lines repeat them with another dash.
@@ -38,12 +38,12 @@ def plot_steerability(
     layers: Sequence[int] | None = None,
     unit: str = "logits per unit multiplier",
 ) -> None:
-    """Draw mean steerability by layer with its interval, one line a behavior, into a PNG.
+    """Draw mean steerability by layer with its interval, one line a behavior.
 
     A dot marks each behavior's fixed layer. Each set of random directions is a grey line.
 
     Args:
-        path: file to write; the suffix names the format (`.png`, `.pdf`, `.svg`).
+        path: file to write.
         behaviors: scores of each, `Steerability.scores` of `summarize`.
         control: the same for random directions, `BehaviorScores.control` of any behaviors.
         layers: numbers of the layers; by default their places.
@@ -59,15 +59,11 @@ def plot_steerability(
     axes.axhline(0, color="black", linewidth=0.8, zorder=1)
     for i, scores in enumerate(control):
         label = "random directions" if i == 0 else None
-        layer, mean, low, high = _by_layer(scores)
-        axes.fill_between(layer, low, high, color=_GREY, alpha=0.15, linewidth=0)
-        axes.plot(layer, mean, color=_GREY, linewidth=1.4, label=label, zorder=2)
+        _plot_means(axes, scores, 0.15, color=_GREY, linewidth=1.4, label=label)
     for i, (name, scores) in enumerate(behaviors.items()):
         color, dash = _style(i)
-        layer, mean, low, high = _by_layer(scores)
-        axes.fill_between(layer, low, high, color=color, alpha=0.18, linewidth=0)
-        label = f"{name} (n = {scores.n})"
-        axes.plot(layer, mean, dash, color=color, linewidth=1.8, label=label, zorder=3)
+        line = {"color": color, "linestyle": dash, "linewidth": 1.8}
+        _plot_means(axes, scores, 0.18, label=f"{name} (n = {scores.n})", **line)
         axes.plot(
             scores.fixed_layer if layers is None else list(layers).index(scores.fixed_layer),
             scores.fixed.slope.value,
@@ -82,8 +78,7 @@ def plot_steerability(
     axes.set_title("Steerability by layer: mean over test samples, 95 % interval", loc="left")
     axes.set_xlabel("layer that is steered")
     axes.set_ylabel(f"steerability ({unit})")
-    _finish_lines(axes)
-    _number(axes.xaxis, layers)
+    _finish_lines(axes, layers)
     if len(behaviors) <= _FEW:
         axes.legend(frameon=False, fontsize=9)
     else:
@@ -100,13 +95,13 @@ def plot_grid(
     fixed_layers: Mapping[str, int] | None = None,
     unit: str = "logits",
 ) -> None:
-    """Draw mean propensity over layers and multipliers, one panel a behavior, into a PNG.
+    """Draw mean propensity over layers and multipliers, one panel a behavior.
 
     All panels share one color scale with white at 0; a frame marks multiplier 0, where nothing is
     steered. Of more than six behaviors the first six are drawn, and the title says so.
 
     Args:
-        path: file to write; the suffix names the format.
+        path: file to write.
         propensity: mean over samples for each behavior.
         multipliers: the grid, in the order of the last axis.
         layers: numbers of the layers; by default their places.
@@ -137,7 +132,6 @@ def plot_grid(
         axes.set_title(name, fontsize=10)
         axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
         axes.tick_params(axis="x", labelbottom=True, labelsize=8)
-        axes.yaxis.set_major_locator(_whole_numbers())
         _number(axes.yaxis, layers)
         for column in np.flatnonzero(multipliers == 0):
             axes.axvspan(column - 0.5, column + 0.5, fill=False, edgecolor="black", linewidth=1.4)
@@ -173,23 +167,18 @@ def plot_layers(
     positive: str = "positive",
     negative: str = "negative",
 ) -> None:
-    """Draw both classes' mean projection and the AUC by layer, into a PNG.
+    """Draw both classes' mean projection and the AUC by layer.
 
-    Discriminative layers, where the two means lie on either side of 0, are shaded.
-
-    Args:
-        path: file to write; the suffix names the format.
-        scores: from `layer_scores`.
-        positive: name of the positive class.
-        negative: name of the negative class.
+    Discriminative layers, where the two means lie on either side of 0, are shaded. `positive` and
+    `negative` name the classes.
     """
     figure = _figure(5.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
     layer = np.arange(len(scores.auc))
     label: str | None = "discriminative layer"
-    for at in np.flatnonzero(scores.discriminative):
+    for i in np.flatnonzero(scores.discriminative):
         for axes in (top, bottom):
-            axes.axvspan(at - 0.5, at + 0.5, color="#F0E442", alpha=0.35, linewidth=0, label=label)
+            axes.axvspan(i - 0.5, i + 0.5, color="#F0E442", alpha=0.35, linewidth=0, label=label)
             label = None
     counts = scores.n_positive, scores.n_negative
     for k, name in enumerate((positive, negative)):
@@ -221,12 +210,12 @@ def plot_layers(
     figure.savefig(path)
 
 
-def _by_layer(
-    scores: SteerabilityScores,
-) -> tuple[Float[np.ndarray, " layer"], ...]:
-    """Place, mean, low and high of each layer."""
-    values = [(mean.value, mean.low, mean.high) for mean in scores.by_layer]
-    return (np.arange(len(values), dtype=np.float64), *np.array(values).T)
+def _plot_means(axes: "Axes", scores: SteerabilityScores, alpha: float, **line: Any) -> None:
+    """Draw the mean of each layer as a line, its interval as a band."""
+    layer = range(len(scores.by_layer))
+    mean, low, high = zip(*((x.value, x.low, x.high) for x in scores.by_layer), strict=True)
+    axes.fill_between(layer, low, high, color=line["color"], alpha=alpha, linewidth=0)
+    axes.plot(layer, mean, zorder=3, **line)
 
 
 def _figure(height: float) -> "Figure":
@@ -243,26 +232,22 @@ def _style(i: int) -> tuple[str, str]:
     return _COLORS[i % len(_COLORS)], _DASHES[i // len(_COLORS) % len(_DASHES)]
 
 
-def _finish_lines(axes: "Axes") -> None:
+def _finish_lines(axes: "Axes", layers: Sequence[int] | None = None) -> None:
     axes.margins(x=0.01)
-    axes.xaxis.set_major_locator(_whole_numbers())
+    _number(axes.xaxis, layers)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _whole_numbers() -> "MaxNLocator":
+def _number(axis: "Axis", layers: Sequence[int] | None) -> None:
+    """Mark whole numbers on an axis: places, or the numbers of their layers."""
     from matplotlib.ticker import MaxNLocator
 
-    return MaxNLocator(integer=True)
-
-
-def _number(axis: "Axis", layers: Sequence[int] | None) -> None:
-    """Call places on an axis by their layers' numbers."""
-    if layers is None or list(layers) == list(range(len(layers))):
-        return
-    names = {float(place): str(layer) for place, layer in enumerate(layers)}
-    axis.set_major_formatter(lambda place, _tick: names.get(place, ""))
+    axis.set_major_locator(MaxNLocator(integer=True))
+    if layers is not None and list(layers) != list(range(len(layers))):
+        names = {float(place): str(layer) for place, layer in enumerate(layers)}
+        axis.set_major_formatter(lambda place, _tick: names.get(place, ""))
 
 
 def plot_embeddings(
@@ -272,14 +257,7 @@ def plot_embeddings(
     *,
     title: str,
 ) -> None:
-    """Draw prompts' embeddings in the plane, one color a behavior, into a PNG.
-
-    Args:
-        path: file to write; the suffix names the format.
-        points: of all prompts; NaN is not drawn.
-        behaviors: of each point.
-        title: encoder and method.
-    """
+    """Draw prompts' embeddings in the plane, one color a behavior; NaN is not drawn."""
     names = list(dict.fromkeys(behaviors.tolist()))
     figure = _figure(5.2 + 0.2 * -(-len(names) // _LEGEND_COLUMNS))
     axes = figure.subplots()

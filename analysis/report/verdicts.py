@@ -5,6 +5,7 @@ directions, and for predicted layers a predictor that was trained on shuffled pr
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -33,9 +34,6 @@ STEERABLE, NOT_STEERABLE = "steerable", "not steerable"
 LETTER, MOSTLY_LETTER, BEYOND_LETTER = "letter, not behavior", "mostly letter", "not only letter"
 GAIN, NO_GAIN, NOT_TESTED = "gain shown", "no gain", "gain not tested"
 
-_About = tuple[Literal["sweep", "predictors"], str, str]
-"""Stage, behavior or direction set, strategy."""
-
 
 def verdicts(summary: Summary) -> tuple[Verdict, ...]:
     """Judge every behavior of the sweep and every direction set of the predictors."""
@@ -52,23 +50,20 @@ def fixed_layer_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
     enough = {x: each for x, each in scores.by_letter.items() if each.n >= LETTER_SAMPLES}
     split = _letter_split({x: each.fixed.slope for x, each in enough.items()})
     slope, layer = scores.fixed.slope, scores.fixed_layer
-    about: _About = ("sweep", behavior, FIXED)
+    verdict = partial(_verdict, "sweep", behavior, FIXED)
     if split:
-        return _verdict(
-            about,
+        return verdict(
             LETTER,
             f"Warning: the direction moves the letter, not the behavior: slope by letter {split}. "
             "A layer chosen per sample then gains by the letter too.",
         )
     if slope.low > 0:
-        return _verdict(
-            about,
+        return verdict(
             STEERABLE,
             f"At fixed layer {layer} the slope is {slope}, with {scores.fixed.share:.0%} of the "
             "test samples above 0.",
         )
-    return _verdict(
-        about,
+    return verdict(
         NOT_STEERABLE,
         f"At fixed layer {layer} the slope is {slope}, which is not above 0.",
     )
@@ -76,11 +71,10 @@ def fixed_layer_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
 
 def sample_gain_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
     """Judge whether choosing the layer per sample gains anything over the fixed layer."""
-    about: _About = ("sweep", behavior, CROSS_FITTED)
+    verdict = partial(_verdict, "sweep", behavior, CROSS_FITTED)
     comparison, layer, oracle = scores.comparison, scores.fixed_layer, scores.oracle.gain
     if scores.cross_fitted is None:
-        return _verdict(
-            about,
+        return verdict(
             NOT_TESTED,
             f"Warning: the oracle's gain over the fixed layer, {oracle} per unit "
             f"multiplier, is not tested, since {scores.no_cross_fit}; it is biased upwards.",
@@ -89,8 +83,7 @@ def sample_gain_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
     beside = f" (random directions: {comparison.control_gain})" if comparison else ""
     if gain.low > 0 and (comparison is None or comparison.difference.low > 0):
         untested = "" if comparison else " No control was run: random directions may gain as much."
-        return _verdict(
-            about,
+        return verdict(
             GAIN,
             f"A layer chosen per sample gains {gain} per unit multiplier over fixed layer "
             f"{layer}, cross-fitted{beside}.{untested}",
@@ -102,8 +95,7 @@ def sample_gain_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
     why = "its interval is not above 0"
     if gain.low > 0 and comparison:
         why = f"it is not shown to exceed theirs: difference {comparison.difference}"
-    return _verdict(
-        about,
+    return verdict(
         NO_GAIN,
         f"Warning: no gain from choosing the layer per sample is shown. The oracle's {plain} over "
         f"fixed layer {layer} shrinks to {gain}{beside} when one half of the "
@@ -130,7 +122,7 @@ def predicted_gain_verdict(
 ) -> Verdict:
     """Judge whether predicting the layer gains anything with these directions."""
     primary, mean = str(scores.primary), scores.base.mean
-    about: _About = ("predictors", name, primary)
+    verdict = partial(_verdict, "predictors", name, primary)
     gain, over_shuffled = mean[primary].gain, scores.over_shuffled
     beside = f"shuffled prompts: {mean[W2S_SHUFFLED].gain}"
     random = None
@@ -149,10 +141,9 @@ def predicted_gain_verdict(
     if random is not None and gain.low > 0 and random.high >= gain.low:
         why.append("random vectors of the same norm are not shown to gain less")
     if not why:
-        return _verdict(about, GAIN, f"{DIRECTION_SETS[name]}: {gains}.")
+        return verdict(GAIN, f"{DIRECTION_SETS[name]}: {gains}.")
     because = ", and ".join(why)
-    return _verdict(
-        about,
+    return verdict(
         NO_GAIN,
         f"{DIRECTION_SETS[name]}: Warning: no gain of predicted layers is shown. {gains}: "
         f"{because}.",
@@ -168,7 +159,9 @@ def letter_verdicts(name: str, scores: DirectionSetScores) -> list[Verdict]:
             how = "at the fixed layer" if strategy == FIXED else f"with {strategy_label(strategy)}"
             judged.append(
                 _verdict(
-                    ("predictors", name, strategy),
+                    "predictors",
+                    name,
+                    strategy,
                     LETTER,
                     f"{DIRECTION_SETS[name]}: Warning: {how} the slope is {split} by the letter of "
                     "the positive completion: the vector moves the letter, not the behavior, and "
@@ -180,7 +173,7 @@ def letter_verdicts(name: str, scores: DirectionSetScores) -> list[Verdict]:
 
 def shortcut_verdict(sets: Mapping[str, DirectionSetScores]) -> Verdict:
     """Judge what of learned vectors' steerability is left without the letter direction."""
-    about: _About = ("predictors", L2S, FIXED)
+    verdict = partial(_verdict, "predictors", L2S, FIXED)
     whole = sets[L2S].base.mean[FIXED].slope
     rest = sets[L2S_WITHOUT_LETTER].base.mean[FIXED].slope
     compared = (
@@ -188,14 +181,13 @@ def shortcut_verdict(sets: Mapping[str, DirectionSetScores]) -> Verdict:
         "letter direction projected out of the learned vectors"
     )
     if whole.low > 0 and rest.value < whole.value / 2:
-        return _verdict(
-            about,
+        return verdict(
             MOSTLY_LETTER,
             f"{DIRECTION_SETS[L2S]}: Warning: most of it is the letter. S{compared}: the networks "
             "learned to name the letter.",
         )
     word = BEYOND_LETTER if whole.low > 0 else NOT_STEERABLE
-    return _verdict(about, word, f"{DIRECTION_SETS[L2S]}: s{compared}.")
+    return verdict(word, f"{DIRECTION_SETS[L2S]}: s{compared}.")
 
 
 def _letter_split(slopes: Mapping[str, Interval]) -> str:
@@ -205,11 +197,12 @@ def _letter_split(slopes: Mapping[str, Interval]) -> str:
     return ", ".join(f"{x} {slopes[x]}" for x in [*up, *down]) if up and down else ""
 
 
-def _verdict(about: _About, word: str, sentence: str) -> Verdict:
-    stage, subject, strategy = about
+def _verdict(
+    stage: Literal["sweep", "predictors"], about: str, strategy: str, word: str, sentence: str
+) -> Verdict:
     return Verdict(
         stage=stage,
-        about=subject,
+        about=about,
         strategy=strategy,
         word=word,
         sentence=sentence,

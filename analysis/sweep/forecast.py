@@ -21,6 +21,7 @@ from actcache.engine.batching import plan_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, score_grid
 from actcache.errors import IncompleteStoreError, MismatchError, StoreNotFoundError
+from actcache.prompts.render import Rendered
 from actcache.store.store import Store, open_store
 
 
@@ -35,13 +36,18 @@ def forecast_analysis(
 
     Args:
         store: of residuals.
-        path: where `sweep.zarr` will be; None if one that lies there would be removed first.
-        config: the settings.
+        path: where `sweep.zarr` will be; rows that are done there need not run again. None if one
+            that lies there would be removed first. Its settings are not compared.
+        config: the settings. λ = 0 costs nothing.
         model: loads the model that the store was built with; or a sentence on why it cannot.
 
     Returns:
-        For the stage sweep the facts of `forecast_sweep`; for the others at most `rows` and
-        `bytes to read`.
+        `rows`, `bytes to read` and `passes`; with the stage `sweep` also `rows done`; `cells`, one
+        a row, direction set, layer and multiplier; `joined rows`, the tokens that cells replace, at
+        most; `token-layers` of prefixes and joined rows, padding not counted; `full passes that it
+        replaces`, two a cell (both completions); `bytes of sweep.zarr`, without its columns;
+        `estimated seconds` of the rows that are not done, or None, and the basis of that as
+        `estimate`.
 
     Raises:
         MismatchError: the store is no store of residuals.
@@ -54,60 +60,13 @@ def forecast_analysis(
     facts = {"rows": store.n, "bytes to read": store.n_bytes}
     if "sweep" not in config.stages or any(store["label"].tolist()):
         return {**facts, "passes": 0}
-    swept = forecast_sweep(
-        store,
-        path,
-        n_sets=1 + config.controls,  # the directions, and random ones of the same length
-        multipliers=config.multipliers,
-        rule=SteeringRule(first_steered=config.first_steered, score=config.score),
-        layers=config.layers,
-        batch_tokens=config.batch_tokens,
-        model=model,
-    )
-    return {**facts, **swept}
-
-
-def forecast_sweep(
-    store: Store,
-    path: str | Path | None,
-    *,
-    n_sets: int,
-    multipliers: Sequence[float],
-    rule: SteeringRule,
-    layers: Sequence[int] | None = None,
-    batch_tokens: int = 2048,
-    model: Callable[[], LanguageModel] | str,
-) -> dict[str, Any]:
-    """Count what `run_sweep` of the same settings would do, and time a part of it.
-
-    Args:
-        store: pairs, with their tokens.
-        path: where `sweep.zarr` will be; rows that are done there need not run again. Its settings
-            are not compared.
-        n_sets: direction sets.
-        multipliers: factors λ. λ = 0 costs nothing.
-        rule: first steered token and score.
-        layers: layers to steer; by default all.
-        batch_tokens: tokens in a pass, joined rows included.
-        model: loads the model that the store was built with; or a sentence on why it cannot.
-
-    Returns:
-        `rows`, and `rows done` of a sweep that lies at `path`; `cells`, one a row, direction set,
-        layer and multiplier; `joined rows`, the tokens that cells replace, at most; `passes`;
-        `token-layers` of prefixes and joined rows, padding not counted; `full passes that it
-        replaces`, two a cell (both completions); `bytes of sweep.zarr`, without its columns;
-        `estimated seconds` of the rows that are not done, or None, and the basis of that as
-        `estimate`.
-
-    Raises:
-        MismatchError: the store holds no pairs.
-        ModelError: the model does not fit the sweep.
-    """
+    rule = SteeringRule(first_steered=config.first_steered, score=config.score)
     all_rows = rendered_pairs(store)
-    layers = list(range(store.n_layers)) if layers is None else sorted(set(layers))
+    n_sets = 1 + config.controls  # the directions, and random ones of the same length
+    layers = list(range(store.n_layers)) if config.layers is None else sorted(set(config.layers))
     done = 0 if path is None else _rows_done(Path(path))
     rows = all_rows[done:]
-    n_steps = sum(x != 0 for x in multipliers)
+    n_steps = sum(x != 0 for x in config.multipliers)
     # A cell at layer l runs through the blocks above it.
     blocks = sum(store.n_layers - 1 - layer for layer in layers)
     nodes = np.array([nodes_added(row, rule) for row in all_rows])
@@ -116,49 +75,56 @@ def forecast_sweep(
         store.n_layers * row.length + n_sets * n_steps * blocks * int(n)
         for row, n in zip(all_rows, nodes, strict=True)
     ]
-    cells = store.n * n_sets * len(layers) * len(multipliers)
+    cells = store.n * n_sets * len(layers) * len(config.multipliers)
     if isinstance(model, str):
         estimate = TimeEstimate(None, model)
     elif not rows:
         estimate = TimeEstimate(0.0, "every row is done")
     else:
-        start = time.perf_counter()
-        loaded = model()
-        loading = time.perf_counter() - start
-        generator = torch.Generator().manual_seed(0)
-        shape = (n_sets, loaded.n_layers, loaded.d_model)
-        directions = torch.randn(shape, generator=generator)
-
-        def run(chosen: Int64[np.ndarray, " _"]) -> None:
-            score_grid(
-                loaded,
-                [rows[row] for row in chosen],
-                directions=directions,
-                multipliers=multipliers,
-                rule=rule,
-                layers=layers,
-            )
-
-        estimate = scaled(
-            costs,
-            work[done:],
-            budget=batch_tokens,
-            run=run,
-            place=str(loaded.device),
-            loading=loading,
-        )
+        estimate = _timed(rows, costs, work[done:], rule, layers, config, model)
     return {
-        "rows": store.n,
+        **facts,
         "rows done": done,
         "cells": cells,
         "joined rows": int(nodes.sum()) * n_sets * len(layers) * n_steps,
-        "passes": len(plan_batches(costs, budget=batch_tokens)) if rows else 0,
+        "passes": len(plan_batches(costs, budget=config.batch_tokens)) if rows else 0,
         "token-layers": sum(work),
         "full passes that it replaces": 2 * cells,
         "bytes of sweep.zarr": 4 * cells,
         "estimated seconds": estimate.seconds,
         "estimate": estimate.basis,
     }
+
+
+def _timed(
+    rows: Sequence[Rendered],
+    costs: Sequence[int],
+    work: Sequence[int],
+    rule: SteeringRule,
+    layers: Sequence[int],
+    config: AnalyzeConfig,
+    load: Callable[[], LanguageModel],
+) -> TimeEstimate:
+    """Time one batch of these rows with random directions."""
+    start = time.perf_counter()
+    model = load()
+    loading = time.perf_counter() - start
+    shape = (1 + config.controls, model.n_layers, model.d_model)
+    directions = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+    def run(chosen: Int64[np.ndarray, " _"]) -> None:
+        score_grid(
+            model,
+            [rows[row] for row in chosen],
+            directions=directions,
+            multipliers=config.multipliers,
+            rule=rule,
+            layers=layers,
+        )
+
+    return scaled(
+        costs, work, budget=config.batch_tokens, run=run, place=str(model.device), loading=loading
+    )
 
 
 def _rows_done(path: Path) -> int:

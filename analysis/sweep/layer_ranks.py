@@ -1,7 +1,7 @@
 """Layers ranked by slope for each sample: its best one, or the most frequent of its best few.
 
-Layers are places in the last axis of the slopes, 0 for the first that was swept. Where only
-train samples count, callers pass those.
+Layers are places in the last axis of the slopes, 0 for the first that was swept. A slope that is
+not finite, or a rank without a layer, is an error.
 """
 
 import numpy as np
@@ -19,15 +19,8 @@ def ranked_layers(slope: Float[np.ndarray, "n layer"], *, rank: int) -> Int64[np
     """Find the layer with the `rank`-th largest slope of each sample.
 
     What "Where to Steer" (2026) reads to ask how far down a sample's list steering still beats the
-    fixed layer: there the second and third best do, the fourth does not.
-
-    Args:
-        slope: steerability of each sample at each layer.
-        rank: 1 is the best layer. Equal slopes are ranked in the order of layers.
-
-    Raises:
-        MismatchError: `rank` is not one of 1 … number of layers.
-        NotFiniteError: a slope is infinite or not a number.
+    fixed layer: there the second and third best do, the fourth does not. Rank 1 is the best layer;
+    equal slopes are ranked in the order of layers.
 
     Example:
         >>> ranked_layers(np.array([[0.1, 0.7, 0.7], [3.0, 2.0, 1.0]]), rank=2)
@@ -37,15 +30,7 @@ def ranked_layers(slope: Float[np.ndarray, "n layer"], *, rank: int) -> Int64[np
 
 
 def layer_frequencies(slope: Float[np.ndarray, "n layer"]) -> Float64[np.ndarray, " layer"]:
-    """Count for which share of the samples each layer is the best; shares sum to 1.
-
-    Args:
-        slope: of the samples that count: train samples, or a fold's part of them.
-
-    Raises:
-        MismatchError: there is no sample or no layer.
-        NotFiniteError: a slope is infinite or not a number.
-    """
+    """Count for which share of the samples each layer is the best; shares sum to 1."""
     if not len(slope):
         raise MismatchError(
             "there is no sample to count best layers of, expected one or more. "
@@ -58,7 +43,7 @@ def smoothed_labels(
     slope: Float[np.ndarray, "n layer"],
     *,
     top: int,
-    frequency: Float[np.ndarray, " _"],
+    frequency: Float[np.ndarray, " layer"],
 ) -> Int64[np.ndarray, " n"]:
     """Take, of each sample's `top` best layers, the one that is best most often.
 
@@ -71,20 +56,11 @@ def smoothed_labels(
         top: the paper's K.
         frequency: `layer_frequencies` of the train samples.
 
-    Raises:
-        MismatchError: `top` is not one of 1 … number of layers, or frequencies are not one a layer.
-        NotFiniteError: a slope is infinite or not a number.
-
     Example:
         >>> slope = np.array([[0.9, 0.8, 0.0], [0.1, 0.8, 0.0], [0.1, 0.8, 0.0]])
         >>> smoothed_labels(slope, top=2, frequency=layer_frequencies(slope))
         array([1, 1, 1])
     """
-    if len(frequency) != slope.shape[1]:
-        raise MismatchError(
-            f"{len(frequency)} frequencies came with slopes at {slope.shape[1]} layers, expected "
-            f"one a layer. Pass layer_frequencies of the train samples' slopes."
-        )
     order = _order(slope, top, "top")[:, :top]  # [n, top], larger slopes first
     most_frequent = frequency[order].argmax(1)  # the first of equals: the larger slope
     return np.take_along_axis(order, most_frequent[:, None], axis=1)[:, 0]

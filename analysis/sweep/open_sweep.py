@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from actcache.analysis.names import METHOD
 from actcache.analysis.stats.slopes import slopes
 from actcache.errors import MismatchError
 from actcache.notebook import facts_table
 from actcache.store.store import Store, open_store
-
-MAIN_SET = "difference_of_means"
-"""The direction set that `actcache analyze` reports on, beside random ones as controls."""
 
 _ARRAY = "/propensity"
 
@@ -24,11 +22,6 @@ class Sweep:
     """Propensity of every sample, layer and multiplier, for one or more direction sets."""
 
     def __init__(self, store: Store) -> None:
-        """Read an open store of the kind `sweep`.
-
-        Raises:
-            MismatchError: it is of another kind.
-        """
         if store.kind != "sweep":
             raise MismatchError(
                 f"'{store.path}' holds {store.kind}, expected a sweep. Pass what run_sweep or "
@@ -64,13 +57,13 @@ class Sweep:
 
     @property
     def certificate(self) -> dict[str, float]:
-        """The check made before the sweep; see `run_sweep`."""
+        """The check made before the sweep, in units of the score: `naive_error`, `noise_floor`."""
         certificate: dict[str, float] = self.store.certificate
         return certificate
 
     @property
     def propensity(self) -> Float32[np.ndarray, "n layer multiplier"]:
-        """Propensity under the main direction set; see `main_set`."""
+        """Propensity under the `main_set`."""
         return self.propensity_of(self.main_set)
 
     @property
@@ -81,8 +74,8 @@ class Sweep:
             MismatchError: there are several sets, and none of that name.
         """
         names = self.names
-        if MAIN_SET in names:
-            return MAIN_SET
+        if METHOD in names:
+            return METHOD
         if len(names) != 1:
             raise MismatchError(
                 f"'{self.store.path}' holds the direction sets {', '.join(names)}, expected a "

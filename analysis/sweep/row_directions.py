@@ -30,33 +30,26 @@ class RowDirections:
 def shared_directions(
     values: Float32[np.ndarray, "k layer d_model"], of: Int64[np.ndarray, " n"]
 ) -> RowDirections:
-    """Steer rows with a few directions, for example one for each behavior.
-
-    Args:
-        values: the directions.
-        of: which of `values` belongs to each row of the store.
-    """
+    """Steer rows with a few directions; `of` says which of them belongs to each row."""
     parts = (np.ascontiguousarray(values), np.ascontiguousarray(of))
     digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
     return RowDirections(lambda rows: values[of[rows]], digest)
 
 
-def row_directions(
-    store: Store,
-    directions: RowDirections
+AnyDirections = (
+    RowDirections
     | Directions
     | Float[np.ndarray, "layer d_model"]
-    | Float[np.ndarray, "n layer d_model"],
-    *,
-    name: str,
-) -> RowDirections:
+    | Float[np.ndarray, "n layer d_model"]
+)
+"""One direction for all rows, one for each behavior or one for each row."""
+
+
+def row_directions(store: Store, directions: AnyDirections, *, name: str) -> RowDirections:
     """Say which direction steers each row of a store.
 
-    Args:
-        store: of the rows.
-        directions: one array for all rows or one for each; or those of `difference_of_means`,
-            where one direction steers every row, and several steer the rows of their behavior.
-        name: of the direction set, for messages.
+    An array holds one direction for all rows or one for each. Of `difference_of_means`, a single
+    direction steers every row, and several steer the rows of their behavior.
 
     Raises:
         MismatchError: shapes that do not fit the store, or a behavior without a direction.
@@ -74,7 +67,7 @@ def row_directions(
             f"the directions '{name}' have shape {list(values.shape)}, expected {list(shape)} or "
             f"{[store.n, *shape]}. Pass a direction for every layer of the store."
         )
-    names = [str(direction) for direction in directions.names]
+    names = list(directions.names)
     if len(names) == 1:
         return shared_directions(directions.values, np.zeros(store.n, np.int64))
     absent = sorted(set(store["behavior"].tolist()) - set(names))
@@ -83,6 +76,5 @@ def row_directions(
             f"the directions '{name}' are of {', '.join(names)}, but the store has rows of "
             f"{', '.join(absent)} too. Pass directions of every behavior, or one array."
         )
-    place = {direction: i for i, direction in enumerate(names)}
-    of = np.array([place[behavior] for behavior in store["behavior"].tolist()], np.int64)
+    of = np.array([names.index(behavior) for behavior in store["behavior"].tolist()], np.int64)
     return shared_directions(directions.values, of)

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float32, Int64
 
-from actcache.analysis.directions.difference_of_means import Directions
 from actcache.analysis.sweep.open_sweep import Sweep
-from actcache.analysis.sweep.row_directions import RowDirections, row_directions
+from actcache.analysis.sweep.row_directions import AnyDirections, RowDirections, row_directions
 from actcache.build.provenance import versions
 from actcache.build.replay import load_store_model, rendered_pairs, require_store_model
 from actcache.engine.batching import Budget, run_batches
@@ -40,13 +39,7 @@ NAIVE_BOUND = 1e-3
 
 def run_sweep(
     store: Store,
-    sets: Mapping[
-        str,
-        RowDirections
-        | Directions
-        | Float[np.ndarray, "layer d_model"]
-        | Float[np.ndarray, "n layer d_model"],
-    ],
+    sets: Mapping[str, AnyDirections],
     *,
     multipliers: Sequence[float | int],
     out: str | Path,
@@ -75,8 +68,7 @@ def run_sweep(
         score: what propensity is made of; see `SteeringRule`.
         layers: layers to steer; by default all.
         batch_tokens: tokens in a pass, joined rows included.
-        shard_rows: samples in a shard of `out`, after each of which the sweep can be resumed; by
-            default as `schema.shard_rows` chooses.
+        shard_rows: samples in a shard, after each of which the sweep can be resumed.
         progress: shows the samples that are done.
         title: of the progress bar.
 

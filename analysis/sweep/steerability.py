@@ -5,7 +5,7 @@ per sample is read plainly, cross-fitted, and beside random directions under the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
@@ -61,7 +61,6 @@ class Steerability:
     """Slopes of all samples, their best layers, and the scores of the test samples."""
 
     slope: Float64[np.ndarray, "n layer"]
-    """Slope of every sample at every layer."""
 
     oracle_layer: Int64[np.ndarray, " n"]
     """Place of each sample's best layer, the first of equals."""
@@ -84,7 +83,6 @@ def summarize(
     fixed: int | None = None,
     layers: Sequence[int] | None = None,
     draws: int = 1000,
-    level: float = 0.95,
 ) -> Steerability:
     """Score a sweep: train samples choose layers, numbers are of test samples.
 
@@ -100,8 +98,7 @@ def summarize(
         fixed: place of the fixed layer, where something else than these slopes chose it (L2S lets
             the oracle's vectors); the control chooses its own in any case.
         layers: numbers of the layers; by default their places.
-        draws: bootstrap draws.
-        level: share of the draws inside an interval.
+        draws: bootstrap draws of the 95 % intervals.
 
     Raises:
         MismatchError: no train or test sample, samples in both, shapes that differ, or fewer than
@@ -109,7 +106,8 @@ def summarize(
         NotFiniteError: a propensity is infinite or not a number.
     """
     _check(propensity, train=train, test=test, letters=letters, control=control)
-    tables = [slope_table(values, multipliers) for values in (propensity, *_sets(control))]
+    sets = [propensity, *([] if control is None else control)]
+    tables = [slope_table(values, multipliers) for values in sets]
     table = tables[0]
     numbers = range(propensity.shape[1]) if layers is None else layers
     places = [fixed_layer(each.slope, train) for each in tables]
@@ -118,7 +116,7 @@ def summarize(
 
     def score(table: SlopeTable, rows: Bool[np.ndarray, " n"], place: int) -> SteerabilityScores:
         return score_samples(
-            table.of(rows), fixed_layer=place, layers=numbers, rng=rng, draws=draws, level=level
+            table.of(rows), fixed_layer=place, layers=numbers, rng=rng, draws=draws
         )
 
     # The order of these calls is the order of the bootstrap's draws.
@@ -139,14 +137,14 @@ def summarize(
     if len(gains) > 1:
         random = np.mean(gains[1:], axis=0)  # [test]
         columns = np.column_stack([random, gains[0] - random])
-        control_gain, difference = mean_intervals(columns, rng, draws=draws, level=level)
+        control_gain, difference = mean_intervals(columns, rng, draws=draws)
         comparison = Comparison(control_gain=control_gain, difference=difference)
     return Steerability(
         slope=table.slope,
         oracle_layer=best_layers(table.slope),
         cross_fitted_layer=None if table.halves is None else table.halves.argmax(2).T,
         scores=BehaviorScores(
-            **{field.name: getattr(tested, field.name) for field in fields(tested)},
+            **vars(tested),
             by_letter=by_letter,
             control=tuple(controls),
             comparison=comparison,
@@ -170,9 +168,9 @@ def steerability(
         sweep: what `run_sweep` returned, or `open_sweep` opened.
         name: the direction set; by default the main one.
         train: samples that choose the fixed layer.
-        test: samples that all numbers are means over.
+        test: samples that all numbers are means over; none of them may be in `train`.
         seed: of the bootstrap.
-        draws: bootstrap draws.
+        draws: of the bootstrap.
 
     Raises:
         MismatchError: there is no such set, or as `summarize`.
@@ -191,12 +189,6 @@ def steerability(
         layers=sweep.layers.tolist(),
         draws=draws,
     )
-
-
-def _sets(
-    control: Float[np.ndarray, "r n layer m"] | None,
-) -> Sequence[Float[np.ndarray, "n layer m"]]:
-    return [] if control is None else list(control)
 
 
 def _check(

@@ -80,7 +80,7 @@ class LayerStrategy:
 
     @property
     def gain(self) -> Float64[np.ndarray, " n"]:
-        """Slope of each sample minus `base`, mean over seeds."""
+        """Mean over seeds."""
         return np.asarray(self.slope.mean(0) - self.base)
 
 
@@ -95,18 +95,10 @@ def chosen_layers(
     return LayerStrategy(taken, (taken > 0).astype(np.float64), slope[:, fixed_layer])
 
 
-def one_layer(
-    slope: Float64[np.ndarray, "n layer"], layer: int, *, fixed_layer: int
-) -> LayerStrategy:
-    """Take the same layer for all samples."""
-    layers = np.full((1, len(slope)), layer, np.int64)
-    return chosen_layers(slope, layers, fixed_layer=fixed_layer)
-
-
-def random_layer(
+def drawn_layer(
     slope: Float64[np.ndarray, "n layer"], among: Sequence[int], *, fixed_layer: int
 ) -> LayerStrategy:
-    """Draw a layer at random among some: its expectation, so that no draw adds noise."""
+    """Draw a layer among some, or take the only one: the expectation, so no draw adds noise."""
     few = slope[:, list(among)]
     return LayerStrategy(few.mean(1)[None], (few > 0).mean(1)[None], slope[:, fixed_layer])
 
@@ -126,20 +118,16 @@ def cross_fitted(halves: Float64[np.ndarray, "2 n layer"], *, fixed_layer: int) 
 def compared_strategies(
     table: SlopeTable, *, fixed_layer: int, frequent_layer: int, active: Sequence[int]
 ) -> dict[str, LayerStrategy]:
-    """All strategies that need no predictor, by name.
+    """All strategies that need no predictor, by name; layers are places.
 
-    Args:
-        table: of the samples that are scored.
-        fixed_layer: place of the layer with the largest mean over train.
-        frequent_layer: place of the layer that is best for most train samples.
-        active: places of the layers that are best for some train sample.
+    `frequent_layer` is the best one of most train samples, `active` are those of any.
     """
     slope, fixed = table.slope, fixed_layer
     strategies = {
-        FIXED: one_layer(slope, fixed, fixed_layer=fixed),
-        MOST_FREQUENT: one_layer(slope, frequent_layer, fixed_layer=fixed),
-        RANDOM: random_layer(slope, range(slope.shape[1]), fixed_layer=fixed),
-        RANDOM_ACTIVE: random_layer(slope, active, fixed_layer=fixed),
+        FIXED: drawn_layer(slope, [fixed], fixed_layer=fixed),
+        MOST_FREQUENT: drawn_layer(slope, [frequent_layer], fixed_layer=fixed),
+        RANDOM: drawn_layer(slope, range(slope.shape[1]), fixed_layer=fixed),
+        RANDOM_ACTIVE: drawn_layer(slope, active, fixed_layer=fixed),
     }
     for rank, name in enumerate(RANKS[: slope.shape[1]], start=1):  # a model may have fewer layers
         ranked = ranked_layers(slope, rank=rank)[None]
@@ -178,10 +166,9 @@ class StrategyScore:
 
 @dataclass(frozen=True, kw_only=True)
 class SteerabilityScores:
-    """What each layer and each strategy is worth on one set of test samples."""
+    """What each layer and each strategy is worth on `n` test samples."""
 
     n: int
-    """Test samples."""
 
     by_layer: tuple[Interval, ...]
     """Mean slope of each layer."""
@@ -224,23 +211,13 @@ def score_samples(
     layers: Sequence[int],
     rng: np.random.Generator,
     draws: int = 1000,
-    level: float = 0.95,
 ) -> SteerabilityScores:
-    """Score one set of samples, at least one, with the fixed layer given.
-
-    Args:
-        table: of these samples.
-        fixed_layer: its place.
-        layers: number of each layer.
-        rng: source of the bootstrap.
-        draws: bootstrap draws.
-        level: share of the draws inside an interval.
-    """
+    """Score one set of samples, at least one; `fixed_layer` is a place in `layers`."""
     slope, halves = table.slope, table.halves
     best = best_layers(slope)
     strategies = {
-        FIXED: one_layer(slope, fixed_layer, fixed_layer=fixed_layer),
-        RANDOM: random_layer(slope, range(slope.shape[1]), fixed_layer=fixed_layer),
+        FIXED: drawn_layer(slope, [fixed_layer], fixed_layer=fixed_layer),
+        RANDOM: drawn_layer(slope, range(slope.shape[1]), fixed_layer=fixed_layer),
         ORACLE: chosen_layers(slope, best[None], fixed_layer=fixed_layer),
     }
     by_halves = []
@@ -248,7 +225,7 @@ def score_samples(
         strategies[CROSS_FITTED] = cross_fitted(halves, fixed_layer=fixed_layer)
         by_halves = [strategies[CROSS_FITTED].base]
     columns = np.column_stack([slope, *by_halves, _columns(strategies)])
-    intervals = mean_intervals(columns, rng, draws=draws, level=level)
+    intervals = mean_intervals(columns, rng, draws=draws)
     n_layers = slope.shape[1]
     scores = _scores([strategies], intervals[n_layers + len(by_halves) :])
     moved = None if halves is None else float(np.abs(halves.argmax(2) - fixed_layer).mean())
@@ -276,10 +253,7 @@ def score_behaviors(
 ) -> tuple[dict[str, dict[str, StrategyScore]], dict[str, StrategyScore]]:
     """Score the strategies of every behavior, and their mean over behaviors, counting all the same.
 
-    Args:
-        by_behavior: the same strategies for each behavior.
-        rng: source of the bootstrap; behaviors are resampled apart.
-        draws: bootstrap draws.
+    Behaviors have the same strategies and are resampled apart.
 
     Returns:
         By behavior and strategy, and by strategy over all behaviors.

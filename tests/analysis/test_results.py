@@ -5,13 +5,10 @@ import json
 import numpy as np
 import pytest
 
+import actcache
 from actcache import analysis
 from actcache.analysis import AnalyzeConfig, Interval, Summary
-from actcache.build.config import BuildConfig
-from actcache.build.plan import plan_build
-from actcache.build.run import run_build
 from actcache.conventions import Stage
-from actcache.data.formats import read_samples
 from actcache.errors import FormatError, StoreNotFoundError
 from tests.support import tiny
 
@@ -25,8 +22,8 @@ def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     rows = tiny.lettered_rows(24, np.random.default_rng(0))
     (folder / "tidy.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    config = BuildConfig(model=tiny.save(folder / "model"))
-    return run_build(plan_build(read_samples([folder / "tidy.jsonl"]), config), folder / "s.zarr")
+    model = tiny.save(folder / "model")
+    return actcache.build_store(folder / "tidy.jsonl", folder / "s.zarr", model=model)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from actcache.analysis import Interval, open_results
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.discriminative import LayerScores
-from actcache.analysis.report.pages import html_page, markdown_page, terminal_tables, warnings
+from actcache.analysis.report.pages import html_page, markdown_page, short_tables, warnings
 from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.summary import (
     SelfCheck,
@@ -137,7 +137,7 @@ def test_every_page_carries_the_verdicts_and_a_notebook_gets_escaped_text(summar
     assert "<b>tidy" not in page
     assert "&lt;b&gt;tidy" in page
     assert "a&lt;b&gt;.zarr" in page
-    assert [table.columns[-1] for table in terminal_tables(summary)] == ["AUC", "verdict"]
+    assert [table.columns[-1] for table in short_tables(summary)] == ["AUC", "verdict"]
     [warning] = warnings(summary)
     assert "moves the letter, not the behavior: <b>tidy" in warning
 

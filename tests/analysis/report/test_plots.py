@@ -1,9 +1,6 @@
 """Pictures: drawn as files of a known width, with what they must name, and no trace left behind."""
 
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -14,6 +11,7 @@ from actcache.analysis.directions.discriminative import layer_scores, project
 from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
 from actcache.analysis.sweep.steerability import summarize
 from actcache.errors import MismatchError
+from tests.support.processes import run_code
 
 GRID = np.arange(-1.5, 1.6, 0.5)
 
@@ -138,7 +136,7 @@ except MismatchError as error:
 else:
     raise AssertionError
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+    run_code(code)
 
 
 def test_drawing_leaves_the_settings_alone(found, tmp_path):
@@ -156,5 +154,4 @@ assert "matplotlib.figure" in sys.modules
 assert "matplotlib.pyplot" not in sys.modules, "pyplot"
 assert "torch" not in sys.modules, "torch"
 """
-    root = Path(__file__).parents[3]
-    subprocess.run([sys.executable, "-c", code, "/dev/null"], check=True, cwd=root)
+    run_code(code, "/dev/null")

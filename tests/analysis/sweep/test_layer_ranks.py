@@ -88,10 +88,5 @@ def test_no_sample_has_no_frequencies():
         layer_frequencies(np.zeros((0, 3)))
 
 
-def test_frequencies_of_another_sweep_are_refused():
-    with pytest.raises(MismatchError, match="2 frequencies came with slopes at 3 layers"):
-        smoothed_labels(np.zeros((2, 3)), top=1, frequency=np.array([0.5, 0.5]))
-
-
 def test_the_examples_hold():
     assert doctest.testmod(labels).failed == 0

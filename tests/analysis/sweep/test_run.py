@@ -12,11 +12,7 @@ import actcache
 from actcache import analysis
 from actcache.analysis.sweep.row_directions import shared_directions
 from actcache.analysis.sweep.run import run_sweep
-from actcache.build.config import BuildConfig
-from actcache.build.plan import plan_build
 from actcache.build.replay import rendered_rows
-from actcache.build.run import run_build
-from actcache.data.formats import read_samples
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError
 from actcache.progress import Silent
@@ -39,8 +35,8 @@ def store(tmp_path_factory):
         for i in range(20)
     ]
     (folder / "d.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    config = BuildConfig(model=save(folder / "model", "mistral"))
-    return run_build(plan_build(read_samples([folder / "d.jsonl"]), config), folder / "s.zarr")
+    model = save(folder / "model", "mistral")
+    return actcache.build_store(folder / "d.jsonl", folder / "s.zarr", model=model)
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +170,12 @@ def test_results_of_other_settings_are_never_mixed(store, model, sets, tmp_path,
         sweep(store, model, tmp_path / "sweep.zarr", sets, **change)
 
 
-def test_a_finished_sweep_serves_any_size_of_batch(store, model, sets, tmp_path):
+def test_a_finished_sweep_needs_no_model_and_serves_any_size_of_batch(store, model, sets, tmp_path):
     sweep(store, model, tmp_path / "sweep.zarr", sets)
 
-    again = sweep(
-        store, never, tmp_path / "sweep.zarr", sets, batch_tokens=77
-    )  # no model is needed
+    again = sweep(store, never, tmp_path / "sweep.zarr", sets, batch_tokens=77)
     assert again.store.config["batch_tokens"] == 600
+    assert again.n == 20
 
 
 def test_results_of_other_directions_are_never_mixed(store, model, sets, tmp_path):
@@ -200,12 +195,6 @@ def test_refuses_another_model_than_the_stores(store, sets, tmp_path):
     with pytest.raises(MismatchError, match="weights_sha256"):
         sweep(store, other, tmp_path / "sweep.zarr", sets)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_finished_sweep_needs_no_model(store, model, sets, tmp_path):
-    sweep(store, model, tmp_path / "sweep.zarr", sets)
-
-    assert sweep(store, never, tmp_path / "sweep.zarr", sets).n == 20
 
 
 def test_the_model_may_be_a_function_that_loads_it_or_be_left_to_the_store(

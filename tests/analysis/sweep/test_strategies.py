@@ -9,7 +9,7 @@ from actcache.analysis.sweep.strategies import (
     chosen_layers,
     compared_strategies,
     cross_fitted,
-    random_layer,
+    drawn_layer,
     score_behaviors,
 )
 
@@ -58,7 +58,7 @@ def test_figures_are_means_over_samples_seeds_and_behaviors(slope):
     for name, rows in (("kind", slope[:25]), ("bold", 2 * slope[25:])):
         layers = rng.integers(6, size=(3, len(rows)))
         behaviors[name] = {
-            "fixed": random_layer(rows, [2], fixed_layer=2),
+            "fixed": drawn_layer(rows, [2], fixed_layer=2),
             "predicted": chosen_layers(rows, layers, fixed_layer=2),
         }
     each, together = score_behaviors(behaviors, np.random.default_rng(0), draws=400)
