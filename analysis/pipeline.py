@@ -41,6 +41,7 @@ from actcache.conventions import NO_PRESET, STAGES, sweep_settings
 from actcache.encoders import parse_encoder
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress
+from actcache.settings import check_names
 from actcache.store.copies.selection import require_all_layers
 from actcache.store.storage.atomic import make_folder, os_errors_explained
 from actcache.store.store import Store, open_store
@@ -82,6 +83,7 @@ def analyze(
         results.summary.behaviors["tidy"].fixed.slope
     """
     store = store if isinstance(store, Store) else open_store(store)
+    check_names(AnalyzeConfig, settings)
     if config is None:
         preset = settings.pop("preset", store.config.get("preset", NO_PRESET))
         config = AnalyzeConfig(**sweep_settings(preset, settings))

@@ -12,7 +12,7 @@ from actcache.analysis.files import plain, typed, write_json
 from actcache.analysis.predict.outcome import DirectionSetScores, PredictorScores
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES, BehaviorScores
 from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
-from actcache.errors import ActcacheError, FormatError
+from actcache.errors import ActcacheError, FormatError, MismatchError
 
 __all__ = [  # the types that the report reads
     "LETTER_SAMPLES",
@@ -155,7 +155,16 @@ class Summary:
         Raises:
             FormatError: it is damaged, or something else.
         """
-        return _read(path, lambda document: typed(cls, document))
+
+        def read(document: Any) -> "Summary":
+            if isinstance(document, dict) and "store" in document and "format" not in document:
+                raise MismatchError(
+                    f"'{path}' is of an earlier version, expected format 2. Run analyze in this "
+                    "folder again: what it swept is reused."
+                )
+            return typed(cls, document)
+
+        return _read(path, read)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Summary) and plain(self) == plain(other)
@@ -176,6 +185,8 @@ def _read(path: Path, read: Callable[[Any], T]) -> T:
     try:
         text = path.read_text(encoding="utf-8")
         return read(json.loads(text, parse_constant=_refuse_constant))
+    except MismatchError:
+        raise
     # JSON's errors, UTF-8's and DocumentError are ValueErrors; AnalyzeConfig raises ActcacheErrors.
     except (ValueError, RecursionError, ActcacheError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [""])[0]

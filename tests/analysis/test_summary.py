@@ -20,7 +20,7 @@ from actcache.analysis.summary import (
 )
 from actcache.analysis.sweep.steerability import summarize
 from actcache.cli.main import main
-from actcache.errors import FormatError, StoreNotFoundError
+from actcache.errors import FormatError, MismatchError, StoreNotFoundError
 
 GRID = np.arange(-1.5, 1.6, 0.5)
 
@@ -120,6 +120,17 @@ def test_a_damaged_or_foreign_file_is_refused_in_one_line(summary, tmp_path, dam
     assert "\n" not in str(caught.value)
     assert main(["info", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_summary_of_an_earlier_version_says_what_to_do(summary, tmp_path):
+    path = tmp_path / "summary.json"
+    summary.write(path)
+    document = json.loads(path.read_text(encoding="utf-8"))
+    del document["format"]
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+    with pytest.raises(MismatchError, match="earlier version.* Run analyze in this folder again"):
+        open_results(tmp_path).summary  # noqa: B018
 
 
 def test_a_folder_without_results_says_how_to_make_some(tmp_path):
