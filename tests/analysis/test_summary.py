@@ -129,7 +129,7 @@ def test_a_summary_of_an_earlier_version_says_what_to_do(summary, tmp_path):
     del document["format"]
     path.write_text(json.dumps(document), encoding="utf-8")
 
-    with pytest.raises(MismatchError, match="earlier version.* Run analyze in this folder again"):
+    with pytest.raises(MismatchError, match=r"earlier version.* Run analyze in this folder again"):
         open_results(tmp_path).summary  # noqa: B018
 
 
