@@ -176,12 +176,13 @@ class Renderer:
     def _completed(
         self, sample: Sample, text: str, prompt: list[int], completion: str
     ) -> list[int]:
-        whole = self._tokens(text + self.joined(text, completion))
+        joined = self.joined(text, completion)
+        whole = self._tokens(text + joined)
         if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
             raise RenderError(
                 f"row '{sample.id}': the tokenizer merges the end of the prompt with the "
-                f"completion {completion!r}, so the prompt's tokens are not a prefix. "
-                "Change --space, or end the prompt where a token ends."
+                f"completion {completion!r}: the tokens of {(text + joined)[-40:]!r} do not begin "
+                "with those of the prompt. Change --space, or end the prompt where a token ends."
             )
         return whole[len(prompt) :]
 
@@ -196,7 +197,8 @@ class Renderer:
                 return " " + completion.strip()
             case _:  # "one"
                 # A plain prompt that ends in a space already has the one space.
-                has_space = self.template is None and text[-1:].isspace()
+                # A line break is no space: after "\n" a model reads " yes", not "yes".
+                has_space = self.template is None and text.endswith(" ")
                 return completion.lstrip() if has_space else " " + completion.lstrip()
 
     def _tokens(self, text: str) -> list[int]:

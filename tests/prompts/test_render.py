@@ -73,6 +73,14 @@ def test_a_plain_prompt_that_ends_in_a_space_gets_no_second_one():
     assert text(row.prompt + row.positive, tok) == "x = 1"
 
 
+@pytest.mark.parametrize("end", ["\n", "\n\n", "\t"])
+def test_after_other_white_space_a_completion_keeps_its_space(end):
+    renderer = Renderer(tokenizer(), Rendering(template="none"))
+
+    for completion in (" yes", "yes"):
+        assert renderer.joined(f"Answer:{end}", completion) == " yes"
+
+
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize(
     "template",
@@ -147,7 +155,7 @@ def test_refuses_a_boundary_that_the_tokenizer_merges():
     merging = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="?")
     row = replace(PAIR, prompt="a", positive="b", negative="c")
 
-    with pytest.raises(RenderError, match="Change --space"):
+    with pytest.raises(RenderError, match=r"'ab' .*Change --space"):
         Renderer(merging, Rendering(template="none", space="none"))(row)
 
 
