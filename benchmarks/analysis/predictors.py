@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
+from actcache.analysis.sweep.row_directions import row_directions
 from actcache.progress import SILENT, Progress
 from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
@@ -140,7 +141,8 @@ def pretended_sweep(
     truth = planted(store.n, store.n_layers)
     away = (np.array(swept) - truth.best[:, None]) / (store.n_layers / 12)
     arrays, values = [], {}
-    for number, (name, direction_set) in enumerate(sets.items()):
+    directions = {name: row_directions(store, given, name=name) for name, given in sets.items()}
+    for number, (name, direction_set) in enumerate(directions.items()):
         for start in range(0, store.n, 16):  # about the rows of a pass
             direction_set.rows(np.arange(start, min(start + 16, store.n)))
         rng = np.random.default_rng([3, number])
@@ -170,9 +172,7 @@ def pretended_sweep(
                     "layer": np.array(swept, np.int64),
                     "multiplier": np.array(multipliers, np.float64),
                 },
-                config={
-                    "sets": {name: direction_set.digest for name, direction_set in sets.items()}
-                },
+                config={"sets": {name: chosen.digest for name, chosen in directions.items()}},
                 provenance={"synthetic": True},
                 shard_rows=store.n,
             ),
