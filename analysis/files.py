@@ -102,9 +102,9 @@ def _read_array(kind: Any, value: Any, where: str) -> Any:
 
 def _require(fits: bool, kind: Any, value: Any, where: str) -> None:
     if not fits:
-        found = repr(value)
-        found = found if len(found) <= 40 else f"{found[:40]}…"
-        raise DocumentError(f"{where or 'the document'} is {found}, expected {_name(kind)}")
+        shown = repr(value)
+        shown = shown if len(shown) <= 40 else f"{shown[:40]}…"
+        raise DocumentError(f"{where or 'the document'} is {shown}, expected {_name(kind)}")
 
 
 def _name(kind: Any) -> str:

@@ -127,15 +127,15 @@ class Import(NamedTuple):
 
 def sources(root: Path) -> dict[str, Path]:
     """Every module of the package by dotted name, without the leading `actcache.`."""
-    found = {}
+    modules = {}
     for folder, name in (("actcache", ""), ("analysis", "analysis"), ("cli", "cli")):
         for path in sorted((root / folder).rglob("*.py")):
             parts = path.relative_to(root / folder).with_suffix("").parts
             if folder == "actcache" and parts[0] in ("analysis", "cli"):
                 continue  # the links
             parts = parts[:-1] if parts[-1] == "__init__" else parts
-            found[".".join([*([name] if name else []), *parts])] = path
-    return found
+            modules[".".join([*([name] if name else []), *parts])] = path
+    return modules
 
 
 def imports(module: str, path: Path, modules: dict[str, Path]) -> Iterator[Import]:
@@ -184,7 +184,7 @@ def covers(room: str, module: str) -> bool:
 def violations(root: Path) -> list[str]:
     """A line for each import that the table forbids: folder, what is imported, file and line."""
     modules = sources(root)
-    found = []
+    lines = []
     for module, path in modules.items():
         room = room_of(module)
         rule = RULES[room]
@@ -194,15 +194,15 @@ def violations(root: Path) -> list[str]:
                 target = each.target.removeprefix("actcache").removeprefix(".")
                 mine = target == room or (room and room_of(target) == room)
                 if not target and room not in ("", "cli"):  # the front, for what stands behind it
-                    found.append(f"{room or 'actcache'} may not import actcache itself ({where})")
+                    lines.append(f"{room or 'actcache'} may not import actcache itself ({where})")
                 elif target and not mine and not any(covers(a, target) for a in rule.allowed):
-                    found.append(f"{room or 'actcache'} may not import {each.target} ({where})")
+                    lines.append(f"{room or 'actcache'} may not import {each.target} ({where})")
             elif each.at_import and each.target.split(".")[0] in HEAVY:
                 name = module.removeprefix(room).removeprefix(".")
                 if rule.heavy != EVERYTHING and name not in rule.heavy:
                     what = each.target.split(".")[0]
-                    found.append(f"{room or 'actcache'} may not import {what} at import ({where})")
-    return found
+                    lines.append(f"{room or 'actcache'} may not import {what} at import ({where})")
+    return lines
 
 
 def circles(root: Path) -> list[str]:

@@ -59,15 +59,16 @@ def project(
     Raises:
         NotFiniteError: a residual is infinite or not a number.
     """
-    own = np.asarray(unit(directions), np.float32)
-    agreement = mean_cosine(own)
+    units = np.asarray(unit(directions), np.float32)
+    agreement = mean_cosine(units)
     best = int(agreement.argmax())
-    pair = np.stack([np.broadcast_to(own[best], own.shape), own], axis=-1)  # [layer, d_model, 2]
+    common_unit = np.broadcast_to(units[best], units.shape)
+    pair = np.stack([common_unit, units], axis=-1)  # [layer, d_model, 2]
     projected, norms = [], []
     for batch in batches:
-        if batch.shape[1:] != own.shape:
+        if batch.shape[1:] != units.shape:
             raise MismatchError(
-                f"a batch has [layers, d_model] {batch.shape[1:]}, the directions {own.shape}. "
+                f"a batch has [layers, d_model] {batch.shape[1:]}, the directions {units.shape}. "
                 f"Both must come from one model: see actcache info."
             )
         resid = to_float32(batch) if batch.dtype == np.float16 else np.asarray(batch, np.float32)

@@ -37,9 +37,9 @@ def to_float32(
     else:
         finite = _convert(values, out)
     if not finite:
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(values))[0])
         raise NotFiniteError(
-            f"the float16 value at {at} is {values[at]}, expected finite ones. "
+            f"the float16 value at {place} is {values[place]}, expected finite ones. "
             f"Cache residuals that overflow float16 as float32 or bfloat16."
         )
     return out
