@@ -282,6 +282,22 @@ def test_a_planted_import_is_named_with_folder_and_line(tmp_path, file, code, ro
     assert f"({file}:{line})" in message
 
 
+def test_every_rule_of_the_table_is_broken_once(tmp_path):
+    """One forbidden import in a module of each room: the check names that room for each."""
+    root = copy_of_the_sources(tmp_path)
+    rooms = {room: rule for room, rule in RULES.items() if rule.allowed != EVERYTHING}
+    for room in rooms:
+        module = next(path for name, path in sources(root).items() if room_of(name) == room)
+        target = "actcache.cli.main" if room else "actcache.analysis"
+        text = module.read_text(encoding="utf-8")
+        module.write_text(f"{text}\nimport {target}\n", encoding="utf-8")
+
+    lines = violations(root)
+
+    for room in rooms:
+        assert any(line.startswith(f"{room or 'actcache'} may not import") for line in lines), room
+
+
 @pytest.mark.parametrize(
     "code", ["import {0}", "def f():\n    import {0}", "if TYPE_CHECKING:\n    import {0}"]
 )
