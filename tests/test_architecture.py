@@ -53,9 +53,17 @@ RULES = {
         heavy=("run", "certify", "replay", "forecast"),
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
-    "exchange": Rule(("data", *STORE)),
+    "steering": Rule(
+        ("engine", *STORE), heavy=("operators", "hooks", "rows", "prefill", "loop", "scoring")
+    ),
+    "exchange": Rule(("data", "steering", *STORE)),
     "demo": Rule(GROUND),
-    "": Rule(("data", "prompts", "engine", "build", "encoders", "exchange", "demo", "cli", *STORE)),
+    "": Rule(
+        (
+            *("data", "prompts", "engine", "build", "encoders", "exchange", "demo", "cli"),
+            *("steering", *STORE),
+        )
+    ),
     "analysis.stats": Rule(GROUND),
     "analysis.directions": Rule(("analysis.stats", *STORE)),
     "analysis.sweep": Rule(
@@ -87,6 +95,15 @@ RULES = {
     "analysis.predict.l2s": Rule(
         (*PREDICT_SHARED, "analysis.stats", "analysis.config", *STORE),
         heavy=("train_vectors", "tanh_stack"),
+    ),
+    "analysis.generation": Rule(
+        (
+            *("analysis.predict", "analysis.sweep", "analysis.directions", "analysis.stats"),
+            *("analysis.config", "analysis.names", "analysis.files", "analysis.results"),
+            *("analysis.summary", "encoders", "build", "engine", "prompts", "steering", "data"),
+            *STORE,
+        ),
+        heavy=("stage",),
     ),
     "analysis.names": Rule(()),
     "analysis.config": Rule(("analysis.names", *GROUND)),
