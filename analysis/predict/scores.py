@@ -77,7 +77,7 @@ def score_set(
     primary = _primary(selections, top)
     over_shuffled = None
     if primary is not None:
-        over_shuffled = _gain_over_shuffled(_tested(selections), primary, rng, draws)
+        over_shuffled = gain_over_shuffled(_tested(selections), primary, rng, draws)
     return DirectionSetScores(
         fixed_layer={behavior: layers[each.fixed] for behavior, each in selections.items()},
         primary=primary,
@@ -189,12 +189,13 @@ def _tested(
     return strategies
 
 
-def _gain_over_shuffled(
+def gain_over_shuffled(
     tested: Mapping[str, Mapping[str, LayerStrategy]],
     primary: str,
     rng: np.random.Generator,
     draws: int,
 ) -> Interval:
+    """Compare a predictor with that of shuffled prompts on the same samples, behavior by behavior."""
     compared = {
         behavior: {
             primary: replace(strategies[primary], base=strategies[W2S_SHUFFLED].slope.mean(0))

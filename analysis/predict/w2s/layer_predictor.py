@@ -71,7 +71,7 @@ class LayerPredictor:
     """`cv_crossfit` minus `cv_fixed`."""
 
     cv_gain_error: float
-    """Standard error of `cv_gain` over samples, paired. The predictor is worth using where the gain
+    """Standard error of `cv_gain` over samples, each scored as in `cv_gain`. The predictor is worth using where the gain
     is some of these above 0."""
 
     n_folds: int
