@@ -195,7 +195,7 @@ def gain_over_shuffled(
     rng: np.random.Generator,
     draws: int,
 ) -> Interval:
-    """Compare a predictor with that of shuffled prompts on the same samples, behavior by behavior."""
+    """Compare a predictor with that of shuffled prompts on the same samples: mean gain over it."""
     compared = {
         behavior: {
             primary: replace(strategies[primary], base=strategies[W2S_SHUFFLED].slope.mean(0))

@@ -10,7 +10,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
-from actcache.analysis.predict.w2s.cross_validate import choose, fixed_reached, search, shared_rows
+from actcache.analysis.predict.w2s.cross_validate import (
+    DRAWS,
+    choose,
+    fixed_reached,
+    search,
+    shared_rows,
+)
 from actcache.analysis.predict.w2s.folds import equal_rows, grouped_folds
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
 from actcache.analysis.predict.w2s.mlp_stack import Shape, batch_orders, initial_weights
