@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int64, Shaped
 
 from actcache.analysis.names import FIXED, W2S_SHUFFLED, w2s
 from actcache.analysis.predict.embedding_space import silhouette_by_behavior
@@ -85,6 +85,11 @@ def score_set(
         by_letter=by_letter,
         over_shuffled=over_shuffled,
         training={behavior: _training(each) for behavior, each in selections.items()},
+        accuracy={behavior: _accuracy(each) for behavior, each in selections.items()},
+        oracle_distance={
+            behavior: float(np.abs(_best(each) - each.fixed).mean())
+            for behavior, each in selections.items()
+        },
     )
 
 
@@ -126,11 +131,10 @@ def score_encoder(
     tested = np.zeros(len(behaviors), bool)
     accuracy, value, fixed = [], [], []
     for each in selections.values():
-        rows = each.rows.test & (each.rows.variant == "base")
+        rows = _base_test(each)
         tested[each.rows.at[rows]] = True
         name = next(iter(each.predicted))
-        best = best_layers(each.slopes.slope[rows])
-        accuracy.append(float((each.predicted[name][:, rows] == best).mean()))
+        accuracy.append(_accuracy(each)[name])
         strategies = each.strategies(rows)
         value.append(float(strategies[name].slope.mean()))
         fixed.append(float(strategies[FIXED].slope.mean()))
@@ -162,6 +166,23 @@ def _training(selections: LayerSelections) -> dict[str, TrainingScore]:
         )
         for name, predictor in selections.predictors.items()
     }
+
+
+def _best(selections: LayerSelections) -> Int64[np.ndarray, " n"]:
+    """Places of the base test samples' best layers."""
+    return best_layers(selections.slopes.slope[_base_test(selections)])
+
+
+def _accuracy(selections: LayerSelections) -> dict[str, float]:
+    best, rows = _best(selections), _base_test(selections)
+    return {
+        name: float((layers[:, rows] == best).mean())
+        for name, layers in selections.predicted.items()
+    }
+
+
+def _base_test(selections: LayerSelections) -> Bool[np.ndarray, " row"]:
+    return np.asarray(selections.rows.test & (selections.rows.variant == "base"))
 
 
 def _primary(selections: Selections, top: Sequence[int]) -> str | None:

@@ -38,6 +38,8 @@ def scores(mean, *, over_shuffled=NOTHING, letters=(1.0, 1.0), gains=(ABOVE, ABO
         by_letter=by_letter,
         over_shuffled=over_shuffled,
         training={},
+        accuracy={},
+        oracle_distance={},
     )
 
 
@@ -123,6 +125,8 @@ def planted_verdict(draw, *, gain, n=40):
         by_letter={x: score_behaviors(strategies(letter == x), rng, draws=400)[1] for x in "AB"},
         over_shuffled=gain_over_shuffled(everyone, "w2s_top1", rng, 400),
         training={},
+        accuracy={},
+        oracle_distance={},
     )
     return predicted_gain_verdict("caa", scores, None).word
 
