@@ -35,14 +35,14 @@ from actcache.steering.checks import (
     refuse,
     set_fields,
 )
-from actcache.steering.gates import PromptGate, TokenGate, gate_fields
-from actcache.steering.source import SteeringSource, read_direction, require_model
-from actcache.steering.steering_file import (
+from actcache.steering.files.steering_file import (
     canonical_json,
     part_values,
     read_steering,
     write_steering,
 )
+from actcache.steering.gates import PromptGate, TokenGate, gate_fields
+from actcache.steering.source import SteeringSource, read_direction, require_model
 
 if TYPE_CHECKING:
     from actcache.steering.source import AnyModel
@@ -207,8 +207,8 @@ class Steering(AnySteering):
 
     tokens: SteeredTokens = "prompt"
     window: tuple[int, int | None] | None = None
-    """Decode steps start:stop that are steered; step 0 computes the first generated token's logits
-    (the last prompt token); None is all."""
+    """Decode steps start:stop whose tokens are steered; None is all. Step 0 computes the prompt,
+    and so the first generated token's logits, step 1 the first generated token."""
 
     gate: TokenGate | PromptGate | None = None
     renorm: bool = False

@@ -146,6 +146,10 @@ def test_fields_are_made_plain():
     with pytest.raises(ValueError, match="read-only"):
         made.vectors[0] = 0
     assert made.at(2).vectors is made.vectors  # a grid holds its vectors once
+    single = EYE[:1].copy()
+    made = steering(vectors=single)
+    single[:] = 7  # the caller's array stays theirs
+    np.testing.assert_array_equal(made.vectors, EYE[:1])
     assert made.d_model == D
 
 
