@@ -126,12 +126,10 @@ def choose_place(
             return -effect.value, abs(scores[i].strength - (identity or 0.0))
 
         return min(with_effect, key=preference), ""
+    over = f"no strength keeps perplexity within {rules.budget:g} × the unsteered one"
     for remaining, reason in (
-        (steered, "no strength but the identity"),
-        (
-            in_budget,
-            f"no strength keeps perplexity within {rules.budget:g} of the unsteered text's",
-        ),
+        (places, "no strength but the identity"),
+        (in_budget, over),
         (allowed, "no strength within the budget keeps form and ending"),
     ):
         if not remaining:
