@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table as RichTable
 
-from actcache.cli import console
+from actcache.cli.terminal import console
 
 if TYPE_CHECKING:
     from actcache.analysis.report.tables import Table
