@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actcache.cli import console
+from actcache.cli.terminal import console
 from actcache.errors import IncompleteStoreError, StoreNotFoundError
 
 EXAMPLE = "actcache info rows.zarr"
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     if summary.is_file():
         from actcache.analysis.files import plain
         from actcache.analysis.summary import Summary
-        from actcache.cli.show import show
+        from actcache.cli.terminal.show import show
 
         results = Summary.read(summary)
         if not args.json:

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table as RichTable
+from rich.text import Text
 
-from actcache.cli import console
+from actcache.cli.terminal import console
+from actcache.cli.terminal.text import printable
 
 if TYPE_CHECKING:
     from actcache.analysis.report.tables import Table
@@ -20,7 +22,7 @@ def show_or_print(summary: "Summary", *, as_json: bool, out: Path) -> None:
         console.print_json(plain(summary))
     else:
         show(summary)
-        console.err().print(f"results: {out}", highlight=False, soft_wrap=True)
+        console.say(f"results: {out}")
 
 
 def show(summary: "Summary") -> None:
@@ -49,21 +51,26 @@ def show(summary: "Summary") -> None:
 
 
 def _line(text: str) -> None:
-    console.out().print(text, highlight=False, markup=False)
+    console.out().print(printable(text), highlight=False, markup=False)
 
 
 def _rich(table: "Table") -> RichTable:
-    shown = RichTable(title=table.title)
+    shown = RichTable(title=_text(table.title))
     for i, column in enumerate(table.columns):
         if i == 0 or column == "verdict":
-            shown.add_column(column, overflow="fold", min_width=min(10, _width(table, i)))
+            shown.add_column(_text(column), overflow="fold", min_width=min(10, _width(table, i)))
         else:
             long = len(column) > _width(table, i)
             header = column.replace(" ", "\n") if long else column
-            shown.add_column(header, justify="right", no_wrap=True)
+            shown.add_column(_text(header), justify="right", no_wrap=True)
     for row in table.rows:
-        shown.add_row(*row)
+        shown.add_row(*map(_text, row))
     return shown
+
+
+def _text(cell: str) -> Text:
+    """Take a cell as it is: rich would read `[red]` in a name as markup."""
+    return Text(printable(cell))
 
 
 def _width(table: "Table", column: int) -> int:
