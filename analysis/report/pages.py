@@ -30,6 +30,19 @@ def short_tables(summary: Summary) -> list[Table]:
     return tables
 
 
+def terminal_tables(summary: Summary) -> list[Table]:
+    """Make the tables that stand under the findings in a terminal: few columns, of each stage one.
+
+    Predictors have theirs where no sweep was asked for: their findings say what matters.
+    """
+    tables = _layer_tables(summary)
+    if summary.sweep is not None:
+        tables.append(sweep_table(summary).without("oracle", "by letter", "verdict"))
+    elif summary.predictors is not None:
+        tables.append(short_table(summary).without("verdict"))
+    return tables
+
+
 def warnings(summary: Summary) -> list[str]:
     """Say in a line each what makes the tables' numbers mislead; the rest is in tables.md."""
 

@@ -29,9 +29,9 @@ class Table:
         """The cells of each row."""
         return [list(row.values()) for row in self.cells]
 
-    def without(self, column: str) -> "Table":
-        """Leave one column out."""
-        cells = [{name: row[name] for name in row if name != column} for row in self.cells]
+    def without(self, *columns: str) -> "Table":
+        """Leave columns out."""
+        cells = [{name: row[name] for name in row if name not in columns} for row in self.cells]
         return replace(self, cells=cells)
 
 
