@@ -95,7 +95,11 @@ def html_page(summary: Summary) -> str:
 
 
 def _layer_tables(summary: Summary) -> list[Table]:
-    return [layer_table(name, scores) for name, scores in (summary.layers or {}).items()]
+    positive = summary.labels[0] if summary.labels else ""
+    return [
+        layer_table(name, scores, positive=positive)
+        for name, scores in (summary.layers or {}).items()
+    ]
 
 
 def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:

@@ -95,16 +95,16 @@ def _random_direction(summary: Summary, scores: BehaviorScores) -> str:
     return f"{slope:.2g}, {share:.0%}"
 
 
-def layer_table(name: str, scores: LayerScores) -> Table:
+def layer_table(name: str, scores: LayerScores, *, positive: str) -> Table:
     """Make the table of discriminative layers."""
-    positive, negative = scores.class_mean
+    above, below = scores.class_mean
     return Table(
         f"{name}: held-out samples on one common direction (layer {scores.common_layer})",
         [
             {
                 "layer": str(layer),
-                "mean +": f"{positive[layer]:.3g}",
-                "mean −": f"{negative[layer]:.3g}",
+                "mean +": f"{above[layer]:.3g}",
+                "mean −": f"{below[layer]:.3g}",
                 "discriminative": "yes" if scores.discriminative[layer] else "",
                 "in draws": f"{scores.discriminative_share[layer]:.0%}",
                 "Fisher": f"{scores.fisher[layer]:.3g}",
@@ -112,4 +112,7 @@ def layer_table(name: str, scores: LayerScores) -> Table:
             }
             for layer in range(len(scores.auc))
         ],
+        f"+ is {positive}. Discriminative: the class means lie on both sides of 0, "
+        "which depends on where 0 is; the best AUC asks only how well the classes are told apart, "
+        f"so it may be at another layer. {scores.n_positive} and {scores.n_negative} samples.",
     )
