@@ -96,10 +96,10 @@ def _line(text: str) -> None:
 
 
 def _rich(table: "Table") -> RichTable:
-    shown = RichTable(title=_text(table.title), box=SIMPLE_HEAD, pad_edge=False)
+    shown = RichTable(title=_text(table.title), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, column in enumerate(table.columns):
         long = len(column) > _width(table, i)
-        header = column.replace(" ", "\n") if long else column
+        header = column.replace(" ", "\n").replace("-", "-\n") if long else column
         shown.add_column(_text(header), justify="right" if i else "left", no_wrap=True)
     for row in table.rows:
         shown.add_row(*map(_text, row))
