@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from actcache.lazy import attach
 
 if TYPE_CHECKING:
+    from actcache.steering.hooks import steer
     from actcache.steering.steering import (
         AnySteering,
         PromptGate,
@@ -16,6 +17,6 @@ if TYPE_CHECKING:
         TokenGate,
     )
 
-__all__ = ["AnySteering", "PromptGate", "Steering", "SteeringSum", "TokenGate"]
+__all__ = ["AnySteering", "PromptGate", "Steering", "SteeringSum", "TokenGate", "steer"]
 
 __getattr__ = attach(__name__, __file__)
