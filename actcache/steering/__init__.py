@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING
 from actcache.lazy import attach
 
 if TYPE_CHECKING:
+    from actcache.steering.gates import PromptGate, TokenGate
     from actcache.steering.hooks import steer
-    from actcache.steering.steering import (
-        AnySteering,
-        PromptGate,
-        Steering,
-        SteeringSum,
-        TokenGate,
-    )
+    from actcache.steering.prompt_gates import decide_gates
+    from actcache.steering.source import Calibration, SteeringSource
+    from actcache.steering.steering import AnySteering, Steering, SteeringSum
 
-__all__ = ["AnySteering", "PromptGate", "Steering", "SteeringSum", "TokenGate", "steer"]
+__all__ = [
+    "AnySteering",
+    "Calibration",
+    "PromptGate",
+    "Steering",
+    "SteeringSource",
+    "SteeringSum",
+    "TokenGate",
+    "decide_gates",
+    "steer",
+]
 
 __getattr__ = attach(__name__, __file__)
