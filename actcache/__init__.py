@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from actcache.engine import load_model
     from actcache.errors import ActcacheError
     from actcache.exchange import export, import_store
-    from actcache.steering import steer
+    from actcache.steering import Request, generate, steer
     from actcache.store import Residuals, Store, merge, open_store, subset, verify
 
 __all__ = [
     "ActcacheError",
+    "Request",
     "Residuals",
     "Store",
     "build_store",
     "demo",
     "encode",
     "export",
+    "generate",
     "import_store",
     "load_model",
     "merge",

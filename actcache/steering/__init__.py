@@ -9,6 +9,8 @@ from actcache.lazy import attach
 
 if TYPE_CHECKING:
     from actcache.steering.hooks import steer
+    from actcache.steering.loop import check_generation, generate
+    from actcache.steering.sampling import Continuation, Request
     from actcache.steering.steering import (
         AnySteering,
         PromptGate,
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
         TokenGate,
     )
 
-__all__ = ["AnySteering", "PromptGate", "Steering", "SteeringSum", "TokenGate", "steer"]
+__all__ = [
+    "AnySteering",
+    "Continuation",
+    "PromptGate",
+    "Request",
+    "Steering",
+    "SteeringSum",
+    "TokenGate",
+    "check_generation",
+    "generate",
+    "steer",
+]
 
 __getattr__ = attach(__name__, __file__)
