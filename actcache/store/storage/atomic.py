@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -179,9 +180,15 @@ def remove(path: Path) -> None:
     """Remove a file, a link (not what it leads to) or a folder, if it is there."""
     with suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=_raise_unless_gone)
         else:
             path.unlink()
+
+
+def _raise_unless_gone(_call: object, _path: object, error: Any) -> None:
+    """Another process may be removing the same folder."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def _sync_all(path: Path) -> None:
