@@ -4,12 +4,15 @@ import hashlib
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from actcache.errors import IncompleteStoreError, StoreExistsError
+from actcache.errors import IncompleteStoreError, MismatchError, StoreExistsError
 from actcache.store.contents import StoreContents
+from actcache.store.storage.local import LocalStorage
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
+from tests.support.processes import run_code
 from tests.support.stores import build, commit_next, example, file_bytes, fill
 
 OLD, NEW = example(), example(n=7, seed=1)
@@ -98,3 +101,99 @@ def test_an_interrupted_store_that_was_renamed_or_copied_opens_only_if_asked(pat
                 read(copy)
         assert open_store(copy, partial=True).n == 4
         assert verify(copy, partial=True) == []
+
+
+READERS = {
+    "rows": lambda store: store.array("resid_post/fork").bits[8:],
+    "numbers": lambda store: store.array("resid_post/fork").bits[np.array([9, 8, 10])],
+    "batches": lambda store: [x for _, x in store.array("embed/prompt").batches()][-1],
+    "tensor": lambda store: store.array("embed/prompt").tensor(slice(8, 10)),
+    "column": lambda store: store["prompt"],
+    "ragged": lambda store: store.ragged("prompt_tokens").flat,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("same_shapes", [True, False])
+def test_an_open_store_that_was_replaced_says_so_and_gives_no_row_of_another(
+    path, reader, same_shapes
+):
+    store = open_store(build(path, *OLD))
+    array = store.array("resid_post/prompt")
+    before = array[:4].copy()  # its first shard is mapped
+    settings, values = example(seed=1) if same_shapes else NEW
+    with Writer.create(path, StoreContents(**settings), overwrite=True) as writer:
+        fill(writer, values)
+    with pytest.raises(
+        MismatchError, match=r"replaced, moved or removed meanwhile\. Open it again"
+    ):
+        READERS[reader](store)
+    np.testing.assert_array_equal(array[:4], before)
+
+
+def test_an_open_store_whose_equal_took_its_place_is_read_on(path):
+    store = open_store(build(path, *OLD))
+    with Writer.create(path, StoreContents(**OLD[0]), overwrite=True) as writer:
+        fill(writer, OLD[1])
+    np.testing.assert_array_equal(store.array("embed/prompt")[:], OLD[1]["embed/prompt"])
+
+
+def test_an_open_store_that_was_moved_or_removed_says_so(path):
+    for away in (lambda: path.rename(f"{path}2"), lambda: shutil.rmtree(path)):
+        store = open_store(build(path, *OLD))
+        away()
+        with pytest.raises(MismatchError, match="Open it again"):
+            store.array("embed/prompt")[:]
+
+
+def test_a_part_that_is_open_is_read_on_once_the_store_is_finished(path):
+    with Writer.create(path, StoreContents(**OLD[0])) as writer:
+        commit_next(writer, OLD[1])
+        part = open_store(path, partial=True)
+        fill(writer, OLD[1])
+    for reader in ("embed/prompt", "resid_post/prompt"):
+        np.testing.assert_array_equal(part.array(reader)[:], OLD[1][reader][:4])
+    assert part["id"].tolist() == [f"row-{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("read", [open_store, verify])
+def test_a_reader_at_the_instant_of_finishing_looks_again(path, read, monkeypatch):
+    """The store gets its name before each read of the reader, in turn."""
+    reads = 0
+    for instant in range(100):
+        shutil.rmtree(path, ignore_errors=True)
+        with Writer.create(path, StoreContents(**OLD[0])) as writer:
+            while writer.committed < writer.n:
+                commit_next(writer, OLD[1])
+            reads = 0
+
+            def counted(call, now=instant, writer=writer):
+                def read_and_count(*args, **kwargs):
+                    nonlocal reads
+                    reads += 1
+                    if reads == now + 1:
+                        writer.finish()
+                    return call(*args, **kwargs)
+
+                return read_and_count
+
+            with monkeypatch.context() as patch:
+                for name in ("exists", "size", "_open"):
+                    patch.setattr(LocalStorage, name, counted(getattr(LocalStorage, name)))
+                left = read(path, partial=True)
+        assert left == [] if read is verify else left.n == 11
+        if reads <= instant:  # it was over before
+            break
+    assert instant > 20
+
+
+def test_a_process_that_may_open_few_files_reads_many_shards(path):
+    build(path, *example(n=60, shard_rows=1))
+    code = """
+        import resource, sys
+        from actcache.store.store import open_store
+        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+        store = open_store(sys.argv[1], check=True)
+        assert store.array("resid_post/prompt")[:].shape == (60, 3, 4)
+    """
+    run_code(code, path)
