@@ -13,7 +13,7 @@ from actcache.store.storage.local import LocalStorage
 from actcache.store.store import open_store, verify
 from actcache.store.writer import Writer
 from tests.support.processes import run_code
-from tests.support.stores import build, commit_next, example, file_bytes, fill
+from tests.support.stores import build, commit_next, example, file_bytes, fill, scratch
 
 OLD, NEW = example(), example(n=7, seed=1)
 
@@ -157,8 +157,13 @@ def test_a_part_that_is_open_is_read_on_once_the_store_is_finished(path):
 
 
 @pytest.mark.parametrize("read", [open_store, verify])
-def test_a_reader_at_the_instant_of_finishing_looks_again(path, read, monkeypatch):
+def test_a_reader_at_the_instant_of_finishing_looks_again(read, monkeypatch):
     """The store gets its name before each read of the reader, in turn."""
+    with scratch() as folder:
+        _finish_at_each_read(Path(folder) / "a.zarr", read, monkeypatch)
+
+
+def _finish_at_each_read(path, read, monkeypatch):
     reads = 0
     for instant in range(100):
         shutil.rmtree(path, ignore_errors=True)
