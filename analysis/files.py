@@ -16,6 +16,8 @@ from actcache.store.storage.atomic import atomic_path
 
 T = TypeVar("T")
 
+_HEADER_LIMIT = 1 << 24
+
 
 class DocumentError(ValueError):
     """A document does not fit the type; says where, what was found and what was expected."""
@@ -136,6 +138,17 @@ def write_tensors(
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     # Not `save_file`, which makes files that only their owner can read.
     write_aside(path, lambda aside: aside.write_bytes(save(contiguous, metadata=dict(about))))
+
+
+def tensor_header(path: Path) -> Mapping[str, Any]:
+    """Read which tensors a safetensors file declares; nothing of what is no such file."""
+    try:
+        with path.open("rb") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(n_bytes, _HEADER_LIMIT)))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
