@@ -36,6 +36,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_output(command, "OUT", "results folder (default: STORE's name + -results)", required=False)
     add_overwrite(command, "remove earlier results in OUT first")
     add_dry_run(command, "what the sweep costs")
+    command.add_argument(
+        "--no-check", action="store_true", help="read the store without its checksums"
+    )
     headings = {
         SWEEP: "A preset sets what a published code does. A flag that is given wins.\n"
         f"{preset_help('sweep')}",
@@ -59,11 +62,8 @@ def run(args: argparse.Namespace) -> None:
         console.print_result(dry_run(store, out, config, args), as_json=args.json)
         return
     from actcache.analysis.pipeline import analyze
-    from actcache.analysis.results import remove_results
     from actcache.cli.terminal.show import show_or_print  # imports rich
 
-    if args.overwrite:
-        remove_results(out)
     results = analyze(
         store,
         out,
@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> None:
         model=lambda: _load(store, args),
         progress=console.Bars(quiet=args.json),
         device=args.device,
+        overwrite=args.overwrite,
+        check=not args.no_check,
     )
     show_or_print(results.summary, as_json=args.json, out=out)
 
