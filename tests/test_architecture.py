@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 
 GROUND = (
-    *("errors", "conventions", "settings", "identity"),
+    *("errors", "conventions", "settings", "identity", "names"),
     *("progress", "lazy", "notebook"),
 )
 STORE = ("store", *GROUND)
@@ -40,6 +40,7 @@ RULES = {
     "settings": Rule(("errors",)),
     "identity": Rule(("errors",)),
     "notebook": Rule(()),
+    "names": Rule(()),
     "progress": Rule(("errors",)),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
@@ -54,7 +55,8 @@ RULES = {
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
     "steering": Rule(
-        ("prompts", "engine", *STORE), heavy=("operators", "hooks", "rows", "prefill", "loop", "scoring")
+        ("prompts", "engine", *STORE),
+        heavy=("operators", "hooks", "rows", "prefill", "loop", "scoring"),
     ),
     "exchange": Rule(("data", "steering", *STORE)),
     "demo": Rule(GROUND),
@@ -107,7 +109,7 @@ RULES = {
         heavy=("stage",),
     ),
     "analysis.names": Rule(()),
-    "analysis.config": Rule(("analysis.names", *GROUND)),
+    "analysis.config": Rule(("analysis.names", "encoders", *GROUND)),
     "analysis.files": Rule(STORE),
     "analysis.results": Rule(
         (
