@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 
 GROUND = (
-    *("errors", "conventions", "settings", "identity", "names"),
+    *("errors", "conventions", "settings", "identity", "names", "hub"),
     *("progress", "lazy", "notebook"),
 )
 STORE = ("store", *GROUND)
@@ -41,6 +41,7 @@ RULES = {
     "identity": Rule(("errors",)),
     "notebook": Rule(()),
     "names": Rule(()),
+    "hub": Rule(()),
     "progress": Rule(("errors",)),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
