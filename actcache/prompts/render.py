@@ -133,8 +133,8 @@ class Renderer:
         if messages[-1]["content"].strip() not in text:
             raise RenderError(
                 f"the chat template renders {'no text' if not text.strip() else 'other text'} for "
-                f"row '{sample.id}', without its whole prompt. Use a template that shows it (--template "
-                "FILE), or --template none."
+                f"row '{sample.id}', without its whole prompt. Use a template that shows it "
+                "(--template FILE), or --template none."
             )
         if system is not None and system.strip() not in text:
             raise RenderError(
