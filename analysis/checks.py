@@ -31,6 +31,7 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
             f"'{store.path}' holds a {store.kind}, expected residuals. Pass what build wrote."
         )
     require_all_layers(store)  # the stages know layers by their place
+    _require_provenance(store)
     require_names(store)
     left_out = _stages_left_out(store, config.stages)
     if any(store["label"].tolist()):
@@ -44,6 +45,14 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
         if "predictors" in config.stages:
             _require_predictable(store, config)
     return (*left_out, *_ignored(store, config))
+
+
+def _require_provenance(store: Store) -> None:
+    if not {"name", "weights_sha256"} <= store.provenance.get("model", {}).keys():
+        raise MismatchError(
+            f"'{store.path}' does not record which model it is of, expected what build and import "
+            "write. Build or import it again."
+        )
 
 
 def require_names(store: Store) -> None:
