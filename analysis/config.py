@@ -165,6 +165,10 @@ class AnalyzeConfig:
                 "START:STOP:STEP or a list, for example -1.5:1.5:0.5."
             )
         check_numbers(self)
+        if self.base_url is not None:  # it is recorded, whether an encoder needs it or not
+            from actcache.encoders import endpoint_of
+
+            object.__setattr__(self, "base_url", endpoint_of(self.base_url))
         check_words(self, once=["vectors", "encoders"])
         for name in ("top", "encoders", "layers", "context_layers"):
             if getattr(self, name) is not None and not getattr(self, name):

@@ -4,7 +4,6 @@ Stages run in order and each reads what the ones before it gave. Only the sweep 
 only then is torch imported.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
+from actcache.analysis.checks import check_analysis
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     BATCH_ROWS,
@@ -37,15 +37,15 @@ from actcache.analysis.results import (
 from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.steerability import Steerability, summarize
-from actcache.conventions import NO_PRESET, STAGES, sweep_settings
-from actcache.encoders import parse_encoder
+from actcache.conventions import NO_PRESET, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress
 from actcache.settings import check_names
-from actcache.store.copies.selection import require_all_layers
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
+    from collections.abc import Callable
+
     from actcache.engine.model import LanguageModel
 
 
@@ -95,15 +95,8 @@ def analyze(
         config = AnalyzeConfig(**sweep_settings(preset, settings))
     elif settings:
         config = replace(config, **settings)
-    if store.kind != "residuals":
-        raise MismatchError(
-            f"'{store.path}' holds a {store.kind}, expected residuals. Pass what build wrote."
-        )
-    require_all_layers(store)  # the stages know layers by their place
     out = Path(out)
-    left_out = _stages_left_out(store, config.stages)
-    if not any(store["label"].tolist()) and "predictors" in config.stages:
-        _require_predictable(store, config)
+    left_out = check_analysis(store, config, device=device)
     with results_folder(out, store, overwrite=overwrite):
         return _run_stages(
             store.checked() if check else store,
@@ -176,39 +169,6 @@ def _run_stages(
     for name, draw in pictures(summary, out).items():
         write_aside(out / name, draw)
     return Results(out)
-
-
-def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
-    """A sentence on stages that were asked for one by one and cannot run on a store's rows.
-
-    All stages means all that there are. If none can run, or one lacks its split, that is an error.
-    """
-    paired = not any(store["label"].tolist())
-    unfit = ("layers",) if paired else ("sweep", "predictors")
-    have, need = ("pairs", "labels") if paired else ("labels", "pairs")
-    left = [stage for stage in stages if stage in unfit]
-    reason = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
-    if len(left) == len(stages):
-        fit = ",".join(stage for stage in STAGES if stage not in unfit)
-        raise MismatchError(f"no stage can run on {reason}. Pass --stages {fit}.")
-    if not paired:
-        return (reason,) if left and tuple(stages) != STAGES else ()
-    if "sweep" in stages and "test" not in store["split"].tolist():
-        raise MismatchError(
-            f"'{store.path}' has no rows of the split 'test', which the stage sweep reads. Build "
-            "from more rows, give rows a split, or pass --stages vectors."
-        )
-    return ()
-
-
-def _require_predictable(store: Store, config: AnalyzeConfig) -> None:
-    """Refuse before the sweep what predictors would refuse after it."""
-    from actcache.analysis.predict.selections import predictor_rows
-
-    for text in config.encoders:
-        parse_encoder(text)
-    if tuple(config.stages) != STAGES:  # else they are left out, with the reason
-        predictor_rows(store, vectors=config.vectors)
 
 
 def _score_layers(

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         console.print_result(dry_run(store, out, config, args), as_json=args.json)
         return
+    _require_usable(store, out, config, args)
     from actcache.analysis.pipeline import analyze
     from actcache.cli.terminal.show import show_or_print  # imports rich
 
@@ -92,6 +93,28 @@ def dry_run(
         model=why_not_loaded(name, revision=store.config.get("revision"))
         or (lambda: _load(store, args)),
     )
+
+
+def _require_usable(
+    store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
+) -> None:
+    """Refuse settings and a model that cannot be used, before earlier results are removed."""
+    from actcache.analysis.checks import check_analysis, needs_model
+
+    check_analysis(store, config, device=args.device)
+    if needs_model(store, out, config) or (args.overwrite and args.model):
+        from actcache.engine.model import load_config
+
+        name = args.model or store.provenance["model"]["name"]
+        load_config(
+            name,
+            revision=store.config.get("revision"),
+            trust_remote_code=args.trust_remote_code,
+        )
+        return
+    for flag in ("model", "device_map", "trust_remote_code"):
+        if getattr(args, flag):
+            console.say(f"actcache: --{flag.replace('_', '-')} is ignored: no stage runs the model")
 
 
 def _load(store: "Store", args: argparse.Namespace) -> Any:

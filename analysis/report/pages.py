@@ -14,7 +14,14 @@ from actcache.analysis.report.plots import (
     plot_steerability,
 )
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
-from actcache.analysis.report.tables import Table, html, layer_table, markdown, sweep_table
+from actcache.analysis.report.tables import (
+    Table,
+    html,
+    layer_table,
+    markdown,
+    markdown_text,
+    sweep_table,
+)
 from actcache.analysis.report.verdicts import LETTER, MOSTLY_LETTER
 from actcache.analysis.summary import Summary
 
@@ -72,7 +79,11 @@ def markdown_page(summary: Summary) -> str:
     ):
         if tables:
             sentences = "".join(
-                f"- {'' if stage == 'predictors' else f'{verdict.about}: '}{verdict.sentence}\n"
+                "- "
+                + markdown_text(
+                    f"{'' if stage == 'predictors' else f'{verdict.about}: '}{verdict.sentence}"
+                )
+                + "\n"
                 for verdict in summary.verdicts
                 if verdict.stage == stage
             )

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 
 from actcache.analysis.summary import BehaviorScores, LayerScores, Summary
 from actcache.notebook import rows_table
@@ -39,14 +40,28 @@ def markdown(tables: Sequence[Table]) -> str:
     """Write tables as Markdown (GitHub's), each under its title."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
 
     lines = []
     for table in tables:
         rule = "|---|" + "---:|" * (len(table.columns) - 1)
-        lines += [f"## {table.title}", "", line(table.columns), rule, *map(line, table.rows), ""]
+        lines += [
+            f"## {markdown_text(table.title)}",
+            "",
+            line(table.columns),
+            rule,
+            *map(line, table.rows),
+            "",
+        ]
         lines += [table.note, ""] if table.note else []
     return "\n".join(lines)
+
+
+def markdown_text(text: str) -> str:
+    """Write a text, which may hold names of others, as one line of Markdown without HTML."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return escape(line, quote=False)
 
 
 def html(table: Table) -> str:

@@ -1,14 +1,18 @@
 """The options of commands: made from the settings, and those that several commands share."""
 
 import argparse
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Any
 
 from actcache.analysis.config import MAX_GRID
+from actcache.cli.terminal.console import say
 from actcache.conventions import MEANINGS, PRESETS
 from actcache.errors import ActcacheError
 from actcache.settings import Setting, settings_of
+from actcache.store.layout import partial_folder
 
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -100,6 +104,14 @@ def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
     add_output(command, metavar, f"the store to write, {metavar}.zarr")
     command.add_argument("--resume", action="store_true", help="resume an interrupted run")
     add_overwrite(command, f"replace the store at {metavar}, if there is one")
+
+
+def note_ignored(args: argparse.Namespace) -> None:
+    """Say on stderr which of `--resume` and `--overwrite` changes nothing."""
+    if args.resume and args.overwrite:
+        say("actcache: --overwrite is ignored: --resume keeps what was begun")
+    if args.resume and not os.path.lexists(partial_folder(Path(args.output))):
+        say(f"actcache: --resume is ignored: nothing was begun at '{args.output}'")
 
 
 def add_overwrite(command: argparse.ArgumentParser, help: str) -> None:
