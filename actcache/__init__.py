@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from actcache.engine import load_model
     from actcache.errors import ActcacheError
     from actcache.exchange import export, import_store
+    from actcache.steering import PromptGate, Steering, SteeringSource, SteeringSum, TokenGate
     from actcache.store import Residuals, Store, merge, open_store, subset, verify
 
 __all__ = [
     "ActcacheError",
+    "PromptGate",
     "Residuals",
+    "Steering",
+    "SteeringSource",
+    "SteeringSum",
     "Store",
+    "TokenGate",
     "build_store",
     "demo",
     "encode",

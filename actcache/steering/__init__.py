@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 from actcache.lazy import attach
 
 if TYPE_CHECKING:
-    from actcache.steering.steering import (
-        AnySteering,
-        PromptGate,
-        Steering,
-        SteeringSum,
-        TokenGate,
-    )
+    from actcache.steering.gates import PromptGate, TokenGate
+    from actcache.steering.source import Calibration, SteeringSource
+    from actcache.steering.steering import AnySteering, Steering, SteeringSum
 
-__all__ = ["AnySteering", "PromptGate", "Steering", "SteeringSum", "TokenGate"]
+__all__ = [
+    "AnySteering",
+    "Calibration",
+    "PromptGate",
+    "Steering",
+    "SteeringSource",
+    "SteeringSum",
+    "TokenGate",
+]
 
 __getattr__ = attach(__name__, __file__)
