@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from actcache.engine import load_model
     from actcache.errors import ActcacheError
     from actcache.exchange import export, import_store
-    from actcache.steering import PromptGate, Steering, SteeringSource, SteeringSum, TokenGate
+    from actcache.steering import PromptGate, Steering, SteeringSource, SteeringSum, TokenGate, steer
     from actcache.store import Residuals, Store, merge, open_store, subset, verify
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "load_model",
     "merge",
     "open_store",
+    "steer",
     "subset",
     "verify",
 ]

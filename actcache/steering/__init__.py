@@ -9,6 +9,7 @@ from actcache.lazy import attach
 
 if TYPE_CHECKING:
     from actcache.steering.gates import PromptGate, TokenGate
+    from actcache.steering.hooks import steer
     from actcache.steering.source import Calibration, SteeringSource
     from actcache.steering.steering import AnySteering, Steering, SteeringSum
 
@@ -20,6 +21,7 @@ __all__ = [
     "SteeringSource",
     "SteeringSum",
     "TokenGate",
+    "steer",
 ]
 
 __getattr__ = attach(__name__, __file__)
