@@ -18,7 +18,14 @@ if TYPE_CHECKING:
     from actcache.engine import load_model
     from actcache.errors import ActcacheError
     from actcache.exchange import export, import_store
-    from actcache.steering import PromptGate, Steering, SteeringSource, SteeringSum, TokenGate, steer
+    from actcache.steering import (
+        PromptGate,
+        Steering,
+        SteeringSource,
+        SteeringSum,
+        TokenGate,
+        steer,
+    )
     from actcache.store import Residuals, Store, merge, open_store, subset, verify
 
 __all__ = [
