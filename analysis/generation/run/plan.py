@@ -1,14 +1,14 @@
 """The plan of a run: rows × configurations, checked before any weights are loaded."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from actcache.analysis.generation.config import SteerConfig
 from actcache.analysis.generation.run.rows import PromptRow, digest_of_rows, require_fit
 from actcache.analysis.generation.run.sources import ModelSource
+from actcache.analysis.generation.targets import ReadBack
 from actcache.analysis.generation.texts import UNSTEERED, UNSTEERED_AGAIN, Configuration
 from actcache.analysis.predict.reuse import digest_of
 from actcache.errors import ActcacheError
@@ -49,6 +49,10 @@ class PlannedConfiguration:
         return self.way.steering(row.number, self.about.strength)
 
 
+Text = tuple[PromptRow, PlannedConfiguration, int]
+"""A text to write: row, configuration, sample."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationPlan:
     """Everything that a run needs but the weights; nothing is written yet."""
@@ -63,8 +67,8 @@ class GenerationPlan:
     configurations: tuple[PlannedConfiguration, ...]
     end_tokens: frozenset[int]
 
-    directions: Any = field(repr=False)
-    """`[layer, d_model]` by behavior: what read_back projects on."""
+    read_back: Mapping[str, ReadBack] = field(default_factory=dict, repr=False)
+    """By behavior: what the target read_back projects on; empty for other targets."""
 
     left_out: tuple[str, ...] = ()
 
@@ -83,7 +87,7 @@ class GenerationPlan:
             "configurations": digest_of({"digests": [run.digest for run in self.configurations]}),
         }
 
-    def texts(self) -> Iterator[tuple[PromptRow, PlannedConfiguration, int]]:
+    def texts(self) -> Iterator[Text]:
         """List the texts of the run: row, configuration, sample; rows of one length together."""
         by_behavior: dict[str, list[PlannedConfiguration]] = {}
         for run in self.configurations:
@@ -205,8 +209,3 @@ def _planned(
 ) -> PlannedConfiguration:
     digest = digest_of({"about": about, "steerings": list(digests)})
     return PlannedConfiguration(digest=digest[:16], about=about, way=way)
-
-
-def out_name(path: str | Path) -> str:
-    """Name a source in summaries."""
-    return str(path)

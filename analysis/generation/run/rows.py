@@ -40,8 +40,11 @@ class PromptRow:
     number: int | None = None
     """Its place in the store; None of rows that are not in one."""
 
+    completions: tuple[str, str] | None = None
+    """The positive and the negative completion; None of a row without."""
+
     choices: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    """Tokens of the positive and the negative completion, after the prompt."""
+    """Their tokens, after the prompt."""
 
 
 def store_rows(
@@ -67,6 +70,7 @@ def store_rows(
         name: store[name].tolist()
         for name in ("id", "behavior", "variant", "split", "label", "digest", "prompt")
     }
+    texts = list(zip(store["positive"].tolist(), store["negative"].tolist(), strict=True))
     rows = []
     for number, row in enumerate(rendered):
         facts = {name: values[number] for name, values in columns.items()}
@@ -197,6 +201,9 @@ def _rendered(sample: Sample, renderer: Renderer) -> PromptRow:
         digest=sample.digest,
         prompt=sample.prompt,
         label=sample.label or "",
+        completions=None
+        if sample.positive is None or sample.negative is None
+        else (sample.positive, sample.negative),
         choices=_choices(rendered),
     )
 

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from actcache.analysis.directions.difference_of_means import unit
 from actcache.analysis.generation.config import SteerConfig, Unit
 from actcache.analysis.generation.run.plan import (
     GenerationPlan,
@@ -21,12 +22,15 @@ from actcache.analysis.generation.run.sources import (
     steering_source,
     store_source,
 )
+from actcache.analysis.generation.targets import ReadBack, read_backs
 from actcache.analysis.results import Results, open_results
 from actcache.errors import ActcacheError, MismatchError, StoreNotFoundError
 from actcache.identity import require_same
 from actcache.prompts.render import Rendering
 from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Operator, Steering
 from actcache.store.store import Store, open_store
+
+READ_BACK = "read_back"
 
 FILE = "file"
 """Method of a steering that was read from a file."""
@@ -138,8 +142,7 @@ def _plan_results(
     from actcache.analysis.generation.methods import candidates
 
     store = _store_of(results, store_path)
-    directions = results.directions
-    behaviors = _behaviors(config, list(directions), str(results.path))
+    behaviors = _behaviors(config, list(results.directions), str(results.path))
     _require_layers(config, store.n_layers)
     source = store_source(store, name=model, trust_remote_code=trust_remote_code)
     rows = _given_rows(data, prompts, behaviors, source, config)
@@ -166,7 +169,7 @@ def _plan_results(
             ways=tuple(ways),
             configurations=(),
             end_tokens=source.end_tokens(config.end),
-            directions={name: directions[name] for name in behaviors},
+            read_back=read_backs(results, behaviors) if config.target == READ_BACK else {},
         )
     )
 
@@ -213,7 +216,7 @@ def _plan_file(
             ways=(way, control) if "random" in config.method else (way,),
             configurations=(),
             end_tokens=model.end_tokens(config.end),
-            directions={behavior: _read_back_directions(steering, model)},
+            read_back={behavior: _read_back(steering)},
         )
     )
 
@@ -345,13 +348,8 @@ def _sum(parts: list[Steering]) -> AnySteering:
     return total
 
 
-def _read_back_directions(steering: AnySteering, model: ModelSource) -> Any:
-    """`[layer, d_model]`: the steering's first vector at each of its layers, else zero."""
-    directions = np.zeros((model.shape.num_hidden_layers, steering.d_model), np.float32)
-    for part in steering.parts:
-        for layer, vector in zip(part.layers, part.vectors, strict=False):
-            directions[layer] = vector[0] if part.operator in PLANE_OPERATORS else vector
-    return directions
-
-
-__all__ = ["FILE", "FileWay", "Steers", "plan_generation", "random_like"]
+def _read_back(steering: AnySteering) -> ReadBack:
+    """Read at the deepest layer that is steered, along its (first) vector."""
+    part = max(steering.parts, key=lambda part: part.layers[-1])
+    vector = part.vectors[-1, 0] if part.operator in PLANE_OPERATORS else part.vectors[-1]
+    return ReadBack(layer=part.layers[-1], direction=unit(vector))
