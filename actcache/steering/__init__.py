@@ -10,17 +10,23 @@ from actcache.lazy import attach
 if TYPE_CHECKING:
     from actcache.steering.gates import PromptGate, TokenGate
     from actcache.steering.hooks import steer
+    from actcache.steering.loop import check_generation, generate
+    from actcache.steering.sampling import Continuation, Request
     from actcache.steering.source import Calibration, SteeringSource
     from actcache.steering.steering import AnySteering, Steering, SteeringSum
 
 __all__ = [
     "AnySteering",
     "Calibration",
+    "Continuation",
     "PromptGate",
+    "Request",
     "Steering",
     "SteeringSource",
     "SteeringSum",
     "TokenGate",
+    "check_generation",
+    "generate",
     "steer",
 ]
 

@@ -63,7 +63,7 @@ def steer(
     rows = SteeredRows(model, [steerings] if isinstance(steerings, AnySteering) else steerings)
     state = _Pass(rows, alone=alone, prompt_width=prompt_width)
     with ExitStack() as stack:
-        stack.enter_context(_claimed(model))
+        stack.enter_context(claim_model(model))
         stack.enter_context(_without_compiled_calls(model.hf))
         for module in dict.fromkeys((model.hf, model.anatomy.decoder)):
             handle = module.register_forward_pre_hook(state.see_inputs, with_kwargs=True)
@@ -178,7 +178,7 @@ def _without_compiled_calls(hf: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _claimed(model: LanguageModel) -> Iterator[None]:
+def claim_model(model: LanguageModel) -> Iterator[None]:
     """Let one context at a time steer a model."""
     claim = object()
     attributes = vars(model.anatomy.decoder)
