@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from actcache.steering.gates import PromptGate, TokenGate
     from actcache.steering.hooks import steer
     from actcache.steering.loop import check_generation, generate
+    from actcache.steering.prompt_gates import decide_gates
     from actcache.steering.sampling import Continuation, Request
     from actcache.steering.source import Calibration, SteeringSource
     from actcache.steering.steering import AnySteering, Steering, SteeringSum
@@ -26,6 +27,7 @@ __all__ = [
     "SteeringSum",
     "TokenGate",
     "check_generation",
+    "decide_gates",
     "generate",
     "steer",
 ]

@@ -20,6 +20,7 @@ from transformers import Cache
 from actcache.engine.anatomy import take_apart
 from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError, ModelError
+from actcache.steering.prompt_gates import pass_prompt_gates
 from actcache.steering.rows import Columns, SteeredRows
 from actcache.steering.steering import AnySteering
 
@@ -30,6 +31,7 @@ def steer(
     steerings: AnySteering | Sequence[AnySteering | None],
     *,
     prompt_width: int,
+    prompts: Sequence[Sequence[int]] | None = None,
 ) -> Iterator[None]:
     """Steer every forward pass of a model while the context lasts.
 
@@ -46,6 +48,8 @@ def steer(
             times as many rows holds each k times in a row, as beams and several returns do.
         prompt_width: columns of the prompts, padding on the left included. Under chunked prefill or
             with a cache passed in, it cannot be seen from a forward pass.
+        prompts: token ids of each row's prompt, without padding. Steerings with a `PromptGate` need
+            them: a pass without steering decides which rows are steered.
 
     Raises:
         ModelError: the model is compiled or is steered already, or its blocks lack a site.
@@ -59,8 +63,12 @@ def steer(
     refuse_compiled(model.hf if isinstance(model, LanguageModel) else model)
     if not isinstance(model, LanguageModel):
         model = LanguageModel(str(model.config.name_or_path), model, take_apart(model))
-    alone = isinstance(steerings, AnySteering)
-    rows = SteeredRows(model, [steerings] if isinstance(steerings, AnySteering) else steerings)
+    alone = isinstance(steerings, AnySteering) and prompts is None
+    if isinstance(steerings, AnySteering):
+        steerings = [steerings] * (1 if prompts is None else len(prompts))
+    if prompts is not None:
+        steerings = pass_prompt_gates(model, prompts, steerings)
+    rows = SteeredRows(model, steerings)
     state = _Pass(rows, alone=alone, prompt_width=prompt_width)
     with ExitStack() as stack:
         stack.enter_context(claim_model(model))

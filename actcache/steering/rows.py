@@ -18,6 +18,7 @@ from torch import Tensor
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import Tap, find_taps
 from actcache.errors import MismatchError
+from actcache.steering.gates import PromptGate
 from actcache.steering.operators import (
     SCALED_OPERATORS,
     apply_operator,
@@ -28,7 +29,6 @@ from actcache.steering.operators import (
 from actcache.steering.steering import (
     AnySteering,
     Operator,
-    PromptGate,
     SteeredTokens,
     Steering,
 )
