@@ -54,7 +54,8 @@ RULES = {
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
     "steering": Rule(
-        ("prompts", "engine", *STORE), heavy=("operators", "hooks", "rows", "prefill", "loop", "scoring")
+        ("prompts", "engine", *STORE),
+        heavy=("operators", "hooks", "rows", "prefill", "decoding", "loop", "scoring"),
     ),
     "exchange": Rule(("data", "steering", *STORE)),
     "demo": Rule(GROUND),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actcache.analysis.files import DocumentError, plain, typed, write_json
 from actcache.analysis.generation.summary import GenerationSummary
@@ -20,9 +20,6 @@ from actcache.errors import ActcacheError, FormatError, StoreExistsError, StoreN
 from actcache.identity import require_same
 from actcache.store.storage.atomic import os_errors_explained, sync_path
 from actcache.store.storage.local import LocalStorage
-
-if TYPE_CHECKING:
-    from actcache.steering.steering import AnySteering
 
 TEXTS, CONFIGURATIONS, SUMMARY = "generations.jsonl", "configurations.json", "summary.json"
 TABLES, PICTURE, STEERING = "tables.md", "curve.png", "steering.safetensors"
@@ -76,16 +73,15 @@ class Generations:
         return _read_texts(self.path / TEXTS)[0]
 
     @property
-    def steering(self) -> "AnySteering":
-        """The steering that was chosen, at its chosen strength."""
-        from actcache.steering.steering_file import load_steering
-
-        if not (self.path / STEERING).is_file():
+    def steering_path(self) -> Path:
+        """The file of the steering that was chosen, at its chosen strength."""
+        path = self.path / STEERING
+        if not path.is_file():
             raise StoreNotFoundError(
-                f"'{self.path}' has no {STEERING}: no strength was chosen. See {TABLES} for the "
-                "reason."
+                f"'{self.path}' has no {STEERING}: no strength was chosen, or its run was "
+                f"interrupted. Run steer with --resume, or see {TABLES} for the reason."
             )
-        return load_steering(self.path / STEERING)
+        return path
 
     def __repr__(self) -> str:
         return f"Generations('{self.path}')"
