@@ -1,5 +1,6 @@
 """Metrics of generated texts by strength and row, and what a split of the rows shows of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ METRICS = (
     *("tokens", "repetition", "compression", "script"),
 )
 """Metrics of a table, by the names of `StrengthScores`' fields."""
+
+
+_LARGEST_EXPONENT = 700.0  # exp of more is infinite, which JSON cannot hold
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -113,7 +117,7 @@ def score_strength(
         effect=bootstrap.interval(effects(table, unsteered, place)[rows]),
         nll_unsteered=means["nll_unsteered"],
         nll_steered=means["nll_steered"],
-        perplexity_ratio=None if more is None else float(np.exp(more)),
+        perplexity_ratio=None if more is None else math.exp(min(more, _LARGEST_EXPONENT)),
         form=means["form"] or 0.0,
         ended=means["ended"] or 0.0,
         empty=means["empty"] or 0.0,
