@@ -22,7 +22,10 @@ from actcache.analysis.generation.texts import GeneratedText
 from actcache.analysis.names import slugs
 from actcache.engine.model import LanguageModel
 from actcache.steering.operators import apply_operator, coefficients_of
-from actcache.steering.scoring import score_choices
+try:
+    from actcache.steering.scoring import score_choices
+except ImportError:
+    score_choices = None
 from actcache.steering.source import Calibration, SteeringSource
 from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Steering, SteeringSum
 

@@ -83,6 +83,7 @@ def summarize_texts(
                         tables.unsteered,
                         identity=way.identity,
                         validation=tables.validation,
+                        unit=way.unit,
                         controls=controls,
                         rules=rules,
                         bootstrap=bootstrap,
