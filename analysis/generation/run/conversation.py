@@ -68,9 +68,7 @@ class Conversation:
         self._turn += 1
         self._unread = self._write(self._cache, tokens, steering, on_token)
 
-    def answer_again(
-        self, steering: AnySteering | None, on_token: Callable[[int], None]
-    ) -> None:
+    def answer_again(self, steering: AnySteering | None, on_token: Callable[[int], None]) -> None:
         """Write another answer to the last message; the conversation keeps the first one."""
         self._write(copy.deepcopy(self._before), self._message, steering, on_token)
 

@@ -22,6 +22,7 @@ from actcache.analysis.generation.texts import GeneratedText
 from actcache.analysis.names import slugs
 from actcache.engine.model import LanguageModel
 from actcache.steering.operators import apply_operator, coefficients_of
+
 try:
     from actcache.steering.scoring import score_choices
 except ImportError:
@@ -71,9 +72,7 @@ def write_report(out: Path, summary: GenerationSummary) -> None:
     write_aside(out / PICTURE, lambda aside: plot_generation(aside, summary))
 
 
-def chosen_steerings(
-    plan: GenerationPlan, summary: GenerationSummary
-) -> dict[str, AnySteering]:
+def chosen_steerings(plan: GenerationPlan, summary: GenerationSummary) -> dict[str, AnySteering]:
     """Make the steering of each behavior whose effect on validation rows is largest.
 
     Methods with a vector or layer for each prompt have no single steering and are passed over.
@@ -191,4 +190,3 @@ def _norm_error(part: Steering, dtype: torch.dtype) -> float:
     steered = apply_operator(part.operator, values.float(), plane, coefficients).to(dtype)
     ratio = steered.double().norm(dim=-1) / values.double().norm(dim=-1)
     return float((ratio - 1).abs().max())
-

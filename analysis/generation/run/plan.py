@@ -20,13 +20,33 @@ if TYPE_CHECKING:
 class Steers(Protocol):
     """One way of steering, at any strength: a method's candidate, or a file's steering."""
 
-    method: str
-    behavior: str
-    unit: str
-    identity: float | None
-    control: bool
-    selection: str
-    notes: tuple[str, ...]
+    @property
+    def method(self) -> str:
+        """Such as `caa`."""
+
+    @property
+    def behavior(self) -> str:
+        """Whose rows it steers."""
+
+    @property
+    def unit(self) -> str:
+        """Of its strength."""
+
+    @property
+    def identity(self) -> float | None:
+        """The strength that changes nothing; None if there is none."""
+
+    @property
+    def control(self) -> bool:
+        """Whether it is there for comparison alone."""
+
+    @property
+    def selection(self) -> str:
+        """Which layers or sites, for tables."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know."""
 
     def steering(self, row: int | None, strength: float) -> "AnySteering | None":
         """Make the steering of a row of the store (None: of any prompt) at a strength."""
@@ -141,7 +161,7 @@ def plan_configurations(
         for strength in grid_of(way, config):
             steerings = {row.digest: way.steering(row.number, strength) for row in mine}
             distinct = {s.digest: s for s in steerings.values() if s is not None}
-            [shared, *others] = [*distinct.values(), None]
+            shared = next(iter(distinct.values())) if len(distinct) == 1 else None
             about = Configuration(
                 method=way.method,
                 behavior=way.behavior,
@@ -150,11 +170,15 @@ def plan_configurations(
                 unit=way.unit,
                 identity=way.identity,
                 control=way.control,
-                steering=shared.spec if shared is not None and len(distinct) == 1 else None,
+                steering=None if shared is None else shared.spec,
             )
-            digests = sorted(distinct) if len(distinct) == 1 else [
-                f"{row}:{'' if s is None else s.digest}" for row, s in sorted(steerings.items())
-            ]
+            digests = (
+                sorted(distinct)
+                if len(distinct) == 1
+                else [
+                    f"{row}:{'' if s is None else s.digest}" for row, s in sorted(steerings.items())
+                ]
+            )
             planned.append(_planned(about, way, digests))
     if len(planned) == 2 * len({row.behavior for row in rows}):
         raise ActcacheError(
@@ -172,8 +196,7 @@ def grid_of(way: Steers, config: SteerConfig) -> tuple[float, ...]:
         sorted(
             strength
             for strength in grid
-            if way.identity is None
-            or (strength % turn if turn else strength) != way.identity
+            if way.identity is None or (strength % turn if turn else strength) != way.identity
         )
     )
 

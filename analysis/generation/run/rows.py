@@ -79,7 +79,16 @@ def store_rows(
             continue
         if labels:
             facts["behavior"] = behaviors[0]
-        rows.append(PromptRow(**facts, tokens=row.prompt, number=number, choices=_choices(row)))
+        choices = _choices(row)
+        rows.append(
+            PromptRow(
+                **facts,
+                tokens=row.prompt,
+                number=number,
+                completions=texts[number] if choices else None,
+                choices=choices,
+            )
+        )
     for behavior in behaviors:
         if not any(row.behavior == behavior for row in rows):
             raise MismatchError(

@@ -11,7 +11,6 @@ from actcache.analysis.directions.difference_of_means import unit
 from actcache.analysis.generation.config import SteerConfig, Unit
 from actcache.analysis.generation.run.plan import (
     GenerationPlan,
-    Steers,
     plan_configurations,
     require_usable,
 )
@@ -213,7 +212,7 @@ def _plan_file(
             source=str(path),
             model=model,
             rows=tuple(rows),
-            ways=(way, control) if "random" in config.method else (way,),
+            ways=(way, *((control,) if "random" in config.method else ())),
             configurations=(),
             end_tokens=model.end_tokens(config.end),
             read_back={behavior: _read_back(steering)},
@@ -223,9 +222,7 @@ def _plan_file(
 
 def _finished(plan: GenerationPlan) -> GenerationPlan:
     require_usable(plan.rows, plan.ways, plan.model, plan.config)
-    return replace(
-        plan, configurations=plan_configurations(plan.ways, plan.rows, plan.config)
-    )
+    return replace(plan, configurations=plan_configurations(plan.ways, plan.rows, plan.config))
 
 
 def _store_of(results: Results, path: str | Path | None) -> Store:

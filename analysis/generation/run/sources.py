@@ -222,4 +222,3 @@ def _require_tokenizer(tokenizer: Any, digest: str) -> None:
         what="the tokenizer and that of the directions",
         remedy="Load the one that they were made with.",
     )
-

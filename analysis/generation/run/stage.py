@@ -124,9 +124,7 @@ def _write_texts(
 ) -> None:
     """Write what the log does not hold yet, chunk by chunk."""
     waiting = [
-        text
-        for text in plan.texts()
-        if (text[1].digest, text[0].id, text[2]) not in log.written
+        text for text in plan.texts() if (text[1].digest, text[0].id, text[2]) not in log.written
     ]
     if not waiting:
         return

@@ -54,7 +54,9 @@ def summarize_texts(
         tables = _tables(plan, behavior, of_configuration)
         splits = _splits(tables)
         unsteered[behavior] = {
-            split: score_strength(tables.unsteered, tables.unsteered, 0, rows=rows, bootstrap=bootstrap)
+            split: score_strength(
+                tables.unsteered, tables.unsteered, 0, rows=rows, bootstrap=bootstrap
+            )
             for split, rows in splits.items()
         }
         for place, table in tables.ways.items():
@@ -148,11 +150,12 @@ def _controls(
     }
 
 
-def _noise(
-    plan: GenerationPlan, texts: Mapping[str, Sequence[GeneratedText]]
-) -> Noise | None:
+def _noise(plan: GenerationPlan, texts: Mapping[str, Sequence[GeneratedText]]) -> Noise | None:
     """Compare both runs of the unsteered model, text by text."""
-    runs: dict[str, dict[tuple[str, str, int], GeneratedText]] = {UNSTEERED: {}, UNSTEERED_AGAIN: {}}
+    runs: dict[str, dict[tuple[str, str, int], GeneratedText]] = {
+        UNSTEERED: {},
+        UNSTEERED_AGAIN: {},
+    }
     for run in plan.configurations:
         if run.about.method in runs:
             for text in texts[run.digest]:
