@@ -12,7 +12,7 @@ curve.png and steering.safetensors, the chosen steering, for chat, export and ot
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actcache.analysis.generation.config import CHOICE, JUDGE, STEERING, TEXTS, SteerConfig
 from actcache.cli.chat import add_model_options

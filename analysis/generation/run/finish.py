@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,7 +126,7 @@ def _calibrated(
     return parts[0] if len(parts) == 1 else SteeringSum(tuple(parts))
 
 
-def _model_facts(plan: GenerationPlan) -> dict[str, object]:
+def _model_facts(plan: GenerationPlan) -> dict[str, Any]:
     facts = {name: value for name, value in plan.model.identity.items() if value is not None}
     return {**facts, "model": plan.model.name, "revision": plan.model.revision}
 

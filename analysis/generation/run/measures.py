@@ -23,7 +23,7 @@ from actcache.analysis.generation.targets import ReadBack, Target, compile_form,
 from actcache.analysis.generation.texts import GeneratedText
 from actcache.encoders.connection import Endpoint, endpoint_of
 from actcache.progress import Progress, Silent
-from actcache.steering.loop import Continuation
+from actcache.steering.sampling import Continuation
 from actcache.steering.scoring import TextScores
 
 MOST_COMPLETIONS = 8

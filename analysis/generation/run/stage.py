@@ -1,10 +1,10 @@
-"""The stage: texts of all configurations in one batch, their metrics, the choice, the folder GEN."""
+"""The stage: texts of all configurations in one batch, then metrics, choice and folder."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -29,9 +29,12 @@ from actcache.build.forecast import TimeEstimate, scaled, why_not_loaded
 from actcache.engine.model import LanguageModel
 from actcache.progress import SILENT, Progress
 from actcache.settings import check_names
-from actcache.steering.loop import Continuation, Request, check_generation, generate
+from actcache.steering.loop import check_generation, generate
+from actcache.steering.sampling import Continuation, Request
 from actcache.steering.scoring import score_texts
-from actcache.steering.steering import AnySteering
+
+if TYPE_CHECKING:
+    from actcache.steering.steering import AnySteering
 
 CHUNK_BATCHES = 4
 """Texts are written to disk after so many full batches; a kill loses no more."""
