@@ -97,7 +97,7 @@ def read_steering(
     except (SafetensorError, ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise FormatError(
-            f"'{path}' is no steering file ({type(error).__name__}: {reason}), expected a whole "
+            f"'{path}' is no steering file ({reason}), expected a whole "
             f"'{FORMAT}'. Pass a file that Steering.save wrote."
         ) from None
 
