@@ -11,7 +11,6 @@ from actcache.analysis.directions.difference_of_means import unit
 from actcache.analysis.generation.config import SteerConfig, Unit
 from actcache.analysis.generation.run.plan import (
     GenerationPlan,
-    Steers,
     plan_configurations,
     require_usable,
 )
