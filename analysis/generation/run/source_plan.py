@@ -11,6 +11,7 @@ from actcache.analysis.directions.difference_of_means import unit
 from actcache.analysis.generation.config import SteerConfig, Unit
 from actcache.analysis.generation.run.plan import (
     GenerationPlan,
+    Steers,
     plan_configurations,
     require_usable,
 )
