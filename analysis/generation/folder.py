@@ -18,13 +18,16 @@ from actcache.analysis.generation.summary import GenerationSummary
 from actcache.analysis.generation.texts import Configuration, GeneratedText
 from actcache.errors import ActcacheError, FormatError, StoreExistsError, StoreNotFoundError
 from actcache.identity import require_same
-from actcache.store.storage.atomic import os_errors_explained, sync_path
+from actcache.store.storage.atomic import os_errors_explained, remove, sync_path
 from actcache.store.storage.local import LocalStorage
 
 TEXTS, CONFIGURATIONS, SUMMARY = "generations.jsonl", "configurations.json", "summary.json"
 TABLES, PICTURE, STEERING = "tables.md", "curve.png", "steering.safetensors"
-OURS = (SUMMARY, TABLES, PICTURE, STEERING, CONFIGURATIONS, TEXTS)
-"""Every file of GEN, in the order in which they are removed."""
+STEERINGS = "steerings"
+"""Folder of the chosen steering of each behavior, where there are several."""
+
+OURS = (SUMMARY, TABLES, PICTURE, STEERING, STEERINGS, CONFIGURATIONS, TEXTS)
+"""Everything in GEN, in the order in which it is removed."""
 
 FORMAT = 1
 """Of configurations.json."""
@@ -111,7 +114,7 @@ def is_generations(folder: Path) -> bool:
 def remove_generations(folder: Path) -> None:
     """Remove what `steer` left in a folder, and nothing else."""
     for name in OURS:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
 
 
 def require_writable(

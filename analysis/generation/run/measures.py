@@ -171,5 +171,5 @@ def _judge(config: SteerConfig) -> Judge | None:
 
 
 def _number(value: float) -> float | None:
-    """JSON has no NaN."""
-    return None if math.isnan(value) else float(value)
+    """JSON has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None

@@ -197,7 +197,7 @@ def open_steering(path: str | Path) -> "AnySteering":
         StoreNotFoundError: there is none.
         ActcacheError: the file is damaged.
     """
-    from actcache.steering.steering_file import load_steering
+    from actcache.steering.steering import Steering
 
     path = Path(path)
     if path.is_dir():
@@ -212,7 +212,7 @@ def open_steering(path: str | Path) -> "AnySteering":
             f"no steering at '{path}', expected a file that actcache wrote. Make one with: "
             "actcache steer OUT -o GEN"
         )
-    return load_steering(path)
+    return Steering.load(path)
 
 
 def _require_tokenizer(tokenizer: Any, digest: str) -> None:

@@ -16,6 +16,7 @@ from actcache.analysis.generation.folder import (
     require_writable,
     writing,
 )
+from actcache.analysis.generation.run.finish import finish
 from actcache.analysis.generation.run.measures import Measures, prepare_measures
 from actcache.analysis.generation.run.plan import (
     GenerationPlan,
@@ -23,7 +24,6 @@ from actcache.analysis.generation.run.plan import (
     noise_stream,
 )
 from actcache.analysis.generation.run.source_plan import plan_generation
-from actcache.analysis.generation.run.summarize import finish
 from actcache.analysis.generation.texts import UNSTEERED_AGAIN, GeneratedText
 from actcache.build.forecast import TimeEstimate, scaled, why_not_loaded
 from actcache.engine.model import LanguageModel
@@ -35,6 +35,9 @@ from actcache.steering.steering import AnySteering
 
 CHUNK_BATCHES = 4
 """Texts are written to disk after so many full batches; a kill loses no more."""
+
+CHECKED = 64
+"""Texts, evenly spaced, of which three are compared with plain passes before a run."""
 
 AGAIN_SHARE = 3
 """The unsteered texts are written once more in batches that are so many times smaller."""
@@ -108,7 +111,7 @@ def run_plan(
     configurations = {run.digest: run.about for run in plan.configurations}
     with writing(out, settings, configurations, resume=resume, overwrite=overwrite) as log:
         _write_texts(model, plan, measures, log, progress)
-        finish(out, model, plan, measures, log.texts, save=save, progress=progress)
+        finish(out, model, plan, log.texts, save=save)
     return Generations(out)
 
 
@@ -127,12 +130,7 @@ def _write_texts(
     ]
     if not waiting:
         return
-    check_generation(
-        model,
-        _requests(_three(waiting)),
-        max_new=plan.config.max_new,
-        end_tokens=plan.end_tokens,
-    )
+    check_generation(model, _requests(waiting[:: max(len(waiting) // CHECKED, 1)]))
     measures.tell_cost(waiting, progress, max_new=plan.config.max_new)
     with progress.steps("texts", len(waiting)) as advance:
         for chunk in _chunks(waiting, plan.config):
@@ -220,11 +218,6 @@ def _requests(texts: Iterable[Text]) -> list[Request]:
             Request(prompt=row.tokens, steering=steering, noise=noise_stream(row, sample))
         )
     return requests
-
-
-def _three(texts: Sequence[Text]) -> list[Text]:
-    """The first, middle and last text: a short, a middling and a long prompt."""
-    return [texts[i] for i in sorted({0, len(texts) // 2, len(texts) - 1})]
 
 
 def _chunks(texts: Sequence[Text], config: SteerConfig) -> Iterator[list[Text]]:
