@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,7 +283,8 @@ def _answers(
     After a failure nothing more is asked; answers that are on their way are paid for, so they come
     before the error is raised.
     """
-    remaining, running = iter(messages), {}
+    remaining = iter(messages)
+    running: dict[Future[tuple[str, int]], str] = {}
     failure: ActcacheError | None = None
     with ThreadPoolExecutor(judge.threads) as threads:
         while True:

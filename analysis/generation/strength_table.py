@@ -13,7 +13,7 @@ from actcache.analysis.stats.bootstrap import Interval, mean_intervals
 
 METRICS = (
     *("target", "nll_unsteered", "nll_steered", "form", "ended", "empty", "refusal"),
-    *("tokens", "repetition", "compression", "script"),
+    *("tokens", "n_bytes", "repetition", "compression", "script"),
 )
 """Metrics of a table, by the names of `StrengthScores`' fields."""
 
@@ -82,6 +82,7 @@ def _values(text: GeneratedText) -> dict[str, float | None]:
         "empty": float(text.empty),
         "refusal": float(text.refusal),
         "tokens": float(text.n),
+        "n_bytes": float(text.n_bytes),
         "repetition": text.repetition,
         "compression": text.compression,
         "script": text.script,
@@ -123,6 +124,7 @@ def score_strength(
         empty=means["empty"] or 0.0,
         refusal=means["refusal"] or 0.0,
         tokens=means["tokens"] or 0.0,
+        n_bytes=means["n_bytes"] or 0.0,
         repetition=means["repetition"],
         compression=means["compression"],
         script=means["script"],

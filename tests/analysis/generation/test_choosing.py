@@ -113,8 +113,10 @@ def test_test_rows_are_scored_at_the_chosen_strength_and_the_best_on_test_is_nam
 
     assert choice.strength == 0.5
     assert choice.test is not None
+    assert choice.test.effect is not None
     assert choice.test.effect.value == 1
     assert choice.best_on_test is not None
+    assert choice.best_on_test.effect is not None
     assert (choice.best_on_test.strength, choice.best_on_test.effect.value) == (1.0, 3)
 
 
@@ -201,6 +203,7 @@ def test_few_test_rows_show_nothing():
         bootstrap=BOOTSTRAP,
     )
     assert choice.test is not None
+    assert choice.test.effect is not None
     assert choice.test.effect.low == 1
     assert not choice.shown
 
@@ -248,6 +251,7 @@ def test_samples_of_a_row_are_averaged_and_what_is_missing_is_left_out():
     np.testing.assert_array_equal(effects(table, unsteered, 1), [1.5, np.nan])
     every = np.ones(2, bool)
     scores = score_strength(table, unsteered, 1, rows=every, bootstrap=BOOTSTRAP)
+    assert scores.effect is not None
     assert (scores.n, scores.target, scores.effect.value, scores.repetition) == (2, 2, 1.5, None)
 
 
