@@ -21,13 +21,12 @@ from actcache.analysis.generation.run.summarize import summarize_texts
 from actcache.analysis.generation.summary import GenerationSummary, MethodScores
 from actcache.analysis.generation.texts import GeneratedText
 from actcache.analysis.names import slugs
+from actcache.analysis.report.generation_pages import generation_page
+from actcache.analysis.report.generation_plots import plot_generation
 from actcache.engine.model import LanguageModel
 from actcache.steering.operators import apply_operator, coefficients_of
 
-try:
-    from actcache.steering.scoring import score_choices
-except ImportError:
-    score_choices = None
+from actcache.steering.scoring import score_choices
 from actcache.steering.source import Calibration, SteeringSource
 from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Steering, SteeringSum
 
@@ -66,9 +65,6 @@ def finish(
 
 def write_report(out: Path, summary: GenerationSummary) -> None:
     """Write tables.md and the picture."""
-    from actcache.analysis.report.generation_pages import generation_page
-    from actcache.analysis.report.generation_plots import plot_generation
-
     write_text(out / TABLES, generation_page(summary))
     write_aside(out / PICTURE, lambda aside: plot_generation(aside, summary))
 

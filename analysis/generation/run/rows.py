@@ -205,7 +205,7 @@ def _rendered(sample: Sample, renderer: Renderer) -> PromptRow:
     return PromptRow(
         id=sample.id,
         behavior=sample.behavior,
-        split=cast(HeldOut, sample.split),
+        split=cast("HeldOut", sample.split),
         tokens=rendered.prompt,
         digest=sample.digest,
         prompt=sample.prompt,
