@@ -132,10 +132,11 @@ class SteerConfig:
     target: str = setting(
         "read_back",
         group=CHOICE,
-        metavar="read_back|form:REGEX|words:FILE|refusal|judge",
-        help="what a text is scored by: the unsteered model's mean residual over it, on the train "
-        "direction; a regular expression; the share of texts with a phrase of a file, one a line; "
-        "with a refusal phrase; or a judge's verdict",
+        metavar="read_back|answer|form:REGEX|words:FILE|refusal|judge",
+        help="what a text is scored by: its mean residual in the unsteered model, along the train "
+        "direction; whether it is the row's positive completion, of rows such as (A) and (B); a "
+        "regular expression that is found in it; the phrases of a file, one a line; refusal "
+        "phrases; or a judge's verdict",
     )
 
     budget: float = setting(

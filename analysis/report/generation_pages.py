@@ -15,6 +15,8 @@ from actcache.analysis.report.tables import Table, markdown
 _TARGETS = {
     "read_back": "the projection of the text, as the unsteered model reads it, on the train "
     "direction (mean residual of its tokens at the behavior's fixed layer)",
+    "answer": "the share of answers that are the row's positive completion, among texts that are "
+    "one of its two",
     "form": "the share of texts in which the expression matches",
     "words": "the share of texts with one of the file's phrases",
     "refusal": "the share of texts with a refusal phrase",

@@ -25,7 +25,6 @@ from actcache.analysis.report.generation_pages import generation_page
 from actcache.analysis.report.generation_plots import plot_generation
 from actcache.engine.model import LanguageModel
 from actcache.steering.operators import apply_operator, coefficients_of
-
 from actcache.steering.scoring import score_choices
 from actcache.steering.source import Calibration, SteeringSource
 from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Steering, SteeringSum

@@ -110,6 +110,7 @@ def run_plan(
     texts = Generations(out)
     if resume and not overwrite and texts.complete:
         return texts
+    measures.require_key()
     model = plan.model.load(device=device, device_map=device_map)
     configurations = {run.digest: run.about for run in plan.configurations}
     with writing(out, settings, configurations, resume=resume, overwrite=overwrite) as log:
