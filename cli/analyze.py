@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from actcache import conventions
 from actcache.analysis.config import PREDICTORS, SWEEP, AnalyzeConfig
 from actcache.build.config import BuildConfig
-from actcache.cli import console
-from actcache.cli.options import (
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import (
     add_dry_run,
     add_output,
     add_overwrite,
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
         return
     from actcache.analysis.pipeline import analyze
     from actcache.analysis.results import remove_results
-    from actcache.cli.show import show_or_print  # imports rich
+    from actcache.cli.terminal.show import show_or_print  # imports rich
 
     if args.overwrite:
         remove_results(out)

@@ -11,8 +11,8 @@ import argparse
 
 from actcache import conventions
 from actcache.build.config import KEPT, MODEL, PROMPTS, RUN, BuildConfig
-from actcache.cli import console
-from actcache.cli.options import (
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import (
     add_dry_run,
     add_new_store,
     add_settings,

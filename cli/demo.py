@@ -7,8 +7,8 @@ Model-Written Evaluations. It is a test bed for methods, not evidence about lang
 import argparse
 from pathlib import Path
 
-from actcache.cli import console
-from actcache.cli.options import add_output
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_output
 
 EXAMPLE = "actcache demo -o demo-out"
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from actcache import analysis
     from actcache.analysis.results import remove_results
     from actcache.cli.info import describe
-    from actcache.cli.show import show_or_print
+    from actcache.cli.terminal.show import show_or_print
 
     folder = Path(args.output)
     bars = console.Bars(quiet=args.json)

@@ -9,8 +9,8 @@ once it is complete. import turns hdf5 and archives into the same store again.
 
 import argparse
 
-from actcache.cli import console
-from actcache.cli.options import add_output, add_overwrite, names
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_output, add_overwrite, names
 
 EXAMPLE = "actcache export results --to gguf --directions tidy -o tidy.gguf"
 

@@ -9,8 +9,8 @@ the sweep does not.
 
 import argparse
 
-from actcache.cli import console
-from actcache.cli.options import add_new_store
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_new_store
 
 EXAMPLE = "actcache import rows.h5 -o rows.zarr"
 

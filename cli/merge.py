@@ -7,8 +7,8 @@ in test are counted and reported.
 
 import argparse
 
-from actcache.cli import console
-from actcache.cli.options import add_new_store
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_new_store
 
 EXAMPLE = "actcache merge tidy.zarr thrifty.zarr -o both.zarr"
 

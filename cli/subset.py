@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from actcache.cli import console
-from actcache.cli.options import add_new_store, names, numbers
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_new_store, names, numbers
 
 EXAMPLE = "actcache subset rows.zarr -o small.zarr --split train,test --layers 10:20"
 

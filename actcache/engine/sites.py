@@ -54,6 +54,27 @@ class Tap:
             return self.module.register_forward_pre_hook(show_input, with_kwargs=True)
         return self.module.register_forward_hook(show_output)
 
+    def replace(self, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """Put `change(value)` in the value's place whenever the block runs.
+
+        The value is the module's own, before the factor `scale`.
+        """
+
+        def replace_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+            return args, {**kwargs, name: change(kwargs[name])}
+
+        def replace_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (change(output[0]), *output[1:])
+            return change(output)
+
+        if self.before:
+            return self.module.register_forward_pre_hook(replace_input, with_kwargs=True)
+        return self.module.register_forward_hook(replace_output)
+
 
 def find_taps(anatomy: Anatomy, site: str) -> list[Tap]:
     """Find the place of a site in every block; `embed` is that of the first block alone.

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table as RichTable
 
-from actcache.cli import console
+from actcache.cli.terminal import console
 
 if TYPE_CHECKING:
+    from actcache.analysis.generation.folder import Generations
     from actcache.analysis.report.tables import Table
     from actcache.analysis.summary import Summary
 
@@ -46,6 +47,22 @@ def show(summary: "Summary") -> None:
         for name, vector in (summary.vectors or {}).items():
             norms = ", ".join(f"{norm:.3g}" for norm in vector.norm)
             _line(f"{name}: norm of the direction by layer: {norms}")
+
+
+def show_texts(texts: "Generations") -> None:
+    """Print what was found of steered texts, and the table of effects, on stdout."""
+    from actcache.analysis.report.generation_pages import findings, short_tables
+    from actcache.analysis.report.generation_tables import noise_sentence
+
+    summary = texts.summary
+    for reason in summary.left_out:
+        _line(f"left out: {reason}")
+    for table in short_tables(summary):
+        console.out().print(_rich(table))
+    for sentence in findings(summary):
+        _line(sentence)
+    _line(noise_sentence(summary))
+    _line("all tables, strength by strength: tables.md")
 
 
 def _line(text: str) -> None:

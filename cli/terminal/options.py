@@ -53,7 +53,7 @@ def add_setting(group: Group, spec: Setting, *, no_default: bool = False) -> Non
     default = _shown(spec.default) if isinstance(spec.default, tuple) else spec.default
     group.add_argument(
         spec.flag,
-        type=int if spec.type is int and not spec.many else str,
+        type=spec.type if spec.type in (int, float) and not spec.many else str,
         default=None if default is MISSING or no_default else default,
         choices=spec.words if spec.words and not (spec.many or spec.metavar) else None,
         required=default is MISSING,
@@ -145,7 +145,7 @@ def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
             return tuple(float(part) for part in text.split(","))
         start, stop, step = (float(part) for part in text.split(":"))
         n_steps = round((stop - start) / step)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, OverflowError, ZeroDivisionError):
         n_steps, start, stop, step = -1, 0.0, 0.0, 0.0
     if n_steps < 1 or abs(start + n_steps * step - stop) > 1e-9:
         raise ActcacheError(
@@ -158,7 +158,7 @@ def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
 def _value(spec: Setting, given: Any) -> Any:
     if given is None or not spec.many:
         return given
-    if not given and spec.default is None:  # `--labels ''`
+    if not given and spec.default is None and spec.type is not float:  # `--labels ''`
         return None
     if spec.type not in (int, float):
         return names(given)
