@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         project,
     )
     from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
+    from actcache.analysis.directions.planes import Plane, SiteScores, find_plane, norm_sites
     from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
     from actcache.analysis.pipeline import analyze
     from actcache.analysis.predict.embedding_space import (
@@ -73,10 +74,12 @@ __all__ = [
     "LayerPredictor",
     "LayerScores",
     "Moments",
+    "Plane",
     "Projection",
     "Projections",
     "Results",
     "Silhouette",
+    "SiteScores",
     "Steerability",
     "SteerabilityScores",
     "StrategyScore",
@@ -93,12 +96,14 @@ __all__ = [
     "default_context_layers",
     "difference_of_means",
     "directions_of_moments",
+    "find_plane",
     "fit_quality",
     "label_directions",
     "layer_scores",
     "letter_directions",
     "letter_share",
     "mean_cosine",
+    "norm_sites",
     "open_results",
     "open_sweep",
     "pair_directions",

@@ -24,6 +24,7 @@ from actcache.analysis.directions.difference_of_means import (
     two_labels,
 )
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
+from actcache.analysis.directions.planes import Plane, find_plane, norm_sites
 from actcache.analysis.files import typed, write_aside, write_text
 from actcache.analysis.names import METHOD, control_set
 from actcache.analysis.report.pages import markdown_page, pictures
@@ -31,6 +32,7 @@ from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.results import (
     Results,
     require_same_store,
+    write_planes,
     write_steerability,
     write_vectors,
 )
@@ -115,6 +117,7 @@ def analyze(
         config=config,
         left_out=left_out,
     )
+    labels = None
     if paired:
         directions = pair_directions(store, rows=train)
     else:
@@ -124,6 +127,15 @@ def analyze(
         if "layers" in config.stages:
             scores = _score_layers(store, directions, labels, config)
             summary = replace(summary, layers={directions.names[0]: scores})
+    if "layers" in config.stages and norm_sites(store):
+        try:
+            planes = _find_planes(store, directions.names, labels, train, config)
+        except MismatchError as error:  # the other stages were asked for as much
+            summary = replace(summary, left_out=(*left_out, f"layers: {error}"))
+        else:
+            write_planes(out, store, planes)
+            scores_of = {name: plane.scores for name, plane in planes.items()}
+            summary = replace(summary, planes=scores_of)
     if "vectors" in config.stages:
         summary = replace(summary, vectors=write_vectors(out, store, directions))
     if paired and {"sweep", "predictors"} & set(config.stages):
@@ -158,11 +170,14 @@ def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
     All stages means all that there are. If none can run, or one lacks its split, that is an error.
     """
     paired = not any(store["label"].tolist())
-    unfit = ("layers",) if paired else ("sweep", "predictors")
-    have, need = ("pairs", "labels") if paired else ("labels", "pairs")
+    unfit: tuple[str, ...] = ("sweep", "predictors")
+    have, need = "labels", "pairs"
+    if paired:
+        unfit = () if norm_sites(store) else ("layers",)
+        have, need = "pairs", "labels, or sites ln1 and ln2 (flag --sites of build)"
     left = [stage for stage in stages if stage in unfit]
     reason = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
-    if len(left) == len(stages):
+    if left and len(left) == len(stages):
         fit = ",".join(stage for stage in STAGES if stage not in unfit)
         raise MismatchError(f"no stage can run on {reason}. Pass --stages {fit}.")
     if not paired:
@@ -183,6 +198,25 @@ def _require_predictable(store: Store, config: AnalyzeConfig) -> None:
         parse_encoder(text)
     if tuple(config.stages) != STAGES:  # else they are left out, with the reason
         predictor_rows(store, vectors=config.vectors)
+
+
+def _find_planes(
+    store: Store,
+    names: Sequence[str],
+    labels: tuple[str, str] | None,
+    train: Bool[np.ndarray, " n"],
+    config: AnalyzeConfig,
+) -> dict[str, Plane]:
+    """The plane of each behavior, or of two labels, on train samples."""
+    return {
+        name: find_plane(
+            store,
+            rows=train if labels else train & (store["behavior"] == name),
+            labels=labels,
+            normalize=config.normalize,
+        )
+        for name in names
+    }
 
 
 def _score_layers(

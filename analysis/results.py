@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from actcache.analysis.directions.difference_of_means import Directions, unit
+from actcache.analysis.directions.planes import Plane
 from actcache.analysis.files import plain, write_arrays, write_tensors
 from actcache.analysis.names import CAA, METHOD, slugs, w2s
 from actcache.analysis.report.pages import html_page
@@ -149,11 +150,7 @@ def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, 
     for name, values in zip(directions.names, directions.values, strict=True):
         tensors[f"{name}/{METHOD}"] = values
         tensors[f"{name}/{METHOD}_unit"] = unit(values)
-    about = {
-        "layer": "output of the decoder block, from 0",
-        "weights_sha256": str(store.provenance["model"]["weights_sha256"]),
-        "model": str(store.provenance["model"]["name"]),
-    }
+    about = {"layer": "output of the decoder block, from 0", **_model(store)}
     write_tensors(out / "directions.safetensors", tensors, about=about)
     moments = directions.moments
     classes = [f"{name}/{side}" for name in directions.names for side in ("positive", "negative")]
@@ -172,6 +169,17 @@ def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, 
         name: VectorSummary(n_positive=int(p), n_negative=int(q), norm=tuple(norm.tolist()))
         for name, (p, q), norm in zip(directions.names, counts, norms, strict=True)
     }
+
+
+def write_planes(out: Path, store: Store, planes: Mapping[str, Plane]) -> None:
+    """Write `planes.safetensors`: `<name>/plane`, float32 `[2, d_model]`, orthonormal."""
+    tensors = {f"{name}/plane": plane.basis.astype(np.float32) for name, plane in planes.items()}
+    write_tensors(out / "planes.safetensors", tensors, about=_model(store))
+
+
+def _model(store: Store) -> dict[str, str]:
+    model = store.provenance["model"]
+    return {"weights_sha256": str(model["weights_sha256"]), "model": str(model["name"])}
 
 
 def write_steerability(
@@ -217,6 +225,6 @@ def remove_results(out: Path) -> None:
     for name in (
         *("summary.json", "tables.md", "directions.safetensors", "moments.npz"),
         *("steerability.npz", "steerability.png", "grid.png", "layers.png"),
-        *("predictors.npz", "embeddings.png"),
+        *("predictors.npz", "embeddings.png", "planes.safetensors"),
     ):
         (out / name).unlink(missing_ok=True)

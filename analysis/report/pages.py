@@ -14,7 +14,15 @@ from actcache.analysis.report.plots import (
     plot_steerability,
 )
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
-from actcache.analysis.report.tables import Table, html, layer_table, markdown, sweep_table
+from actcache.analysis.report.tables import (
+    Table,
+    html,
+    layer_table,
+    markdown,
+    plane_table,
+    site_table,
+    sweep_table,
+)
 from actcache.analysis.report.verdicts import LETTER, MOSTLY_LETTER
 from actcache.analysis.summary import Summary
 
@@ -22,6 +30,8 @@ from actcache.analysis.summary import Summary
 def short_tables(summary: Summary) -> list[Table]:
     """Make the tables that a terminal and a notebook show."""
     tables = _layer_tables(summary)
+    if summary.planes:
+        tables.append(plane_table(summary.planes))
     if summary.sweep is not None:
         # The oracle is biased upwards; its cross-fitted gain says what is left of it.
         tables.append(sweep_table(summary).without("oracle"))
@@ -54,6 +64,7 @@ def markdown_page(summary: Summary) -> str:
     pages = []
     for title, stage, tables in (
         ("Discriminative layers", "layers", _layer_tables(summary)),
+        ("Planes", "planes", _plane_tables(summary)),
         ("Steerability", "sweep", [sweep_table(summary)] if summary.sweep else []),
         ("Predictors", "predictors", predictor_tables(summary) if summary.predictors else []),
     ):
@@ -83,6 +94,13 @@ def html_page(summary: Summary) -> str:
 
 def _layer_tables(summary: Summary) -> list[Table]:
     return [layer_table(name, scores) for name, scores in (summary.layers or {}).items()]
+
+
+def _plane_tables(summary: Summary) -> list[Table]:
+    if not summary.planes:
+        return []
+    tables = [site_table(name, scores) for name, scores in summary.planes.items()]
+    return [plane_table(summary.planes), *tables]
 
 
 def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
