@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
     from actcache.analysis.directions.planes import Plane, SiteScores, find_plane, norm_sites
     from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.generation.config import SteerConfig
+    from actcache.analysis.generation.folder import Generations, open_generations
+    from actcache.analysis.generation.run.stage import generate_steered
+    from actcache.analysis.generation.summary import GenerationSummary
     from actcache.analysis.pipeline import analyze
     from actcache.analysis.predict.embedding_space import (
         Projection,
@@ -69,6 +73,8 @@ __all__ = [
     "Comparison",
     "Directions",
     "FitQuality",
+    "GenerationSummary",
+    "Generations",
     "Interval",
     "L2SSettings",
     "LayerPredictor",
@@ -80,6 +86,7 @@ __all__ = [
     "Results",
     "Silhouette",
     "SiteScores",
+    "SteerConfig",
     "Steerability",
     "SteerabilityScores",
     "StrategyScore",
@@ -98,12 +105,14 @@ __all__ = [
     "directions_of_moments",
     "find_plane",
     "fit_quality",
+    "generate_steered",
     "label_directions",
     "layer_scores",
     "letter_directions",
     "letter_share",
     "mean_cosine",
     "norm_sites",
+    "open_generations",
     "open_results",
     "open_sweep",
     "pair_directions",

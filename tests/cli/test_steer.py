@@ -201,7 +201,9 @@ def test_rows_over_the_context_are_named(folder, analyzed, tmp_path, capsys):
     long = {"prompt": "x" * 110, "positive": "(A)", "negative": "(B)", "id": "very-long"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(long), encoding="utf-8")
 
-    command = steer(analyzed, tmp_path / "gen", "--data", tmp_path / "rows.jsonl", "--max-new", "40")
+    command = steer(
+        analyzed, tmp_path / "gen", "--data", tmp_path / "rows.jsonl", "--max-new", "40"
+    )
     assert "very-long" in refused(command, capsys)
 
 

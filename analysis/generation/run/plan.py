@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from actcache.analysis.generation.config import SteerConfig
 from actcache.analysis.generation.run.rows import PromptRow, digest_of_rows, require_fit
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from actcache.steering.steering import AnySteering
 
 
+@runtime_checkable
 class Steers(Protocol):
     """One way of steering, at any strength: a method's candidate, or a file's steering."""
 

@@ -5,16 +5,19 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from functools import partial
 
-import numpy as np
 import pytest
 
 from actcache import analysis
-from actcache.analysis.generation.folder import Generations
+from actcache.analysis.generation.config import SteerConfig
+from actcache.analysis.generation.folder import Generations, open_generations
+from actcache.analysis.generation.run.source_plan import plan_generation
 from actcache.engine.model import load_model
-from actcache.errors import ActcacheError, MismatchError
-from actcache.steering.steering import Steering
-from tests.reference.steering import naive_tokens
+from actcache.errors import StoreNotFoundError
+from actcache.progress import Silent
+from tests.reference.steering import reference_generate
 from tests.support.processes import ROOT
 
 SETTINGS = {"strength": (-2.0, 2.0), "max_new": 6, "draws": 20}
@@ -38,35 +41,25 @@ def test_every_row_configuration_and_sample_has_one_line(generations):
 
 
 @pytest.mark.model
-def test_texts_are_those_of_the_naive_loop_under_that_steering(
-    generations, steering_file, model_folder
+def test_texts_are_those_of_the_reference_loop_under_that_steering(
+    generations, steering_file, rows_file, model_folder
 ):
-    model = load_model(model_folder)
-    steering = Steering.load(steering_file)
-    prompts = {row["id"]: row["tokens"] for row in _prompts(generations, model_folder)}
+    hf = load_model(model_folder).hf
+    plan = plan_generation(steering_file, SteerConfig(**SETTINGS), data=[rows_file])
+    texts = {(text.configuration, text.id): text for text in generations.texts()}
+    unsteered = {row.id: _reference(hf, row, None) for row in plan.rows}
     n_changed = 0
-    for digest, about in generations.configurations.items():
-        if about.method not in ("file", "unsteered"):
-            continue
-        applied = None if about.strength is None else steering.at(about.strength)
-        for text in generations.texts():
-            if text.configuration == digest:
-                expected = naive_tokens(
-                    model, prompts[text.id], applied, max_new=6, end_tokens={2}
-                )
-                assert text.tokens == expected
-                n_changed += about.method == "file"
-    assert n_changed == 24
+    for row, run, _ in plan.texts():
+        if run.about.method != "unsteered_again":
+            expected = _reference(hf, row, run.steering(row))
+            assert texts[run.digest, row.id].tokens == expected
+            n_changed += expected != unsteered[row.id]
+    assert n_changed > 24
 
 
-def _prompts(generations, model_folder):
-    from actcache.analysis.generation.run.rows import data_rows
-    from actcache.analysis.generation.run.sources import steering_source
-    from actcache.prompts.render import Rendering
-
-    del generations
-    source = steering_source(None, name=model_folder, rendering=Rendering())
-    return data_rows, source
+def _reference(hf, row, steering):
+    tokens, _ = reference_generate(hf, "llama", row.tokens, steering, steps=6)
+    return tuple(tokens[: tokens.index(2)] if 2 in tokens else tokens)
 
 
 @pytest.mark.model
@@ -82,7 +75,7 @@ def test_the_random_control_has_the_norm_of_the_vector_and_changes_texts_too(gen
 
 
 @pytest.mark.model
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_is_resumed_to_the_lines_of_an_uninterrupted_one(
     steering_file, rows_file, tmp_path
 ):
@@ -115,6 +108,44 @@ def test_a_killed_run_is_resumed_to_the_lines_of_an_uninterrupted_one(
     assert [m["choice"] and m["choice"]["strength"] for m in summaries[0]["methods"]] == [
         m["choice"] and m["choice"]["strength"] for m in summaries[1]["methods"]
     ]
+
+
+class _Stops(Silent):
+    """A progress that stops the run after some texts, as Ctrl-C does."""
+
+    @contextmanager
+    def steps(self, title, total):
+        left = 30
+
+        def advance(n):
+            nonlocal left
+            left -= n
+            if left < 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+@pytest.mark.model
+def test_a_stopped_run_is_resumed_with_another_batch_size(steering_file, rows_file, tmp_path):
+    settings = {**SETTINGS, "temperature": 1.0, "samples": 2}
+    run = partial(analysis.generate_steered, steering_file, data=[rows_file], **settings)
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", batch_tokens=40, progress=_Stops())
+    stopped = Generations(tmp_path / "stopped")
+    assert 0 < len(stopped.texts()) < len(whole.texts())
+    assert not stopped.complete
+    with pytest.raises(StoreNotFoundError, match="--resume"):
+        open_generations(stopped.path)
+
+    resumed = run(stopped.path, resume=True)
+
+    assert sorted(map(_facts, resumed.texts())) == sorted(map(_facts, whole.texts()))
+    samples = {(text.configuration, text.id): set() for text in whole.texts()}
+    for text in whole.texts():
+        samples[text.configuration, text.id].add(text.tokens)
+    assert max(map(len, samples.values())) == 2  # samples differ
 
 
 def _facts(text):
