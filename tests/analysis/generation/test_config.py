@@ -16,12 +16,8 @@ def test_the_command_line_has_the_defaults_of_the_config():
 
 
 def test_a_command_line_means_its_fields():
-    line = (
-        "steer out -o gen --strength -1:1:0.5 --layers 3,5:7 --window 0:1 --method ss,caa --end ''"
-    )
-    config = SteerConfig(
-        **given_settings(parse(line.replace("''", "").split() + [""]), SteerConfig)
-    )
+    line = "steer out -o gen --strength -1:1:0.5 --layers 3,5:7 --window 0:1 --method ss,caa --end="
+    config = SteerConfig(**given_settings(parse(line.split()), SteerConfig))
 
     assert config.strength == (-1.0, -0.5, 0.0, 0.5, 1.0)
     assert config.layer_numbers == (3, 5, 6)
