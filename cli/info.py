@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    command.add_argument("path", metavar="STORE|OUT|GEN", help="a store, or what analyze or steer left")
+    command.add_argument(
+        "path", metavar="STORE|OUT|GEN", help="a store, or what analyze or steer left"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
