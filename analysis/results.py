@@ -13,7 +13,7 @@ from jaxtyping import Float32
 from actcache.analysis.directions.difference_of_means import Directions, unit
 from actcache.analysis.directions.planes import Plane
 from actcache.analysis.files import plain, write_arrays, write_tensors
-from actcache.analysis.names import CAA, METHOD, slugs, w2s
+from actcache.analysis.names import CAA, L2S, METHOD, slugs, w2s
 from actcache.analysis.report.pages import html_page
 from actcache.analysis.stats.slopes import fit_quality
 from actcache.analysis.summary import StoreSummary, Summary, VectorSummary, read_store
@@ -24,6 +24,7 @@ from actcache.identity import IDENTITY, require_same
 from actcache.store.store import Store
 
 if TYPE_CHECKING:
+    from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 
 
@@ -92,6 +93,24 @@ class Results:
         return LayerPredictor.load(
             folder / f"{directions}-{encoder}" / f"{key.removeprefix('w2s_')}.safetensors"
         )
+
+    def vector_predictor(self, behavior: str) -> "VectorPredictor":
+        """Load the networks of L2S, which predict a vector for each prompt.
+
+        Raises:
+            MismatchError: the folder has none of that behavior.
+        """
+        from actcache.analysis.predict.l2s.vector_predictor import FILE, VectorPredictor
+
+        scores = self.summary.predictors
+        trained = list(scores.networks) if scores is not None else []
+        if scores is None or behavior not in trained:
+            raise MismatchError(
+                f"'{self.path}' has no networks of L2S for behavior '{behavior}', expected some of "
+                f"{trained}. Run the stages sweep and predictors with --vectors caa,l2s."
+            )
+        folder = self.path / "predictors" / slugs(scores.behaviors)[behavior]
+        return VectorPredictor.load(folder / L2S / FILE)
 
     def _repr_html_(self) -> str:
         return html_page(self.summary)
