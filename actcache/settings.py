@@ -98,6 +98,8 @@ def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
     """Refuse words that fields of a dataclass do not take, and repeats in the fields `once`."""
     for spec in settings_of(type(config)):
         value = getattr(config, spec.name)
+        if value is None and spec.default is None:
+            continue
         if spec.words and not spec.many:
             check_word(spec.name, value, spec.words)
         elif spec.words and (not value or not set(value) <= set(spec.words)):

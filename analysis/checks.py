@@ -11,6 +11,7 @@ import numpy as np
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import two_labels
+from actcache.analysis.directions.planes import norm_sites
 from actcache.conventions import STAGES
 from actcache.encoders import parse_encoder
 from actcache.encoders.checks import require_encoder
@@ -80,11 +81,14 @@ def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
     All stages means all that there are. If none can run, or one lacks its split, that is an error.
     """
     paired = not any(store["label"].tolist())
-    unfit = ("layers",) if paired else ("sweep", "predictors")
-    have, need = ("pairs", "labels") if paired else ("labels", "pairs")
+    unfit: tuple[str, ...] = ("sweep", "predictors")
+    have, need = "labels", "pairs"
+    if paired:
+        unfit = () if norm_sites(store) else ("layers",)
+        have, need = "pairs", "labels, or sites ln1 and ln2 (flag --sites of build)"
     left = [stage for stage in stages if stage in unfit]
     reason = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
-    if len(left) == len(stages):
+    if left and len(left) == len(stages):
         fit = ",".join(stage for stage in STAGES if stage not in unfit)
         raise MismatchError(f"no stage can run on {reason}. Pass --stages {fit}.")
     if not paired:

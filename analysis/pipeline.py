@@ -4,6 +4,7 @@ Stages run in order and each reads what the ones before it gave. Only the sweep 
 only then is torch imported.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from actcache.analysis.directions.difference_of_means import (
     two_labels,
 )
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
+from actcache.analysis.directions.planes import Plane, find_plane, norm_sites
 from actcache.analysis.files import typed, write_aside, write_text
 from actcache.analysis.names import METHOD, control_set
 from actcache.analysis.report.pages import markdown_page, pictures
@@ -31,6 +33,7 @@ from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.results import (
     Results,
     results_folder,
+    write_planes,
     write_steerability,
     write_vectors,
 )
@@ -44,8 +47,6 @@ from actcache.settings import check_names
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
-    from collections.abc import Callable
-
     from actcache.engine.model import LanguageModel
 
 
@@ -134,6 +135,7 @@ def _run_stages(
         config=config,
         left_out=left_out,
     )
+    labels = None
     if paired:
         directions = pair_directions(store, rows=train)
     else:
@@ -143,6 +145,15 @@ def _run_stages(
         if "layers" in config.stages:
             scores = _score_layers(store, directions, labels, config)
             summary = replace(summary, layers={directions.names[0]: scores})
+    if "layers" in config.stages and norm_sites(store):
+        try:
+            planes = _find_planes(store, directions.names, labels, train, config)
+        except MismatchError as error:  # the other stages were asked for as much
+            summary = replace(summary, left_out=(*left_out, f"layers: {error}"))
+        else:
+            write_planes(out, store, planes)
+            scores_of = {name: plane.scores for name, plane in planes.items()}
+            summary = replace(summary, planes=scores_of)
     if "vectors" in config.stages:
         summary = replace(summary, vectors=write_vectors(out, store, directions))
     if paired and {"sweep", "predictors"} & set(config.stages):
@@ -169,6 +180,25 @@ def _run_stages(
     for name, draw in pictures(summary, out).items():
         write_aside(out / name, draw)
     return Results(out)
+
+
+def _find_planes(
+    store: Store,
+    names: Sequence[str],
+    labels: tuple[str, str] | None,
+    train: Bool[np.ndarray, " n"],
+    config: AnalyzeConfig,
+) -> dict[str, Plane]:
+    """The plane of each behavior, or of two labels, on train samples."""
+    return {
+        name: find_plane(
+            store,
+            rows=train if labels else train & (store["behavior"] == name),
+            labels=labels,
+            normalize=config.normalize,
+        )
+        for name in names
+    }
 
 
 def _score_layers(

@@ -1,4 +1,4 @@
-"""Show what a store or a results folder holds: shape, provenance, bytes, what is complete.
+"""Show what a store, results or steered texts hold: shape, provenance, bytes, completeness.
 
 Reads attributes and columns only, without the model and without torch.
 """
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    command.add_argument("path", metavar="STORE|OUT", help="a store, or what analyze left")
+    command.add_argument(
+        "path", metavar="STORE|OUT|GEN", help="a store, or what analyze or steer left"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +31,17 @@ def run(args: argparse.Namespace) -> None:
     path = Path(args.path)
     summary = path / "summary.json"
     facts: dict[str, Any]
-    if summary.is_file():
+    if (path / "configurations.json").is_file():
+        from actcache.analysis.files import plain
+        from actcache.analysis.generation.folder import open_generations
+        from actcache.cli.terminal.show import show_texts
+
+        texts = open_generations(path)
+        if not args.json:
+            show_texts(texts)
+            return
+        facts = plain(texts.summary)
+    elif summary.is_file():
         from actcache.analysis.files import plain
         from actcache.analysis.summary import Summary
         from actcache.cli.terminal.show import show

@@ -8,18 +8,31 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from actcache.cli import analyze, build, demo, export, import_, info, merge, subset, verify
+from actcache.cli import (
+    analyze,
+    build,
+    chat,
+    demo,
+    export,
+    import_,
+    info,
+    merge,
+    steer,
+    subset,
+    verify,
+)
 from actcache.cli.terminal.last_resort import keep_trace
 from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 
-COMMANDS = (demo, build, analyze, info, verify, subset, merge, export, import_)
+COMMANDS = (demo, build, analyze, steer, chat, info, verify, subset, merge, export, import_)
 
 INTERRUPTED = {
     **dict.fromkeys(
         ("build", "subset", "merge", "import"), "what was committed is kept, see --resume"
     ),
     "analyze": "what was committed is kept, run the same command to resume",
+    "steer": "texts that were written are kept, see --resume",
     "demo": "the same command starts over",
 }
 """What is left of a command after Ctrl-C; of all others nothing."""
@@ -123,7 +136,7 @@ def _with_joined_multipliers(argv: Sequence[str]) -> list[str]:
     """Join `--multipliers -1.5:1.5:0.5` by `=`: argparse takes the minus for another flag."""
     words = list(argv)
     for i, word in enumerate(words[:-1]):
-        if word == "--multipliers":
+        if word in ("--multipliers", "--strength"):
             words[i : i + 2] = [f"{word}={words[i + 1]}"]
             break
     return words

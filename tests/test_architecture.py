@@ -107,7 +107,7 @@ RULES = {
             *("encoders", "build", "engine", "prompts", "steering", "data"),
             *STORE,
         ),
-        heavy=("stage",),
+        heavy=("run.conversation", "run.finish"),
     ),
     "analysis.names": Rule(()),
     "analysis.config": Rule(("analysis.names", "encoders", *GROUND)),

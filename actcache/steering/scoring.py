@@ -1,4 +1,4 @@
-"""Texts read by the unsteered model: how likely it finds them, and what it thinks over them.
+"""Texts read by the unsteered model, and completions scored by the steered one.
 
 All texts of one prompt are branches of one token tree, so that the prompt is computed once, and a
 text that several configurations wrote is read once. No logits are kept: those of a text's tokens
@@ -22,6 +22,8 @@ from actcache.engine.model import LanguageModel
 from actcache.engine.sites import find_taps
 from actcache.progress import SILENT, Progress
 from actcache.prompts.token_tree import Tree, TreeBatch, pack_trees
+from actcache.steering.hooks import claim_model, steer
+from actcache.steering.steering import AnySteering
 
 _BRANCH_TOKENS = 256
 """Tokens of texts in one tree: attention costs its square, a prompt once more costs linearly."""
@@ -65,12 +67,15 @@ def score_texts(
     """Read texts after their prompts with the model as it is, without steering.
 
     Args:
-        model: the model; nothing may steer it meanwhile.
+        model: the model.
         prompts: token ids of each text's prompt; each has one or more.
         texts: token ids of each text, `n` in all; may be empty.
         read_layers: layers whose mean residual over the text is returned, in that order.
         batch_tokens: most tokens in a pass, padding included; halves when memory runs out.
         progress: shows how many distinct texts are read.
+
+    Raises:
+        ModelError: the model is being steered.
     """
     pairs = [(tuple(p), tuple(t)) for p, t in zip(prompts, texts, strict=True)]
     distinct = {pair: i for i, pair in enumerate(dict.fromkeys(p for p in pairs if p[1]))}
@@ -78,7 +83,7 @@ def score_texts(
     nll = np.full(len(distinct) + 1, np.nan)  # the last is that of a text without tokens
     means = np.full((len(distinct) + 1, len(read_layers), model.d_model), np.nan, np.float32)
 
-    with progress.steps("read texts", len(distinct)) as advance:
+    with claim_model(model), progress.steps("read texts", len(distinct)) as advance:
 
         def run(chosen: Int64[np.ndarray, " _"]) -> None:
             batch = [trees[i] for i in chosen]
@@ -89,6 +94,91 @@ def score_texts(
         run_batches([tree.n_tokens for tree in trees], budget=Budget(batch_tokens), run=run)
     of_text = [distinct.get(pair, len(distinct)) for pair in pairs]
     return TextScores(nll_unsteered=nll[of_text], mean_residual=means[of_text])
+
+
+def score_choices(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    choices: Sequence[Sequence[Sequence[int]]],
+    steerings: Sequence[AnySteering | None],
+    *,
+    batch_tokens: int = 8192,
+    progress: Progress = SILENT,
+) -> Float64[np.ndarray, "n choice"]:
+    """Compute the log-probability of each row's completions after its prompt, under its steering.
+
+    Which row's likelier completion is still the one without steering says what a steering keeps of
+    the model's abilities.
+
+    Args:
+        model: the model.
+        prompts: token ids of each row's prompt.
+        choices: token ids of each row's completions, as many in every row, each with a token.
+        steerings: one a row; None leaves the row as it is. Completions count as generated tokens.
+        batch_tokens: most tokens in a pass, padding included; halves when memory runs out.
+        progress: shows how many completions are scored.
+
+    Returns:
+        Sums over a completion's tokens, in nats.
+
+    Raises:
+        MismatchError, ModelError: as `steer`.
+    """
+    n_choices = len(choices[0]) if choices else 0
+    sequences = [
+        (tuple(prompt), tuple(choice))
+        for prompt, of_row in zip(prompts, choices, strict=True)
+        for choice in of_row
+    ]
+    steered = [steering for steering in steerings for _ in range(n_choices)]
+    scores = np.zeros(len(sequences))
+
+    with progress.steps("score choices", len(sequences)) as advance:
+
+        def run(chosen: Int64[np.ndarray, " _"]) -> None:
+            batch = [sequences[i] for i in chosen]
+            scores[chosen] = _score_completions(model, batch, [steered[i] for i in chosen])
+            advance(len(chosen))
+
+        costs = [len(prompt) + len(choice) for prompt, choice in sequences]
+        run_batches(costs, budget=Budget(batch_tokens), run=run)
+    return scores.reshape(len(prompts), n_choices)
+
+
+def _score_completions(
+    model: LanguageModel,
+    batch: Sequence[tuple[Tokens, Tokens]],
+    steerings: Sequence[AnySteering | None],
+) -> Float64[np.ndarray, " b"]:
+    """Run one batch whose prompts end in one column; the completions follow."""
+    prompt_width = max(len(prompt) for prompt, _ in batch)
+    width = prompt_width + max(len(completion) for _, completion in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.int64)
+    valid = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(batch):
+        columns = slice(prompt_width - len(prompt), prompt_width + len(completion))
+        ids[row, columns] = torch.tensor([*prompt, *completion])
+        valid[row, columns] = 1
+    first = valid.argmax(-1, keepdim=True)
+    positions = (torch.arange(width) - first).clamp(min=0)
+    prompts = [prompt for prompt, _ in batch]
+    with (
+        torch.inference_mode(),
+        steer(model, steerings, prompt_width=prompt_width, prompts=prompts),
+    ):
+        normed = model.anatomy.decoder(
+            input_ids=ids.to(model.device),
+            attention_mask=valid.to(model.device),
+            # Always explicit: GPT-2 would count the padding on the left.
+            position_ids=positions.to(model.device),
+            use_cache=False,
+        )[0]
+    scored = valid[:, prompt_width:].bool()  # [b, completion]
+    before = normed[:, prompt_width - 1 : -1][scored.to(normed.device)]
+    nll = token_nll(model, before, ids[:, prompt_width:][scored].to(model.device))
+    by_row = torch.zeros(scored.shape, dtype=torch.float64)
+    by_row[scored] = nll.double().cpu()
+    return -by_row.sum(-1).numpy()
 
 
 def _group(pairs: Sequence[tuple[Tokens, Tokens]]) -> list[_Branches]:

@@ -132,10 +132,11 @@ class SteerConfig:
     target: str = setting(
         "read_back",
         group=CHOICE,
-        metavar="read_back|form:REGEX|words:FILE|refusal|judge",
-        help="what a text is scored by: the unsteered model's mean residual over it, on the train "
-        "direction; a regular expression; the share of texts with a phrase of a file, one a line; "
-        "with a refusal phrase; or a judge's verdict",
+        metavar="read_back|answer|form:REGEX|words:FILE|refusal|judge",
+        help="what a text is scored by: its mean residual in the unsteered model, along the train "
+        "direction; whether it is the row's positive completion, of rows such as (A) and (B); a "
+        "regular expression that is found in it; the phrases of a file, one a line; refusal "
+        "phrases; or a judge's verdict",
     )
 
     budget: float = setting(
@@ -157,7 +158,22 @@ class SteerConfig:
         None,
         group=CHOICE,
         metavar="FILE",
-        help="refusal phrases, one a line (default: a published list)",
+        help="refusal phrases: a file with one a line, or refusal_direction or selective_steering, "
+        "as published (default: refusal_direction)",
+    )
+
+    within: int | None = setting(
+        None,
+        group=CHOICE,
+        metavar="N",
+        help="look for refusal phrases in the first N characters of a text (default: anywhere)",
+    )
+
+    scripts: Sequence[str] = setting(
+        ("LATIN",),
+        group=CHOICE,
+        help="scripts that letters are expected in, by their names in Unicode: LATIN, CYRILLIC, "
+        "CJK, HIRAGANA, …",
     )
 
     draws: int = setting(1000, group=CHOICE, help="bootstrap draws of every interval")
@@ -197,8 +213,9 @@ class SteerConfig:
         check_words(self, once=["method"])
         for name, least in (("max_new", 1), ("samples", 1), ("batch_tokens", 1), ("draws", 1)):
             _require_at_least(name, getattr(self, name), least)
-        if self.limit is not None:
-            _require_at_least("limit", self.limit, 1)
+        for name in ("limit", "within"):
+            if (number := getattr(self, name)) is not None:
+                _require_at_least(name, number, 1)
         for name in ("temperature", "budget"):
             value = getattr(self, name)
             least = 1.0 if name == "budget" else 0.0
@@ -214,7 +231,7 @@ class SteerConfig:
         self.layer_numbers  # noqa: B018  # refuses what is no choice of layers
         self.window_steps  # noqa: B018
         self._check_strength()
-        self._check_target()
+        self._check_judge()
 
     @property
     def layer_numbers(self) -> tuple[int, ...] | None:
@@ -311,42 +328,26 @@ class SteerConfig:
         for unit, method in units.items():
             self.require_unit(unit, method)
 
-    def _check_target(self) -> None:
-        for name, pattern in (("form", self.form), ("target", _after(self.target, "form:"))):
-            try:
-                re.compile(pattern or "")
-            except re.error as error:
-                raise ActcacheError(
-                    f"{name} is {pattern!r}, which is no regular expression ({error}). Correct it, "
-                    r"for example '\(\s*[AB]\s*\)'."
-                ) from None
-        kind, _, argument = self.target.partition(":")
-        needs_argument = kind in ("form", "words")
-        if kind not in ("read_back", "form", "words", "refusal", "judge") or (
-            needs_argument != bool(argument)
-        ):
-            raise ActcacheError(
-                f"target is '{self.target}', expected read_back, form:REGEX, words:FILE, refusal "
-                "or judge. Pass one of them."
-            )
+    def _check_judge(self) -> None:
         if self.judge is None:
-            for name in ("base_url", "judge_prompt"):
+            for name in ("base_url", "judge_prompt", "verdicts"):
                 if getattr(self, name) is not None:
                     raise ActcacheError(
                         f"{name} is given without a judge, expected the model that judges. Pass "
                         "--judge MODEL."
                     )
-            if kind == "judge":
+            if self.target == "judge":
                 raise ActcacheError(
                     "the target is judge and no judge is named, expected a model. Pass --judge "
                     "MODEL, and --base-url for a service other than OpenAI's."
                 )
+        elif self.target != "judge":
+            raise ActcacheError(
+                f"a judge is named and the target is {self.target}, expected its verdicts to be "
+                "the target. Pass --target judge, or drop --judge."
+            )
 
 
 def _require_at_least(name: str, number: int, least: int) -> None:
     if number < least:
         raise ActcacheError(f"{name} is {number}, expected {least} or more. Pass such a number.")
-
-
-def _after(text: str, prefix: str) -> str:
-    return text.removeprefix(prefix) if text.startswith(prefix) else ""

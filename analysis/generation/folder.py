@@ -11,23 +11,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actcache.analysis.files import DocumentError, plain, typed, write_json
 from actcache.analysis.generation.summary import GenerationSummary
 from actcache.analysis.generation.texts import Configuration, GeneratedText
 from actcache.errors import ActcacheError, FormatError, StoreExistsError, StoreNotFoundError
 from actcache.identity import require_same
-from actcache.store.storage.atomic import os_errors_explained, sync_path
+from actcache.store.storage.atomic import os_errors_explained, remove, sync_path
 from actcache.store.storage.local import LocalStorage
-
-if TYPE_CHECKING:
-    from actcache.steering.steering import AnySteering
 
 TEXTS, CONFIGURATIONS, SUMMARY = "generations.jsonl", "configurations.json", "summary.json"
 TABLES, PICTURE, STEERING = "tables.md", "curve.png", "steering.safetensors"
-OURS = (SUMMARY, TABLES, PICTURE, STEERING, CONFIGURATIONS, TEXTS)
-"""Every file of GEN, in the order in which they are removed."""
+STEERINGS = "steerings"
+"""Folder of the chosen steering of each behavior, where there are several."""
+
+OURS = (SUMMARY, TABLES, PICTURE, STEERING, STEERINGS, CONFIGURATIONS, TEXTS)
+"""Everything in GEN, in the order in which it is removed."""
 
 FORMAT = 1
 """Of configurations.json."""
@@ -76,16 +76,15 @@ class Generations:
         return _read_texts(self.path / TEXTS)[0]
 
     @property
-    def steering(self) -> "AnySteering":
-        """The steering that was chosen, at its chosen strength."""
-        from actcache.steering.steering_file import load_steering
-
-        if not (self.path / STEERING).is_file():
+    def steering_path(self) -> Path:
+        """The file of the steering that was chosen, at its chosen strength."""
+        path = self.path / STEERING
+        if not path.is_file():
             raise StoreNotFoundError(
-                f"'{self.path}' has no {STEERING}: no strength was chosen. See {TABLES} for the "
-                "reason."
+                f"'{self.path}' has no {STEERING}: no strength was chosen, or its run was "
+                f"interrupted. Run steer with --resume, or see {TABLES} for the reason."
             )
-        return load_steering(self.path / STEERING)
+        return path
 
     def __repr__(self) -> str:
         return f"Generations('{self.path}')"
@@ -115,7 +114,7 @@ def is_generations(folder: Path) -> bool:
 def remove_generations(folder: Path) -> None:
     """Remove what `steer` left in a folder, and nothing else."""
     for name in OURS:
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
 
 
 def require_writable(

@@ -117,12 +117,28 @@ def _script(character: str) -> str | None:
     return unicodedata.name(plain, "UNNAMED").split()[0]
 
 
-def has_phrase(text: str, phrases: Sequence[str], *, within: int | None = None) -> bool:
-    """Whether a text (or its first `within` characters) contains a phrase, whatever the case."""
-    start = normalized(text.strip())[:within]
-    return any(normalized(phrase) in start for phrase in phrases)
+def has_phrase(
+    text: str, phrases: tuple[str, ...], *, within: int | None = None, whole: bool = False
+) -> bool:
+    """Whether a text has one of some phrases, whatever the case and the kind of apostrophe.
+
+    Args:
+        text: a text.
+        phrases: none is empty.
+        within: look at this many first characters; None looks at all.
+        whole: match whole words alone: "tidy" is not in "untidy".
+    """
+    if not phrases:
+        return False
+    return _pattern(phrases, whole).search(_normalized(text)[:within]) is not None
 
 
-def normalized(text: str) -> str:
-    """Return a text as phrases are compared: lower case, plain apostrophes, single spaces."""
+@lru_cache(maxsize=32)
+def _pattern(phrases: tuple[str, ...], whole: bool) -> re.Pattern[str]:
+    either = "|".join(re.escape(_normalized(phrase)) for phrase in phrases)
+    return re.compile(rf"(?<!\w)(?:{either})(?!\w)" if whole else either)
+
+
+def _normalized(text: str) -> str:
+    """Lower case, plain apostrophes, single spaces: how phrases are compared."""
     return " ".join(text.translate(_APOSTROPHES).lower().split())

@@ -1,5 +1,6 @@
 """Metrics of generated texts by strength and row, and what a split of the rows shows of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,12 @@ from actcache.analysis.stats.bootstrap import Interval, mean_intervals
 
 METRICS = (
     *("target", "nll_unsteered", "nll_steered", "form", "ended", "empty", "refusal"),
-    *("tokens", "repetition", "compression", "script"),
+    *("tokens", "n_bytes", "repetition", "compression", "script"),
 )
 """Metrics of a table, by the names of `StrengthScores`' fields."""
+
+
+_LARGEST_EXPONENT = 700.0  # exp of more is infinite, which JSON cannot hold
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,6 +82,7 @@ def _values(text: GeneratedText) -> dict[str, float | None]:
         "empty": float(text.empty),
         "refusal": float(text.refusal),
         "tokens": float(text.n),
+        "n_bytes": float(text.n_bytes),
         "repetition": text.repetition,
         "compression": text.compression,
         "script": text.script,
@@ -113,12 +118,13 @@ def score_strength(
         effect=bootstrap.interval(effects(table, unsteered, place)[rows]),
         nll_unsteered=means["nll_unsteered"],
         nll_steered=means["nll_steered"],
-        perplexity_ratio=None if more is None else float(np.exp(more)),
+        perplexity_ratio=None if more is None else math.exp(min(more, _LARGEST_EXPONENT)),
         form=means["form"] or 0.0,
         ended=means["ended"] or 0.0,
         empty=means["empty"] or 0.0,
         refusal=means["refusal"] or 0.0,
         tokens=means["tokens"] or 0.0,
+        n_bytes=means["n_bytes"] or 0.0,
         repetition=means["repetition"],
         compression=means["compression"],
         script=means["script"],

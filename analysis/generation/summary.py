@@ -42,7 +42,8 @@ class StrengthScores:
     refusal: float
 
     tokens: float
-    """Mean length."""
+    n_bytes: float
+    """Mean lengths; compression depends on the latter."""
 
     repetition: float | None
     compression: float | None

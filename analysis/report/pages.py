@@ -20,6 +20,8 @@ from actcache.analysis.report.tables import (
     layer_table,
     markdown,
     markdown_text,
+    plane_table,
+    site_table,
     sweep_table,
 )
 from actcache.analysis.report.verdicts import LETTER, MOSTLY_LETTER
@@ -29,6 +31,8 @@ from actcache.analysis.summary import Summary
 def short_tables(summary: Summary) -> list[Table]:
     """Make the tables that a terminal and a notebook show."""
     tables = _layer_tables(summary)
+    if summary.planes:
+        tables.append(plane_table(summary.planes))
     if summary.sweep is not None:
         # The oracle is biased upwards; its cross-fitted gain says what is left of it.
         tables.append(sweep_table(summary).without("oracle"))
@@ -74,6 +78,7 @@ def markdown_page(summary: Summary) -> str:
     pages = []
     for title, stage, tables in (
         ("Discriminative layers", "layers", _layer_tables(summary)),
+        ("Planes", "planes", _plane_tables(summary)),
         ("Steerability", "sweep", [sweep_table(summary)] if summary.sweep else []),
         ("Predictors", "predictors", predictor_tables(summary) if summary.predictors else []),
     ):
@@ -111,6 +116,13 @@ def _layer_tables(summary: Summary) -> list[Table]:
         layer_table(name, scores, positive=positive)
         for name, scores in (summary.layers or {}).items()
     ]
+
+
+def _plane_tables(summary: Summary) -> list[Table]:
+    if not summary.planes:
+        return []
+    tables = [site_table(name, scores) for name, scores in summary.planes.items()]
+    return [plane_table(summary.planes), *tables]
 
 
 def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:

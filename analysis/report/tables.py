@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
-from actcache.analysis.summary import BehaviorScores, LayerScores, Summary
+from actcache.analysis.summary import BehaviorScores, LayerScores, SiteScores, Summary
 from actcache.notebook import rows_table
 
 
@@ -131,3 +131,58 @@ def layer_table(name: str, scores: LayerScores, *, positive: str) -> Table:
         "which depends on where 0 is; the best AUC asks only how well the classes are told apart, "
         f"so it may be at another layer. {scores.n_positive} and {scores.n_negative} samples.",
     )
+
+
+def plane_table(planes: Mapping[str, SiteScores]) -> Table:
+    """Make the table of planes, a row for each behavior or pair of labels."""
+    return Table(
+        "Planes of norm outputs, on train samples",
+        [
+            {
+                "plane": name,
+                "n +": str(scores.n_positive),
+                "n −": str(scores.n_negative),
+                "b1 of": f"{scores.sites[scores.best]} {scores.layers[scores.best]}",
+                "mean cosine": f"{scores.mean_cosine[scores.best]:.2f}",
+                "b2 explains": f"{scores.explained:.0%}",
+                "discriminative": f"{scores.discriminative.sum()} of {len(scores.sites)}",
+                "blocks": _ranges(scores.selected_layers) or "none",
+            }
+            for name, scores in planes.items()
+        ],
+        "b1: the unit difference of the class means that agrees most with those of all norm "
+        "outputs; b2: the direction in which these vary most. Discriminative: class means on "
+        "either side of 0 on b1. Blocks: those with all their norm outputs so.",
+    )
+
+
+def site_table(name: str, scores: SiteScores) -> Table:
+    """Make the table of every norm output: where two classes lie on b1."""
+    positive, negative = scores.class_mean
+    what = "unit values" if scores.normalized else "values"
+    return Table(
+        f"{name}: norm outputs at {' and '.join(dict.fromkeys(scores.positions))}, mean projection "
+        f"of {what} on b1",
+        [
+            {
+                "norm output": f"{site} {layer}",
+                "mean +": f"{positive[k]:.3g}",
+                "mean −": f"{negative[k]:.3g}",
+                "mean cosine": "zero" if scores.zero[k] else f"{scores.mean_cosine[k]:.2f}",
+                "discriminative": "yes" if scores.discriminative[k] else "",
+                "whole block": "yes" if layer in scores.selected_layers else "",
+            }
+            for k, (site, layer) in enumerate(zip(scores.sites, scores.layers, strict=True))
+        ],
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write rising numbers shortly: `3-5, 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if part[1:] else f"{part[0]}" for part in parts)

@@ -61,7 +61,7 @@ def add_setting(group: Group, spec: Setting, *, no_default: bool = False) -> Non
     default = _shown(spec.default) if isinstance(spec.default, tuple) else spec.default
     group.add_argument(
         spec.flag,
-        type=int if spec.type is int and not spec.many else str,
+        type=spec.type if spec.type in (int, float) and not spec.many else str,
         default=None if default is MISSING or no_default else default,
         choices=spec.words if spec.words and not (spec.many or spec.metavar) else None,
         required=default is MISSING,

@@ -11,6 +11,7 @@ from actcache.cli.terminal import console
 from actcache.cli.terminal.text import printable
 
 if TYPE_CHECKING:
+    from actcache.analysis.generation.folder import Generations
     from actcache.analysis.report.findings import Finding
     from actcache.analysis.report.tables import Table
     from actcache.analysis.summary import Summary
@@ -89,6 +90,22 @@ def _wrapped(line: Text) -> None:
     for part in (first, *(Text("  ") + part for part in rest)):
         part.rstrip()
         out.print(part, highlight=False)
+
+
+def show_texts(texts: "Generations") -> None:
+    """Print what was found of steered texts, and the table of effects, on stdout."""
+    from actcache.analysis.report.generation_pages import findings, short_tables
+    from actcache.analysis.report.generation_tables import noise_sentence
+
+    summary = texts.summary
+    for reason in summary.left_out:
+        _line(f"left out: {reason}")
+    for table in short_tables(summary):
+        _show_table(table)
+    for sentence in findings(summary):
+        _line(sentence)
+    _line(noise_sentence(summary))
+    _line("all tables, strength by strength: tables.md")
 
 
 def _line(text: str) -> None:

@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from actcache.engine.model import adopt_model
-from actcache.steering.scoring import score_texts, token_nll
+from actcache.errors import ModelError
+from actcache.steering.hooks import steer
+from actcache.steering.scoring import score_choices, score_texts, token_nll
+from actcache.steering.steering import Steering
+from tests.reference.engine import naive_propensity
 from tests.reference.scoring import reference_text
 from tests.support import tiny
 
@@ -104,3 +108,64 @@ def test_a_prompt_of_many_texts_and_a_text_written_twice_are_computed_once():
     handle.remove()
 
     assert sum(tokens) == len(prompt) + 3
+
+
+def choices_of(rows):
+    return [(row.shared + row.positive, row.shared + row.negative) for row in rows]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("family", "attention"), tiny.FAMILIES)
+@pytest.mark.parametrize("tokens", ["prompt", "completion"])
+def test_choices_under_steering_equal_two_plain_passes_a_row(family, attention, tokens):
+    """Layer, vector and strength differ by row; one row is not steered."""
+    hf = tiny.make(family, attention=attention)
+    model = adopt_model(hf)
+    rows = tiny.ragged_rows()
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(len(rows), 1, model.d_model)).astype(np.float32)
+    steered = [(0, 1.5), (1, -2.0), (3, 1.0), (2, 0.5), None]
+    steerings = [
+        None
+        if place is None
+        else Steering(layers=(place[0],), vectors=vectors[i], strength=place[1], tokens=tokens)
+        for i, place in enumerate(steered)
+    ]
+
+    scores = score_choices(
+        model, [row.prompt for row in rows], choices_of(rows), steerings, batch_tokens=60
+    )
+
+    for i, row in enumerate(rows):
+        layer, strength = steered[i] or (0, 0.0)
+        # The definition scores what follows the fork; the shared start is common to both sides.
+        expected = naive_propensity(
+            *(hf, model.anatomy.blocks, row, torch.from_numpy(vectors[i, 0]), strength, layer),
+            first_steered=tokens,
+            score="logprob",
+        )
+        assert scores[i, 0] - scores[i, 1] == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.model
+def test_the_whole_completion_is_scored_in_nats():
+    hf = tiny.make("llama")
+    model = adopt_model(hf)
+    prompt, choices = (5, 6, 7), ((8, 9), (10,))
+
+    scores = score_choices(model, [prompt], [choices], [None])
+
+    for score, choice in zip(scores[0], choices, strict=True):
+        nll, _ = reference_text(hf, prompt, choice)
+        assert score == pytest.approx(-nll * len(choice), rel=1e-5)
+    assert score_choices(model, [], [], []).shape == (0, 0)
+
+
+@pytest.mark.model
+def test_a_model_that_is_steered_reads_no_texts():
+    model = adopt_model(tiny.make("llama"))
+    vectors = np.ones((1, model.d_model), np.float32)
+    with steer(model, Steering(layers=(1,), vectors=vectors), prompt_width=2):
+        model.hf(input_ids=torch.tensor([[5, 6]]))
+        with pytest.raises(ModelError, match="is steered already"):
+            score_texts(model, [(5, 6)], [(7,)])

@@ -6,19 +6,18 @@ Everything is rendered and checked before weights are loaded; nothing is ever cu
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, cast, get_args
 
 from actcache.build.replay import rendered_rows
 from actcache.data.formats import read_samples
 from actcache.data.samples import Sample, rows_digest
 from actcache.data.splits import assign_splits
-from actcache.engine.model import load_tokenizer, tokenizer_digest
 from actcache.errors import ActcacheError, MismatchError, RowError
-from actcache.identity import require_same
-from actcache.prompts.render import Rendered, Renderer, Rendering
+from actcache.prompts.render import Rendered, Renderer
 from actcache.store.store import Store
 
-HELD_OUT = ("validation", "test")
+HeldOut = Literal["validation", "test"]
+HELD_OUT: tuple[HeldOut, ...] = get_args(HeldOut)
 """Splits whose rows are continued: a strength is chosen on the first and tested on the second."""
 
 VALIDATION_SHARE = 1 / 3
@@ -31,7 +30,7 @@ class PromptRow:
 
     id: str
     behavior: str
-    split: Literal["validation", "test"]
+    split: HeldOut
     tokens: tuple[int, ...]
     digest: str
     """Of the sample's texts."""
@@ -42,8 +41,11 @@ class PromptRow:
     number: int | None = None
     """Its place in the store; None of rows that are not in one."""
 
+    completions: tuple[str, str] | None = None
+    """The positive and the negative completion; None of a row without."""
+
     choices: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-    """Tokens of the positive and the negative completion, after the prompt."""
+    """Their tokens, after the prompt."""
 
 
 def store_rows(
@@ -69,6 +71,7 @@ def store_rows(
         name: store[name].tolist()
         for name in ("id", "behavior", "variant", "split", "label", "digest", "prompt")
     }
+    texts = list(zip(store["positive"].tolist(), store["negative"].tolist(), strict=True))
     rows = []
     for number, row in enumerate(rendered):
         facts = {name: values[number] for name, values in columns.items()}
@@ -77,7 +80,16 @@ def store_rows(
             continue
         if labels:
             facts["behavior"] = behaviors[0]
-        rows.append(PromptRow(**facts, tokens=row.prompt, number=number, choices=_choices(row)))
+        choices = _choices(row)
+        rows.append(
+            PromptRow(
+                **facts,
+                tokens=row.prompt,
+                number=number,
+                completions=texts[number] if choices else None,
+                choices=choices,
+            )
+        )
     for behavior in behaviors:
         if not any(row.behavior == behavior for row in rows):
             raise MismatchError(
@@ -155,34 +167,6 @@ def prompt_rows(
     return rows
 
 
-def store_renderer(store: Store, tokenizer: Any) -> Renderer:
-    """Make the renderer of a store's prompts, for prompts that are not in it.
-
-    Raises:
-        MismatchError: it is another tokenizer.
-    """
-    recorded = store.provenance["tokenizer"]
-    require_same(
-        tokenizer_digest(tokenizer),
-        recorded["sha256"],
-        what="the tokenizer and that of the store",
-        remedy="Load the one that the store was built with.",
-    )
-    tokenizer.chat_template = recorded["template"]
-    return Renderer(
-        tokenizer,
-        Rendering(
-            template="none" if recorded["template"] is None else "auto",
-            **{name: store.config[name] for name in ("system", "space", "bos")},
-        ),
-    )
-
-
-def model_renderer(name: str, rendering: Rendering, **source: Any) -> Renderer:
-    """Make a renderer for prompts to a model, without a store."""
-    return Renderer(load_tokenizer(name, **source), rendering)
-
-
 def require_fit(
     rows: Iterable[PromptRow], *, max_new: int, context: int | None, front: int = 0
 ) -> None:
@@ -218,15 +202,17 @@ def _rendered(sample: Sample, renderer: Renderer) -> PromptRow:
     rendered = renderer(sample)
     if not rendered.prompt:
         raise RowError(f"row '{sample.id}' has no token, expected a prompt. Give it text.")
-    assert sample.split in HELD_OUT
     return PromptRow(
         id=sample.id,
         behavior=sample.behavior,
-        split=sample.split,
+        split=cast("HeldOut", sample.split),
         tokens=rendered.prompt,
         digest=sample.digest,
         prompt=sample.prompt,
         label=sample.label or "",
+        completions=None
+        if sample.positive is None or sample.negative is None
+        else (sample.positive, sample.negative),
         choices=_choices(rendered),
     )
 
