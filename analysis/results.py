@@ -44,15 +44,8 @@ if TYPE_CHECKING:
 SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
 SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
 FILES = (
-    *(
-        SUMMARY,
-        "tables.md",
-        DIRECTIONS,
-        "planes.safetensors",
-        "moments.npz",
-        "steerability.npz",
-        "predictors.npz",
-    ),
+    *(SUMMARY, "tables.md", DIRECTIONS, "planes.safetensors"),
+    *("moments.npz", "steerability.npz", "predictors.npz"),
     *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
 )
 """Files that `analyze` leaves in a folder, beside the sweep and `predictors/`."""
