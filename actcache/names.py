@@ -38,7 +38,10 @@ def name_problem(name: str, *, is_id: bool = False) -> str | None:
     if is_id:
         return None
     if name.strip() in (".", "..") or set("/\\") & set(name):
-        return f"is {name[:60]!r}, expected a name without / and \\ (files and arrays are named after it)"
+        return (
+            f"is {name[:60]!r}, expected a name without / and \\ (files and arrays are named after "
+            "it)"
+        )
     if VARIANT_MARK in name:
         return f"is {name[:60]!r}, expected a name without @, which is put before a variant"
     return None
