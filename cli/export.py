@@ -11,8 +11,8 @@ store again.
 
 import argparse
 
-from actcache.cli import console
-from actcache.cli.options import add_output, add_overwrite, names
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_output, add_overwrite, names
 
 EXAMPLE = "actcache export results --to gguf --directions tidy -o tidy.gguf"
 
