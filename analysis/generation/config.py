@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, no_type_check
 
 from actcache.errors import ActcacheError
 from actcache.settings import check_words, setting
-from actcache.steering.steering import SteeredTokens
+from actcache.steering.checks import SteeredTokens
 
 STEERING, TEXTS, CHOICE, JUDGE = "steering", "texts", "target and choice", "judge"
 """Headings in `actcache steer --help`."""
