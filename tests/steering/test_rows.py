@@ -37,7 +37,8 @@ def steered_columns(model, part: Steering, passes) -> list[list[int]]:
         columns = Columns(first=first, prompt_width=WIDTH, starts=STARTS)
         changed = rows.apply("resid_post", 1, torch.zeros(len(STARTS), t, D), columns).any(-1)
         for row, column in changed.nonzero().tolist():
-            steered[row].append(first + column)
+            if first + column >= STARTS[row]:  # padding may be steered: no token sees it
+                steered[row].append(first + column)
     return steered
 
 
