@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from actcache.exchange import export, import_store
     from actcache.steering import (
         PromptGate,
+        Request,
         Steering,
         SteeringSource,
         SteeringSum,
         TokenGate,
+        generate,
         steer,
     )
     from actcache.store import Residuals, Store, merge, open_store, subset, verify
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActcacheError",
     "PromptGate",
+    "Request",
     "Residuals",
     "Steering",
     "SteeringSource",
@@ -41,6 +44,7 @@ __all__ = [
     "demo",
     "encode",
     "export",
+    "generate",
     "import_store",
     "load_model",
     "merge",

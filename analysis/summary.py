@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.discriminative import LayerScores
+from actcache.analysis.directions.planes import SiteScores
 from actcache.analysis.files import plain, typed, write_json
 from actcache.analysis.predict.outcome import DirectionSetScores, PredictorScores
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES, BehaviorScores
@@ -21,6 +22,7 @@ __all__ = [  # the types that the report reads
     "LayerScores",
     "PredictorScores",
     "SelfCheck",
+    "SiteScores",
     "SteerabilityScores",
     "StoreSummary",
     "StrategyScore",
@@ -115,18 +117,24 @@ class Summary:
     config: AnalyzeConfig
 
     left_out: tuple[str, ...] = ()
-    """Stages that were asked for and could not run, each with the reason."""
+    """Stages that were asked for and could not run, and settings that are ignored, each with the
+    reason."""
 
     labels: tuple[str, str] | None = None
     """The positive and the negative label; None for pairs."""
 
     vectors: dict[str, VectorSummary] | None = None
     layers: dict[str, LayerScores] | None = None
+
+    planes: dict[str, SiteScores] | None = None
+    """Norm outputs, by behavior (or `<positive label>-<negative label>`); None where the store has
+    none."""
+
     sweep: SweepSummary | None = None
     predictors: PredictorScores | None = None
     verdicts: tuple[Verdict, ...] = ()
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     """Of summary.json."""
 
     @property
@@ -146,7 +154,10 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """Write summary.json."""
-        write_json(path, self)
+        document = plain(self)
+        if self.planes is None:  # stores without norm outputs are summarized as ever
+            del document["planes"]
+        write_json(path, document)
 
     @classmethod
     def read(cls, path: Path) -> "Summary":
@@ -157,9 +168,10 @@ class Summary:
         """
 
         def read(document: Any) -> "Summary":
-            if isinstance(document, dict) and "store" in document and "format" not in document:
+            earlier = isinstance(document, dict) and document.get("format") in (None, 2)
+            if earlier and "store" in document:
                 raise MismatchError(
-                    f"'{path}' is of an earlier version, expected format 2. Run analyze in this "
+                    f"'{path}' is of an earlier version, expected format 3. Run analyze in this "
                     "folder again: what it swept is reused."
                 )
             return typed(cls, document)

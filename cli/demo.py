@@ -7,8 +7,8 @@ Model-Written Evaluations. It is a test bed for methods, not evidence about lang
 import argparse
 from pathlib import Path
 
-from actcache.cli import console
-from actcache.cli.options import add_output
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_output
 
 EXAMPLE = "actcache demo -o demo-out"
 
@@ -25,9 +25,8 @@ def run(args: argparse.Namespace) -> None:
     """Build and analyze, as a user's script would, on what the package brings."""
     import actcache
     from actcache import analysis
-    from actcache.analysis.results import remove_results
     from actcache.cli.info import describe
-    from actcache.cli.show import show_or_print
+    from actcache.cli.terminal.show import show_or_print
 
     folder = Path(args.output)
     bars = console.Bars(quiet=args.json)
@@ -43,8 +42,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.json:
         console.print_result(describe(store), as_json=False)
     out = folder / "results"
-    remove_results(out)
-    results = analysis.analyze(store, out, controls=5, progress=bars)
+    results = analysis.analyze(store, out, controls=5, progress=bars, overwrite=True)
     show_or_print(results.summary, as_json=args.json, out=out)
     if not args.json:
         pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))

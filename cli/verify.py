@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache.build.config import BuildConfig
-from actcache.cli import console
-from actcache.cli.options import add_settings_of
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_settings_of
 from actcache.errors import FormatError, MismatchError
 
 EXAMPLE = "actcache verify rows.zarr --recompute 10"

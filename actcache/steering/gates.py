@@ -10,6 +10,7 @@ from actcache.settings import check_word
 from actcache.steering.checks import (
     check_array,
     check_bool,
+    check_keys,
     check_layers,
     check_number,
     check_shape,
@@ -84,3 +85,18 @@ def gate_fields(gate: TokenGate | PromptGate | None) -> dict[str, Any] | None:
         "above": gate.above,
         "over": gate.over,
     }
+
+
+def read_gate(document: Any, vectors: Any) -> TokenGate | PromptGate | None:
+    """Make a gate of what `gate_fields` gives, and its vectors."""
+    if document is None:
+        return None
+    kind = document.get("kind") if isinstance(document, dict) else document
+    check_word("steering: gate.kind", str(kind), ("token", "prompt"))
+    if kind == "token":
+        values = check_keys("gate", document, ("kind", "threshold"))
+        return TokenGate(threshold=values["threshold"])
+    names = ("kind", "layers", "threshold", "above", "over")
+    values = {**check_keys("gate", document, names)}
+    del values["kind"]
+    return PromptGate(**values, vectors=vectors)

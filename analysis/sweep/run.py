@@ -21,7 +21,7 @@ from actcache.build.replay import load_store_model, rendered_pairs, require_stor
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_cell
-from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.steered_scores import SteeringRule, can_move, score_grid
 from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
 from actcache.progress import SILENT, Progress
@@ -89,6 +89,13 @@ def run_sweep(
         )
     factors = [float(x) for x in multipliers]
     rows = rendered_pairs(store)
+    if n_unmoved := sum(not can_move(row, rule) for row in rows):
+        raise MismatchError(
+            f"the completions of {n_unmoved} of {store.n} samples have no token before the one "
+            f"that is scored: with --first-steered {first_steered} and --score {score} it is read "
+            "before anything is steered, and every slope is 0; expected a steered token that can "
+            "move it. Pass --first-steered fork, or a --score of whole completions."
+        )
     directions = {name: row_directions(store, given, name=name) for name, given in sets.items()}
     config = {
         "rule": asdict(rule),
@@ -104,7 +111,7 @@ def run_sweep(
     }
     with progress.steps(title, store.n) as on_rows:
         if path.exists():
-            finished = open_store(path)
+            finished = open_store(path, check=True)
             _require_same_settings(path, finished, config, source)
             on_rows(finished.n)
             return Sweep(finished)
@@ -142,7 +149,7 @@ def run_sweep(
                 writer.commit(grid.sweep_rows(shard, budget))
                 on_rows(shard.stop - shard.start)
             writer.finish(certificate)
-    return Sweep(open_store(path))
+    return Sweep(open_store(path, check=True))
 
 
 def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -> list[int]:

@@ -73,7 +73,10 @@ def steering(**fields):
         ({"tokens": "front", "operator": "ablate"}, "operator is ablate, expected 'add' with"),
         ({"tokens": "front", "layers": (1, 2)}, r"layers is \(1, 2\), expected one layer with"),
         ({"tokens": "front", "window": (0, 2)}, r"window is \(0, 2\), expected None with"),
-        ({"tokens": "front", "gate": TokenGate()}, "gate is .*, expected no TokenGate with"),
+        (
+            {"tokens": "front", "gate": TokenGate()},
+            "gate is a TokenGate, expected a PromptGate or None with",
+        ),
         ({"tokens": "front", "vectors": EYE * 0}, "vectors is zero, expected a direction at some"),
         (
             {"tokens": "front", "vectors": PLANE},
