@@ -48,7 +48,7 @@ class Columns:
     """Every prompt ends in column `prompt_width - 1`; what follows is generated."""
 
     starts: Int64[Tensor, " b"] | None = None
-    """Column of each row's first real token; None: no row is padded."""
+    """Column of each row's first real token, of which `front` counts; None: no row is padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,23 +97,17 @@ class _Group:
     ) -> Float[Tensor, "n t d"]:
         """Steer those tokens of a span, whose first is the pass's token `begin`, that are meant."""
         vectors = self.vectors if self.choice is None else self.vectors[self.choice]
-        masks: list[Bool[Tensor, "_ t"]] = []
-        if columns.first + begin < columns.prompt_width - 1 or self.tokens == "front":
-            column = torch.arange(value.shape[1], device=value.device) + columns.first + begin
-            starts = columns.starts
-            if starts is not None:
-                starts = starts.to(value.device)
-                starts = starts if self.index is None else starts[self.index]
-                column = column - starts[:, None]  # [n, t]: counted from the row's first real token
-            else:
-                column = column.expand(len(value), -1)
-            if starts is not None or self.tokens == "front":
-                masks.append(column >= 0)
-            if self.tokens == "front":
-                masks.append(column < self.length)
-                row = torch.arange(len(value), device=value.device)[:, None]
-                vectors = vectors.expand(len(value), -1, -1, -1)
-                vectors = vectors[row, column.clamp(0, vectors.shape[1] - 1)]
+        masks: list[Bool[Tensor, "n t"]] = []
+        if self.tokens == "front":
+            token = torch.arange(value.shape[1], device=value.device) + columns.first + begin
+            token = token.expand(len(value), -1)
+            if columns.starts is not None:
+                starts = columns.starts.to(value.device)
+                token = token - (starts if self.index is None else starts[self.index])[:, None]
+            masks.append((token >= 0) & (token < self.length))
+            row = torch.arange(len(value), device=value.device)[:, None]
+            vectors = vectors.expand(len(value), -1, -1, -1)
+            vectors = vectors[row, token.clamp(0, vectors.shape[1] - 1)]
         if self.threshold is not None:
             b1 = vectors[:, :, 0]
             masks.append((value * b1).sum(-1) > self.threshold * b1.norm(dim=-1))
@@ -210,6 +204,7 @@ class SteeredRows:
         """Steer the value at one place of `taps`, for one forward pass.
 
         Computed in float32 or wider and rounded once; tokens that are not steered keep their bits.
+        Padding, which no token sees, is steered with `all`.
 
         Args:
             site: the place's site.
@@ -227,8 +222,13 @@ class SteeredRows:
         if not spans:
             return value
         low, high = min(span[1] for span in spans), max(span[2] for span in spans)
-        wide = tokens[:, low:high].to(self._wide, copy=True)
+        wide = tokens[:, low:high].to(self._wide)
         for group, begin, end in spans:
+            if group.index is None and (begin, end) == (low, high):
+                wide = group.steer(wide, begin, columns)
+                continue
+            if wide.data_ptr() == tokens[:, low:].data_ptr():
+                wide = wide.clone()  # the module's own value stays as it is
             rows = slice(None) if group.index is None else group.index
             part = wide[rows, begin - low : end - low]
             wide[rows, begin - low : end - low] = group.steer(part, begin, columns)
