@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 import numpy as np
 
 from actcache.store.storage.atomic import atomic_path
+from actcache.store.storage.safetensors_bytes import safetensors_bytes
 
 T = TypeVar("T")
 
@@ -143,11 +144,9 @@ def write_tensors(
     path: Path, arrays: Mapping[str, np.ndarray], *, about: Mapping[str, str]
 ) -> None:
     """Write a safetensors file with text metadata."""
-    from safetensors.numpy import save
-
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    # Not `save_file`, which makes files that only their owner can read.
-    write_aside(path, lambda aside: aside.write_bytes(save(contiguous, metadata=dict(about))))
+    # Not the library's `save_file`, which makes files that only their owner can read.
+    encoded = safetensors_bytes(arrays, about)
+    write_aside(path, lambda aside: aside.write_bytes(encoded))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -127,7 +127,7 @@ class Summary:
     predictors: PredictorScores | None = None
     verdicts: tuple[Verdict, ...] = ()
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     """Of summary.json."""
 
     @property
@@ -158,9 +158,10 @@ class Summary:
         """
 
         def read(document: Any) -> "Summary":
-            if isinstance(document, dict) and "store" in document and "format" not in document:
+            earlier = isinstance(document, dict) and document.get("format") in (None, 2)
+            if earlier and "store" in document:
                 raise MismatchError(
-                    f"'{path}' is of an earlier version, expected format 2. Run analyze in this "
+                    f"'{path}' is of an earlier version, expected format 3. Run analyze in this "
                     "folder again: what it swept is reused."
                 )
             return typed(cls, document)

@@ -269,6 +269,12 @@ def _tokens_run(row: Rendered, rule: SteeringRule) -> tuple[int, int]:
     return len(row.positive) - 1, len(row.negative) - 1
 
 
+def can_move(row: Rendered, rule: SteeringRule) -> bool:
+    """Whether some token that is scored is predicted at a steered one, or after it."""
+    fork = len(row.chain) - 1  # predicts the first token that differs
+    return first_steered_position(row, rule) <= fork or any(_tokens_run(row, rule))
+
+
 def first_steered_position(row: Rendered, rule: SteeringRule) -> int:
     """Position of the first steered token in its sequence."""
     return {

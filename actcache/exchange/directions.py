@@ -14,6 +14,7 @@ from jaxtyping import Float32
 
 from actcache.errors import ActcacheError, MismatchError
 from actcache.store.storage.atomic import atomic_path
+from actcache.store.storage.safetensors_bytes import safetensors_bytes
 
 
 def read_directions(
@@ -50,12 +51,10 @@ def write_directions(
     folder: Path, path: Path, *, names: Sequence[str] | None = None, overwrite: bool = False
 ) -> list[str]:
     """Write some directions as safetensors; return their names."""
-    from safetensors.numpy import save
-
     tensors, metadata = read_directions(folder, names)
     with atomic_path(path, overwrite=overwrite) as temporary:
         # Not `save_file`, which makes files that only their owner can read.
-        temporary.write_bytes(save(tensors, metadata=metadata))
+        temporary.write_bytes(safetensors_bytes(tensors, metadata))
     return list(tensors)
 
 

@@ -1,8 +1,9 @@
 """Learned vectors (L2S): networks of every behavior, and the sweep of what they predict.
 
 From a store of pairs to `learned.zarr`: each sample is steered with what its behavior's networks
-predict from its prompt, with the same without its part along the letter direction, and with the
-difference of its own two completions, which no prompt could tell. The sweep runs the model.
+predict from its prompt (train samples: networks that never saw them), with the same without its
+part along the letter direction, and with the difference of its own two completions, which no prompt
+could tell. The sweep runs the model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_
 from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
 from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
 from actcache.analysis.predict.selections import BehaviorRows
+from actcache.analysis.predict.unseen_vectors import FOLDS, FoldNetworks, fold_networks
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.row_directions import RowDirections
 from actcache.analysis.sweep.run import run_sweep
@@ -88,7 +90,7 @@ def learn_vectors(
         for behavior, rows in behaviors.items()
     }
     digests = {
-        name: digest_of({name: fingerprint})
+        name: digest_of({name: fingerprint, "folds": FOLDS})
         for name in (L2S, OWN_DIFFERENCE, L2S_WITHOUT_LETTER)
         if name != L2S_WITHOUT_LETTER or any(not isinstance(x, str) for x in letter.values())
     }
@@ -100,7 +102,8 @@ def learn_vectors(
             what=f"the settings of '{path}' and of these networks",
             remedy="Choose another folder with -o, or pass --overwrite.",
         )
-    networks = {}
+    networks: dict[str, VectorPredictor] = {}
+    folds: dict[str, list[FoldNetworks]] = {}
     n_networks = len(layers) * len(contexts) * len(settings.rates) * len(settings.components)
     with progress.steps("networks of L2S", n_networks * len(behaviors)) as on_network:
 
@@ -126,7 +129,18 @@ def learn_vectors(
                 ),
                 save=lambda place, made: made.save(place / FILE),
             )
-    vectors = _Vectors(store, behaviors, networks, layers)
+    with progress.steps("networks of L2S by fold", len(behaviors)) as on_behavior:
+        for behavior, rows in behaviors.items():
+            folds[behavior] = fold_networks(
+                folder / rows.folder / f"{L2S}-folds",
+                store,
+                rows,
+                networks[behavior],
+                fingerprint=fingerprint,
+                device=device,
+            )
+            on_behavior(1)
+    vectors = _Vectors(store, behaviors, networks, folds, layers)
     shares = {
         behavior: direction
         if isinstance(direction, str)
@@ -175,6 +189,7 @@ class _Vectors:
         store: Store,
         behaviors: Mapping[str, BehaviorRows],
         networks: Mapping[str, VectorPredictor],
+        folds: Mapping[str, Sequence[FoldNetworks]],
         layers: Sequence[int],
     ) -> None:
         self._prompt = store.resid("prompt")
@@ -182,6 +197,7 @@ class _Vectors:
         self._shape = store.n_layers, store.d_model
         self._layers = list(layers)
         self._networks = networks
+        self._folds = [fold for of_behavior in folds.values() for fold in of_behavior]
         self._behavior = np.empty(store.n, object)
         for behavior, rows in behaviors.items():
             self._behavior[rows.at] = behavior
@@ -189,13 +205,21 @@ class _Vectors:
     def learned(
         self, row_numbers: Int64[np.ndarray, " b"]
     ) -> Float32[np.ndarray, "b layer d_model"]:
-        """Predict from the rows' prompts; zero at layers that are not steered."""
+        """Predict from the rows' prompts, by networks that never saw the row.
+
+        Zero at layers that are not steered.
+        """
         vectors = np.zeros((len(row_numbers), *self._shape), np.float32)
         for behavior, networks in self._networks.items():
             places = np.flatnonzero(self._behavior[row_numbers] == behavior)
             if places.size:
                 contexts = partial(self._prompt.layer, rows=row_numbers[places])
                 vectors[places[:, None], self._layers] = networks.directions(contexts)
+        for fold in self._folds:
+            places = np.flatnonzero(np.isin(row_numbers, fold.rows))
+            if places.size:
+                contexts = partial(self._prompt.layer, rows=row_numbers[places])
+                vectors[places[:, None], self._layers] = fold.directions(contexts, self._layers)
         return vectors
 
     def without_letter(

@@ -62,6 +62,13 @@ class DirectionSetScores:
     training: dict[str, dict[str, TrainingScore]]
     """By behavior, then predictor."""
 
+    accuracy: dict[str, dict[str, float]]
+    """By behavior, then predictor: share of base test samples whose best layer is predicted."""
+
+    oracle_distance: dict[str, float]
+    """By behavior: mean distance in layers of a base test sample's best layer from the fixed
+    one."""
+
     @property
     def base(self) -> VariantScores:
         """Prompts as they are."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Bool, Int64, Shaped
 
 from actcache.analysis.names import FIXED, W2S_SHUFFLED, w2s
 from actcache.analysis.predict.embedding_space import silhouette_by_behavior
@@ -77,7 +77,7 @@ def score_set(
     primary = _primary(selections, top)
     over_shuffled = None
     if primary is not None:
-        over_shuffled = _gain_over_shuffled(_tested(selections), primary, rng, draws)
+        over_shuffled = gain_over_shuffled(_tested(selections), primary, rng, draws)
     return DirectionSetScores(
         fixed_layer={behavior: layers[each.fixed] for behavior, each in selections.items()},
         primary=primary,
@@ -85,6 +85,11 @@ def score_set(
         by_letter=by_letter,
         over_shuffled=over_shuffled,
         training={behavior: _training(each) for behavior, each in selections.items()},
+        accuracy={behavior: _accuracy(each) for behavior, each in selections.items()},
+        oracle_distance={
+            behavior: float(np.abs(_best(each) - each.fixed).mean())
+            for behavior, each in selections.items()
+        },
     )
 
 
@@ -126,11 +131,10 @@ def score_encoder(
     tested = np.zeros(len(behaviors), bool)
     accuracy, value, fixed = [], [], []
     for each in selections.values():
-        rows = each.rows.test & (each.rows.variant == "base")
+        rows = _base_test(each)
         tested[each.rows.at[rows]] = True
         name = next(iter(each.predicted))
-        best = best_layers(each.slopes.slope[rows])
-        accuracy.append(float((each.predicted[name][:, rows] == best).mean()))
+        accuracy.append(_accuracy(each)[name])
         strategies = each.strategies(rows)
         value.append(float(strategies[name].slope.mean()))
         fixed.append(float(strategies[FIXED].slope.mean()))
@@ -164,6 +168,23 @@ def _training(selections: LayerSelections) -> dict[str, TrainingScore]:
     }
 
 
+def _best(selections: LayerSelections) -> Int64[np.ndarray, " n"]:
+    """Places of the base test samples' best layers."""
+    return best_layers(selections.slopes.slope[_base_test(selections)])
+
+
+def _accuracy(selections: LayerSelections) -> dict[str, float]:
+    best, rows = _best(selections), _base_test(selections)
+    return {
+        name: float((layers[:, rows] == best).mean())
+        for name, layers in selections.predicted.items()
+    }
+
+
+def _base_test(selections: LayerSelections) -> Bool[np.ndarray, " row"]:
+    return np.asarray(selections.rows.test & (selections.rows.variant == "base"))
+
+
 def _primary(selections: Selections, top: Sequence[int]) -> str | None:
     """The predictor that gained most in cross-validation, mean over behaviors."""
     if not all(each.predictors for each in selections.values()):
@@ -189,12 +210,13 @@ def _tested(
     return strategies
 
 
-def _gain_over_shuffled(
+def gain_over_shuffled(
     tested: Mapping[str, Mapping[str, LayerStrategy]],
     primary: str,
     rng: np.random.Generator,
     draws: int,
 ) -> Interval:
+    """Compare a predictor with that of shuffled prompts on the same samples: mean gain over it."""
     compared = {
         behavior: {
             primary: replace(strategies[primary], base=strategies[W2S_SHUFFLED].slope.mean(0))

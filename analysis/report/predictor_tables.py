@@ -1,5 +1,7 @@
 """Tables of predictors, after "Where to Steer": what is worth what, where, and for whom."""
 
+from collections.abc import Mapping
+
 from actcache.analysis.names import (
     CROSS_FITTED,
     DIRECTION_SETS,
@@ -11,6 +13,9 @@ from actcache.analysis.names import (
 )
 from actcache.analysis.report.tables import Table
 from actcache.analysis.summary import PredictorScores, StrategyScore, Summary
+
+MEAN = "mean over behaviors"
+"""Stands in the column of behaviors for their mean."""
 
 
 def short_table(summary: Summary) -> Table:
@@ -24,10 +29,10 @@ def predictor_tables(summary: Summary) -> list[Table]:
     scores = _scores(summary)
     tables = [_strategy_table(summary), _behavior_table(scores)]
     if len(scores.variants) > 1:
-        tables.append(_variant_table(scores))
+        tables += _variant_tables(scores)
     if scores.letters:
         tables.append(_letter_table(scores))
-    tables += [_active_table(scores), _training_table(scores)]
+    tables += [_accuracy_table(scores), _active_table(scores), _training_table(scores)]
     if scores.networks:
         tables.append(_network_table(scores))
     return [*tables, _encoder_table(scores)]
@@ -65,53 +70,90 @@ def _strategy_table(summary: Summary, only: tuple[str, ...] | None = None) -> Ta
 
 
 def _behavior_table(scores: PredictorScores) -> Table:
+    columns = (FIXED, *map(w2s, scores.top), W2S_SHUFFLED, ORACLE)
+
     def row(behavior: str, name: str) -> dict[str, str]:
         of_set = scores.sets[name]
-        by_strategy = of_set.base.behaviors[behavior]
-        shown = {
-            "fixed layer": FIXED,
-            "W2S": of_set.primary or "",
-            "W2S shuffled": W2S_SHUFFLED,
-            "oracle": ORACLE,
-        }
+        one = behavior in of_set.fixed_layer
+        strategies = of_set.base.behaviors[behavior] if one else of_set.base.mean
+        distances = [*of_set.oracle_distance.values()]
+        distance = of_set.oracle_distance[behavior] if one else sum(distances) / len(distances)
         return {
             "behavior": behavior,
             "vector": DIRECTION_SETS[name],
-            "layer": str(of_set.fixed_layer[behavior]),
-            **{
-                column: _slope_share(by_strategy[key]) if key in by_strategy else "-"
-                for column, key in shown.items()
-            },
+            "layer": str(of_set.fixed_layer[behavior]) if one else "",
+            **{strategy_label(key): _with_error(strategies.get(key)) for key in columns},
+            "oracle gain": _percent(strategies),
+            "|best − fixed|": f"{distance:.2f}",
         }
 
-    primary = [
-        f"{DIRECTION_SETS[name]}: {strategy_label(str(scores.sets[name].primary))[4:]}"
-        for name in _trained(scores)
-    ]
     return Table(
         "Steerability by behavior",
-        [row(behavior, name) for behavior in scores.behaviors for name in _sets(scores)],
-        "Steerability / share of steerable samples. W2S: with the K that gained most in "
-        f"cross-validation ({', '.join(primary)}).",
+        [row(behavior, name) for behavior in (*scores.behaviors, MEAN) for name in _sets(scores)],
+        "Steerability (SE) / share of steerable samples. SE: over trainings of the predictor. "
+        "Oracle gain: over the fixed layer, in percent of it. |best − fixed|: mean distance in "
+        "layers of a sample's best layer from the fixed one.",
     )
 
 
-def _variant_table(scores: PredictorScores) -> Table:
+def _accuracy_table(scores: PredictorScores) -> Table:
+    def of(name: str, behavior: str, key: str) -> float:
+        by_behavior = scores.sets[name].accuracy
+        if behavior in by_behavior:
+            return by_behavior[behavior][key]
+        return sum(accuracy[key] for accuracy in by_behavior.values()) / len(by_behavior)
+
     return Table(
-        "Other framings of the test prompts, mean over behaviors",
+        "Best layers predicted",
         [
             {
-                "layer chosen by": _label(name, strategy),
+                "behavior": behavior,
+                "vector": DIRECTION_SETS[name],
                 **{
-                    variant: _slope_share(scores.sets[name].variants[variant].mean[strategy])
-                    for variant in scores.variants
+                    strategy_label(key): f"{of(name, behavior, key):.0%}"
+                    for key in (*map(w2s, scores.top), W2S_SHUFFLED)
                 },
             }
-            for name, strategy in _main_strategies(scores)
+            for behavior in (*scores.behaviors, MEAN)
+            for name in _trained(scores)
         ],
-        "Steerability / share of steerable samples. Directions, networks, fixed layers and "
-        "predictors are of base train samples alone.",
+        "Share of test samples whose best layer the predictor names.",
     )
+
+
+def _variant_tables(scores: PredictorScores) -> list[Table]:
+    """The mean over behaviors, and each behavior, under every framing of the test prompts."""
+    columns = (FIXED, *map(w2s, scores.top), ORACLE)
+
+    def row(name: str, strategy: str, behavior: str | None) -> dict[str, str]:
+        def score(variant: str) -> StrategyScore | None:
+            tested = scores.sets[name].variants[variant]
+            strategies = tested.mean if behavior is None else tested.behaviors.get(behavior, {})
+            return strategies.get(strategy)
+
+        return {
+            **({} if behavior is None else {"behavior": behavior}),
+            "layer chosen by": _label(name, strategy),
+            **{variant: _with_error(score(variant)) for variant in scores.variants},
+        }
+
+    def rows(behavior: str | None) -> list[dict[str, str]]:
+        return [
+            row(name, strategy, behavior)
+            for name in _sets(scores)
+            for strategy in columns
+            if strategy in scores.sets[name].base.mean
+        ]
+
+    note = (
+        "Steerability (SE) / share of steerable samples. SE: over trainings of the predictor. "
+        "Directions, networks, fixed layers and predictors are of base train samples alone."
+    )
+    each = [row for behavior in scores.behaviors for row in rows(behavior)]
+    return [
+        Table("Other framings of the test prompts, mean over behaviors", rows(None), note),
+        Table("Other framings of the test prompts, by behavior", each, note),
+    ]
 
 
 def _letter_table(scores: PredictorScores) -> Table:
@@ -237,6 +279,18 @@ def _main_strategies(scores: PredictorScores) -> list[tuple[str, str]]:
 
 def _label(name: str, strategy: str) -> str:
     return f"{DIRECTION_SETS[name]}, {strategy_label(strategy)}"
+
+
+def _with_error(score: StrategyScore | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score.slope.value:.3f} ({score.slope_error:.3f}) / {score.share:.3f}"
+
+
+def _percent(strategies: Mapping[str, StrategyScore]) -> str:
+    """The oracle's gain in percent of the fixed layer's slope, where that is above 0."""
+    fixed = strategies[FIXED].slope.value
+    return f"{strategies[ORACLE].gain.value / fixed:+.1%}" if fixed > 0 else "-"
 
 
 def _slope_share(score: StrategyScore) -> str:

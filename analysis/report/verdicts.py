@@ -1,7 +1,8 @@
 """Verdicts: what the numbers show and what they do not, in a word and in a sentence.
 
-A gain counts only with its whole interval above 0, and above that of its controls: random
-directions, and for predicted layers a predictor that was trained on shuffled prompts.
+A gain counts only with its whole interval above 0 and above its control. An oracle chooses the
+layer by the slopes that score it, so its control is random directions. A predictor never saw the
+samples that score it; its control is a predictor that was trained on shuffled prompts.
 """
 
 from collections.abc import Mapping
@@ -120,15 +121,20 @@ def predictor_verdicts(predictors: PredictorScores) -> list[Verdict]:
 def predicted_gain_verdict(
     name: str, scores: DirectionSetScores, control: DirectionSetScores | None
 ) -> Verdict:
-    """Judge whether predicting the layer gains anything with these directions."""
+    """Judge whether predicting the layer gains anything with these directions.
+
+    The gain is measured on test samples by a predictor that never saw them, so it has no selection
+    bias to be compared with: random directions gain as well, since a layer that is chosen for them
+    turns their signs to one side. What they reach so is shown beside it.
+    """
     primary, mean = str(scores.primary), scores.base.mean
     verdict = partial(_verdict, "predictors", name, primary)
     gain, over_shuffled = mean[primary].gain, scores.over_shuffled
     beside = f"shuffled prompts: {mean[W2S_SHUFFLED].gain}"
-    random = None
     if control is not None and control.primary is not None:
-        random = control.base.mean[control.primary].gain
-        beside += f"; random vectors: {random}"
+        random = control.base.mean[control.primary].slope
+        beside += f"; it reaches {mean[primary].slope.value:.3g}, random vectors {random.value:.3g}"
+    by_letter = {letter: of[primary].gain for letter, of in scores.by_letter.items()}
     gains = (
         f"{strategy_label(primary)} gains {gain} per unit multiplier over the fixed layer, "
         f"mean over behaviors ({beside})"
@@ -137,9 +143,13 @@ def predicted_gain_verdict(
     if gain.low <= 0:
         why.append("its interval is not above 0")
     elif over_shuffled is not None and over_shuffled.low <= 0:
-        why.append(f"a predictor of shuffled prompts does as well (difference {over_shuffled})")
-    if random is not None and gain.low > 0 and random.high >= gain.low:
-        why.append("random vectors of the same norm are not shown to gain less")
+        why.append(
+            f"a predictor of shuffled prompts does as well (difference {over_shuffled}): another "
+            "fixed layer would do"
+        )
+    if gain.low > 0 and any(each.value <= 0 for each in by_letter.values()):
+        letters = ", ".join(f"{letter} {each}" for letter, each in by_letter.items())
+        why.append(f"it is not positive for every letter ({letters})")
     if not why:
         return verdict(GAIN, f"{DIRECTION_SETS[name]}: {gains}.")
     because = ", and ".join(why)

@@ -21,7 +21,7 @@ from actcache.build.replay import load_store_model, rendered_pairs, require_stor
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_cell
-from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.steered_scores import SteeringRule, can_move, score_grid
 from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
 from actcache.progress import SILENT, Progress
@@ -89,6 +89,13 @@ def run_sweep(
         )
     factors = [float(x) for x in multipliers]
     rows = rendered_pairs(store)
+    if n_unmoved := sum(not can_move(row, rule) for row in rows):
+        raise MismatchError(
+            f"the completions of {n_unmoved} of {store.n} samples have no token before the one "
+            f"that is scored: with --first-steered {first_steered} and --score {score} it is read "
+            "before anything is steered, and every slope is 0; expected a steered token that can "
+            "move it. Pass --first-steered fork, or a --score of whole completions."
+        )
     directions = {name: row_directions(store, given, name=name) for name, given in sets.items()}
     config = {
         "rule": asdict(rule),

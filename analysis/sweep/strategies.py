@@ -106,8 +106,8 @@ def drawn_layer(
 def cross_fitted(halves: Float64[np.ndarray, "2 n layer"], *, fixed_layer: int) -> LayerStrategy:
     """Take each sample's best layer by one half of the multipliers, scored with the other.
 
-    Mean of both ways round. The gain is over the fixed layer's slope in the same halves; it is
-    unbiased where the noise of the halves is independent.
+    Mean of both ways round. The gain is over the fixed layer's slope in the same halves. It is free
+    of the bias by noise that is independent between the halves; noise that they share stays.
     """
     chosen = halves.argmax(2)  # [half, n], the first of equals
     scored = np.take_along_axis(halves, chosen[::-1, :, None], axis=2)[..., 0]
@@ -195,7 +195,10 @@ class SteerabilityScores:
     """Mean distance in layers of each sample's best layer from the fixed one."""
 
     cross_fitted: StrategyScore | None
-    """The oracle without that bias; None where the grid has no halves."""
+    """Each sample's best layer by one half of the multipliers, scored with the other: free of what
+    the halves do not share, such as rounding. What they share stays (where nothing is noise it is
+    the oracle), and halves of a curved response have other slopes than the whole. None where the
+    grid has no halves."""
 
     cross_fitted_distance: float | None
     """Mean distance in layers of the layer that either half chooses from the fixed one."""

@@ -100,7 +100,7 @@ def test_a_summary_is_read_as_it_was_written(summary, tmp_path):
     [
         lambda text: text[: len(text) // 2],
         lambda text: text.replace('"n": 80', '"n": "80"'),
-        lambda text: text.replace('"format": 2', '"format": 3'),
+        lambda text: text.replace('"format": 3', '"format": 4'),
         lambda text: text.replace('"slope_error": 0.0', '"slope_error": NaN'),
         lambda text: text.replace('"draws": 1000', '"draws": 0'),
         lambda text: text.replace('"seeds"', '"seedlings"'),

@@ -71,8 +71,8 @@ class LayerPredictor:
     """`cv_crossfit` minus `cv_fixed`."""
 
     cv_gain_error: float
-    """Standard error of `cv_gain` over samples, paired. The predictor is worth using where the gain
-    is some of these above 0."""
+    """Standard error of `cv_gain` over samples, each scored as there. The predictor is worth using
+    where the gain is some of these above 0."""
 
     n_folds: int
     cv: Float64[np.ndarray, "rate width depth decay epochs"]

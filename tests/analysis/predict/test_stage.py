@@ -134,7 +134,7 @@ def test_learned_vectors_were_swept_as_networks_predict_them(store, done):
     assert list(summary.predictors.sets) == sets
     networks = VectorPredictor.load(out / "predictors" / "b-old" / "l2s" / "networks.safetensors")
     rows = predicted.predictor_rows(store, vectors=("caa", "l2s"))
-    vectors = learned._Vectors(store, rows, {"b old": networks}, [0, 1, 2, 3])
+    vectors = learned._Vectors(store, rows, {"b old": networks}, {}, [0, 1, 2, 3])
     at = rows["b old"].at[:3]
     prompt = store.resid("prompt")
     said = networks.directions({layer: prompt.layer(layer, at) for layer in (0, 3)})

@@ -215,3 +215,27 @@ def test_from_a_store_to_directions_to_slopes_in_two_lines(store, model, tmp_pat
     assert swept.slopes("caa").shape == (20, 4)
     assert swept.propensity.shape == (20, 4, 3)
     assert analysis.open_sweep(tmp_path / "sweep.zarr").names == ["caa"]
+
+
+def test_a_score_that_is_read_before_anything_is_steered_is_refused(store, tmp_path):
+    rows = [{"prompt": f"{i}?", "positive": "yes", "negative": "no"} for i in range(20)]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    name = store.provenance["model"]["name"]
+    other = actcache.build_store(tmp_path / "d.jsonl", tmp_path / "s", model=name, space="none")
+    directions = {"one": np.ones((4, 32), np.float32)}
+
+    def run(score, first_steered, **changes):
+        return run_sweep(
+            other,
+            directions,
+            multipliers=MULTIPLIERS,
+            out=tmp_path / f"{score}.zarr",
+            score=score,
+            first_steered=first_steered,
+            **changes,
+        )
+
+    with pytest.raises(MismatchError, match=r"20 of 20 samples .* Pass --first-steered fork"):
+        run("letter", "completion", model=never)
+    assert np.ptp(run("logprob", "completion").propensity, axis=-1).min() > 0
+    assert np.ptp(run("letter", "fork").propensity, axis=-1).min() > 0

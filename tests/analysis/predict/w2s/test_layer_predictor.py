@@ -10,7 +10,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 
-from actcache.analysis.predict.w2s.cross_validate import choose, fixed_reached, search, shared_rows
+from actcache.analysis.predict.w2s.cross_validate import (
+    DRAWS,
+    choose,
+    fixed_reached,
+    search,
+    shared_rows,
+)
 from actcache.analysis.predict.w2s.folds import equal_rows, grouped_folds
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
 from actcache.analysis.predict.w2s.mlp_stack import Shape, batch_orders, initial_weights
@@ -206,10 +212,23 @@ def test_the_best_of_many_equal_points_is_corrected_to_what_it_is_worth():
         reached = np.random.default_rng(seed).standard_normal((100, *sizes, 10))
         choice = choose(reached, np.zeros(100), asked)
         plain.append(choice.table.max())
-        corrected.append(choice.crossfit)
+        corrected.append(choice.gain.mean())
     # Means of 100 are 0.1 off; of the 160 points the largest. 0.06 is above two standard errors.
     assert np.mean(plain) > 0.2
     np.testing.assert_allclose(np.mean(corrected), 0, atol=0.06)
+
+
+def test_gain_and_its_error_are_of_points_chosen_without_the_sample():
+    asked = W2SSettings(rates=(0.1,), widths=(4,), depths=(1,), decays=(0.0,), epochs=(1, 2, 3))
+    rng = np.random.default_rng(0)
+    reached, fixed = rng.standard_normal((12, 1, 1, 1, 1, 3)), rng.standard_normal(12)
+    drawn = np.random.default_rng([asked.seed, 2]).integers(12, size=(DRAWS, 12))
+    expected = []
+    for sample in range(12):
+        without = [rows for rows in drawn if sample not in rows]
+        best = [reached[rows].mean(0).argmax() for rows in without]
+        expected.append(np.mean([reached[sample].ravel()[point] for point in best]) - fixed[sample])
+    np.testing.assert_allclose(choose(reached, fixed, asked).gain, expected, rtol=1e-12)
 
 
 def test_the_chosen_point_is_the_best_of_the_table(found):
