@@ -18,6 +18,8 @@ from actcache.store.storage.safetensors_bytes import safetensors_bytes
 
 T = TypeVar("T")
 
+_HEADER_LIMIT = 1 << 24
+
 _INFINITE = ("-Infinity", "Infinity")
 """How infinite numbers stand in JSON: as text."""
 
@@ -147,6 +149,17 @@ def write_tensors(
     # Not the library's `save_file`, which makes files that only their owner can read.
     encoded = safetensors_bytes(arrays, about)
     write_aside(path, lambda aside: aside.write_bytes(encoded))
+
+
+def tensor_header(path: Path) -> Mapping[str, Any]:
+    """Read which tensors a safetensors file declares; nothing of what is no such file."""
+    try:
+        with path.open("rb") as file:
+            n_bytes = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(n_bytes, _HEADER_LIMIT)))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return header if isinstance(header, dict) else {}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -30,7 +30,7 @@ from actcache.analysis.report.pages import markdown_page, pictures
 from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.results import (
     Results,
-    require_same_store,
+    results_folder,
     write_steerability,
     write_vectors,
 )
@@ -41,7 +41,6 @@ from actcache.conventions import NO_PRESET, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress
 from actcache.settings import check_names
-from actcache.store.storage.atomic import make_folder, os_errors_explained
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
@@ -58,6 +57,8 @@ def analyze(
     model: "Callable[[], LanguageModel] | None" = None,
     progress: Progress = SILENT,
     device: str = "auto",
+    overwrite: bool = False,
+    check: bool = True,
     **settings: Any,
 ) -> Results:
     """Run the stages and write the results folder; the same as `actcache analyze`.
@@ -72,11 +73,16 @@ def analyze(
         progress: shows long loops, and what an encoder of prompts will cost before it is paid.
         device: where the model runs and predictors are trained: a torch device, or `auto` (cuda,
             else cpu). Not a setting: it changes nothing beyond rounding.
+        overwrite: remove the results in the folder first; what analyze did not write stays.
+        check: compare each block of the store with its checksum when it is first read.
         settings: fields of `AnalyzeConfig`, for example `stages=("vectors", "sweep")`.
 
     Raises:
         MismatchError: the store is no store of residuals, lacks what a stage reads, or the folder
             holds results of another store or a sweep of other settings.
+        StoreExistsError: the folder is inside a store, or holds other files of the same names.
+        FormatError: a block of the store is damaged: names shard, layer and rows.
+        ActcacheError: another analysis is writing to the folder.
 
     Example:
         results = analyze("tidy.zarr", "out", controls=5)
@@ -91,10 +97,30 @@ def analyze(
         config = replace(config, **settings)
     out = Path(out)
     left_out = check_analysis(store, config, device=device)
+    with results_folder(out, store, overwrite=overwrite):
+        return _run_stages(
+            store.checked() if check else store,
+            out,
+            config,
+            left_out=left_out,
+            model=model,
+            progress=progress,
+            device=device,
+        )
+
+
+def _run_stages(
+    store: Store,
+    out: Path,
+    config: AnalyzeConfig,
+    *,
+    left_out: tuple[str, ...],
+    model: "Callable[[], LanguageModel] | None",
+    progress: Progress,
+    device: str,
+) -> Results:
+    """Run the stages on what was checked, and write what they give."""
     paired = not any(store["label"].tolist())
-    require_same_store(out, store)
-    with os_errors_explained(f"'{out}' cannot be written"):
-        make_folder(out.absolute())
     train = (store["split"] == "train") & (store["variant"] == "base")
     summary = Summary(
         store=StoreSummary(

@@ -36,6 +36,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_output(command, "OUT", "results folder (default: STORE's name + -results)", required=False)
     add_overwrite(command, "remove earlier results in OUT first")
     add_dry_run(command, "what the sweep costs")
+    command.add_argument(
+        "--no-check", action="store_true", help="read the store without its checksums"
+    )
     headings = {
         SWEEP: "A preset sets what a published code does. A flag that is given wins.\n"
         f"{preset_help('sweep')}",
@@ -50,21 +53,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Open the store, run the stages with the settings of the command line, print."""
+    from actcache.analysis.checks import check_analysis
     from actcache.store.store import open_store
 
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
+    check_analysis(store, config, device=args.device)
     if args.dry_run:
         console.print_result(dry_run(store, out, config, args), as_json=args.json)
         return
-    _require_usable(store, out, config, args)
+    _check_model(store, out, config, args)
     from actcache.analysis.pipeline import analyze
-    from actcache.analysis.results import remove_results
     from actcache.cli.terminal.show import show_or_print  # imports rich
 
-    if args.overwrite:
-        remove_results(out)
     results = analyze(
         store,
         out,
@@ -72,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
         model=lambda: _load(store, args),
         progress=console.Bars(quiet=args.json),
         device=args.device,
+        overwrite=args.overwrite,
+        check=not args.no_check,
     )
     show_or_print(results.summary, as_json=args.json, out=out)
 
@@ -93,14 +97,13 @@ def dry_run(
     )
 
 
-def _require_usable(
+def _check_model(
     store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
 ) -> None:
-    """Refuse settings and a model that cannot be used, before earlier results are removed."""
-    from actcache.analysis.checks import check_analysis, needs_model
+    """Refuse a model that cannot be loaded, before anything is written or removed."""
+    from actcache.analysis.checks import needs_model
 
-    check_analysis(store, config, device=args.device)
-    if needs_model(store, out, config) or (args.overwrite and args.model):
+    if needs_model(store, out, config, overwrite=args.overwrite):
         from actcache.engine.model import load_config
 
         name = args.model or store.provenance["model"]["name"]
