@@ -14,6 +14,7 @@ from actcache.exchange.hdf5_import import import_hdf5
 from actcache.exchange.npz import write_npz, write_safetensors
 from actcache.progress import SILENT, Progress
 from actcache.store.copies.fill import fill_store
+from actcache.store.partial import require_outside_stores
 from actcache.store.store import Store, open_store
 
 FORMATS = ("hdf5", "npz", "safetensors", "gguf", "archive")
@@ -76,6 +77,7 @@ def export(
             f"the file is to be '{path.name}', which is a name for {named}, but the format is "
             f"{to}. Give it another suffix, or export to {named}."
         )
+    require_outside_stores(path.absolute())
     folder = source.path if isinstance(source, Store) else Path(source)
     is_results = not (folder / "zarr.json").exists() and any(
         (folder / name).exists() for name in _RESULTS
