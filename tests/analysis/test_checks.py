@@ -10,6 +10,7 @@ from actcache.analysis.files import plain, typed
 from actcache.analysis.results import open_results
 from actcache.cli.main import main
 from actcache.errors import ActcacheError, MismatchError
+from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from tests.support.stores import build, example
 
@@ -26,7 +27,10 @@ ADDRESSES = [
 
 def pairs(path, **columns):
     """A store of eleven pairs that no model ran."""
-    settings, values = example()
+    positions = ("prompt", "positive", "negative")
+    settings, values = example(
+        arrays=[RowArray(f"resid_post/{position}", 3, 4, "float32") for position in positions]
+    )
     settings["columns"] |= {
         "label": [""] * 11,
         "split": ["train", "test"] * 5 + ["validation"],
