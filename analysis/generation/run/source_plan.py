@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from actcache.analysis.directions.difference_of_means import unit
-from actcache.analysis.generation.config import SteerConfig, Unit
+from actcache.analysis.generation.config import SteerConfig
+from actcache.analysis.generation.methods.candidate import OPERATOR_UNITS
 from actcache.analysis.generation.run.plan import (
     GenerationPlan,
     plan_configurations,
@@ -26,21 +27,13 @@ from actcache.analysis.results import Results, open_results
 from actcache.errors import ActcacheError, MismatchError, StoreNotFoundError
 from actcache.identity import require_same
 from actcache.prompts.render import Rendering
-from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Operator, Steering
+from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Steering
 from actcache.store.store import Store, open_store
 
 READ_BACK = "read_back"
 
 FILE = "file"
 """Method of a steering that was read from a file."""
-
-OPERATOR_UNITS: dict[Operator, Unit | str] = {
-    "add": "multiplier",
-    "ablate": "share",
-    "set": "projection",
-    "turn_to": "degrees",
-    "rotate": "degrees",
-}
 
 AROUND = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """A file's multiplier is tried at these times its own."""
@@ -157,7 +150,9 @@ def _plan_results(
         layers=config.layer_numbers or config.layers,
         tokens=config.tokens,
         window=config.window_steps,
+        in_store=all(row.number is not None for row in rows),
         seed=config.seed,
+        model=source.load,
     )
     return _finished(
         GenerationPlan(
