@@ -101,6 +101,14 @@ class SteerConfig:
         "(default: all)",
     )
 
+    contrast: str | None = setting(
+        None,
+        group=STEERING,
+        metavar="POSITIVE|NEGATIVE",
+        help="two texts whose difference actadd adds to a prompt's first tokens, for example "
+        "'I love talking|I hate talking' (default: the behavior's persona sentences)",
+    )
+
     max_new: int = setting(64, group=TEXTS, help="tokens of a text at most")
 
     temperature: float = setting(0.0, group=TEXTS, help="0 is greedy; above, tokens are drawn")
@@ -230,6 +238,7 @@ class SteerConfig:
             )
         self.layer_numbers  # noqa: B018  # refuses what is no choice of layers
         self.window_steps  # noqa: B018
+        self.contrast_texts  # noqa: B018
         self._check_strength()
         self._check_judge()
 
@@ -265,6 +274,19 @@ class SteerConfig:
                 "START, or START: alone. For example 0:1 steers the first generated token."
             )
         return start, stop
+
+    @property
+    def contrast_texts(self) -> tuple[str, str] | None:
+        """The two texts of `contrast`; None where it is not given."""
+        if self.contrast is None:
+            return None
+        positive, bar, negative = self.contrast.partition("|")
+        if not (bar and positive.strip() and negative.strip()):
+            raise ActcacheError(
+                f"contrast is {self.contrast!r}, expected two texts with | between them. For "
+                "example 'I love talking|I hate talking'."
+            )
+        return positive, negative
 
     def grid(self, unit: str) -> tuple[float, ...]:
         """Strengths to try of a method with that unit."""

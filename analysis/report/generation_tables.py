@@ -284,7 +284,7 @@ def site_tables(summary: GenerationSummary) -> list[Table]:
     """Make the table of discriminative sites of each behavior."""
     return [
         Table(
-            f"{behavior}: held-out class means on the common direction, by site",
+            f"{behavior}: class means of train rows on the common direction, by site",
             [
                 {
                     "site": f"{site.site}, layer {site.layer}",

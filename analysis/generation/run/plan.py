@@ -1,19 +1,21 @@
 """The plan of a run: rows × configurations, checked before any weights are loaded."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from actcache.analysis.generation.config import SteerConfig
 from actcache.analysis.generation.run.rows import PromptRow, digest_of_rows, require_fit
 from actcache.analysis.generation.run.sources import ModelSource
+from actcache.analysis.generation.summary import SiteScores
 from actcache.analysis.generation.targets import ReadBack
 from actcache.analysis.generation.texts import UNSTEERED, UNSTEERED_AGAIN, Configuration
 from actcache.analysis.predict.reuse import digest_of
 from actcache.errors import ActcacheError
 
 if TYPE_CHECKING:
+    from actcache.engine.model import LanguageModel
     from actcache.steering.steering import AnySteering
 
 
@@ -83,6 +85,9 @@ class GenerationPlan:
     """The results folder or steering file."""
 
     model: ModelSource
+    load: "Callable[[], LanguageModel]" = field(repr=False)
+    """Loads the weights, once."""
+
     rows: tuple[PromptRow, ...]
     ways: tuple[Steers, ...]
     configurations: tuple[PlannedConfiguration, ...]
@@ -90,6 +95,9 @@ class GenerationPlan:
 
     read_back: Mapping[str, ReadBack] = field(default_factory=dict, repr=False)
     """By behavior: what the target read_back projects on; empty for other targets."""
+
+    sites: Mapping[str, tuple[SiteScores, ...]] | None = None
+    """By behavior: class means at the norm outputs; None where nothing turns there."""
 
     left_out: tuple[str, ...] = ()
 

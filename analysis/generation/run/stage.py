@@ -86,10 +86,10 @@ def generate_steered(
     """
     check_names(SteerConfig, settings)
     config = SteerConfig(**settings) if config is None else replace(config, **settings)
-    plan = plan_generation(source, config, data=data, prompts=prompts, **(place or {}))
-    return run_plan(
-        plan, Path(out), resume=resume, overwrite=overwrite, progress=progress, device=device
+    plan = plan_generation(
+        source, config, data=data, prompts=prompts, device=device, **(place or {})
     )
+    return run_plan(plan, Path(out), resume=resume, overwrite=overwrite, progress=progress)
 
 
 def run_plan(
@@ -100,8 +100,6 @@ def run_plan(
     overwrite: bool = False,
     save: str | Path | None = None,
     progress: Progress = SILENT,
-    device: str = "auto",
-    device_map: str | None = None,
 ) -> Generations:
     """Run a plan and write its folder; see `generate_steered`."""
     measures = prepare_measures(plan)
@@ -111,7 +109,7 @@ def run_plan(
     if resume and not overwrite and texts.complete:
         return texts
     measures.require_key()
-    model = plan.model.load(device=device, device_map=device_map)
+    model = plan.load()
     configurations = {run.digest: run.about for run in plan.configurations}
     with writing(out, settings, configurations, resume=resume, overwrite=overwrite) as log:
         _write_texts(model, plan, measures, log, progress)
@@ -173,9 +171,7 @@ def _write_chunk(
     return measures.measure(chunk, in_order, scores)
 
 
-def forecast_generation(
-    plan: GenerationPlan, *, device: str = "auto", device_map: str | None = None
-) -> dict[str, Any]:
+def forecast_generation(plan: GenerationPlan) -> dict[str, Any]:
     """Estimate what a plan costs: texts, tokens, seconds; nothing is written."""
     prepare_measures(plan)
     texts = list(plan.texts())
@@ -185,7 +181,7 @@ def forecast_generation(
         estimate = TimeEstimate(None, refusal)
     else:
         start = time.perf_counter()
-        model = plan.model.load(device=device, device_map=device_map)
+        model = plan.load()
         loading = time.perf_counter() - start
 
         def run(places: Int64[np.ndarray, " _"]) -> None:

@@ -107,6 +107,7 @@ def summarize_texts(
         unsteered=unsteered,
         methods=tuple(methods),
         noise=_noise(plan, of_configuration),
+        sites=None if plan.sites is None else dict(plan.sites),
         judge=_judge(plan, texts),
         left_out=plan.left_out,
     )
