@@ -25,7 +25,6 @@ def run(args: argparse.Namespace) -> None:
     """Build and analyze, as a user's script would, on what the package brings."""
     import actcache
     from actcache import analysis
-    from actcache.analysis.results import remove_results
     from actcache.cli.info import describe
     from actcache.cli.terminal.show import show_or_print
 
@@ -43,8 +42,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.json:
         console.print_result(describe(store), as_json=False)
     out = folder / "results"
-    remove_results(out)
-    results = analysis.analyze(store, out, controls=5, progress=bars)
+    results = analysis.analyze(store, out, controls=5, progress=bars, overwrite=True)
     show_or_print(results.summary, as_json=args.json, out=out)
     if not args.json:
         pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
