@@ -35,6 +35,13 @@ GRIDS: dict[str, tuple[float, ...]] = {
 }
 """Strengths that are tried by default, by unit; the unsteered texts come on top."""
 
+_PLURALS = {
+    "multiplier": "multipliers",
+    "degrees": "degrees",
+    "share": "shares from 0 to 1",
+    "projection": "projections",
+}
+
 LARGEST_MULTIPLIER = 30.0
 """From here on a multiplier without `--unit` is taken for an angle by mistake."""
 
@@ -306,9 +313,9 @@ class SteerConfig:
             example = "0:330:30" if unit == "degrees" else "-1:1:0.5"
             grid = ",".join(f"{value:g}" for value in self.strength)
             raise ActcacheError(
-                f"strength is {grid}{f' {self.unit}' if self.unit else ''}, but the strength of "
-                f"'{method}' is in {unit}, for example {example}. Pass such a grid, or none for "
-                f"the default; --unit {unit} says that {unit} are meant."
+                f"strength is {grid}{f' {self.unit}' if self.unit else ''}, but '{method}' takes "
+                f"{_PLURALS[unit]}, expected for example {example}. Pass such a grid, or none for "
+                f"the default; --unit {unit} says that {_PLURALS[unit]} are meant."
             )
 
     def recorded(self) -> dict[str, Any]:
@@ -340,9 +347,11 @@ class SteerConfig:
         """Refuse a grid for methods of several units, or in another unit than theirs."""
         if self.strength is None:
             return
-        units = {UNITS[method]: method for method in self.method}
+        units: dict[Unit, Method] = {}
+        for method in self.method:
+            units.setdefault(UNITS[method], method)
         if len(units) > 1:
-            shown = ", ".join(f"{method} in {unit}" for unit, method in units.items())
+            shown = ", ".join(f"{_PLURALS[unit]} of {method}" for unit, method in units.items())
             raise ActcacheError(
                 f"one grid of strengths is given for methods of several units ({shown}), expected "
                 "one unit. Drop --strength for each method's default grid, or run them apart."
