@@ -2,7 +2,8 @@
 
 import pytest
 
-from actcache.analysis.generation.config import GRIDS, METHODS, UNITS, SteerConfig
+from actcache.analysis.generation.config import SteerConfig
+from actcache.analysis.generation.units import GRIDS, METHODS, UNITS
 from actcache.cli.main import parse
 from actcache.cli.terminal.options import given_settings
 from actcache.errors import ActcacheError
