@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
             show(results)
             return
         facts = plain(results)
+    elif path.is_file():
+        facts = describe_steering(path, as_json=args.json)
     elif path.is_dir() and not (path / "zarr.json").exists():
         raise StoreNotFoundError(
             f"no store and no results at '{path}'. Build one with: actcache build DATA --model M "
@@ -110,3 +112,36 @@ def describe(store: "Store") -> dict[str, Any]:
     elif store.certificate:
         facts["certificate"] = store.certificate
     return facts
+
+
+def describe_steering(path: Path, *, as_json: bool) -> dict[str, Any]:
+    """Facts about a steering file: each part's fields, the vectors' norms, and the source.
+
+    JSON has the parts as a list; a table has their fields, numbered if there are several.
+    """
+    import numpy as np
+
+    from actcache.steering import Steering
+
+    steering = Steering.load(path)
+    facts: dict[str, Any] = {"path": str(path), "digest": steering.digest}
+    facts |= {"d_model": steering.d_model, "bytes on disk": path.stat().st_size}
+    parts, sources = [], []
+    for part in steering.parts:
+        first = part.vectors if part.vectors.ndim == 2 else part.vectors[:, 0]
+        norms = np.linalg.norm(first.astype(np.float64), axis=1)
+        parts.append({**part.fields, "norms": [float(f"{norm:.6g}") for norm in norms]})
+        sources.append(part.source and part.source.document())
+    if as_json:
+        pairs = zip(parts, sources, strict=True)
+        return facts | {"parts": [{**part, "source": source} for part, source in pairs]}
+    for number, fields in enumerate(parts):
+        prefix = f"{number}." if len(parts) > 1 else ""
+        facts |= {f"{prefix}{name}": _shown(value) for name, value in fields.items()}
+        if number == 0 or sources[number] != sources[0]:
+            facts |= {f"{prefix}{name}": x for name, x in (sources[number] or {}).items()}
+    return facts
+
+
+def _shown(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value

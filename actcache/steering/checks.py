@@ -103,7 +103,7 @@ def check_array(field: str, values: Any) -> Float32[np.ndarray, "..."]:
         shown = f"of dtype {given.dtype} and shape {list(given.shape)}"
         refuse(field, shown, "an array of numbers", "Pass one vector (or plane) a layer.")
     shared = given.dtype == np.float32 and given.flags.c_contiguous and not given.flags.writeable
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
         array = given if shared else np.array(given, np.float32, order="C")
     array.flags.writeable = False
     if not np.isfinite(array).all():

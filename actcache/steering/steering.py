@@ -137,7 +137,8 @@ class AnySteering(ABC):
         """Read what `save` wrote, with NumPy alone; nothing in the file is executed.
 
         Args:
-            path: the file.
+            path: the file; or a control vector in GGUF, which is read as `add` at `resid_post` of
+                all tokens.
             model: the model that is to be steered, or the fields that identify it: it must be the
                 one that the steering was made for.
             other_model: accept another model of the same width.
@@ -369,6 +370,7 @@ def _make(spec: dict[str, Any], tensors: dict[str, np.ndarray]) -> AnySteering:
     steering = parts[0] if len(parts) == 1 else SteeringSum(parts)
     for name in tensors.keys() - steering.tensors.keys():
         refuse(f"tensor '{name}'", "unknown", "those of the parts", "Save it again.")
-    if spec["digest"] != steering.digest:
-        refuse("digest", spec["digest"], steering.digest, "The file was changed: save it again.")
+    digest = spec.get("digest", steering.digest)  # a control vector has none
+    if digest != steering.digest:
+        refuse("digest", digest, steering.digest, "The file was changed: save it again.")
     return steering
