@@ -7,6 +7,7 @@ cache, no padding) before a run.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,9 +26,12 @@ from actcache.steering.decoding import (
     Done,
     SharedPart,
     Watch,
+    parts_of,
     steers_earlier_tokens,
 )
+from actcache.steering.gates import PromptGate
 from actcache.steering.hooks import claim_model, refuse_compiled, steer
+from actcache.steering.prompt_gates import pass_prompt_gates
 from actcache.steering.sampling import Continuation, Request, Sampling, check_requests
 
 Sharing = Literal["auto", "none", "prefix", "grow"]
@@ -128,6 +132,7 @@ def run_requests(
     watch: Watch | None = None,
 ) -> None:
     """Write every request once, in batches that share one part of their prompts."""
+    requests = decide_prompt_gates(model, requests)
     finished: set[int] = set()
 
     def finish(number: int, text: Continuation) -> None:
@@ -157,6 +162,22 @@ def run_requests(
         costs = [len(requests[number].prompt) + sampling.max_new for number in numbers]
         with claim_model(model):
             run_batches(costs, budget=budget, run=run)
+
+
+def decide_prompt_gates(model: LanguageModel, requests: Sequence[Request]) -> list[Request]:
+    """Replace steerings that depend on the prompt by what they are for this prompt."""
+    gated = [
+        number
+        for number, request in enumerate(requests)
+        if any(isinstance(part.gate, PromptGate) for part in parts_of(request.steering))
+    ]
+    decided = list(requests)
+    if gated:
+        prompts = [requests[number].prompt for number in gated]
+        steerings = pass_prompt_gates(model, prompts, [requests[i].steering for i in gated])
+        for number, steering in zip(gated, steerings, strict=True):
+            decided[number] = replace(requests[number], steering=steering)
+    return decided
 
 
 def check_generation(
@@ -236,7 +257,12 @@ def plain_logits(
     sequence = torch.tensor([[*request.prompt, *tokens]], device=model.device)
     with (
         torch.inference_mode(),
-        steer(model, [request.steering], prompt_width=len(request.prompt)),
+        steer(
+            model,
+            [request.steering],
+            prompt_width=len(request.prompt),
+            prompts=[request.prompt],
+        ),
     ):
         logits: Tensor = model.hf(input_ids=sequence, use_cache=False).logits
     return logits[0, len(request.prompt) - 1 :].to(torch.promote_types(logits.dtype, torch.float32))
