@@ -6,7 +6,6 @@ from actcache.analysis.report.generation_tables import (
     effect_table,
     generation_tables,
     method_label,
-    noise_sentence,
     strength_label,
     window_label,
 )
@@ -32,7 +31,6 @@ def generation_page(summary: GenerationSummary) -> str:
             f"Model: {summary.model} ({summary.dtype}), texts of at most {summary.max_new} tokens, "
             f"{summary.samples} a prompt and configuration. Directions: {summary.source}."
         ),
-        noise_sentence(summary),
         *([f"Judge: {summary.judge}."] if summary.judge else []),
         *(f"Left out: {reason}." for reason in summary.left_out),
         *(
@@ -81,17 +79,17 @@ def _finding(scores: MethodScores, choice: Choice, budget: float) -> str:
     if test is None or test.effect is None:
         return f"{method} at {strength} is not tested: no test row has a target. {window}{tried}"
     over = "".join(
-        f", {difference} over {control_label(name)}"
+        f", {difference} above that of a {control_label(name)}"
         for name, difference in choice.over_control.items()
     )
     cost = ""
     if test.perplexity_ratio is not None:
-        cost = f" Unsteered perplexity is {test.perplexity_ratio:.3g} × that of unsteered texts"
+        cost = f" To the unsteered model the texts are {test.perplexity_ratio:.3g} × as perplexing"
         cost += "." if test.perplexity_ratio <= budget else f", over the budget of {budget:g} ×."
     if choice.shown:
         return f"{method} at {strength} has an effect of {test.effect}{over}.{cost} {window}{tried}"
     return (
-        f"no effect of {method} is shown. At {strength} it is {test.effect}{over}: "
+        f"no effect of {method} is shown. At {strength} it is {test.effect}{over}; "
         f"{_why_not(choice)}.{cost} {window}{tried}"
     )
 
@@ -103,5 +101,6 @@ def _why_not(choice: Choice) -> str:
         return "its interval is not above 0"
     unclear = [name for name, over in choice.over_control.items() if over.low <= 0]
     if unclear:
-        return f"it does not clear {', '.join(dict.fromkeys(map(control_label, unclear)))}"
+        names = dict.fromkeys(map(control_label, unclear))
+        return f"the difference to {' and '.join(names)} has an interval that is not above 0"
     return "there are too few test rows, or a control was not run at this strength"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache.analysis.generation.summary import GenerationSummary, MethodScores, StrengthScores
-from actcache.analysis.names import STEERING_METHODS
+from actcache.analysis.report.generation_tables import method_label
 from actcache.analysis.report.plots import GREY, LEGEND_COLUMNS, PANELS, line_style, new_figure
 from actcache.errors import MismatchError
 
@@ -50,14 +50,13 @@ def plot_generation(path: str | Path, summary: GenerationSummary) -> None:
     grid = figure.subplots(
         3 * blocks, columns, squeeze=False, sharey="row", height_ratios=_HEIGHTS * blocks
     )
-    for number, ((method, selection), of_panel) in enumerate(panels.items()):
+    for number, of_panel in enumerate(panels.values()):
         block, column = divmod(number, columns)
         axes = grid[3 * block : 3 * block + 3, column].tolist()
         for scores in of_panel:
             _draw_method(axes, scores, style=line_style(shown.index(scores.behavior)))
         _finish_panel(axes, of_panel[0], budget=summary.budget)
-        label = STEERING_METHODS.get(method, method)
-        axes[0].set_title(f"{label}, {selection}" if selection else label, fontsize=10)
+        axes[0].set_title(method_label(of_panel[0]), fontsize=9)
         if column == 0:
             for part, name in zip(axes, ("effect", "perplexity\n(ratio)", "form"), strict=True):
                 part.set_ylabel(name, fontsize=9)
@@ -75,6 +74,7 @@ def plot_generation(path: str | Path, summary: GenerationSummary) -> None:
         frameon=False,
         fontsize=8,
     )
+    figure.align_ylabels()
     title = f"Steered texts: effect ({summary.target}) and what it costs, over strength"
     if len(shown) < len(behaviors):
         title += f" (first {len(shown)} of {len(behaviors)} behaviors)"
@@ -129,7 +129,7 @@ def _finish_panel(axes: "Sequence[Axes]", scores: MethodScores, *, budget: float
     axes[0].axhline(0, color="black", linewidth=0.8, zorder=1)
     axes[1].axhline(budget, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
     axes[1].set_yscale("log")
-    axes[1].set_yticks([1, 2, 5, 10, _CEILING], ["1", "2", "5", "10", f"≥ {_CEILING:g}"])
+    axes[1].set_yticks([1, 2, 5, 10, _CEILING], ["1", "2", "5", "10", f"{_CEILING:g}+"])
     axes[1].minorticks_off()
     axes[1].set_ylim(None, _CEILING * 1.15)
     axes[2].set_ylim(-0.06, 1.06)

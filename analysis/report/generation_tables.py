@@ -1,6 +1,7 @@
 """Tables of steered texts, in the form of Selective Steering's: what acts, and what it costs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp
 
 from actcache.analysis.generation.summary import (
@@ -8,7 +9,7 @@ from actcache.analysis.generation.summary import (
     MethodScores,
     StrengthScores,
 )
-from actcache.analysis.names import STEERING_METHODS
+from actcache.analysis.names import STEERING_METHODS, strategy_label
 from actcache.analysis.report.tables import Table
 
 NONE = "-"
@@ -27,7 +28,9 @@ def generation_tables(summary: GenerationSummary) -> list[Table]:
         choices_table(summary),
         *site_tables(summary),
     ]
-    return [table for table in tables if table.cells]
+    # What rounding alone changes belongs under every number.
+    noise = noise_sentence(summary)
+    return [replace(table, note=f"{table.note} {noise}") for table in tables if table.cells]
 
 
 def effect_table(summary: GenerationSummary) -> Table:
@@ -61,7 +64,7 @@ def effect_table(summary: GenerationSummary) -> Table:
         "interval, rows resampled. Over controls: the same minus the effect of random vectors or "
         "planes of equal norm at that strength. Shown: both intervals are above 0. Best on test: "
         "what the test rows would choose for themselves, biased upwards. Window: strengths around "
-        f"the identity that keep form and ending. {noise_sentence(summary)}",
+        "the identity that keep form and ending.",
     )
 
 
@@ -232,7 +235,9 @@ def selection_table(summary: GenerationSummary) -> Table:
                 "behavior": behavior,
                 "method": STEERING_METHODS.get(method, method),
                 **{
-                    selection: cell(next((s for s in group if s.selection == selection), None))
+                    strategy_label(selection): cell(
+                        next((s for s in group if s.selection == selection), None)
+                    )
                     for selection in selections
                 },
             }
@@ -308,7 +313,7 @@ def curve_on_test(scores: MethodScores) -> Sequence[StrengthScores]:
 def method_label(scores: MethodScores) -> str:
     """Name a method and its selection of layers."""
     label = STEERING_METHODS.get(scores.method, scores.method)
-    return f"{label}, {scores.selection}" if scores.selection else label
+    return f"{label}, {strategy_label(scores.selection)}" if scores.selection else label
 
 
 def control_label(name: str) -> str:
