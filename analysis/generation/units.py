@@ -10,6 +10,8 @@ Method = Literal[
 ]
 METHODS: tuple[Method, ...] = get_args(Method)
 
+CONTROLS: tuple[Method, ...] = ("random", "random_plane")
+
 Unit = Literal["multiplier", "degrees", "share"]
 
 UNITS: dict[Method, Unit] = {
@@ -73,7 +75,8 @@ def require_one_unit(
 ) -> None:
     """Refuse strengths for methods of several units, or in another unit than theirs."""
     units: dict[Unit, Method] = {}
-    for method in methods:
+    # Controls take the unit of what they are compared with.
+    for method in [name for name in methods if name not in CONTROLS] or methods:
         units.setdefault(UNITS[method], method)
     if len(units) > 1:
         shown = ", ".join(f"{_PLURALS[unit]} of {method}" for unit, method in units.items())
