@@ -28,9 +28,9 @@ def run(args: argparse.Namespace) -> None:
     """Build and analyze, as a user's script would, on what the package brings."""
     import actcache
     from actcache import analysis
+    from actcache.analysis.files import plain
     from actcache.analysis.results import remove_results
     from actcache.cli.info import describe
-    from actcache.analysis.files import plain
     from actcache.cli.terminal.show import show, show_texts
 
     folder = Path(args.output)
