@@ -117,7 +117,8 @@ class Summary:
     config: AnalyzeConfig
 
     left_out: tuple[str, ...] = ()
-    """Stages that were asked for and could not run, each with the reason."""
+    """Stages that were asked for and could not run, and settings that are ignored, each with the
+    reason."""
 
     labels: tuple[str, str] | None = None
     """The positive and the negative label; None for pairs."""

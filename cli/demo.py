@@ -29,7 +29,6 @@ def run(args: argparse.Namespace) -> None:
     import actcache
     from actcache import analysis
     from actcache.analysis.files import plain
-    from actcache.analysis.results import remove_results
     from actcache.cli.info import describe
     from actcache.cli.terminal.show import show, show_texts
 
@@ -47,8 +46,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.json:
         console.print_result(describe(store), as_json=False)
     out = folder / "results"
-    remove_results(out)
-    results = analysis.analyze(store, out, controls=5, progress=bars)
+    results = analysis.analyze(store, out, controls=5, progress=bars, overwrite=True)
     if not args.json:
         show(results.summary)
     texts = analysis.generate_steered(

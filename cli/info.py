@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache.cli.terminal import console
-from actcache.errors import IncompleteStoreError, StoreNotFoundError
+from actcache.errors import FormatError, IncompleteStoreError, StoreNotFoundError
 
 EXAMPLE = "actcache info rows.zarr"
 
@@ -48,7 +48,13 @@ def run(args: argparse.Namespace) -> None:
 
         results = Summary.read(summary)
         if not args.json:
-            show(results)
+            try:
+                show(results)
+            except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+                raise FormatError(
+                    f"'{summary}' holds numbers that do not fit together ({error}), expected what "
+                    "analyze writes. Run analyze with --overwrite."
+                ) from error
             return
         facts = plain(results)
     elif path.is_file():
@@ -71,7 +77,8 @@ def describe(store: "Store") -> dict[str, Any]:
     """Facts about a store, by name, in the order in which they are shown."""
     from actcache.store.schema import FORMAT
 
-    model = store.provenance["model"]
+    model = store.provenance.get("model", {})
+    left_out = store.provenance.get("left_out")
     facts: dict[str, Any] = {
         "path": str(store.path),
         "format": FORMAT,
@@ -92,25 +99,19 @@ def describe(store: "Store") -> dict[str, Any]:
             "d_model": store.d_model,
             "positions": list(store.positions),
             "sites": list(store.sites),
-            "model": model["name"],
-            "left out": len(store.provenance["left_out"]),
-            **({"rows reused": reused["rows"]} if reused else {}),
+            "model": model.get("name", "not recorded"),
+            "left out": len(left_out) if isinstance(left_out, list) else "not recorded",
+            **({"rows reused": reused.get("rows")} if isinstance(reused, dict) else {}),
             "preset": store.config.get("preset", "none"),
         }
     facts |= {
-        "dtype": model["dtype"],
-        "weights sha256": model["weights_sha256"],
+        "dtype": model.get("dtype", "not recorded"),
+        "weights sha256": model.get("weights_sha256", "not recorded"),
         "shard rows": f"{store.shard_rows} ({store.shard_reason})",
         "bytes on disk": store.n_bytes,
     }
-    if store.certificate and store.kind == "residuals":
-        worst = max(store.certificate["largest_relative_error"])
-        facts["certificate"] = (
-            f"{len(store.certificate['rows'])} rows run again alone, unpadded: "
-            f"largest relative error {worst:.1e}"
-        )
-    elif store.certificate:
-        facts["certificate"] = store.certificate
+    if store.certificate:
+        facts["certificate"] = _certified(store)
     return facts
 
 
@@ -145,3 +146,15 @@ def describe_steering(path: Path, *, as_json: bool) -> dict[str, Any]:
 
 def _shown(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _certified(store: "Store") -> Any:
+    certificate = store.certificate
+    if certificate is None or store.kind != "residuals":
+        return certificate
+    try:
+        worst = f"{max(certificate['largest_relative_error']):.1e}"
+        n_rows = len(certificate["rows"])
+    except (LookupError, TypeError, ValueError):  # another program's
+        return certificate
+    return f"{n_rows} rows run again alone, unpadded: largest relative error {worst}"

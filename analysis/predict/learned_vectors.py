@@ -129,7 +129,7 @@ def learn_vectors(
     with progress.steps("networks of L2S by fold", len(behaviors)) as on_behavior:
         for behavior, rows in behaviors.items():
             folds[behavior] = fold_networks(
-                folder / rows.folder / f"{L2S}-folds",
+                folder / rows.folder,
                 store,
                 rows,
                 networks[behavior],

@@ -19,6 +19,7 @@ from actcache.analysis.report.tables import (
     html,
     layer_table,
     markdown,
+    markdown_text,
     plane_table,
     site_table,
     sweep_table,
@@ -37,6 +38,19 @@ def short_tables(summary: Summary) -> list[Table]:
         tables.append(sweep_table(summary).without("oracle"))
     if summary.predictors is not None:
         tables.append(short_table(summary))
+    return tables
+
+
+def terminal_tables(summary: Summary) -> list[Table]:
+    """Make the tables that stand under the findings in a terminal: few columns, of each stage one.
+
+    Predictors have theirs where no sweep was asked for: their findings say what matters.
+    """
+    tables = _layer_tables(summary)
+    if summary.sweep is not None:
+        tables.append(sweep_table(summary).without("oracle", "by letter", "verdict"))
+    elif summary.predictors is not None:
+        tables.append(short_table(summary).without("verdict"))
     return tables
 
 
@@ -70,7 +84,11 @@ def markdown_page(summary: Summary) -> str:
     ):
         if tables:
             sentences = "".join(
-                f"- {'' if stage == 'predictors' else f'{verdict.about}: '}{verdict.sentence}\n"
+                "- "
+                + markdown_text(
+                    f"{'' if stage == 'predictors' else f'{verdict.about}: '}{verdict.sentence}"
+                )
+                + "\n"
                 for verdict in summary.verdicts
                 if verdict.stage == stage
             )
@@ -93,7 +111,11 @@ def html_page(summary: Summary) -> str:
 
 
 def _layer_tables(summary: Summary) -> list[Table]:
-    return [layer_table(name, scores) for name, scores in (summary.layers or {}).items()]
+    positive = summary.labels[0] if summary.labels else ""
+    return [
+        layer_table(name, scores, positive=positive)
+        for name, scores in (summary.layers or {}).items()
+    ]
 
 
 def _plane_tables(summary: Summary) -> list[Table]:

@@ -108,6 +108,7 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 def test_a_line_is_durable_when_append_returns(tmp_path, monkeypatch):
     synced = []
     real = os.fsync
+
     def sync(file):
         synced.append(file)
         real(file)
