@@ -18,6 +18,7 @@ from torch import Tensor
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import Tap, find_taps
 from actcache.errors import MismatchError
+from actcache.steering.checks import Operator, SteeredTokens
 from actcache.steering.gates import PromptGate
 from actcache.steering.operators import (
     SCALED_OPERATORS,
@@ -26,12 +27,7 @@ from actcache.steering.operators import (
     is_identity,
     restore_norm,
 )
-from actcache.steering.steering import (
-    AnySteering,
-    Operator,
-    SteeredTokens,
-    Steering,
-)
+from actcache.steering.steering import AnySteering, Steering
 
 Place = tuple[str, int]
 """Site and layer."""

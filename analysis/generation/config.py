@@ -9,7 +9,7 @@ from typing import Any, no_type_check
 from actcache.analysis.generation.units import GRIDS, Method, Unit, require_one_unit, require_unit
 from actcache.errors import ActcacheError
 from actcache.settings import check_words, setting
-from actcache.steering.steering import SteeredTokens
+from actcache.steering.checks import SteeredTokens
 
 STEERING, TEXTS, CHOICE, JUDGE = "steering", "texts", "target and choice", "judge"
 """Headings in `actcache steer --help`."""

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from actcache.steering import Steering
+from actcache.steering.checks import OPERATORS, PLANE_OPERATORS
 from actcache.steering.operators import (
     apply_operator,
     coefficients_of,
     is_identity,
     restore_norm,
 )
-from actcache.steering.steering import OPERATORS, PLANE_OPERATORS
 from tests.reference.steering import steered_vector
 
 ANGLES = (0.0, 30.0, 90.0, 135.0, 180.0, 217.5, 270.0, -45.0, 359.0, 720.0 + 60.0)
