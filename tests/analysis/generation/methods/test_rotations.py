@@ -16,6 +16,7 @@ from actcache.analysis.generation.methods.rotations import (
 )
 from actcache.errors import MismatchError
 from actcache.steering.gates import TokenGate
+from tests.analysis.generation.methods.steered import parts
 
 pytestmark = pytest.mark.model
 EVERYWHERE = {(site, layer) for site in ("ln1", "ln2") for layer in range(4)}
@@ -36,12 +37,11 @@ def kind(inputs):
 
 
 def places(candidate):
-    steering = candidate.steering(None, 30.0)
-    return {(part.site, layer) for part in steering.parts for layer in part.layers}
+    return {(part.site, layer) for part in parts(candidate) for layer in part.layers}
 
 
 def planes(candidate):
-    return np.concatenate([part.vectors for part in candidate.steering(None, 30.0).parts])
+    return np.concatenate([part.vectors for part in parts(candidate)])
 
 
 def test_the_plane_is_that_of_the_behaviors_train_rows(inputs, store):
@@ -58,7 +58,7 @@ def test_selective_steering_rotates_the_norms_of_discriminative_blocks(kind):
     candidate = ss(kind())
 
     assert places(candidate) == {("ln1", 1), ("ln2", 1), ("ln1", 3), ("ln2", 3)}
-    for part in candidate.steering(None, 30.0).parts:
+    for part in parts(candidate):
         assert (part.operator, part.tokens, part.gate) == ("rotate", "all", None)
     np.testing.assert_allclose(planes(candidate), [kind().plane.basis] * 4, atol=1e-7)
     assert (candidate.unit, candidate.identity) == ("degrees", 0.0)
@@ -91,7 +91,7 @@ def test_angular_steering_turns_all_sites_to_an_angle(kind):
     for candidate, gate in ((standard, None), (adaptive, TokenGate(threshold=0.0))):
         assert places(candidate) == EVERYWHERE
         assert (candidate.unit, candidate.identity) == ("degrees", None)
-        for part in candidate.steering(None, 30.0).parts:
+        for part in parts(candidate):
             assert (part.operator, part.gate, part.tokens) == ("turn_to", gate, "all")
     assert places(sas(kind(layers=(2,)))) == {("ln1", 2), ("ln2", 2)}
 
@@ -137,34 +137,32 @@ def test_a_random_plane_turns_the_same_sites(kind):
         assert candidate.control
         assert (candidate.method, candidate.identity) == ("random_plane", true.identity)
         assert candidate.selection == f"{method}: {true.selection}"
-        drawn, parts = planes(candidate), candidate.steering(None, 30.0).parts
+        drawn = planes(candidate)
         assert (drawn == drawn[0]).all()
         assert abs(drawn[0] @ kind().plane.basis.T).max() < 0.9
-        assert [part.gate for part in parts] == [p.gate for p in true.steering(None, 1.0).parts]
+        assert [part.gate for part in parts(candidate)] == [part.gate for part in parts(true)]
 
 
 def test_ablation_removes_one_direction_everywhere(inputs, results):
     layer = results.summary.behaviors["kind"].fixed_layer
     candidate = ablation(inputs())
 
-    parts = candidate.steering(None, 1.0).parts
+    removed = parts(candidate)
 
-    assert [part.site for part in parts] == ["resid_pre", "attn_out", "mlp_out"]
+    assert [part.site for part in removed] == ["resid_pre", "attn_out", "mlp_out"]
     direction = results.directions["kind"][layer].astype(np.float64)
-    for part in parts:
+    for part in removed:
         assert (part.operator, part.layers, part.tokens) == ("ablate", (0, 1, 2, 3), "all")
         np.testing.assert_allclose(
             part.vectors, [direction / np.linalg.norm(direction)] * 4, atol=1e-7
         )
     assert (candidate.unit, candidate.identity) == ("share", 0.0)
-    other = ablation(inputs(layers=(0,))).steering(None, 1.0).parts[0].vectors[0]
+    other = parts(ablation(inputs(layers=(0,))))[0].vectors[0]
     first = results.directions["kind"][0]
     np.testing.assert_allclose(other, first / np.linalg.norm(first), atol=1e-6)
     control = ablation(inputs(), control=True)
     assert (control.method, control.control) == ("random", True)
-    assert abs(control.steering(None, 1.0).parts[0].vectors[0] @ direction) < 0.9 * np.linalg.norm(
-        direction
-    )
+    assert abs(parts(control)[0].vectors[0] @ direction) < 0.9 * np.linalg.norm(direction)
 
 
 def test_what_cannot_be_turned_or_removed_is_refused(inputs, kind, results):
@@ -182,12 +180,13 @@ def test_what_cannot_be_turned_or_removed_is_refused(inputs, kind, results):
 
 
 def test_a_store_without_norm_outputs_names_the_flags(results, store, folder, inputs):
-    from actcache.store.copies import subset
+    from actcache.store.copies.copy import subset
+    from actcache.store.copies.selection import Selection
     from actcache.store.store import open_store
 
     path = folder / "plain.zarr"
     if not path.exists():
-        subset(store, path, sites=["resid_post", "embed"])
+        subset(store.path, path, selection=Selection(sites=["resid_post", "embed"]))
     made = inputs()
     object.__setattr__(made, "store", open_store(path))
     with pytest.raises(MismatchError, match=r"--sites resid_post,embed,ln1,ln2"):
