@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from actcache.errors import MismatchError
-from actcache.steering.control_vector import import_gguf, write_control_vector
+from actcache.steering.files.control_vector import import_gguf, write_control_vector
 from actcache.store.storage.atomic import atomic_path
 from actcache.store.storage.safetensors_bytes import safetensors_bytes
 

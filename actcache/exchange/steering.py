@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from actcache.errors import MismatchError
-from actcache.steering.control_vector import import_gguf, write_control_vector
+from actcache.steering.files.control_vector import import_gguf, write_control_vector
 from actcache.steering.steering import AnySteering, Steering
 from actcache.store.storage.atomic import atomic_path
 
@@ -21,11 +21,12 @@ EASYSTEER_ALGORITHMS = {"add": "direct", "ablate": "erase"}
 """EasySteer's names of the operators that it has. Its `erase` removes all of the projection,
 whatever its scale."""
 
-_EASYSTEER_TOKENS: Mapping[str, Mapping[str, Any]] = {
-    "all": {"prompt": "all", "generation": "all"},
-    "prompt": {"prompt_positions": [-1], "generation": "all"},
-    "completion": {"generation": "all"},
+_PROMPT: Mapping[str, Mapping[str, Any]] = {
+    "all": {"prompt": "all"},
+    "prompt": {"prompt_positions": [-1]},
+    "completion": {},
 }
+"""EasySteer's selection of prompt tokens; all of them are computed in step 0."""
 
 
 def write_steering_safetensors(
@@ -76,8 +77,8 @@ def write_easysteer(steering: AnySteering, folder: Path, *, overwrite: bool = Fa
     import_gguf()
     vectors = []
     for number, part in enumerate(steering.parts):
-        tokens = tuple(_EASYSTEER_TOKENS)
-        _require(part, "easysteer", operator=tuple(EASYSTEER_ALGORITHMS), tokens=tokens)
+        operators = tuple(EASYSTEER_ALGORITHMS)
+        _require(part, "easysteer", operator=operators, tokens=tuple(_PROMPT))
         if part.operator == "ablate" and part.strength != 1:
             _refuse("easysteer", "strength", part.strength, "1 for 'ablate'")
         vectors.append(
@@ -104,16 +105,12 @@ def write_easysteer(steering: AnySteering, folder: Path, *, overwrite: bool = Fa
 def _easysteer_tokens(part: Steering) -> dict[str, Any]:
     """Write which tokens are steered; EasySteer's step 0 is the first generated token, our 1."""
     if part.window is None:
-        return dict(_EASYSTEER_TOKENS[part.tokens])
-    if part.tokens == "all":
-        _refuse("easysteer", "window", part.window, "None with tokens 'all'")
+        return {**_PROMPT[part.tokens], "generation": "all"}
     start, stop = part.window
-    apply: dict[str, Any] = {}
-    if start == 0 and part.tokens == "prompt":
-        apply["prompt_positions"] = [-1]
+    tokens = dict(_PROMPT[part.tokens]) if start == 0 else {}
     if stop is None or stop > 1:
-        apply["generation_window"] = [max(start - 1, 0), None if stop is None else stop - 1]
-    return apply
+        tokens["generation_window"] = [max(start - 1, 0), None if stop is None else stop - 1]
+    return tokens
 
 
 def _write(

@@ -14,7 +14,7 @@ from actcache.cli.main import main
 from actcache.errors import ActcacheError, FormatError, MismatchError, StoreExistsError
 from actcache.exchange import export
 from actcache.steering import PromptGate, Steering, SteeringSource, TokenGate
-from actcache.steering.control_vector import read_control_vector
+from actcache.steering.files.control_vector import read_control_vector
 
 D = 6
 RNG = np.random.default_rng(0)
@@ -105,6 +105,10 @@ def test_easysteer_gets_a_folder_of_its_keys(gguf, tmp_path):
         ("prompt", (0, 1), {"prompt_positions": [-1]}),
         ("prompt", (0, 4), {"prompt_positions": [-1], "generation_window": [0, 3]}),
         ("prompt", (2, None), {"generation_window": [1, None]}),
+        ("all", None, {"prompt": "all", "generation": "all"}),
+        ("all", (0, 1), {"prompt": "all"}),
+        ("all", (0, 4), {"prompt": "all", "generation_window": [0, 3]}),
+        ("all", (2, 4), {"generation_window": [1, 3]}),
         ("completion", None, {"generation": "all"}),
         ("completion", (0, 4), {"generation_window": [0, 3]}),
         ("completion", (3, 5), {"generation_window": [2, 4]}),
@@ -130,7 +134,6 @@ REFUSED = [
     ("easysteer", PLANE, "operator is 'rotate', expected 'add' or 'ablate'"),
     ("easysteer", {"operator": "ablate", "vectors": UNIT}, "strength is 0.5, expected 1 for"),
     ("easysteer", {"site": "ln1"}, "site is 'ln1', expected 'resid_post'"),
-    ("easysteer", {"tokens": "all", "window": (0, 2)}, "window is .*, expected None with tokens"),
     ("easysteer", {"gate": TokenGate()}, "gate is TokenGate, expected none"),
     ("easysteer", {"renorm": True}, "renorm is True"),
     ("easysteer", {"layers": (0, 1)}, "expected layers from 1 on"),
@@ -260,9 +263,9 @@ BAD = [
     ),
     (
         control_vector([("direction.1", (D,), 0, 0), ("direction.2", (3,), 0, 0)]),
-        "2 directions of several widths",
+        r"its directions have widths \[3, 6\], expected one",
     ),
-    (control_vector([]), "0 directions"),
+    (control_vector([]), r"its directions have widths \[\]"),
     (control_vector(data=ZEROS), "all of its directions are zero"),
     (control_vector(data=NOT_FINITE), "direction.1 is not finite"),
     (control_vector(data=SIGNALLING), "direction.1 is not finite"),

@@ -19,7 +19,7 @@ from tests.steering.cases import Family
 from tests.support.tiny import CONFIGS, FAMILIES, VOCAB, make, random_tokens
 
 pytestmark = pytest.mark.model
-STEPS = 4
+STEPS = 3
 EARLY = ("all", "front")
 
 
@@ -79,7 +79,7 @@ def is_early(request: Request) -> bool:
 def test_all_ways_of_sharing_equal_the_naive_loop(family, attention):
     case = Family(family, attention)
     kinds = list(case.every_kind())
-    few = [*kinds[::23], *kinds[-4:]]
+    few = [*kinds[::37], *kinds[-4:]]
 
     requests = [
         Request(prompt=case.prompts[(i + j) % 3], steering=steering)
@@ -100,7 +100,7 @@ def test_every_operator_site_policy_and_gate_equals_the_naive_loop(family):
         for i, steering in enumerate(case.every_kind())
     ]
 
-    assert compare(case, requests, ways=("auto", "grow")) > 0.4
+    assert compare(case, requests, ways=("auto",)) > 0.4
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ BAD_SPECS = [
     (part(operator="multiply"), "operator is 'multiply', expected add"),
     (part(layers=[3, 3]), r"layers is \[3, 3\], expected block numbers"),
     (part(layers=[True]), "layers is True, expected a whole number"),
-    (part(layers=[7]), "layers is 7, expected 0 to 6 - 1, the model's layers"),
+    (part(layers=[7]), "layers is 7, expected 0 to 5, the model's layers"),
     (part(strength="1"), "strength is '1', expected a finite number"),
     (part(strength=None), "strength is None, expected a finite number"),
     (part(strength=[]), r"strength is \[\], expected a finite number"),
@@ -299,6 +299,22 @@ def test_every_cut_and_every_changed_byte_is_refused_or_harmless(path):
         path.write_bytes(changed)
         with suppress(ActcacheError):
             assert Steering.load(path) == CAA
+
+
+@pytest.mark.parametrize("magic", [b"\0\0\0\0", b"GGUF"])
+def test_a_huge_file_is_refused_by_its_size(path, magic):
+    with path.open("wb") as file:
+        file.write(magic)
+        file.truncate(10 << 30)  # sparse: takes no space on disk
+    with pytest.raises(FormatError, match="10737418240 bytes, at most 67108864"):
+        Steering.load(path)
+
+
+def test_a_huge_header_is_refused_before_it_is_read(path):
+    text = b'{"__metadata__":{"format":"actcache.steering/1"}}' + b" " * (2 << 20)
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(FormatError, match=f"a header of {len(text)} bytes, at most 1048576"):
+        Steering.load(path)
 
 
 def test_nothing_that_is_no_file_is_opened(tmp_path):

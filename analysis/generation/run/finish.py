@@ -24,10 +24,11 @@ from actcache.analysis.names import slugs
 from actcache.analysis.report.generation_pages import generation_page
 from actcache.analysis.report.generation_plots import plot_generation
 from actcache.engine.model import LanguageModel
+from actcache.steering.checks import PLANE_OPERATORS
 from actcache.steering.operators import apply_operator, coefficients_of
 from actcache.steering.scoring import score_choices
 from actcache.steering.source import Calibration, SteeringSource
-from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Steering, SteeringSum
+from actcache.steering.steering import AnySteering, Steering, SteeringSum
 
 NORM_VALUES = 256
 """Random values whose norms are compared before and after a rotation."""

@@ -99,8 +99,9 @@ def read_control_vector(raw: bytes) -> dict[int, Float32[np.ndarray, " d_model"]
         directions[layer] = np.frombuffer(file.take(4 * width), "<f4")
         if not np.isfinite(directions[layer]).all():
             raise ValueError(f"direction.{layer} is not finite")
-    if len({len(direction) for direction in directions.values()}) != 1:
-        raise ValueError(f"{len(directions)} directions of several widths or none")
+    widths = {len(direction) for direction in directions.values()}
+    if len(widths) != 1:
+        raise ValueError(f"its directions have widths {sorted(widths)}, expected one")
     return dict(sorted(directions.items()))
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from actcache.errors import ActcacheError, FormatError, StoreNotFoundError
 from actcache.steering.checks import check_keys, refuse
-from actcache.steering.control_vector import MAGIC, read_control_vector
+from actcache.steering.files.control_vector import MAGIC, read_control_vector
 from actcache.steering.gates import read_gate
 from actcache.steering.source import SteeringSource
 from actcache.store.storage.atomic import atomic_path
