@@ -10,6 +10,7 @@ store again.
 """
 
 import argparse
+from pathlib import Path
 
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import add_output, add_overwrite, names
@@ -20,7 +21,12 @@ EXAMPLE = "actcache export results --to gguf --directions tidy -o tidy.gguf"
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     add = command.add_argument
-    add("source", metavar="STORE|OUT|FILE", help="a store, what analyze left, or a steering file")
+    add(
+        "source",
+        metavar="STORE|OUT|GEN|FILE",
+        help="a store, what analyze left, or a steering file; of what "
+        "steer left, the chosen steering",
+    )
     add(
         "--to",
         required=True,
@@ -45,12 +51,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_overwrite(command, "replace the file at FILE, if there is one")
 
 
+def _source(path: str) -> str:
+    """Of what steer left, the file of the steering that was chosen."""
+    from actcache.analysis.generation.folder import Generations, is_generations
+
+    folder = Path(path)
+    return str(Generations(folder).steering_path) if is_generations(folder) else path
+
+
 def run(args: argparse.Namespace) -> None:
     """Export, and print what was written."""
     from actcache.exchange import export
 
     facts = export(
-        args.source,
+        _source(args.source),
         args.output,
         to=args.to,
         values=args.values,

@@ -318,8 +318,9 @@ def method_label(scores: MethodScores) -> str:
 
 def control_label(name: str) -> str:
     """Name a control of `Choice.over_control`."""
-    method, _, _selection = name.partition(" (")
-    return STEERING_METHODS.get(method, method)
+    method, _, selection = name.removesuffix(")").partition(" (")
+    label = STEERING_METHODS.get(method, method)
+    return label if method.startswith("random") else f"{label}, {selection}"
 
 
 def strength_label(strength: float, unit: str) -> str:

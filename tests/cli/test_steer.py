@@ -52,9 +52,9 @@ WORDS = {"empty.txt": "", "gap.txt": "I can\n\nI will\n"}
         (["--strength", "0:inf:1"], "START:STOP:STEP"),
         (["--strength", "0:1:0.3"], "START:STOP:STEP"),
         (["--strength", "0"], "Pass another --strength"),
-        (["--strength", "0:90:30"], "the strength of 'caa' is in multiplier"),
-        (["--method", "ss", "--strength", "-1:1:0.5"], "the strength of 'ss' is in degrees"),
-        (["--strength", "1", "--unit", "degrees"], "the strength of 'caa' is in multiplier"),
+        (["--strength", "0:90:30"], "'caa' takes multipliers"),
+        (["--method", "ss", "--strength", "-1:1:0.5"], "'ss' takes degrees"),
+        (["--strength", "1", "--unit", "degrees"], "'caa' takes multipliers"),
         (["--method", "caa,ss", "--strength", "1"], "methods of several units"),
         (["--unit", "multiplier"], "Pass --strength"),
         (["--window", "3:1"], "START:STOP"),
@@ -84,7 +84,7 @@ WORDS = {"empty.txt": "", "gap.txt": "I can\n\nI will\n"}
         (["--method", "ss"], "--sites"),
         (["--method", "l2s"], "predictors"),
         (["--layers", "predicted"], "predictors"),
-        (["--method", "cast"], "actcache build"),
+        (["--method", "cast"], "two or more behaviors"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -148,7 +148,7 @@ def test_a_run_is_written_shown_refused_and_resumed(analyzed, tmp_path, capsys):
     grid = ["--strength", "-1,1", "--limit", "3"]
     assert main(steer(analyzed, gen, *grid)) == 0
     shown = capsys.readouterr()
-    assert "window of form" in shown.out
+    assert "Noise: " in shown.out
     assert {path.name for path in gen.iterdir()} >= {
         *("generations.jsonl", "configurations.json", "summary.json", "tables.md", "curve.png"),
     }
@@ -164,7 +164,7 @@ def test_a_run_is_written_shown_refused_and_resumed(analyzed, tmp_path, capsys):
     summary = json.loads(capsys.readouterr().out)
     assert summary["max_new"] == 6
     assert main(["info", str(gen)]) == 0
-    assert "window of form" in capsys.readouterr().out
+    assert "Noise: " in capsys.readouterr().out
     assert (gen / "generations.jsonl").read_text(encoding="utf-8") == lines
 
     (gen / "mine.txt").write_text("notes", encoding="utf-8")

@@ -11,7 +11,6 @@ from actcache.analysis.generation.methods.behavior import (
     ChosenLayers,
     chosen_layers,
     predicted_layers,
-    require_row,
 )
 from actcache.analysis.generation.methods.candidate import Candidate, Make
 from actcache.analysis.names import CAA, L2S
@@ -66,7 +65,9 @@ def _added(
     zero = {layer for layer in range(len(vectors)) if not vectors[layer].any()}
 
     @cache
-    def at(chosen: tuple[int, ...]) -> AnySteering:
+    def at(chosen: tuple[int, ...]) -> AnySteering | None:
+        if not chosen:  # a prompt without a predicted layer
+            return None
         kept = [layer for layer in chosen if layer not in zero]
         if not kept:
             raise MismatchError(
@@ -115,7 +116,9 @@ def _predict(inputs: BehaviorInputs, layers: ChosenLayers, method: str) -> Make:
     place = {layer: i for i, layer in enumerate(networks.layers.tolist())}
 
     @cache
-    def of_row(row: int) -> AnySteering | None:
+    def of_row(row: int | None) -> AnySteering | None:
+        if row is None:
+            return None
         chosen = layers.of_row(row)
         if absent := [layer for layer in chosen if layer not in place]:
             raise MismatchError(
@@ -129,4 +132,4 @@ def _predict(inputs: BehaviorInputs, layers: ChosenLayers, method: str) -> Make:
         predicted = vectors[[place[layer] for layer in kept]]
         return inputs.steering("add", "resid_post", kept, predicted, method=method, tokens="prompt")
 
-    return lambda row: of_row(require_row(row, method))
+    return of_row

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64
 
 from actcache.analysis.directions.discriminative import mean_cosine
 from actcache.analysis.directions.planes import Plane, find_plane
@@ -155,6 +155,8 @@ class ChosenLayers:
     """What tables call the choice."""
 
     of_row: Callable[[int | None], tuple[int, ...]] = field(repr=False)
+    """Layers by row of the store; none of a prompt that is not in it, where rows may differ."""
+
     notes: tuple[str, ...] = ()
 
     @property
@@ -235,20 +237,11 @@ def predicted_layers(inputs: BehaviorInputs, *, vectors: str) -> ChosenLayers:
         )
 
     def of_row(row: int | None) -> tuple[int, ...]:
-        number = require_row(row, "w2s")
-        return (int(np.bincount(layers[:, number]).argmax()),)  # the lowest of equals
+        if row is None:
+            return ()
+        return (int(np.bincount(layers[:, row]).argmax()),)  # the lowest of equals
 
     return ChosenLayers(selection="predicted", of_row=of_row, notes=(f"by {trained.primary}",))
-
-
-def require_row(row: int | None, method: str) -> int:
-    """Refuse a prompt that is not in the store."""
-    if row is None:
-        raise MismatchError(
-            f"{method} steers each row by its residuals in the store, and a prompt is given that "
-            "is not in one. Steer the store's own rows, or leave the method out."
-        )
-    return row
 
 
 def summed(parts: Sequence[Steering]) -> AnySteering:
@@ -260,8 +253,3 @@ def unit_vector(vector: Float[np.ndarray, " d"]) -> Float64[np.ndarray, " d"]:
     """Scale a vector that is not zero to norm 1, in float64."""
     wide = np.asarray(vector, np.float64)
     return np.asarray(wide / np.linalg.norm(wide))
-
-
-def steered_rows(inputs: BehaviorInputs) -> Int64[np.ndarray, " _"]:
-    """Numbers of the behavior's validation and test rows."""
-    return np.flatnonzero(inputs.rows & (inputs.store["split"] != "train"))

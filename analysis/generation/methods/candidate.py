@@ -16,7 +16,7 @@ OPERATOR_UNITS: dict[Operator, str] = {
 """What the strength of an operator is in."""
 
 Make = Callable[[int | None], AnySteering | None]
-"""Makes the steering of a row of the store, at any strength; None is any prompt."""
+"""Makes the steering of a row of the store, at any strength; of None that of any prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,15 @@ class Candidate:
         return Steering.identity[self.operator]
 
     def steering(self, row: int | None, strength: float) -> AnySteering | None:
-        """Make the steering of a row at a strength; None where the row is not steered.
+        """Make the steering of a row at a strength.
 
         Args:
             row: number of the row in the store; None for a prompt that is not in it.
             strength: in `unit`.
 
-        Raises:
-            MismatchError: the method reads the row in the store, and there is none.
+        Returns:
+            None where the row is not steered; and for a prompt that is not in the store, where the
+            method steers each row in its own way.
         """
         steering = self.make(row)
         return None if steering is None else steering.at(strength)

@@ -80,7 +80,7 @@ def contrast_texts(inputs: BehaviorInputs) -> tuple[str, str]:
         return persona.positive, persona.negative
     raise MismatchError(
         f"actadd has no two texts to compare for '{behavior}', expected a persona's sentences. "
-        "Pass two texts as contrast, or build with --variants base,sys_pos,sys_neg."
+        "Pass --contrast 'TEXT|TEXT', or build with --variants base,sys_pos,sys_neg."
     )
 
 

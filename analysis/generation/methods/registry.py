@@ -61,6 +61,7 @@ def candidates(
     window: tuple[int, int | None] | None = None,
     whole_blocks: bool = True,
     contrast: tuple[str, str] | None = None,
+    in_store: bool = True,
     seed: int = 0,
     model: "Callable[[], LanguageModel] | None" = None,
 ) -> list[Candidate]:
@@ -81,6 +82,8 @@ def candidates(
         window: steered decode steps; None for all.
         whole_blocks: steer a block's norm outputs only where all are discriminative.
         contrast: two texts whose difference ActAdd adds.
+        in_store: whether all prompts to steer are rows of the store; `l2s`, `w2s` and predicted
+            layers need that.
         seed: of whatever is drawn at random.
         model: gives the store's model, called only for ActAdd; by default it is loaded.
 
@@ -94,6 +97,11 @@ def candidates(
         raise MismatchError(
             f"tokens are front with {', '.join(methods)}, expected actadd alone: it adds a vector "
             "of its own to each first token. Pass other tokens, or --method actadd."
+        )
+    if not in_store and (by_row := _by_row(methods, layers)):
+        raise MismatchError(
+            f"{by_row} steers each row by its residuals, and prompts are given that are not in "
+            f"'{store.path}', expected rows of it. Steer the store's own rows, or leave it out."
         )
     if isinstance(layers, str):
         check_word("layers", layers, LAYER_WORDS)
@@ -122,6 +130,12 @@ def candidates(
         inputs = BehaviorInputs(results=results, store=store, behavior=behavior, settings=settings)
         made += _of_behavior(inputs, dict.fromkeys(methods))
     return made
+
+
+def _by_row(methods: Sequence[str], layers: str | Sequence[int]) -> str:
+    """What would steer each row in its own way; empty if nothing would."""
+    named = [method for method in methods if method in ("l2s", "w2s")]
+    return ", ".join([*named, *(["--layers predicted"] if layers == "predicted" else [])])
 
 
 def _of_behavior(inputs: BehaviorInputs, methods: Mapping[str, None]) -> list[Candidate]:

@@ -134,6 +134,7 @@ def _plan_results(
         tokens=config.tokens,
         window=config.window_steps,
         contrast=config.contrast_texts,
+        in_store=all(row.number is not None for row in rows),
         seed=config.seed,
         model=load,
     )

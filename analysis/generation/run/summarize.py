@@ -22,6 +22,7 @@ from actcache.analysis.generation.summary import (
     StrengthScores,
 )
 from actcache.analysis.generation.texts import UNSTEERED, UNSTEERED_AGAIN, GeneratedText
+from actcache.analysis.generation.units import CONTROLS
 
 
 @dataclass(frozen=True)
@@ -143,12 +144,25 @@ def _splits(tables: _BehaviorTexts) -> dict[str, Bool[np.ndarray, " n"]]:
 def _controls(
     plan: GenerationPlan, tables: _BehaviorTexts, way: Steers
 ) -> dict[str, StrengthTable]:
-    """The controls of a method: of its behavior and unit, under names that tell them apart."""
+    """The controls of a method, under names that tell them apart."""
     return {
-        f"{other.method} ({other.selection})" if other.selection else other.method: tables.ways[i]
+        f"{other.method} ({other.selection})": tables.ways[i]
         for i, other in enumerate(plan.ways)
-        if other.control and other.behavior == way.behavior and other.unit == way.unit
+        if other.behavior == way.behavior and is_control_of(other, way)
     }
+
+
+def is_control_of(control: Steers, way: Steers) -> bool:
+    """Whether a control is one of this method: its variant, or random in what it steers by.
+
+    The selection of a random control that was made for one method begins with its name and a colon.
+    """
+    if not control.control or control.unit != way.unit:
+        return False
+    made_for = control.selection.partition(":")[0] if ":" in control.selection else None
+    return control.method == way.method or (
+        control.method in CONTROLS and made_for in (None, way.method)
+    )
 
 
 def _noise(plan: GenerationPlan, texts: Mapping[str, Sequence[GeneratedText]]) -> Noise | None:

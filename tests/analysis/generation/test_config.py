@@ -2,7 +2,8 @@
 
 import pytest
 
-from actcache.analysis.generation.config import GRIDS, METHODS, UNITS, SteerConfig
+from actcache.analysis.generation.config import SteerConfig
+from actcache.analysis.generation.units import GRIDS, METHODS, UNITS
 from actcache.cli.main import parse
 from actcache.cli.terminal.options import given_settings
 from actcache.errors import ActcacheError
@@ -46,7 +47,7 @@ def test_a_default_grid_is_of_the_methods_unit(method):
     grid = GRIDS[UNITS[method]]
     SteerConfig(method=[method], strength=grid).require_one_unit()
     wrong = (-1.0, 1.0) if UNITS[method] == "degrees" else (30.0, 90.0)
-    with pytest.raises(ActcacheError, match=f"in {UNITS[method]}, for example"):
+    with pytest.raises(ActcacheError, match=f"takes .*--unit {UNITS[method]}"):
         SteerConfig(method=[method], strength=wrong).require_one_unit()
     SteerConfig(method=[method], strength=wrong, unit=UNITS[method]).require_one_unit()
 

@@ -108,7 +108,12 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
 def test_a_line_is_durable_when_append_returns(tmp_path, monkeypatch):
     synced = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(file), real(file)))
+
+    def sync(file):
+        synced.append(file)
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", sync)
     with writing(tmp_path / "gen", SETTINGS, {"d1": ABOUT}) as log:
         before = len(synced)
         log.append([text(0)])
