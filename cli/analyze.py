@@ -36,6 +36,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_output(command, "OUT", "results folder (default: STORE's name + -results)", required=False)
     add_overwrite(command, "remove earlier results in OUT first")
     add_dry_run(command, "what the sweep costs")
+    command.add_argument(
+        "--no-check", action="store_true", help="read the store without its checksums"
+    )
     headings = {
         SWEEP: "A preset sets what a published code does. A flag that is given wins.\n"
         f"{preset_help('sweep')}",
@@ -58,12 +61,10 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         console.print_result(dry_run(store, out, config, args), as_json=args.json)
         return
+    _require_usable(store, out, config, args)
     from actcache.analysis.pipeline import analyze
-    from actcache.analysis.results import remove_results
     from actcache.cli.terminal.show import show_or_print  # imports rich
 
-    if args.overwrite:
-        remove_results(out)
     results = analyze(
         store,
         out,
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
         model=lambda: _load(store, args),
         progress=console.Bars(quiet=args.json),
         device=args.device,
+        overwrite=args.overwrite,
+        check=not args.no_check,
     )
     show_or_print(results.summary, as_json=args.json, out=out)
 
@@ -90,6 +93,28 @@ def dry_run(
         model=why_not_loaded(name, revision=store.config.get("revision"))
         or (lambda: _load(store, args)),
     )
+
+
+def _require_usable(
+    store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
+) -> None:
+    """Refuse settings and a model that cannot be used, before earlier results are removed."""
+    from actcache.analysis.checks import check_analysis, needs_model
+
+    check_analysis(store, config, device=args.device)
+    if needs_model(store, out, config) or (args.overwrite and args.model):
+        from actcache.engine.model import load_config
+
+        name = args.model or store.provenance["model"]["name"]
+        load_config(
+            name,
+            revision=store.config.get("revision"),
+            trust_remote_code=args.trust_remote_code,
+        )
+        return
+    for flag in ("model", "device_map", "trust_remote_code"):
+        if getattr(args, flag):
+            console.say(f"actcache: --{flag.replace('_', '-')} is ignored: no stage runs the model")
 
 
 def _load(store: "Store", args: argparse.Namespace) -> Any:

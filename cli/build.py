@@ -8,6 +8,7 @@ is loaded.
 """
 
 import argparse
+from pathlib import Path
 
 from actcache import conventions
 from actcache.build.config import KEPT, MODEL, PROMPTS, RUN, BuildConfig
@@ -17,8 +18,10 @@ from actcache.cli.terminal.options import (
     add_new_store,
     add_settings,
     given_settings,
+    note_ignored,
     preset_help,
 )
+from actcache.store.partial import require_free
 
 EXAMPLE = "actcache build rows/*.jsonl --model gpt2 --preset caa -o rows.zarr"
 
@@ -49,12 +52,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check the rows, build the store, and print what it holds."""
+    config = config_of(args)  # before torch is imported
+    note_ignored(args)
+    if not (args.resume or args.overwrite or args.dry_run):
+        require_free(Path(args.output))
     from actcache.build import forecast_build, plan_store, run_build
     from actcache.cli.info import describe
 
     plan = plan_store(
         args.data,
-        config_of(args),
+        config,
         limit=args.limit,
         personas=args.personas,
         reuse=args.reuse,

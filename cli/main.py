@@ -1,10 +1,12 @@
 """Cache a language model's residuals once; answer steering research's questions from the cache."""
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 from actcache.cli import (
     analyze,
@@ -19,6 +21,8 @@ from actcache.cli import (
     subset,
     verify,
 )
+from actcache.cli.terminal.last_resort import keep_trace
+from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 
 COMMANDS = (demo, build, analyze, steer, chat, info, verify, subset, merge, export, import_)
@@ -62,6 +66,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 1 an error that the user can fix, 2 usage, 130 Ctrl-C."""
+    _prepare_streams()
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:
@@ -75,21 +80,50 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().print_help(sys.stderr)
         return 2
     try:
+        _refuse_empty_paths(args)
         args.run(args)
-    except ActcacheError as error:
-        print(f"actcache: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of our stdout has closed it, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 0
-    except OSError as error:
-        # Disk full, no permission, a mount gone: the user can fix it, and a store can be resumed.
-        print(f"actcache: {error}", file=sys.stderr)
-        return 1
+    except (ActcacheError, OSError) as error:
+        # OSError: disk full, no permission, a mount gone: the user can fix it, and resume a store.
+        return _fail(str(error))
+    except MemoryError as error:
+        return _fail(
+            f"out of memory ({str(error) or args.command}), expected room for what was asked for. "
+            "Pass smaller settings, or use a machine with more memory."
+        )
     except KeyboardInterrupt:
         left = INTERRUPTED.get(args.command, "nothing was written")
         print(f"actcache: stopped; {left}", file=sys.stderr)
         return 130
+    except Exception as error:  # a mistake of ours: one line, and the rest in a file
+        return _fail(keep_trace(error))
     return 0
+
+
+def _fail(message: str) -> int:
+    print(f"actcache: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return 1
+
+
+def _prepare_streams() -> None:
+    """Let no character stop a command that an ASCII terminal cannot show, nor a closed stream."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller: `actcache info s.zarr >&-`
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _refuse_empty_paths(args: argparse.Namespace) -> None:
+    for name in ("store", "stores", "path", "source", "model", "output"):
+        given = getattr(args, name, None)
+        if given == "" or (isinstance(given, list) and "" in given):
+            flag = f"--{name}" if name in ("model", "output") else name.upper()
+            raise ActcacheError(f"{flag} is empty, expected a path. Pass one.")
 
 
 def _filled(text: str) -> str:

@@ -12,7 +12,7 @@ curve.png and steering.safetensors, the chosen steering, for chat, export and ot
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from actcache.analysis.generation.config import CHOICE, JUDGE, STEERING, TEXTS, SteerConfig
 from actcache.cli.chat import add_model_options
@@ -73,10 +73,7 @@ def run(args: argparse.Namespace) -> None:
     config = SteerConfig(**given_settings(args, SteerConfig))
     plan = plan_of(args, config)
     if args.dry_run:
-        console.print_result(
-            forecast_generation(plan, device=args.device, device_map=args.device_map),
-            as_json=args.json,
-        )
+        console.print_result(forecast_generation(plan), as_json=args.json)
         return
     texts = run_plan(
         plan,
@@ -85,8 +82,6 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         save=args.save,
         progress=console.Bars(quiet=args.json),
-        device=args.device,
-        device_map=args.device_map,
     )
     from actcache.cli.terminal.show import show_texts
 
@@ -112,5 +107,7 @@ def plan_of(args: argparse.Namespace, config: SteerConfig) -> "GenerationPlan":
         template=args.template,
         system=args.system,
         dtype=args.dtype,
+        device=args.device,
+        device_map=args.device_map,
         trust_remote_code=args.trust_remote_code,
     )

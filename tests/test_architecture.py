@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 
 GROUND = (
-    *("errors", "conventions", "settings", "identity"),
+    *("errors", "conventions", "settings", "identity", "names", "hub"),
     *("progress", "lazy", "notebook"),
 )
 STORE = ("store", *GROUND)
@@ -40,6 +40,8 @@ RULES = {
     "settings": Rule(("errors",)),
     "identity": Rule(("errors",)),
     "notebook": Rule(()),
+    "names": Rule(()),
+    "hub": Rule(()),
     "progress": Rule(("errors",)),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
@@ -105,10 +107,10 @@ RULES = {
             *("encoders", "build", "engine", "prompts", "steering", "data"),
             *STORE,
         ),
-        heavy=("stage",),
+        heavy=("run.conversation", "run.finish"),
     ),
     "analysis.names": Rule(()),
-    "analysis.config": Rule(("analysis.names", *GROUND)),
+    "analysis.config": Rule(("analysis.names", "encoders", *GROUND)),
     "analysis.files": Rule(STORE),
     "analysis.results": Rule(
         (

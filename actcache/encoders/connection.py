@@ -6,6 +6,7 @@ line that never holds the key. What is sent, and how answers are checked, is sai
 """
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ KEY = "OPENAI_API_KEY"
 
 _NO_KEY = "none"  # a local server needs no key, but the client does not accept an empty one
 _KEY_PART = 8  # characters of the key in a row that no message may hold
+_LIKE_A_KEY = re.compile(r"\b(sk|pk|key|token)[-_][\w-]{12,}", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Connection:
 
         self.endpoint = endpoint
         self._wording = wording
-        self._key = _key_for(endpoint.endpoint, wording)
+        self._key = key_for(endpoint.endpoint, wording)
         self._client = openai.OpenAI(
             api_key=self._key,
             base_url=endpoint.endpoint,
@@ -167,15 +169,27 @@ def endpoint_of(base_url: str | None) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
-    if not host or parts.scheme not in ("http", "https") or "@" in parts.netloc or parts.query:
-        raise ActcacheError(
-            "the service's address is not of the form https://HOST/v1, or has a user, a password "
-            f"or a query in it. Pass it without; a key belongs in {KEY}."
+    if (
+        not host
+        or parts.scheme not in ("http", "https")
+        or set("@?#") & set(given)
+        or _holds_key(given)
+    ):
+        raise ActcacheError(  # without the address: what is wrong with it may be a secret in it
+            "base_url, the service's address, is not of the form https://HOST/v1, or has a user, a "
+            f"password, a query or a key in it. Pass it without; a key belongs in {KEY}."
         )
     return urlunsplit((parts.scheme, parts.netloc.lower(), parts.path.rstrip("/"), "", ""))
 
 
-def _key_for(endpoint: str, wording: Wording) -> str:
+def _holds_key(address: str) -> bool:
+    """Whether an address holds the key of the environment, or what looks like one."""
+    key = os.environ.get(KEY, "").strip()
+    return (len(key) >= _KEY_PART and key in address) or bool(_LIKE_A_KEY.search(address))
+
+
+def key_for(endpoint: str, wording: Wording) -> str:
+    """Read the key from the environment; an address other than OpenAI's may need none."""
     key = os.environ.get(KEY, "").strip()
     if not key and endpoint != OPENAI:
         return _NO_KEY

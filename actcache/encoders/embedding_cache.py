@@ -23,6 +23,10 @@ CREATE TABLE IF NOT EXISTS embeddings (
 """
 
 
+MAX_WIDTH = 1_000_000
+"""Of a vector; more is damage, and would take memory."""
+
+
 def default_cache() -> Path:
     """Return `$XDG_CACHE_HOME/actcache/embeddings.sqlite`, or the same in `~/.cache`."""
     return cache_folder() / "embeddings.sqlite"
@@ -47,6 +51,8 @@ class EmbeddingCache(PaidFile):
         query = "SELECT dimension FROM encoders WHERE name = ?"
         with self._errors_explained():
             row = self._file.execute(query, (self._encoder,)).fetchone()
+        if row is not None and not (type(row[0]) is int and 0 < row[0] <= MAX_WIDTH):
+            raise self._damage(f"a model with {str(row[0])[:40]!r} dimensions")
         return None if row is None else int(row[0])
 
     def missing(self, texts: Sequence[str]) -> list[str]:

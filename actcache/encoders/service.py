@@ -7,7 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.encoders.connection import Connection, Endpoint, Wording, WrongAnswerError
+from actcache.encoders.connection import (
+    Connection,
+    Endpoint,
+    Wording,
+    WrongAnswerError,
+    key_for,
+)
 from actcache.errors import ActcacheError
 
 _ATTEMPTS = 3  # requests for a batch that gets wrong answers, which may be charged
@@ -35,6 +41,11 @@ class Service(Endpoint):
     batch_bytes: int = 250_000
     """UTF-8 bytes in a request, more only for a single text: below OpenAI's limit of 300,000
     tokens, since a token is at least a byte."""
+
+
+def require_key(endpoint: str) -> None:
+    """Refuse a service that needs a key which the environment does not have."""
+    key_for(endpoint, _WORDING)
 
 
 class Client:

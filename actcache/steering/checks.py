@@ -1,7 +1,7 @@
 """The words of a steering, and checks of its fields; each error names the field, in one line."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NoReturn, get_args
 
@@ -32,9 +32,33 @@ ORTHONORMAL = 1e-6
 """Largest deviation of an inner product of unit or orthonormal vectors, in float64."""
 
 
+OPERATOR_UNITS: Mapping[Operator, str] = {
+    "add": "multiplier",
+    "ablate": "share",
+    "set": "projection",
+    "turn_to": "degrees",
+    "rotate": "degrees",
+}
+"""What the strength of an operator counts."""
+
+_LONGEST = 80
+"""Characters of a value in a message."""
+
+
 def refuse(field: str, value: object, expected: str, remedy: str) -> NoReturn:
-    """Raise the error of a field."""
-    raise ActcacheError(f"steering: {field} is {value}, expected {expected}. {remedy}")
+    """Raise the error of a field; the value may be anything, and is shown in one line."""
+    raise ActcacheError(f"steering: {field} is {_shown(value)}, expected {expected}. {remedy}")
+
+
+def check_choice(field: str, value: Any, words: Sequence[str]) -> None:
+    """Refuse a value that is none of some words."""
+    if not isinstance(value, str) or value not in words:
+        refuse(field, repr(value), ", ".join(words), "Pass one of them.")
+
+
+def _shown(value: object) -> str:
+    text = " ".join(str(value)[: 4 * _LONGEST].split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def check_number(field: str, value: Any) -> float:
@@ -103,7 +127,7 @@ def check_array(field: str, values: Any) -> Float32[np.ndarray, "..."]:
         shown = f"of dtype {given.dtype} and shape {list(given.shape)}"
         refuse(field, shown, "an array of numbers", "Pass one vector (or plane) a layer.")
     shared = given.dtype == np.float32 and given.flags.c_contiguous and not given.flags.writeable
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
         array = given if shared else np.array(given, np.float32, order="C")
     array.flags.writeable = False
     if not np.isfinite(array).all():

@@ -7,7 +7,7 @@ text has ended leave the batch.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from actcache.steering.prefill import (
     pad_prompts,
     plan_stages,
     run_prompts,
-    select_cached_rows,
     steering_hooks,
 )
 from actcache.steering.rows import Columns, SteeredRows
@@ -141,7 +140,12 @@ class DecodingBatch:
         if columns:
             stages = plan_stages(self._prompt_of, same_as, first_blocks, n_layers=n_layers)
             self._cache, last = run_prompts(
-                self._model, self._prompts, stages, self._steered, columns=columns
+                self._model,
+                self._prompts,
+                stages,
+                self._steered,
+                columns=columns,
+                room=self._prompts.width - columns + self._sampling.max_new - 1,
             )
         self._column = columns
         self._steered = self._steered.select(np.arange(n))
@@ -177,8 +181,9 @@ class DecodingBatch:
         self._texts = [self._texts[row] for row in rows]
         self._starts = self._starts[rows]
         self._steered = self._steered.select(rows)
-        for layer in self._cache.layers:
-            select_cached_rows(layer, rows)
+        layers: list[Any] = self._cache.layers
+        for layer in layers:
+            layer.keep(rows)
 
 
 def steers_last_prompt_token(steering: AnySteering | None) -> bool:

@@ -28,7 +28,7 @@ from actcache.steering.steering import AnySteering
 @contextmanager
 def steer(
     model: LanguageModel | Any,
-    steerings: AnySteering | Sequence[AnySteering | None],
+    steerings: AnySteering | Sequence[AnySteering | None] | None,
     *,
     prompt_width: int,
     prompts: Sequence[Sequence[int]] | None = None,
@@ -44,7 +44,7 @@ def steer(
 
     Args:
         model: a `LanguageModel`, or a Hugging Face model as it is.
-        steerings: one for all rows, or one a row (None: that row is not steered). A batch of k
+        steerings: one for all rows, or one a row; None steers nothing. A batch of k
             times as many rows holds each k times in a row, as beams and several returns do.
         prompt_width: columns of the prompts, padding on the left included. Under chunked prefill or
             with a cache passed in, it cannot be seen from a forward pass.
@@ -63,13 +63,13 @@ def steer(
     refuse_compiled(model.hf if isinstance(model, LanguageModel) else model)
     if not isinstance(model, LanguageModel):
         model = LanguageModel(str(model.config.name_or_path), model, take_apart(model))
-    alone = isinstance(steerings, AnySteering) and prompts is None
-    if isinstance(steerings, AnySteering):
+    alone = not isinstance(steerings, Sequence)
+    if not isinstance(steerings, Sequence):
         steerings = [steerings] * (1 if prompts is None else len(prompts))
     if prompts is not None:
         steerings = pass_prompt_gates(model, prompts, steerings)
     rows = SteeredRows(model, steerings)
-    state = _Pass(rows, alone=alone, prompt_width=prompt_width)
+    state = _Pass(rows, alone=alone and prompts is None, prompt_width=prompt_width)
     with ExitStack() as stack:
         stack.enter_context(claim_model(model))
         stack.enter_context(_without_compiled_calls(model.hf))

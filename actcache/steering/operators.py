@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actcache.steering.steering import PLANE_OPERATORS, Operator, Steering
+from actcache.steering.checks import PLANE_OPERATORS, Operator
+from actcache.steering.steering import Steering
 
 SCALED_OPERATORS: tuple[Operator, ...] = ("add", "set")
 """Operators whose strength is a size in the value's own unit."""
@@ -53,7 +54,7 @@ def coefficients_of(operator: Operator, strength: float) -> tuple[float, float]:
 def apply_operator(
     operator: Operator,
     value: Float[Tensor, "n t d"],
-    vectors: Float[Tensor, "_ _ 1 d"] | Float[Tensor, "_ _ 2 d"],
+    vectors: Float[Tensor, "_ _ v d"],
     coefficients: Float[Tensor, "n 2"],
 ) -> Float[Tensor, "n t d"]:
     """Steer every token of `n` rows.
@@ -61,27 +62,25 @@ def apply_operator(
     Args:
         operator: the operator, one for all rows.
         value: values at the site, in float32 or wider.
-        vectors: b1, and b2 of a plane; `[n or 1, t or 1, 1 or 2, d]`, the dtype of `value`.
+        vectors: b1, and b2 of a plane: `v` is 1 or 2. One for all rows, or one a row; for `add`,
+            perhaps one a token.
         coefficients: each row's `coefficients_of`.
     """
-    first, second = coefficients[:, :1], coefficients[:, 1:]  # [n, 1]
-    b1 = vectors[:, :, 0]
+    coefficients = coefficients[:, None]  # [n, 1, 2]
     if operator == "add":
-        return value + first[..., None] * b1
-    # Products and a sum, not a matrix product: its rounding would depend on the batch.
-    c1 = (value * b1).sum(-1)
+        return value + coefficients[..., :1] * vectors[:, :, 0]
+    basis = vectors[0, 0] if len(vectors) == 1 else vectors[:, 0]  # [v, d] or [n, v, d]
+    c = value @ basis.mT  # [n, t, v]
     if operator == "ablate":
-        return value - (first * c1)[..., None] * b1
-    if operator == "set":
-        return value + (first - c1)[..., None] * b1
-    b2 = vectors[:, :, 1]
-    c2 = (value * b2).sum(-1)
-    if operator == "turn_to":
-        radius = torch.hypot(c1, c2)
-        along1, along2 = radius * first - c1, radius * second - c2
+        along = -coefficients[..., :1] * c
+    elif operator == "set":
+        along = coefficients[..., :1] - c
+    elif operator == "turn_to":
+        along = c.norm(dim=-1, keepdim=True) * coefficients - c
     else:
-        along1, along2 = first * c1 - second * c2, second * c1 + first * c2
-    return value + along1[..., None] * b1 + along2[..., None] * b2
+        quarter = torch.stack([-c[..., 1], c[..., 0]], -1)  # c, turned by 90°
+        along = coefficients[..., :1] * c + coefficients[..., 1:] * quarter
+    return value + along @ basis
 
 
 def restore_norm(

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from actcache.engine.masks import rewritten_calls
 from actcache.engine.model import LanguageModel
@@ -124,6 +125,7 @@ def run_prompts(
     steered: SteeredRows,
     *,
     columns: int,
+    room: int,
 ) -> tuple[DynamicCache, Float[Tensor, "b d"]]:
     """Run the prompts through the model in a batch that changes from block to block.
 
@@ -133,6 +135,7 @@ def run_prompts(
         stages: the batch in front of each block.
         steered: the rows' steerings, and behind the last row one that is not steered.
         columns: how many columns to run, from the first one on.
+        room: for how many further columns there shall be room in the cache.
 
     Returns:
         Keys and values of every row, and the last column's residual after the final norm.
@@ -182,8 +185,8 @@ def run_prompts(
             ).last_hidden_state
     finally:
         handle.remove()
-    for layer, stage in zip(cache.layers, stages, strict=False):
-        select_cached_rows(layer, stage.member_of)
+    for i, layer in enumerate(cache.layers):
+        cache.layers[i] = RoomyLayer(layer, stages[i].member_of, room=room)
     return cache, states[:, -1][_indices(stages[-1].member_of, states)]
 
 
@@ -200,10 +203,48 @@ def steering_hooks(
             handle.remove()
 
 
-def select_cached_rows(layer: Any, rows: Int64[np.ndarray, " _"]) -> None:
-    """Keep some rows of one layer's keys and values, in this order; a row may repeat."""
-    if not _is_everything(rows, len(layer.keys)):
-        layer.batch_select_indices(_indices(rows, layer.keys))
+class RoomyLayer(DynamicLayer):
+    """Keys and values of one layer, with room for tokens to come: a step copies only its own.
+
+    Args:
+        layer: keys and values so far.
+        rows: which of its rows to take; a row may repeat.
+        room: how many more tokens there will be.
+    """
+
+    def __init__(self, layer: Any, rows: Int64[np.ndarray, " b"], *, room: int):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(layer.keys, layer.values)
+        self._length = layer.keys.shape[-2]
+        self._buffers = [_with_room(old, rows, room) for old in (layer.keys, layer.values)]
+        self._show()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of new tokens; return all."""
+        start = self._length
+        self._length += key_states.shape[-2]
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start : self._length] = new
+        return self._show()
+
+    def keep(self, rows: Int64[np.ndarray, " _"]) -> None:
+        """Drop all other rows."""
+        self._buffers = [buffer[_indices(rows, buffer)] for buffer in self._buffers]
+        self._show()
+
+    def _show(self) -> tuple[Tensor, Tensor]:
+        keys, values = (buffer[:, :, : self._length] for buffer in self._buffers)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+def _with_room(old: Tensor, rows: Int64[np.ndarray, " b"], room: int) -> Tensor:
+    _, heads, length, width = old.shape
+    buffer = old.new_empty(len(rows), heads, length + room, width)
+    torch.index_select(old, 0, _indices(rows, old), out=buffer[:, :, :length])
+    return buffer
 
 
 class _SteeredMembers:

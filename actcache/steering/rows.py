@@ -18,6 +18,7 @@ from torch import Tensor
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import Tap, find_taps
 from actcache.errors import MismatchError
+from actcache.steering.checks import Operator, SteeredTokens
 from actcache.steering.gates import PromptGate
 from actcache.steering.operators import (
     SCALED_OPERATORS,
@@ -26,12 +27,7 @@ from actcache.steering.operators import (
     is_identity,
     restore_norm,
 )
-from actcache.steering.steering import (
-    AnySteering,
-    Operator,
-    SteeredTokens,
-    Steering,
-)
+from actcache.steering.steering import AnySteering, Steering
 
 Place = tuple[str, int]
 """Site and layer."""
@@ -48,7 +44,7 @@ class Columns:
     """Every prompt ends in column `prompt_width - 1`; what follows is generated."""
 
     starts: Int64[Tensor, " b"] | None = None
-    """Column of each row's first real token; None: no row is padded."""
+    """Column of each row's first real token, of which `front` counts; None: no row is padded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +84,7 @@ class _Group:
         if self.window is not None:  # the prompt is computed in step 0, column width - 1 its last
             start, stop = self.window
             begin = max(begin, width - 1 + start) if start > 0 else begin
-            if stop is not None:
-                end = min(end, width - 1 + stop) if stop > 0 else 0
+            end = end if stop is None else min(end, width - 1 + stop)
         return max(begin - columns.first, 0), min(end - columns.first, t)
 
     def steer(
@@ -97,23 +92,17 @@ class _Group:
     ) -> Float[Tensor, "n t d"]:
         """Steer those tokens of a span, whose first is the pass's token `begin`, that are meant."""
         vectors = self.vectors if self.choice is None else self.vectors[self.choice]
-        masks: list[Bool[Tensor, "_ t"]] = []
-        if columns.first + begin < columns.prompt_width - 1 or self.tokens == "front":
-            column = torch.arange(value.shape[1], device=value.device) + columns.first + begin
-            starts = columns.starts
-            if starts is not None:
-                starts = starts.to(value.device)
-                starts = starts if self.index is None else starts[self.index]
-                column = column - starts[:, None]  # [n, t]: counted from the row's first real token
-            else:
-                column = column.expand(len(value), -1)
-            if starts is not None or self.tokens == "front":
-                masks.append(column >= 0)
-            if self.tokens == "front":
-                masks.append(column < self.length)
-                row = torch.arange(len(value), device=value.device)[:, None]
-                vectors = vectors.expand(len(value), -1, -1, -1)
-                vectors = vectors[row, column.clamp(0, vectors.shape[1] - 1)]
+        masks: list[Bool[Tensor, "n t"]] = []
+        if self.tokens == "front":
+            token = torch.arange(value.shape[1], device=value.device) + columns.first + begin
+            token = token.expand(len(value), -1)
+            if columns.starts is not None:
+                starts = columns.starts.to(value.device)
+                token = token - (starts if self.index is None else starts[self.index])[:, None]
+            masks.append((token >= 0) & (token < self.length))
+            row = torch.arange(len(value), device=value.device)[:, None]
+            vectors = vectors.expand(len(value), -1, -1, -1)
+            vectors = vectors[row, token.clamp(0, vectors.shape[1] - 1)]
         if self.threshold is not None:
             b1 = vectors[:, :, 0]
             masks.append((value * b1).sum(-1) > self.threshold * b1.norm(dim=-1))
@@ -162,7 +151,8 @@ class SteeredRows:
 
     def __init__(self, model: LanguageModel, steerings: Sequence[AnySteering | None]) -> None:
         self.n_rows = len(steerings)
-        self.taps: Mapping[Place, Tap] = {}
+        taps: dict[Place, Tap] = {}
+        self.taps: Mapping[Place, Tap] = taps
         """Where in the model each place lies; the same module has one place, whatever its names."""
 
         self.first_blocks: list[int] = [model.n_layers] * self.n_rows
@@ -187,7 +177,7 @@ class SteeredRows:
                 for k, layer in enumerate(part.layers):
                     tap = by_site[part.site][layer]
                     place = names.setdefault((id(tap.module), tap.before), (part.site, layer))
-                    self.taps = {**self.taps, place: tap} if place not in self.taps else self.taps
+                    taps.setdefault(place, tap)
                     # Parts of one row at one place are applied in turn, hence their number.
                     number = used[place] = used.get(place, -1) + 1
                     gated = part.gate is not None
@@ -198,7 +188,7 @@ class SteeredRows:
         self._wide = torch.promote_types(model.hf.dtype, torch.float32)
         self._groups = {
             place: [
-                _make_group(groups[key], self.n_rows, self.taps[place].scale, self._wide)
+                _make_group(groups[key], self.n_rows, taps[place].scale, self._wide)
                 for key in sorted(groups, key=lambda key: int(key[0]))
             ]
             for place, groups in members.items()
@@ -210,6 +200,7 @@ class SteeredRows:
         """Steer the value at one place of `taps`, for one forward pass.
 
         Computed in float32 or wider and rounded once; tokens that are not steered keep their bits.
+        Padding, which no token sees, is steered with `all`.
 
         Args:
             site: the place's site.
@@ -217,7 +208,7 @@ class SteeredRows:
             value: `[b, t, d]`, or `[b · t, d]`, as the module has it.
             columns: which columns the pass computes.
         """
-        tokens = value.view(self.n_rows, -1, value.shape[-1])
+        tokens = value.reshape(self.n_rows, -1, value.shape[-1])
         t = tokens.shape[1]
         groups = self._groups.get((site, layer), [])
         if groups and groups[0].vectors.device != value.device:
@@ -227,16 +218,21 @@ class SteeredRows:
         if not spans:
             return value
         low, high = min(span[1] for span in spans), max(span[2] for span in spans)
-        wide = tokens[:, low:high].to(self._wide, copy=True)
+        wide = tokens[:, low:high].to(self._wide)
         for group, begin, end in spans:
+            if group.index is None and (begin, end) == (low, high):
+                wide = group.steer(wide, begin, columns)
+                continue
+            if wide.data_ptr() == tokens[:, low:].data_ptr():
+                wide = wide.clone()  # the module's own value stays as it is
             rows = slice(None) if group.index is None else group.index
             part = wide[rows, begin - low : end - low]
             wide[rows, begin - low : end - low] = group.steer(part, begin, columns)
         if high - low == t:
-            return wide.to(value.dtype).view(value.shape)
+            return wide.to(value.dtype).reshape(value.shape)
         steered = tokens.clone()
         steered[:, low:high] = wide  # rounds
-        return steered.view(value.shape)
+        return steered.reshape(value.shape)
 
     def select(self, rows: Int64[np.ndarray, " n"]) -> "SteeredRows":
         """Return the steerings of some rows, in this order; a row may repeat (beams)."""

@@ -184,6 +184,7 @@ def model_field(model: "AnyModel", name: str) -> Any:
     return getattr(model, {"weights_sha256": "digest"}.get(name, name), None)
 
 
+@no_type_check  # a user's layer, which `check_layers` refuses
 def read_direction(
     out: Path, behavior: str, layer: Literal["fixed"] | int | Sequence[int]
 ) -> tuple[tuple[int, ...], Float32[np.ndarray, "k d"], SteeringSource]:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, no_type_check
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.settings import check_word
 from actcache.steering.checks import (
+    OPERATOR_UNITS,
     OPERATORS,
-    PLANE_OPERATORS,
     STEERED_TOKENS,
     STEERING_SITES,
     UNIT_OPERATORS,
@@ -27,6 +26,7 @@ from actcache.steering.checks import (
     SteeringSite,
     check_array,
     check_bool,
+    check_choice,
     check_layers,
     check_number,
     check_steering_vectors,
@@ -35,33 +35,17 @@ from actcache.steering.checks import (
     refuse,
     set_fields,
 )
-from actcache.steering.gates import PromptGate, TokenGate, gate_fields
-from actcache.steering.source import SteeringSource, read_direction, require_model
-from actcache.steering.steering_file import (
+from actcache.steering.files.steering_file import (
     canonical_json,
     part_values,
     read_steering,
     write_steering,
 )
+from actcache.steering.gates import PromptGate, TokenGate, gate_fields
+from actcache.steering.source import SteeringSource, read_direction, require_model
 
 if TYPE_CHECKING:
     from actcache.steering.source import AnyModel
-
-__all__ = [
-    "OPERATORS",
-    "PLANE_OPERATORS",
-    "STEERED_TOKENS",
-    "STEERING_SITES",
-    "UNIT_OPERATORS",
-    "AnySteering",
-    "Operator",
-    "PromptGate",
-    "SteeredTokens",
-    "Steering",
-    "SteeringSite",
-    "SteeringSum",
-    "TokenGate",
-]
 
 
 @no_type_check  # factors and strengths too
@@ -137,7 +121,8 @@ class AnySteering(ABC):
         """Read what `save` wrote, with NumPy alone; nothing in the file is executed.
 
         Args:
-            path: the file.
+            path: the file; or a control vector in GGUF, which is read as `add` at `resid_post` of
+                all tokens.
             model: the model that is to be steered, or the fields that identify it: it must be the
                 one that the steering was made for.
             other_model: accept another model of the same width.
@@ -174,6 +159,13 @@ class AnySteering(ABC):
                 other_model=other_model,
             )
 
+    def __repr__(self) -> str:
+        parts = (
+            f"{part.operator} {part.strength:g} at {part.site} of layers {list(part.layers)}"
+            for part in self.parts
+        )
+        return f"<{type(self).__name__} {self.digest[:8]}: {' + '.join(parts)}>"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AnySteering) and self.digest == other.digest
 
@@ -182,7 +174,7 @@ class AnySteering(ABC):
 
 
 @no_type_check  # users' values: `__post_init__` refuses them, also under a type checker
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Steering(AnySteering):
     """One operator at one site of some layers.
 
@@ -206,8 +198,8 @@ class Steering(AnySteering):
 
     tokens: SteeredTokens = "prompt"
     window: tuple[int, int | None] | None = None
-    """Decode steps start:stop that are steered; step 0 computes the first generated token's logits
-    (the last prompt token); None is all."""
+    """Decode steps start:stop whose tokens are steered; None is all. Step 0 computes the prompt,
+    and so the first generated token's logits, step 1 the first generated token."""
 
     gate: TokenGate | PromptGate | None = None
     renorm: bool = False
@@ -223,9 +215,9 @@ class Steering(AnySteering):
     """The strength at which an operator changes nothing."""
 
     def __post_init__(self) -> None:
-        check_word("steering: operator", self.operator, OPERATORS)
-        check_word("steering: site", self.site, STEERING_SITES)
-        check_word("steering: tokens", self.tokens, STEERED_TOKENS)
+        check_choice("operator", self.operator, OPERATORS)
+        check_choice("site", self.site, STEERING_SITES)
+        check_choice("tokens", self.tokens, STEERED_TOKENS)
         layers = check_layers("layers", self.layers)
         vectors = check_array("vectors", self.vectors)
         window = None if self.window is None else check_window("window", self.window)
@@ -257,8 +249,9 @@ class Steering(AnySteering):
         if source is not None and source.d_model not in (None, self.d_model):
             expected = f"{source.d_model}, the model's d_model"
             refuse("vectors", f"{self.d_model} wide", expected, "Pass vectors of that model.")
-        if source is not None and self.last_layer >= (source.n_layers or np.inf):
-            expected = f"0 to {source.n_layers} - 1, the model's layers"
+        n_layers = None if source is None else source.n_layers
+        if n_layers is not None and self.last_layer >= n_layers:
+            expected = f"0 to {n_layers - 1}, the model's layers"
             refuse("layers", self.last_layer, expected, "Pass some of these.")
 
     @property
@@ -331,7 +324,7 @@ class Steering(AnySteering):
 
 
 @no_type_check  # users' values: `__post_init__` refuses them, also under a type checker
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringSum(AnySteering):
     """Several steerings, applied in order; sums within it are taken apart."""
 
@@ -355,7 +348,15 @@ class SteeringSum(AnySteering):
         return self.steerings
 
     def at(self, strength: float) -> "SteeringSum":
-        """Set the strength of every part."""
+        """Set the strength of every part; refused where they count different things."""
+        units = dict.fromkeys(OPERATOR_UNITS[part.operator] for part in self.steerings)
+        if len(units) > 1:
+            refuse(
+                "a sum",
+                f"of strengths in {', '.join(units)}",
+                "one unit",
+                "Multiply it by a factor, or set the strength of each part.",
+            )
         return SteeringSum(tuple(part.at(strength) for part in self.steerings))
 
     def __mul__(self, factor: float) -> "SteeringSum":
@@ -369,6 +370,7 @@ def _make(spec: dict[str, Any], tensors: dict[str, np.ndarray]) -> AnySteering:
     steering = parts[0] if len(parts) == 1 else SteeringSum(parts)
     for name in tensors.keys() - steering.tensors.keys():
         refuse(f"tensor '{name}'", "unknown", "those of the parts", "Save it again.")
-    if spec["digest"] != steering.digest:
-        refuse("digest", spec["digest"], steering.digest, "The file was changed: save it again.")
+    digest = spec.get("digest", steering.digest)  # a control vector has none
+    if digest != steering.digest:
+        refuse("digest", digest, steering.digest, "The file was changed: save it again.")
     return steering

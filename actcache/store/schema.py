@@ -39,7 +39,7 @@ sealed and that document is there, whatever the folder is called and wherever it
 
 Only the longest prefix of well-formed records that chain counts; readers ignore anything else. A
 shard is written under a temporary name, synced and renamed before its record is. On a local disk
-the folder is called `STORE.zarr.partial` until it is sealed, and an empty file `commits/overwrite`
+the folder is called `STORE.zarr.partial` until it is sealed, and a file `commits/overwrite`
 may say that it will replace a finished store. Documents are at most 1 MB each; a reader accepts
 them only exactly as they are written here, follows no link and allocates no more than files hold.
 """

@@ -1,6 +1,6 @@
 """The plane that rotations turn in, and the norm outputs where two classes lie on either side of 0.
 
-The calibration of Selective Steering (knoveleng/steering), read from a store: candidates are the
+The calibration of Selective Steering (arXiv 2601.19375), read from a store: candidates are the
 classes' unit mean differences at every norm output; b1 is the candidate that agrees most with all
 of them, b2 the direction in which they vary most, orthogonal to b1. Unlike the public code, all of
 it is float64, candidates that are zero (the first norm sees the same last token in every prompt)
@@ -74,6 +74,11 @@ class SiteScores:
 
     explained: float
     """Share of the candidates' variance along b2 before it was made orthogonal."""
+
+    @property
+    def selected_layers(self) -> list[int]:
+        """Blocks whose norm outputs are all discriminative, rising."""
+        return list(dict.fromkeys(np.array(self.layers)[self.selected()].tolist()))
 
     def selected(self, *, whole_blocks: bool = True) -> Bool[np.ndarray, " k"]:
         """Choose the norm outputs to steer.

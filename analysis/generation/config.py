@@ -4,42 +4,15 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args, no_type_check
+from typing import Any, no_type_check
 
+from actcache.analysis.generation.units import GRIDS, Method, Unit, require_one_unit, require_unit
 from actcache.errors import ActcacheError
 from actcache.settings import check_words, setting
-from actcache.steering.steering import SteeredTokens
+from actcache.steering.checks import SteeredTokens
 
 STEERING, TEXTS, CHOICE, JUDGE = "steering", "texts", "target and choice", "judge"
 """Headings in `actcache steer --help`."""
-
-Method = Literal[
-    "caa", "l2s", "w2s", "ss", "sas", "aas", "ablation", "actadd", "cast", "random", "random_plane"
-]
-METHODS: tuple[Method, ...] = get_args(Method)
-
-Unit = Literal["multiplier", "degrees", "share"]
-
-UNITS: dict[Method, Unit] = {
-    **dict.fromkeys(METHODS, "multiplier"),
-    **dict.fromkeys(("ss", "sas", "aas", "random_plane"), "degrees"),
-    "ablation": "share",
-}
-"""What a method's strength is in."""
-
-GRIDS: dict[str, tuple[float, ...]] = {
-    "multiplier": (-1.5, -1.25, -1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5),
-    "degrees": tuple(float(angle) for angle in range(0, 360, 30)),
-    "share": (0.5, 1.0),
-    "projection": (-1.0, -0.5, 0.0, 0.5, 1.0),
-}
-"""Strengths that are tried by default, by unit; the unsteered texts come on top."""
-
-LARGEST_MULTIPLIER = 30.0
-"""From here on a multiplier without `--unit` is taken for an angle by mistake."""
-
-SMALLEST_ANGLE = 5.0
-"""A grid of angles that stays below, without `--unit`, is taken for multipliers by mistake."""
 
 LAYER_CHOICES = ("fixed", "predicted", "discriminative")
 
@@ -101,6 +74,14 @@ class SteerConfig:
         "(default: all)",
     )
 
+    contrast: str | None = setting(
+        None,
+        group=STEERING,
+        metavar="POSITIVE|NEGATIVE",
+        help="two texts whose difference actadd adds to a prompt's first tokens, for example "
+        "'I love talking|I hate talking' (default: the behavior's persona sentences)",
+    )
+
     max_new: int = setting(64, group=TEXTS, help="tokens of a text at most")
 
     temperature: float = setting(0.0, group=TEXTS, help="0 is greedy; above, tokens are drawn")
@@ -132,10 +113,11 @@ class SteerConfig:
     target: str = setting(
         "read_back",
         group=CHOICE,
-        metavar="read_back|form:REGEX|words:FILE|refusal|judge",
-        help="what a text is scored by: the unsteered model's mean residual over it, on the train "
-        "direction; a regular expression; the share of texts with a phrase of a file, one a line; "
-        "with a refusal phrase; or a judge's verdict",
+        metavar="read_back|answer|form:REGEX|words:FILE|refusal|judge",
+        help="what a text is scored by: its mean residual in the unsteered model, along the train "
+        "direction; whether it is the row's positive completion, of rows such as (A) and (B); a "
+        "regular expression that is found in it; the phrases of a file, one a line; refusal "
+        "phrases; or a judge's verdict",
     )
 
     budget: float = setting(
@@ -229,6 +211,7 @@ class SteerConfig:
             )
         self.layer_numbers  # noqa: B018  # refuses what is no choice of layers
         self.window_steps  # noqa: B018
+        self.contrast_texts  # noqa: B018
         self._check_strength()
         self._check_judge()
 
@@ -265,28 +248,32 @@ class SteerConfig:
             )
         return start, stop
 
+    @property
+    def contrast_texts(self) -> tuple[str, str] | None:
+        """The two texts of `contrast`; None where it is not given."""
+        if self.contrast is None:
+            return None
+        positive, bar, negative = self.contrast.partition("|")
+        if not (bar and positive.strip() and negative.strip()):
+            raise ActcacheError(
+                f"contrast is {self.contrast!r}, expected two texts with | between them. For "
+                "example 'I love talking|I hate talking'."
+            )
+        return positive, negative
+
     def grid(self, unit: str) -> tuple[float, ...]:
         """Strengths to try of a method with that unit."""
         return GRIDS[unit] if self.strength is None else tuple(self.strength)
 
     def require_unit(self, unit: str, method: str) -> None:
         """Refuse a grid of strengths that is in another unit than the method's."""
-        if self.strength is None:
-            return
-        if self.unit is not None:
-            mistaken = self.unit != unit
-        elif unit == "degrees":
-            mistaken = max(map(abs, self.strength)) < SMALLEST_ANGLE
-        else:
-            mistaken = max(map(abs, self.strength)) >= LARGEST_MULTIPLIER
-        if mistaken:
-            example = "0:330:30" if unit == "degrees" else "-1:1:0.5"
-            grid = ",".join(f"{value:g}" for value in self.strength)
-            raise ActcacheError(
-                f"strength is {grid}{f' {self.unit}' if self.unit else ''}, but the strength of "
-                f"'{method}' is in {unit}, for example {example}. Pass such a grid, or none for "
-                f"the default; --unit {unit} says that {unit} are meant."
-            )
+        if self.strength is not None:
+            require_unit(self.strength, unit, method=method, given=self.unit)
+
+    def require_one_unit(self) -> None:
+        """Refuse a grid for methods of several units, or in another unit than theirs."""
+        if self.strength is not None:
+            require_one_unit(self.strength, self.method, given=self.unit)
 
     def recorded(self) -> dict[str, Any]:
         """Convert to JSON: what decides texts and numbers, without the dial of memory."""
@@ -312,20 +299,6 @@ class SteerConfig:
                 f"strengths are {grid}, expected one or more finite numbers, each once. Pass "
                 "START:STOP:STEP or a list, for example -1:1:0.5."
             )
-
-    def require_one_unit(self) -> None:
-        """Refuse a grid for methods of several units, or in another unit than theirs."""
-        if self.strength is None:
-            return
-        units = {UNITS[method]: method for method in self.method}
-        if len(units) > 1:
-            shown = ", ".join(f"{method} in {unit}" for unit, method in units.items())
-            raise ActcacheError(
-                f"one grid of strengths is given for methods of several units ({shown}), expected "
-                "one unit. Drop --strength for each method's default grid, or run them apart."
-            )
-        for unit, method in units.items():
-            self.require_unit(unit, method)
 
     def _check_judge(self) -> None:
         if self.judge is None:

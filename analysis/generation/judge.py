@@ -143,6 +143,11 @@ def load_template(path: Path) -> str:
         ) from None
 
 
+def require_key(service: Endpoint) -> None:
+    """Refuse a service whose key is not set, without asking it anything."""
+    Connection(service, _WORDING).close()
+
+
 def judge_texts(
     texts: Sequence[JudgedText],
     judge: Judge,

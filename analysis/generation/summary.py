@@ -133,7 +133,7 @@ class Noise:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteScores:
-    """Held-out class means of one site on the common direction (Selective Steering, section 4)."""
+    """Class means of train rows at one site on the common direction (Selective Steering, 4)."""
 
     site: str
     layer: int

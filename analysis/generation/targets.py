@@ -15,7 +15,7 @@ from actcache.analysis.generation.phrases import load_phrases
 from actcache.analysis.results import Results
 from actcache.errors import ActcacheError, MismatchError
 
-TargetKind = Literal["read_back", "form", "words", "refusal", "judge"]
+TargetKind = Literal["read_back", "answer", "form", "words", "refusal", "judge"]
 TARGET_KINDS: tuple[TargetKind, ...] = get_args(TargetKind)
 
 
@@ -38,6 +38,7 @@ class Target:
         refusal: bool = False,
         read_back: float | None = None,
         verdict: float | None = None,
+        completions: tuple[str, str] | None = None,
     ) -> float | None:
         """Score one text; None where it has no score.
 
@@ -46,6 +47,8 @@ class Target:
             refusal: `TextMetrics.refusal` of it.
             read_back: its projection, from `ReadBack.project`; None or NaN of an empty text.
             verdict: of the judge; None without one.
+            completions: the row's positive and negative one, for `answer`: 1 or 0 where the text
+                is one of them, None where it is neither.
         """
         match self.kind:
             case "form":
@@ -57,12 +60,16 @@ class Target:
                 return float(refusal)
             case "judge":
                 return verdict
+            case "answer":
+                assert completions is not None
+                positive, negative = (completion.strip() for completion in completions)
+                return {negative: 0.0, positive: 1.0}.get(text.strip())
             case _:
                 return None if read_back is None or np.isnan(read_back) else read_back
 
 
 def parse_target(text: str) -> Target:
-    """Read a target as the command line has it: read_back, form:REGEX, words:FILE, refusal, judge.
+    """Read a target as the command line has it, such as read_back or form:REGEX.
 
     Raises:
         ActcacheError: it is none of them, its expression does not compile, or its file is none of
@@ -72,8 +79,8 @@ def parse_target(text: str) -> Target:
     kind = next((kind for kind in TARGET_KINDS if kind == word), None)
     if kind is None or (kind in ("form", "words")) != bool(argument) or (colon and not argument):
         raise ActcacheError(
-            f"target is '{text}', expected read_back, form:REGEX, words:FILE, refusal or judge. "
-            "Pass one of them."
+            f"target is '{text}', expected read_back, answer, form:REGEX, words:FILE, refusal "
+            "or judge. Pass one of them."
         )
     if kind == "form":
         return Target(kind=kind, form=compile_form(argument))

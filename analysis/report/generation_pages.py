@@ -14,6 +14,8 @@ from actcache.analysis.report.tables import Table, markdown
 _TARGETS = {
     "read_back": "the projection of the text, as the unsteered model reads it, on the train "
     "direction (mean residual of its tokens at the behavior's fixed layer)",
+    "answer": "the share of answers that are the row's positive completion, among texts that are "
+    "one of its two",
     "form": "the share of texts in which the expression matches",
     "words": "the share of texts with one of the file's phrases",
     "refusal": "the share of texts with a refusal phrase",
@@ -45,7 +47,8 @@ def generation_page(summary: GenerationSummary) -> str:
 
 def short_tables(summary: GenerationSummary) -> list[Table]:
     """Make the tables that a terminal and a notebook show."""
-    table = effect_table(summary).without("best on test")
+    # What is over controls stands in the findings; it is wide.
+    table = effect_table(summary).without("best on test").without("over controls")
     return [table] if table.cells else []
 
 

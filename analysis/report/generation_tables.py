@@ -289,7 +289,7 @@ def site_tables(summary: GenerationSummary) -> list[Table]:
     """Make the table of discriminative sites of each behavior."""
     return [
         Table(
-            f"{behavior}: held-out class means on the common direction, by site",
+            f"{behavior}: class means of train rows on the common direction, by site",
             [
                 {
                     "site": f"{site.site}, layer {site.layer}",
@@ -318,8 +318,9 @@ def method_label(scores: MethodScores) -> str:
 
 def control_label(name: str) -> str:
     """Name a control of `Choice.over_control`."""
-    method, _, _selection = name.partition(" (")
-    return STEERING_METHODS.get(method, method)
+    method, _, selection = name.removesuffix(")").partition(" (")
+    label = STEERING_METHODS.get(method, method)
+    return label if method.startswith("random") else f"{label}, {selection}"
 
 
 def strength_label(strength: float, unit: str) -> str:

@@ -5,6 +5,7 @@ and leaves nothing behind: no pyplot, no global state, no window. Matplotlib is 
 picture is drawn.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def plot_steerability(
     for i, (name, scores) in enumerate(behaviors.items()):
         color, dash = line_style(i)
         line = {"color": color, "linestyle": dash, "linewidth": 1.8}
-        _plot_means(axes, scores, 0.18, label=f"{name} (n = {scores.n})", **line)
+        _plot_means(axes, scores, 0.18, label=f"{_shown(name)} (n = {scores.n})", **line)
         axes.plot(
             scores.fixed_layer if layers is None else list(layers).index(scores.fixed_layer),
             scores.fixed.slope.value,
@@ -83,7 +84,7 @@ def plot_steerability(
         axes.legend(frameon=False, fontsize=9)
     else:
         figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_grid(
@@ -129,7 +130,7 @@ def plot_grid(
         image = axes.imshow(
             values, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit
         )
-        axes.set_title(name, fontsize=10)
+        axes.set_title(_shown(name), fontsize=10)
         axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
         axes.tick_params(axis="x", labelbottom=True, labelsize=8)
         _number(axes.yaxis, layers)
@@ -157,7 +158,7 @@ def plot_grid(
             image, ax=list(grid.flat)[: len(shown)], shrink=0.9, aspect=30, pad=0.015
         )
         bar.set_label(f"propensity ({unit}), positive minus negative")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_layers(
@@ -186,7 +187,11 @@ def plot_layers(
         top.fill_between(layer, *scores.interval[k].T, color=color, alpha=0.25, linewidth=0)
         style = {"color": color, "linewidth": 1.8, "markersize": 4}
         top.plot(
-            layer, scores.class_mean[k], "os"[k] + "-", label=f"{name} (n = {counts[k]})", **style
+            layer,
+            scores.class_mean[k],
+            "os"[k] + "-",
+            label=f"{_shown(name)} (n = {counts[k]})",
+            **style,
         )
     top.axhline(0, color="black", linewidth=0.8)
     what = "unit residuals" if scores.normalized else "residuals"
@@ -207,7 +212,7 @@ def plot_layers(
     for axes in (top, bottom):
         _finish_lines(axes)
     top.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _plot_means(axes: "Axes", scores: SteerabilityScores, alpha: float, **line: Any) -> None:
@@ -226,6 +231,18 @@ def new_figure(height: float) -> "Figure":
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _shown(name: str) -> str:
+    """Write a name as it is: `$` would begin a formula, and `_` hide a line from the legend."""
+    return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
+    """Write a figure; characters that the font lacks are drawn as boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(path)
 
 
 def line_style(i: int) -> tuple[str, str]:
@@ -265,13 +282,18 @@ def plot_embeddings(
     for i, name in enumerate(names):
         color, _ = line_style(i)
         axes.plot(
-            *points[behaviors == name].T, ".", color=color, markersize=4, alpha=0.6, label=str(name)
+            *points[behaviors == name].T,
+            ".",
+            color=color,
+            markersize=4,
+            alpha=0.6,
+            label=_shown(str(name)),
         )
     axes.set_title(title, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])
     figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _require(behaviors: Mapping[str, object]) -> None:

@@ -62,12 +62,12 @@ def blocks_of(hf, family: str):
     return hf.get_submodule(MODULES.get(family, ("model.layers", LLAMA))[0])
 
 
-def sites_of(family: str) -> tuple[str, ...]:
+def sites_of(family: str):
     """The sites that a family's blocks have."""
     return ("resid_post", "resid_pre", *MODULES.get(family, ("", LLAMA))[1])
 
 
-def steered_vector(part: Steering, k: int, a: np.ndarray, token: int) -> np.ndarray:
+def steered_vector(part: Steering, k: int, a: np.ndarray, token: int):
     """One token's value `a` [d], steered by a part at its k-th layer."""
     a, s, eye = a.astype(np.float64), part.strength, np.eye(len(a))
     if part.tokens == "front":
@@ -121,10 +121,12 @@ def steered_positions(part: Steering, n_prompt: int, n: int) -> list[int]:
 
 
 class Placed:
-    """Hooks on one model by hand: `with Placed(hf, family, parts, n_prompt)`."""
+    """Hooks on one model by hand, for one prompt: in `batch` rows of equal length (beams)."""
 
-    def __init__(self, hf, family: str, parts: Sequence[Steering], n_prompt: int):
-        self.hf, self.family, self.n_prompt = hf, family, n_prompt
+    def __init__(
+        self, hf, family: str, parts: Sequence[Steering], n_prompt: int, *, batch: int = 1
+    ):
+        self.hf, self.family, self.n_prompt, self.batch = hf, family, n_prompt, batch
         self.places: dict[tuple[str, int], list[tuple[Steering, int]]] = {}
         for part in parts:
             for k, layer in enumerate(part.layers):
@@ -169,11 +171,12 @@ class Placed:
         return hook
 
     def _change(self, parts, value, scale):
-        flat = value.reshape(-1, value.shape[-1])  # one row: OPT's MLP has no batch axis
-        wide = flat.double().numpy() * scale
-        for part, k in parts:
-            for i in steered_positions(part, self.n_prompt, len(wide)):
-                wide[i] = steered_vector(part, k, wide[i], i)
+        # OPT's MLP has no batch axis.
+        wide = value.reshape(self.batch, -1, value.shape[-1]).double().numpy() * scale
+        for row in wide:
+            for part, k in parts:
+                for i in steered_positions(part, self.n_prompt, len(row)):
+                    row[i] = steered_vector(part, k, row[i], i)
         return torch.from_numpy(wide / scale).to(value.dtype).reshape(value.shape)
 
 
@@ -200,15 +203,19 @@ def gate_is_met(hf, prompt: tuple[int, ...], gate: PromptGate) -> bool:
     return any(similarity < gate.threshold for similarity in similarities)
 
 
-def reference_generate(hf, family: str, prompt: tuple[int, ...], steering, *, steps: int):
-    """Generate greedily: the tokens, and the logits [steps, vocabulary] that chose them."""
-    parts = [
+def open_parts(hf, prompt: tuple[int, ...], steering) -> list[Steering]:
+    """The parts that act on a prompt: those without a gate for prompts, or with one that is met."""
+    return [
         part
         for part in (steering.parts if steering is not None else ())
         if not isinstance(part.gate, PromptGate) or gate_is_met(hf, prompt, part.gate)
     ]
+
+
+def reference_generate(hf, family: str, prompt: tuple[int, ...], steering, *, steps: int):
+    """Generate greedily: the tokens, and the logits [steps, vocabulary] that chose them."""
     tokens, logits = list(prompt), []
-    with Placed(hf, family, parts, len(prompt)), torch.no_grad():
+    with Placed(hf, family, open_parts(hf, prompt, steering), len(prompt)), torch.no_grad():
         for _ in range(steps):
             logits.append(hf(torch.tensor([tokens]), use_cache=False).logits[0, -1])
             tokens.append(int(logits[-1].argmax()))

@@ -10,6 +10,7 @@ import torch
 from actcache.engine.model import adopt_model
 from actcache.engine.sites import find_taps
 from actcache.steering import AnySteering, PromptGate, Steering, TokenGate
+from actcache.steering.checks import SteeringSite
 from tests.reference.steering import gate_similarities, sites_of
 from tests.support.tiny import make, random_tokens
 
@@ -33,7 +34,7 @@ class Family:
         self.hf.generation_config.eos_token_id = None
         self._untie()
         self.model = adopt_model(self.hf, name=family)
-        self.sites = sites_of(family)
+        self.sites: tuple[SteeringSite, ...] = sites_of(family)
         self.rng = np.random.default_rng(0)
         self.prompts = [random_tokens(self.rng, n) for n in LENGTHS]
         self.width = max(LENGTHS)
@@ -69,7 +70,7 @@ class Family:
         decisive = sorted(pick(gate_similarities(self.hf, p, gate)) for p in self.prompts)
         return replace(gate, threshold=float(decisive[0] + decisive[1]) / 2)
 
-    def steering(self, operator, site: str, layers: tuple[int, ...], **fields) -> Steering:
+    def steering(self, operator, site: SteeringSite, layers: tuple[int, ...], **fields) -> Steering:
         """One steering; b1 of `ablate`, `set` and planes lies near the activation."""
         values = [self.values[site][layer] for layer in layers]
         norm = float(np.mean([np.linalg.norm(value) for value in values]))
@@ -84,7 +85,7 @@ class Family:
             **fields,
         )
 
-    def _vectors(self, operator: str, value: np.ndarray) -> np.ndarray:
+    def _vectors(self, operator: str, value: np.ndarray):
         random = self.rng.normal(size=value.shape)
         random /= np.linalg.norm(random)
         if operator == "add":
@@ -97,7 +98,7 @@ class Family:
         b2 = random - (b1 @ random) * b1
         return np.array([b1, b2 / np.linalg.norm(b2)])
 
-    def front(self, site: str, k: int, gate: PromptGate | None) -> Steering:
+    def front(self, site: SteeringSite, k: int, gate: PromptGate | None) -> Steering:
         vectors = self.rng.normal(size=(k, self.model.d_model)).astype(np.float32)
         return Steering(site=site, layers=(1,), vectors=vectors, tokens="front", gate=gate)
 
@@ -121,14 +122,9 @@ class Family:
             )
         for number, site in enumerate(self.sites):
             yield self.front(site, 1 + number % 3, (None, self.gates[number % 4])[number % 2])
-        some = [
-            self.steering(operator, site, (1, 2), tokens=tokens)
-            for operator, site, tokens in zip(
-                STRENGTHS,
-                ("resid_post", "resid_post", "ln1", "mlp_out", "resid_pre"),
-                cycle(("all", "prompt")),
-            )
-        ]
-        yield some[0] + some[1]
-        yield some[1] + some[0]
-        yield some[0] + some[2] + some[3] + some[4] + some[0]
+        adds = self.steering("add", "resid_post", (1, 2), tokens="all")
+        ablates = self.steering("ablate", "resid_post", (1, 2))
+        turns = self.steering("turn_to", "mlp_out", (1, 2))
+        yield adds + ablates
+        yield ablates + adds
+        yield adds + self.steering("set", "ln1", (1, 2), tokens="all") + turns + adds

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import actcache
-from tests.reference.steering import gate_is_met, reference_generate
+from tests.reference.steering import open_parts, reference_generate
 from tests.steering.cases import Family
 from tests.support.tiny import CONFIGS, FAMILIES
 
@@ -53,14 +53,10 @@ def compare(case: Family, steerings) -> float:
         assert tokens[row].tolist() == true_tokens, what
         error = (logits[row] - true_logits).abs().max() / true_logits.abs().max()
         assert error <= 1e-5, what
-        closed = steering is None or any(
-            getattr(part.gate, "over", None) and not gate_is_met(case.hf, prompt, part.gate)
-            for part in steering.parts
-        )
-        if closed and len(getattr(steering, "parts", ())) < 2:
-            assert true_tokens == plain[prompt]
-        else:
+        if open_parts(case.hf, prompt, steering):
             changed.append(true_tokens != plain[prompt])
+        else:
+            assert true_tokens == plain[prompt], what
     return float(np.mean(changed))
 
 

@@ -144,14 +144,14 @@ def test_a_file_is_the_same_bytes_everywhere(path):
     raw = path.read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8 : 8 + length])
-    assert list(header) == ["__metadata__", "0.vectors", "1.vectors", "1.gate.vectors"]
+    assert list(header) == ["__metadata__", "0.vectors", "1.gate.vectors", "1.vectors"]
     assert set(header["__metadata__"]) == {"format", "spec"}
     assert header["__metadata__"]["format"] == "actcache.steering/1"
     assert len(raw) == 8 + length + 4 * (4 + 16 + 4)
     assert length % 8 == 0
     assert (
         sha256(raw).hexdigest()
-        == "1104ff5540ac944558c1d472d8adfb1b67cb3830a252ec95ce679825964d2d3d"
+        == "ab701f8c4c3358fb4dec2ddb87d1b0f56e530b81b2fec1693f06bb5deb231344"
     )
     with safe_open(path, framework="numpy") as file:  # what others read it with
         np.testing.assert_array_equal(file.get_tensor("0.vectors"), CAA.vectors)
@@ -196,7 +196,7 @@ BAD_SPECS = [
     (part(operator="multiply"), "operator is 'multiply', expected add"),
     (part(layers=[3, 3]), r"layers is \[3, 3\], expected block numbers"),
     (part(layers=[True]), "layers is True, expected a whole number"),
-    (part(layers=[7]), "layers is 7, expected 0 to 6 - 1, the model's layers"),
+    (part(layers=[7]), "layers is 7, expected 0 to 5, the model's layers"),
     (part(strength="1"), "strength is '1', expected a finite number"),
     (part(strength=None), "strength is None, expected a finite number"),
     (part(strength=[]), r"strength is \[\], expected a finite number"),
@@ -270,8 +270,8 @@ def test_a_wrong_array_is_refused_by_name(path, steering, tensors, message):
         ({"format": None}, "format is None"),
         ({"spec": None}, "metadata.spec is missing"),
         ({"x": "1"}, "metadata.x is unknown"),
-        ({"spec": "{"}, "JSONDecodeError"),
-        ({"spec": "[" * 100_000}, "RecursionError"),
+        ({"spec": "{"}, "Expecting property name"),
+        ({"spec": "[" * 100_000}, "maximum recursion depth"),
         ({"spec": '{"digest": ' + "9" * 5000 + "}"}, "is no steering file"),
         ({"spec": "3"}, "spec is int"),
     ],
@@ -299,6 +299,22 @@ def test_every_cut_and_every_changed_byte_is_refused_or_harmless(path):
         path.write_bytes(changed)
         with suppress(ActcacheError):
             assert Steering.load(path) == CAA
+
+
+@pytest.mark.parametrize("magic", [b"\0\0\0\0", b"GGUF"])
+def test_a_huge_file_is_refused_by_its_size(path, magic):
+    with path.open("wb") as file:
+        file.write(magic)
+        file.truncate(10 << 30)  # sparse: takes no space on disk
+    with pytest.raises(FormatError, match="10737418240 bytes, at most 67108864"):
+        Steering.load(path)
+
+
+def test_a_huge_header_is_refused_before_it_is_read(path):
+    text = b'{"__metadata__":{"format":"actcache.steering/1"}}' + b" " * (2 << 20)
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(FormatError, match=f"a header of {len(text)} bytes, at most 1048576"):
+        Steering.load(path)
 
 
 def test_nothing_that_is_no_file_is_opened(tmp_path):

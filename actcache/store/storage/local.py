@@ -8,11 +8,11 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from actcache.errors import ActcacheError, refuse
 from actcache.store.storage.atomic import (
+    lock_folder,
     make_folder,
     remove,
     sync_path,
@@ -130,22 +130,14 @@ class LocalStorage(Storage):
 
     def lock(self) -> Callable[[], None]:
         """Lock the folder for this process; the lock ends with the process, however that ends."""
-        import fcntl  # not on Windows, where stores can be read
-
         make_folder(self.folder)
-        lock = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return lock_folder(self.folder)
         except BlockingIOError:
-            os.close(lock)
             raise ActcacheError(
                 f"'{self.folder}' is being written by another process, expected one writer. Wait "
                 "for it, or choose another path."
             ) from None
-        except OSError:
-            os.close(lock)
-            raise
-        return partial(os.close, lock)
 
     def _open(self, name: str, n_bytes: int | None = None) -> int:
         """Open a regular file, of that size, for reading; the file descriptor."""

@@ -6,7 +6,7 @@ written, and what later turns change (another strength, no steering) changes lat
 
 import copy
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Float
@@ -68,9 +68,7 @@ class Conversation:
         self._turn += 1
         self._unread = self._write(self._cache, tokens, steering, on_token)
 
-    def answer_again(
-        self, steering: AnySteering | None, on_token: Callable[[int], None]
-    ) -> None:
+    def answer_again(self, steering: AnySteering | None, on_token: Callable[[int], None]) -> None:
         """Write another answer to the last message; the conversation keeps the first one."""
         self._write(copy.deepcopy(self._before), self._message, steering, on_token)
 
@@ -83,10 +81,10 @@ class Conversation:
     ) -> list[int]:
         """Write an answer; the last token, if the cache does not hold it yet."""
         width = cache.get_seq_length() + len(tokens)
-        context = nullcontext()
+        steered: AbstractContextManager[None] = nullcontext()
         if steering is not None:
-            context = steer(self._model, steering, prompt_width=width)
-        with torch.inference_mode(), context:
+            steered = steer(self._model, steering, prompt_width=width)
+        with torch.inference_mode(), steered:
             for step in range(self._max_new):
                 ids = torch.tensor([tokens], device=self._model.device)
                 output = self._model.hf(input_ids=ids, past_key_values=cache, use_cache=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +21,14 @@ from actcache.analysis.generation.run.summarize import summarize_texts
 from actcache.analysis.generation.summary import GenerationSummary, MethodScores
 from actcache.analysis.generation.texts import GeneratedText
 from actcache.analysis.names import slugs
+from actcache.analysis.report.generation_pages import generation_page
+from actcache.analysis.report.generation_plots import plot_generation
 from actcache.engine.model import LanguageModel
+from actcache.steering.checks import PLANE_OPERATORS
 from actcache.steering.operators import apply_operator, coefficients_of
-try:
-    from actcache.steering.scoring import score_choices
-except ImportError:
-    score_choices = None
+from actcache.steering.scoring import score_choices
 from actcache.steering.source import Calibration, SteeringSource
-from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Steering, SteeringSum
+from actcache.steering.steering import AnySteering, Steering, SteeringSum
 
 NORM_VALUES = 256
 """Random values whose norms are compared before and after a rotation."""
@@ -64,16 +65,11 @@ def finish(
 
 def write_report(out: Path, summary: GenerationSummary) -> None:
     """Write tables.md and the picture."""
-    from actcache.analysis.report.generation_pages import generation_page
-    from actcache.analysis.report.generation_plots import plot_generation
-
     write_text(out / TABLES, generation_page(summary))
     write_aside(out / PICTURE, lambda aside: plot_generation(aside, summary))
 
 
-def chosen_steerings(
-    plan: GenerationPlan, summary: GenerationSummary
-) -> dict[str, AnySteering]:
+def chosen_steerings(plan: GenerationPlan, summary: GenerationSummary) -> dict[str, AnySteering]:
     """Make the steering of each behavior whose effect on validation rows is largest.
 
     Methods with a vector or layer for each prompt have no single steering and are passed over.
@@ -126,7 +122,7 @@ def _calibrated(
     return parts[0] if len(parts) == 1 else SteeringSum(tuple(parts))
 
 
-def _model_facts(plan: GenerationPlan) -> dict[str, object]:
+def _model_facts(plan: GenerationPlan) -> dict[str, Any]:
     facts = {name: value for name, value in plan.model.identity.items() if value is not None}
     return {**facts, "model": plan.model.name, "revision": plan.model.revision}
 
@@ -191,4 +187,3 @@ def _norm_error(part: Steering, dtype: torch.dtype) -> float:
     steered = apply_operator(part.operator, values.float(), plane, coefficients).to(dtype)
     ratio = steered.double().norm(dim=-1) / values.double().norm(dim=-1)
     return float((ratio - 1).abs().max())
-

@@ -14,6 +14,7 @@ from actcache.analysis.generation.judge import (
     JudgedText,
     judge_texts,
     load_template,
+    require_key,
 )
 from actcache.analysis.generation.metrics import TextRules, measure_text
 from actcache.analysis.generation.phrases import DEFAULT, load_phrases
@@ -22,8 +23,9 @@ from actcache.analysis.generation.run.rows import PromptRow
 from actcache.analysis.generation.targets import ReadBack, Target, compile_form, parse_target
 from actcache.analysis.generation.texts import GeneratedText
 from actcache.encoders.connection import Endpoint, endpoint_of
+from actcache.errors import MismatchError
 from actcache.progress import Progress, Silent
-from actcache.steering.loop import Continuation
+from actcache.steering.sampling import Continuation
 from actcache.steering.scoring import TextScores
 
 MOST_COMPLETIONS = 8
@@ -92,7 +94,11 @@ class Measures:
                     nll_steered=_number(written.nll_steered),
                     nll_unsteered=_number(scores.nll_unsteered[i]),
                     target=self.target.score(
-                        decoded[i], refusal=metrics.refusal, read_back=read, verdict=verdicts[i]
+                        decoded[i],
+                        refusal=metrics.refusal,
+                        read_back=read,
+                        verdict=verdicts[i],
+                        completions=row.completions,
                     ),
                 )
             )
@@ -114,6 +120,11 @@ class Measures:
             )
         )
 
+    def require_key(self) -> None:
+        """Refuse a judge whose service needs a key that is not set."""
+        if self.judge is not None:
+            require_key(self.judge.service)
+
     def _verdicts(self, rows: Sequence[PromptRow], texts: Sequence[str]) -> Sequence[float | None]:
         if self.judge is None:
             return [None] * len(texts)
@@ -133,6 +144,11 @@ def prepare_measures(plan: GenerationPlan) -> Measures:
     """
     config = plan.config
     target = parse_target(config.target)
+    if target.kind == "answer" and not all(row.completions for row in plan.rows):
+        raise MismatchError(
+            "the target is answer, but rows have no completions, expected a positive and a "
+            "negative one. Pass another --target, such as read_back."
+        )
     phrases = load_phrases(config.phrases or DEFAULT)
     form = form_of_rows(plan.rows) if config.form is None else config.form
     return Measures(

@@ -1,32 +1,55 @@
 """The plan of a run: rows × configurations, checked before any weights are loaded."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from actcache.analysis.generation.config import SteerConfig
 from actcache.analysis.generation.run.rows import PromptRow, digest_of_rows, require_fit
 from actcache.analysis.generation.run.sources import ModelSource
+from actcache.analysis.generation.summary import SiteScores
 from actcache.analysis.generation.targets import ReadBack
 from actcache.analysis.generation.texts import UNSTEERED, UNSTEERED_AGAIN, Configuration
 from actcache.analysis.predict.reuse import digest_of
 from actcache.errors import ActcacheError
 
 if TYPE_CHECKING:
+    from actcache.engine.model import LanguageModel
     from actcache.steering.steering import AnySteering
 
 
+@runtime_checkable
 class Steers(Protocol):
     """One way of steering, at any strength: a method's candidate, or a file's steering."""
 
-    method: str
-    behavior: str
-    unit: str
-    identity: float | None
-    control: bool
-    selection: str
-    notes: tuple[str, ...]
+    @property
+    def method(self) -> str:
+        """Such as `caa`."""
+
+    @property
+    def behavior(self) -> str:
+        """Whose rows it steers."""
+
+    @property
+    def unit(self) -> str:
+        """Of its strength."""
+
+    @property
+    def identity(self) -> float | None:
+        """The strength that changes nothing; None if there is none."""
+
+    @property
+    def control(self) -> bool:
+        """Whether it is there for comparison alone."""
+
+    @property
+    def selection(self) -> str:
+        """Which layers or sites, for tables."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know."""
 
     def steering(self, row: int | None, strength: float) -> "AnySteering | None":
         """Make the steering of a row of the store (None: of any prompt) at a strength."""
@@ -62,6 +85,9 @@ class GenerationPlan:
     """The results folder or steering file."""
 
     model: ModelSource
+    load: "Callable[[], LanguageModel]" = field(repr=False)
+    """Loads the weights, once."""
+
     rows: tuple[PromptRow, ...]
     ways: tuple[Steers, ...]
     configurations: tuple[PlannedConfiguration, ...]
@@ -69,6 +95,9 @@ class GenerationPlan:
 
     read_back: Mapping[str, ReadBack] = field(default_factory=dict, repr=False)
     """By behavior: what the target read_back projects on; empty for other targets."""
+
+    sites: Mapping[str, tuple[SiteScores, ...]] | None = None
+    """By behavior: class means at the norm outputs; None where nothing turns there."""
 
     left_out: tuple[str, ...] = ()
 
@@ -141,7 +170,7 @@ def plan_configurations(
         for strength in grid_of(way, config):
             steerings = {row.digest: way.steering(row.number, strength) for row in mine}
             distinct = {s.digest: s for s in steerings.values() if s is not None}
-            [shared, *others] = [*distinct.values(), None]
+            shared = next(iter(distinct.values())) if len(distinct) == 1 else None
             about = Configuration(
                 method=way.method,
                 behavior=way.behavior,
@@ -150,11 +179,15 @@ def plan_configurations(
                 unit=way.unit,
                 identity=way.identity,
                 control=way.control,
-                steering=shared.spec if shared is not None and len(distinct) == 1 else None,
+                steering=None if shared is None else shared.spec,
             )
-            digests = sorted(distinct) if len(distinct) == 1 else [
-                f"{row}:{'' if s is None else s.digest}" for row, s in sorted(steerings.items())
-            ]
+            digests = (
+                sorted(distinct)
+                if len(distinct) == 1
+                else [
+                    f"{row}:{'' if s is None else s.digest}" for row, s in sorted(steerings.items())
+                ]
+            )
             planned.append(_planned(about, way, digests))
     if len(planned) == 2 * len({row.behavior for row in rows}):
         raise ActcacheError(
@@ -172,8 +205,7 @@ def grid_of(way: Steers, config: SteerConfig) -> tuple[float, ...]:
         sorted(
             strength
             for strength in grid
-            if way.identity is None
-            or (strength % turn if turn else strength) != way.identity
+            if way.identity is None or (strength % turn if turn else strength) != way.identity
         )
     )
 

@@ -6,7 +6,7 @@ Everything is rendered and checked before weights are loaded; nothing is ever cu
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from actcache.build.replay import rendered_rows
 from actcache.data.formats import read_samples
@@ -16,7 +16,8 @@ from actcache.errors import ActcacheError, MismatchError, RowError
 from actcache.prompts.render import Rendered, Renderer
 from actcache.store.store import Store
 
-HELD_OUT = ("validation", "test")
+HeldOut = Literal["validation", "test"]
+HELD_OUT: tuple[HeldOut, ...] = get_args(HeldOut)
 """Splits whose rows are continued: a strength is chosen on the first and tested on the second."""
 
 VALIDATION_SHARE = 1 / 3
@@ -29,7 +30,7 @@ class PromptRow:
 
     id: str
     behavior: str
-    split: Literal["validation", "test"]
+    split: HeldOut
     tokens: tuple[int, ...]
     digest: str
     """Of the sample's texts."""
@@ -79,7 +80,16 @@ def store_rows(
             continue
         if labels:
             facts["behavior"] = behaviors[0]
-        rows.append(PromptRow(**facts, tokens=row.prompt, number=number, choices=_choices(row)))
+        choices = _choices(row)
+        rows.append(
+            PromptRow(
+                **facts,
+                tokens=row.prompt,
+                number=number,
+                completions=texts[number] if choices else None,
+                choices=choices,
+            )
+        )
     for behavior in behaviors:
         if not any(row.behavior == behavior for row in rows):
             raise MismatchError(
@@ -192,11 +202,10 @@ def _rendered(sample: Sample, renderer: Renderer) -> PromptRow:
     rendered = renderer(sample)
     if not rendered.prompt:
         raise RowError(f"row '{sample.id}' has no token, expected a prompt. Give it text.")
-    assert sample.split in HELD_OUT
     return PromptRow(
         id=sample.id,
         behavior=sample.behavior,
-        split=sample.split,
+        split=cast("HeldOut", sample.split),
         tokens=rendered.prompt,
         digest=sample.digest,
         prompt=sample.prompt,

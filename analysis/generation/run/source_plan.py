@@ -1,17 +1,22 @@
 """From a results folder or a steering file to the plan of a run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from actcache.analysis.directions.difference_of_means import unit
-from actcache.analysis.generation.config import SteerConfig, Unit
+from actcache.analysis.generation.config import SteerConfig
+from actcache.analysis.generation.methods import candidates
+from actcache.analysis.generation.methods.registry import ROTATIONS
+from actcache.analysis.generation.run.file_way import (
+    file_way,
+    random_like,
+    read_back_of,
+    with_settings,
+)
 from actcache.analysis.generation.run.plan import (
     GenerationPlan,
-    Steers,
     plan_configurations,
     require_usable,
 )
@@ -22,52 +27,16 @@ from actcache.analysis.generation.run.sources import (
     steering_source,
     store_source,
 )
-from actcache.analysis.generation.targets import ReadBack, read_backs
+from actcache.analysis.generation.summary import SiteScores
+from actcache.analysis.generation.targets import read_backs
 from actcache.analysis.results import Results, open_results
 from actcache.errors import ActcacheError, MismatchError, StoreNotFoundError
 from actcache.identity import require_same
 from actcache.prompts.render import Rendering
-from actcache.steering.steering import PLANE_OPERATORS, AnySteering, Operator, Steering
+from actcache.steering.steering import AnySteering
 from actcache.store.store import Store, open_store
 
 READ_BACK = "read_back"
-
-FILE = "file"
-"""Method of a steering that was read from a file."""
-
-OPERATOR_UNITS: dict[Operator, Unit | str] = {
-    "add": "multiplier",
-    "ablate": "share",
-    "set": "projection",
-    "turn_to": "degrees",
-    "rotate": "degrees",
-}
-
-AROUND = (-1.0, -0.5, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-"""A file's multiplier is tried at these times its own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileWay:
-    """A steering of a file, or its random control, as a way of steering."""
-
-    base: AnySteering
-    method: str
-    behavior: str
-    unit: str
-    identity: float | None
-    control: bool
-    selection: str
-    grid: tuple[float, ...] | None
-    """Strengths to try by default; None for those of the unit."""
-
-    notes: tuple[str, ...] = ()
-
-    def steering(self, row: int | None, strength: float) -> AnySteering:
-        """Set the strength; of a sum, multiply all of its strengths by it."""
-        if len(self.base.parts) == 1:
-            return self.base.at(strength)
-        return self.base * strength
 
 
 def plan_generation(
@@ -81,6 +50,8 @@ def plan_generation(
     template: str = "auto",
     system: str | None = None,
     dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
 ) -> GenerationPlan:
     """Plan the texts of a results folder or a steering file; loads no weights, writes nothing.
@@ -96,11 +67,14 @@ def plan_generation(
             folder are rendered as its store's.
         system: system message of a steering file's prompts.
         dtype: of a steering file's model, if it does not say.
+        device: where the model will run: a torch device, or `auto`.
+        device_map: spread the blocks over several devices, as Hugging Face does.
         trust_remote_code: run code that comes with the checkpoint.
 
     Raises:
         ActcacheError: settings, rows, directions or model cannot be used; says what to do.
     """
+    place = {"device": device, "device_map": device_map}
     path = Path(source)
     if (path / "summary.json").is_file() and not (path / "configurations.json").is_file():
         config.require_one_unit()
@@ -111,6 +85,7 @@ def plan_generation(
             prompts,
             store_path=store,
             model=model,
+            place=place,
             trust_remote_code=trust_remote_code,
         )
     if not path.exists():
@@ -126,7 +101,7 @@ def plan_generation(
         rendering=Rendering(template=template, system=system),
         trust_remote_code=trust_remote_code,
     )
-    return _plan_file(path, steering, model_source, config, data, prompts)
+    return _plan_file(path, steering, model_source, config, data, prompts, place)
 
 
 def _plan_results(
@@ -137,10 +112,9 @@ def _plan_results(
     *,
     store_path: str | Path | None,
     model: str | None,
+    place: dict[str, Any],
     trust_remote_code: bool,
 ) -> GenerationPlan:
-    from actcache.analysis.generation.methods import candidates
-
     store = _store_of(results, store_path)
     behaviors = _behaviors(config, list(results.directions), str(results.path))
     _require_layers(config, store.n_layers)
@@ -150,6 +124,7 @@ def _plan_results(
         labels = results.summary.labels
         rows = store_rows(store, behaviors, labels=labels, limit=config.limit)
     behaviors = [name for name in behaviors if any(row.behavior == name for row in rows)]
+    load = cache(partial(source.load, **place))
     ways = candidates(
         results,
         store,
@@ -158,17 +133,22 @@ def _plan_results(
         layers=config.layer_numbers or config.layers,
         tokens=config.tokens,
         window=config.window_steps,
+        contrast=config.contrast_texts,
+        in_store=all(row.number is not None for row in rows),
         seed=config.seed,
+        model=load,
     )
     return _finished(
         GenerationPlan(
             config=config,
             source=str(results.path),
             model=source,
+            load=load,
             rows=tuple(rows),
             ways=tuple(ways),
             configurations=(),
             end_tokens=source.end_tokens(config.end),
+            sites=_sites(results, behaviors) if set(config.method) & set(ROTATIONS) else None,
             read_back=read_backs(results, behaviors) if config.target == READ_BACK else {},
         )
     )
@@ -181,6 +161,7 @@ def _plan_file(
     config: SteerConfig,
     data: Sequence[str | Path],
     prompts: Sequence[str],
+    place: dict[str, Any],
 ) -> GenerationPlan:
     about = steering.parts[0].source
     behavior = (about.behavior if about is not None else None) or path.stem
@@ -195,11 +176,11 @@ def _plan_file(
             f"'{path}' brings no prompts, expected some to continue. Pass --data ROWS or --prompt "
             "TEXT."
         )
-    steering = _with_settings(steering, config)
+    steering = with_settings(steering, config)
     layers = [layer for part in steering.parts for layer in part.layers]
     for layer in layers:
         _require_layer(layer, model.shape.num_hidden_layers)
-    way = _file_way(steering, behavior)
+    way = file_way(steering, behavior)
     config.require_unit(way.unit, str(path))
     control = replace(
         way,
@@ -212,20 +193,38 @@ def _plan_file(
             config=config,
             source=str(path),
             model=model,
+            load=cache(partial(model.load, **place)),
             rows=tuple(rows),
-            ways=(way, control) if "random" in config.method else (way,),
+            ways=(way, *((control,) if "random" in config.method else ())),
             configurations=(),
             end_tokens=model.end_tokens(config.end),
-            read_back={behavior: _read_back(steering)},
+            read_back={behavior: read_back_of(steering)},
         )
     )
 
 
 def _finished(plan: GenerationPlan) -> GenerationPlan:
     require_usable(plan.rows, plan.ways, plan.model, plan.config)
-    return replace(
-        plan, configurations=plan_configurations(plan.ways, plan.rows, plan.config)
-    )
+    return replace(plan, configurations=plan_configurations(plan.ways, plan.rows, plan.config))
+
+
+def _sites(results: Results, behaviors: Sequence[str]) -> dict[str, tuple[SiteScores, ...]] | None:
+    """What the stage layers found at the norm outputs, on train rows."""
+    planes = results.summary.planes or {}
+    return {
+        behavior: tuple(
+            SiteScores(
+                site=site,
+                layer=layer,
+                mean_positive=float(scores.class_mean[0, k]),
+                mean_negative=float(scores.class_mean[1, k]),
+                discriminative=bool(scores.discriminative[k]),
+            )
+            for k, (site, layer) in enumerate(zip(scores.sites, scores.layers, strict=True))
+        )
+        for behavior in behaviors
+        if (scores := planes.get(behavior)) is not None
+    } or None
 
 
 def _store_of(results: Results, path: str | Path | None) -> Store:
@@ -280,76 +279,3 @@ def _given_rows(
     if data:
         rows += data_rows(data, behaviors, model.renderer, limit=config.limit, seed=config.seed)
     return rows + prompt_rows(prompts, behaviors, model.renderer)
-
-
-def _with_settings(steering: AnySteering, config: SteerConfig) -> AnySteering:
-    """Steer other tokens or steps than the file says, where that was asked for."""
-    changes: dict[str, Any] = {}
-    if config.tokens is not None:
-        changes["tokens"] = config.tokens
-    if config.window is not None:
-        changes["window"] = config.window_steps
-    parts = [replace(part, **changes) for part in steering.parts]
-    return steering if not changes else _sum(parts)
-
-
-def _file_way(steering: AnySteering, behavior: str) -> FileWay:
-    parts = steering.parts
-    if len(parts) > 1:
-        return FileWay(
-            base=steering,
-            method=FILE,
-            behavior=behavior,
-            unit="multiplier",
-            identity=0.0,
-            control=False,
-            selection="",
-            grid=AROUND,
-        )
-    part = parts[0]
-    unit = OPERATOR_UNITS[part.operator]
-    around = None
-    if unit == "multiplier" and part.strength:
-        around = tuple(part.strength * factor for factor in AROUND)
-    return FileWay(
-        base=part,
-        method=FILE,
-        behavior=behavior,
-        unit=unit,
-        identity=part.identity[part.operator],
-        control=False,
-        selection=",".join(str(layer) for layer in part.layers),
-        grid=around,
-    )
-
-
-def random_like(steering: AnySteering, seed: int) -> AnySteering:
-    """Replace each vector by a random one of equal norm, each plane by a random plane."""
-    rng = np.random.default_rng(seed)
-    return _sum([_random_part(part, rng) for part in steering.parts])
-
-
-def _random_part(part: Steering, rng: np.random.Generator) -> Steering:
-    shape = part.vectors.shape
-    drawn = rng.standard_normal(shape)
-    if part.operator in PLANE_OPERATORS:
-        basis = np.linalg.qr(drawn.transpose(0, 2, 1))[0]
-        vectors = basis.transpose(0, 2, 1)
-    else:
-        norms = np.linalg.norm(part.vectors.astype(np.float64), axis=-1, keepdims=True)
-        vectors = drawn / np.linalg.norm(drawn, axis=-1, keepdims=True) * norms
-    return replace(part, vectors=vectors.astype(np.float32), source=None)
-
-
-def _sum(parts: list[Steering]) -> AnySteering:
-    total: AnySteering = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
-
-
-def _read_back(steering: AnySteering) -> ReadBack:
-    """Read at the deepest layer that is steered, along its (first) vector."""
-    part = max(steering.parts, key=lambda part: part.layers[-1])
-    vector = part.vectors[-1, 0] if part.operator in PLANE_OPERATORS else part.vectors[-1]
-    return ReadBack(layer=part.layers[-1], direction=unit(vector))

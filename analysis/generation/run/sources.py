@@ -21,6 +21,7 @@ from actcache.engine.model import (
 from actcache.errors import ActcacheError, StoreNotFoundError
 from actcache.identity import IDENTITY, require_same
 from actcache.prompts.render import Renderer, Rendering
+from actcache.steering.source import template_digest
 from actcache.store.store import Store
 
 if TYPE_CHECKING:
@@ -179,11 +180,20 @@ def steering_source(
     tokenizer = load_tokenizer(name, **place)
     if known.get("tokenizer_sha256") is not None:
         _require_tokenizer(tokenizer, known["tokenizer_sha256"])
+    renderer = Renderer(tokenizer, rendering)
+    stored = known.get("template_sha256")
+    if stored is not None and rendering.template == "auto":
+        require_same(
+            None if renderer.template is None else template_digest(renderer.template),
+            stored,
+            what="the chat template and that of the directions",
+            remedy="Pass --template FILE, or --template none for plain prompts.",
+        )
     return ModelSource(
         name=name,
         dtype=known.get("dtype") or dtype,
         identity={key: known.get(key) for key in IDENTITY},
-        renderer=Renderer(tokenizer, rendering),
+        renderer=renderer,
         tokenizer=tokenizer,
         shape=load_config(name, **place),
         **place,
@@ -222,4 +232,3 @@ def _require_tokenizer(tokenizer: Any, digest: str) -> None:
         what="the tokenizer and that of the directions",
         remedy="Load the one that they were made with.",
     )
-

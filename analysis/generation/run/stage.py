@@ -1,10 +1,10 @@
-"""The stage: texts of all configurations in one batch, their metrics, the choice, the folder GEN."""
+"""The stage: texts of all configurations in one batch, then metrics, choice and folder."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -29,9 +29,12 @@ from actcache.build.forecast import TimeEstimate, scaled, why_not_loaded
 from actcache.engine.model import LanguageModel
 from actcache.progress import SILENT, Progress
 from actcache.settings import check_names
-from actcache.steering.loop import Continuation, Request, check_generation, generate
+from actcache.steering.loop import check_generation, generate
+from actcache.steering.sampling import Continuation, Request
 from actcache.steering.scoring import score_texts
-from actcache.steering.steering import AnySteering
+
+if TYPE_CHECKING:
+    from actcache.steering.steering import AnySteering
 
 CHUNK_BATCHES = 4
 """Texts are written to disk after so many full batches; a kill loses no more."""
@@ -83,10 +86,10 @@ def generate_steered(
     """
     check_names(SteerConfig, settings)
     config = SteerConfig(**settings) if config is None else replace(config, **settings)
-    plan = plan_generation(source, config, data=data, prompts=prompts, **(place or {}))
-    return run_plan(
-        plan, Path(out), resume=resume, overwrite=overwrite, progress=progress, device=device
+    plan = plan_generation(
+        source, config, data=data, prompts=prompts, device=device, **(place or {})
     )
+    return run_plan(plan, Path(out), resume=resume, overwrite=overwrite, progress=progress)
 
 
 def run_plan(
@@ -97,8 +100,6 @@ def run_plan(
     overwrite: bool = False,
     save: str | Path | None = None,
     progress: Progress = SILENT,
-    device: str = "auto",
-    device_map: str | None = None,
 ) -> Generations:
     """Run a plan and write its folder; see `generate_steered`."""
     measures = prepare_measures(plan)
@@ -107,7 +108,8 @@ def run_plan(
     texts = Generations(out)
     if resume and not overwrite and texts.complete:
         return texts
-    model = plan.model.load(device=device, device_map=device_map)
+    measures.require_key()
+    model = plan.load()
     configurations = {run.digest: run.about for run in plan.configurations}
     with writing(out, settings, configurations, resume=resume, overwrite=overwrite) as log:
         _write_texts(model, plan, measures, log, progress)
@@ -124,9 +126,7 @@ def _write_texts(
 ) -> None:
     """Write what the log does not hold yet, chunk by chunk."""
     waiting = [
-        text
-        for text in plan.texts()
-        if (text[1].digest, text[0].id, text[2]) not in log.written
+        text for text in plan.texts() if (text[1].digest, text[0].id, text[2]) not in log.written
     ]
     if not waiting:
         return
@@ -171,9 +171,7 @@ def _write_chunk(
     return measures.measure(chunk, in_order, scores)
 
 
-def forecast_generation(
-    plan: GenerationPlan, *, device: str = "auto", device_map: str | None = None
-) -> dict[str, Any]:
+def forecast_generation(plan: GenerationPlan) -> dict[str, Any]:
     """Estimate what a plan costs: texts, tokens, seconds; nothing is written."""
     prepare_measures(plan)
     texts = list(plan.texts())
@@ -183,7 +181,7 @@ def forecast_generation(
         estimate = TimeEstimate(None, refusal)
     else:
         start = time.perf_counter()
-        model = plan.model.load(device=device, device_map=device_map)
+        model = plan.load()
         loading = time.perf_counter() - start
 
         def run(places: Int64[np.ndarray, " _"]) -> None:

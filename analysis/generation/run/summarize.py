@@ -22,6 +22,7 @@ from actcache.analysis.generation.summary import (
     StrengthScores,
 )
 from actcache.analysis.generation.texts import UNSTEERED, UNSTEERED_AGAIN, GeneratedText
+from actcache.analysis.generation.units import CONTROLS
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def summarize_texts(
         tables = _tables(plan, behavior, of_configuration)
         splits = _splits(tables)
         unsteered[behavior] = {
-            split: score_strength(tables.unsteered, tables.unsteered, 0, rows=rows, bootstrap=bootstrap)
+            split: score_strength(
+                tables.unsteered, tables.unsteered, 0, rows=rows, bootstrap=bootstrap
+            )
             for split, rows in splits.items()
         }
         for place, table in tables.ways.items():
@@ -105,6 +108,7 @@ def summarize_texts(
         unsteered=unsteered,
         methods=tuple(methods),
         noise=_noise(plan, of_configuration),
+        sites=None if plan.sites is None else dict(plan.sites),
         judge=_judge(plan, texts),
         left_out=plan.left_out,
     )
@@ -140,19 +144,33 @@ def _splits(tables: _BehaviorTexts) -> dict[str, Bool[np.ndarray, " n"]]:
 def _controls(
     plan: GenerationPlan, tables: _BehaviorTexts, way: Steers
 ) -> dict[str, StrengthTable]:
-    """The controls of a method: of its behavior and unit, under names that tell them apart."""
+    """The controls of a method, under names that tell them apart."""
     return {
-        f"{other.method} ({other.selection})" if other.selection else other.method: tables.ways[i]
+        f"{other.method} ({other.selection})": tables.ways[i]
         for i, other in enumerate(plan.ways)
-        if other.control and other.behavior == way.behavior and other.unit == way.unit
+        if other.behavior == way.behavior and is_control_of(other, way)
     }
 
 
-def _noise(
-    plan: GenerationPlan, texts: Mapping[str, Sequence[GeneratedText]]
-) -> Noise | None:
+def is_control_of(control: Steers, way: Steers) -> bool:
+    """Whether a control is one of this method: its variant, or random in what it steers by.
+
+    The selection of a random control that was made for one method begins with its name and a colon.
+    """
+    if not control.control or control.unit != way.unit:
+        return False
+    made_for = control.selection.partition(":")[0] if ":" in control.selection else None
+    return control.method == way.method or (
+        control.method in CONTROLS and made_for in (None, way.method)
+    )
+
+
+def _noise(plan: GenerationPlan, texts: Mapping[str, Sequence[GeneratedText]]) -> Noise | None:
     """Compare both runs of the unsteered model, text by text."""
-    runs: dict[str, dict[tuple[str, str, int], GeneratedText]] = {UNSTEERED: {}, UNSTEERED_AGAIN: {}}
+    runs: dict[str, dict[tuple[str, str, int], GeneratedText]] = {
+        UNSTEERED: {},
+        UNSTEERED_AGAIN: {},
+    }
     for run in plan.configurations:
         if run.about.method in runs:
             for text in texts[run.digest]:

@@ -124,7 +124,7 @@ RANDOM = scores(method="random", control=True, choice=None)
 def test_a_shown_effect_is_said_with_its_control_its_cost_and_its_window():
     [line] = findings(summary(scores(), RANDOM))
     assert line == (
-        "tidy: CAA, fixed layer at λ 0.5 has an effect of 0.5 [0.4, 0.6], 0.4 [0.2, 0.6] above "
+        "tidy: CAA, fixed layer at λ 0.5 has an effect of 0.50 [0.40, 0.60], 0.40 [0.20, 0.60] above "
         "that of a random vector. To the unsteered model the texts are 1.1 × as perplexing. Texts "
         "keep their form and ending from λ -0.5 to λ 0.5 (tried: λ -1 to λ 1)."
     )

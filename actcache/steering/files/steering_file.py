@@ -5,7 +5,6 @@ file by its sizes before any of it is in memory.
 """
 
 import json
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -15,9 +14,11 @@ from jaxtyping import Float32
 
 from actcache.errors import ActcacheError, FormatError, StoreNotFoundError
 from actcache.steering.checks import check_keys, refuse
+from actcache.steering.files.control_vector import MAGIC, read_control_vector
 from actcache.steering.gates import read_gate
 from actcache.steering.source import SteeringSource
 from actcache.store.storage.atomic import atomic_path
+from actcache.store.storage.safetensors_bytes import safetensors_bytes
 
 Steering = TypeVar("Steering")
 
@@ -41,36 +42,23 @@ def canonical_json(document: Any) -> str:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def encode_steering(
-    spec: Mapping[str, Any], tensors: Mapping[str, Float32[np.ndarray, "..."]]
-) -> bytes:
-    """Write the bytes of a file.
-
-    Raises:
-        FormatError: they are more than a reader takes.
-    """
-    # Not `safetensors.numpy.save`, which writes the metadata's keys in random order.
-    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "spec": canonical_json(spec)}}
-    end = 0
-    for name, array in tensors.items():
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": "F32", "shape": array.shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the values are aligned
-    raw = b"".join(array.astype("<f4", copy=False).tobytes() for array in tensors.values())
-    if len(text) > HEADER_LIMIT or len(text) + len(raw) + 8 > FILE_LIMIT:
-        raise FormatError(
-            f"the steering takes {len(text)} bytes of JSON and {len(raw)} of vectors, expected "
-            f"{HEADER_LIMIT} and {FILE_LIMIT} at most. Save its parts one by one."
-        )
-    return struct.pack("<Q", len(text)) + text + raw
-
-
 def write_steering(
     path: Path, spec: Mapping[str, Any], tensors: Mapping[str, Float32[np.ndarray, "..."]]
 ) -> None:
-    """Write a file, complete or not at all; replaces one that is there."""
-    raw = encode_steering(spec, tensors)
+    """Write a file, complete or not at all; replaces one that is there.
+
+    Raises:
+        FormatError: it is larger than what a reader takes.
+    """
+    text = canonical_json(spec)
+    n_bytes = sum(array.nbytes for array in tensors.values())
+    if 4 * len(text) > HEADER_LIMIT or n_bytes > FILE_LIMIT - HEADER_LIMIT:
+        raise FormatError(
+            f"the steering takes {len(text)} bytes of JSON and {n_bytes} of vectors, expected "
+            f"{HEADER_LIMIT // 4} and {FILE_LIMIT - HEADER_LIMIT} at most. Save its parts one by "
+            "one."
+        )
+    raw = safetensors_bytes(tensors, {"format": FORMAT, "spec": text})
     with atomic_path(path) as temporary:
         temporary.write_bytes(raw)
 
@@ -78,9 +66,10 @@ def write_steering(
 def read_steering(
     path: Path, make: Callable[[dict[str, Any], dict[str, np.ndarray]], Steering]
 ) -> Steering:
-    """Read what `write_steering` wrote.
+    """Read what `write_steering` wrote, or a control vector in GGUF.
 
-    `make` makes the steering of spec and tensors, which may be wrong in any way.
+    `make` makes the steering of spec and tensors, which may be wrong in any way. A control vector
+    has no digest.
 
     Raises:
         StoreNotFoundError: there is no file.
@@ -90,15 +79,20 @@ def read_steering(
         raise StoreNotFoundError(f"no steering at '{path}'. Pass a file that Steering.save wrote.")
     from safetensors import SafetensorError
 
+    expected, remedy = f"a whole '{FORMAT}'", "Pass a file that Steering.save wrote."
+    read = _read
     try:
-        return make(*_read(path))
+        with path.open("rb") as file:
+            if file.read(4) == MAGIC:
+                expected, remedy = "a control vector in GGUF", "Pass one of repeng or llama.cpp."
+                read = _read_control_vector
+        return make(*read(path))
     except ActcacheError as error:
         raise FormatError(f"'{path}': {error}") from None
     except (SafetensorError, ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise FormatError(
-            f"'{path}' is no steering file ({type(error).__name__}: {reason}), expected a whole "
-            f"'{FORMAT}'. Pass a file that Steering.save wrote."
+            f"'{path}' is no steering file ({reason}), expected {expected}. {remedy}"
         ) from None
 
 
@@ -126,13 +120,11 @@ def part_values(documents: Any, tensors: Mapping[str, np.ndarray]) -> Iterator[d
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     from safetensors import safe_open
 
-    size = path.stat().st_size
+    _check_size(path)
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    if size > FILE_LIMIT or header > HEADER_LIMIT:
-        raise ValueError(
-            f"{size} bytes with a header of {header}, at most {FILE_LIMIT} and {HEADER_LIMIT}"
-        )
+    if header > HEADER_LIMIT:
+        raise ValueError(f"a header of {header} bytes, at most {HEADER_LIMIT}")
     with safe_open(path, framework="numpy") as opened:
         metadata = opened.metadata() or {}
         if metadata.get("format") != FORMAT:
@@ -146,6 +138,33 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             tensors[name] = opened.get_tensor(name)
     spec = json.loads(metadata["spec"], parse_constant=_refuse_constant)
     return check_keys("spec", spec, ("digest", "parts")), tensors
+
+
+def _read_control_vector(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Read GGUF as the steering that llama.cpp does with it."""
+    _check_size(path)
+    directions = read_control_vector(path.read_bytes())
+    layers = [layer for layer, direction in directions.items() if direction.any()]
+    if not layers:
+        raise ValueError("all of its directions are zero")
+    part = {
+        "operator": "add",
+        "site": "resid_post",
+        "layers": layers,
+        "strength": 1.0,
+        "tokens": "all",
+        "window": None,
+        "gate": None,
+        "renorm": False,
+        "source": SteeringSource(method="control vector").document(),
+    }
+    vectors = np.stack([directions[layer] for layer in layers])
+    return {"parts": [part]}, {"0.vectors": vectors}
+
+
+def _check_size(path: Path) -> None:
+    if (size := path.stat().st_size) > FILE_LIMIT:
+        raise ValueError(f"{size} bytes, at most {FILE_LIMIT}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
