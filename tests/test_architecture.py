@@ -7,6 +7,7 @@ the table is as it is.
 import ast
 import shutil
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,9 +166,18 @@ def sources(root: Path) -> dict[str, Path]:
     return modules
 
 
-def imports(module: str, path: Path, modules: dict[str, Path]) -> Iterator[Import]:
+def imports(module: str, path: Path, modules: dict[str, Path]) -> tuple[Import, ...]:
     """Imports of one module: those of ours by the module that they load, others by top level."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return _imports(module, path.read_text(encoding="utf-8"), frozenset(modules))
+
+
+@cache  # copies of the sources differ in a file or two
+def _imports(module: str, text: str, modules: frozenset[str]) -> tuple[Import, ...]:
+    return tuple(_read_imports(module, text, modules))
+
+
+def _read_imports(module: str, text: str, modules: frozenset[str]) -> Iterator[Import]:
+    tree = ast.parse(text)
     later = {
         id(inner)
         for node in ast.walk(tree)
@@ -256,8 +266,6 @@ def circles(root: Path) -> list[str]:
 def copy_of_the_sources(folder: Path) -> Path:
     for name in ("actcache", "analysis", "cli"):
         for path in (ROOT / name).rglob("*.py"):
-            if "analysis" in path.relative_to(ROOT).parts[1:2] or "cli" in path.parts[-3:-1]:
-                pass
             target = folder / path.relative_to(ROOT)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
