@@ -294,7 +294,8 @@ class SteerConfig:
                     "--unit."
                 )
             return
-        grid = list(self.strength)
+        grid = [float(value) for value in self.strength]
+        object.__setattr__(self, "strength", tuple(grid))  # whole numbers too
         if not grid or len(set(grid)) < len(grid) or not all(map(math.isfinite, grid)):
             raise ActcacheError(
                 f"strengths are {grid}, expected one or more finite numbers, each once. Pass "
