@@ -205,7 +205,14 @@ def _plan_file(
 
 def _finished(plan: GenerationPlan) -> GenerationPlan:
     require_usable(plan.rows, plan.ways, plan.model, plan.config)
-    return replace(plan, configurations=plan_configurations(plan.ways, plan.rows, plan.config))
+    left_out = plan.left_out
+    if not any(row.split == "validation" for row in plan.rows):
+        left_out += ("the choice of a strength: there are no validation rows",)
+    return replace(
+        plan,
+        configurations=plan_configurations(plan.ways, plan.rows, plan.config),
+        left_out=left_out,
+    )
 
 
 def _sites(results: Results, behaviors: Sequence[str]) -> dict[str, tuple[SiteScores, ...]] | None:

@@ -18,7 +18,9 @@ from actcache.engine.model import load_model
 from actcache.errors import StoreNotFoundError
 from actcache.progress import Silent
 from tests.reference.steering import reference_generate
+from tests.support.chat_server import ChatServer
 from tests.support.processes import ROOT
+from tests.support.recorder import Recorder
 
 SETTINGS = {"strength": (-2.0, 2.0), "max_new": 6, "draws": 20}
 
@@ -153,3 +155,48 @@ def _facts(text):
     numbers = [text.nll_steered, text.nll_unsteered, text.target]
     rounded = [None if number is None else round(number, 3) for number in numbers]
     return text.configuration, text.id, text.sample, text.tokens, text.text, text.ended, rounded
+
+
+@pytest.mark.model
+def test_a_judges_verdicts_are_the_target_and_are_paid_once(
+    steering_file, rows_file, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    watcher = Recorder()
+    ask = tmp_path / "ask.txt"
+    ask.write_text("{text} then say 7", encoding="utf-8")
+    with ChatServer() as server:
+        judged = partial(
+            analysis.generate_steered,
+            steering_file,
+            data=[rows_file],
+            target="judge",
+            judge="m",
+            base_url=server.url,
+            judge_prompt=str(ask),
+            verdicts=str(tmp_path / "verdicts.sqlite"),
+            limit=2,
+            **SETTINGS,
+        )
+        first = judged(tmp_path / "gen", progress=watcher)
+        n_asked = len(server.requests)
+        again = judged(tmp_path / "again")
+        assert len(server.requests) == n_asked
+    distinct = {text.text for text in first.texts()}
+    assert n_asked == len(distinct)
+    assert {text.target for text in first.texts()} == {7.0}
+    assert [text.target for text in again.texts()] == [text.target for text in first.texts()]
+    assert first.summary.judge == "m, 0 of 24 texts without a verdict"
+    [cost] = watcher.costs
+    assert "24 new texts for the judge m" in str(cost)
+
+
+@pytest.mark.model
+def test_without_validation_rows_nothing_is_chosen_and_nothing_is_saved(steering_file, tmp_path):
+    texts = analysis.generate_steered(
+        steering_file, tmp_path / "gen", prompts=["Hi", "Well?"], **SETTINGS
+    )
+    assert [method.choice for method in texts.summary.methods] == [None, None]
+    assert any("validation" in reason for reason in texts.summary.left_out)
+    with pytest.raises(StoreNotFoundError, match="no strength was chosen"):
+        _ = texts.steering_path
