@@ -87,8 +87,8 @@ StoreDtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 Stage = Literal["vectors", "layers", "sweep", "predictors"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-"""In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers;
-predictors read a sweep, which is run where the results folder has none."""
+"""In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers
+but of norm outputs; predictors read a sweep, which is run where the results folder has none."""
 
 FirstSteered = Literal["fork", "prompt", "completion"]
 FIRST_STEERED: tuple[FirstSteered, ...] = get_args(FirstSteered)

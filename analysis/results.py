@@ -1,7 +1,9 @@
 """The results folder of an analysis: its arrays, opening it, checking whose it is, emptying it."""
 
-import shutil
-from collections.abc import Mapping, Sequence
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,19 +13,42 @@ import numpy as np
 from jaxtyping import Float32
 
 from actcache.analysis.directions.difference_of_means import Directions, unit
-from actcache.analysis.files import plain, write_arrays, write_tensors
-from actcache.analysis.names import CAA, METHOD, slugs, w2s
+from actcache.analysis.directions.planes import Plane
+from actcache.analysis.files import plain, tensor_header, write_arrays, write_tensors
+from actcache.analysis.names import CAA, L2S, METHOD, slugs, w2s
+from actcache.analysis.predict.reuse import FINGERPRINT, remove_artifact
 from actcache.analysis.report.pages import html_page
 from actcache.analysis.stats.slopes import fit_quality
 from actcache.analysis.summary import StoreSummary, Summary, VectorSummary, read_store
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.analysis.sweep.steerability import Steerability
-from actcache.errors import FormatError, MismatchError, StoreNotFoundError
+from actcache.errors import (
+    ActcacheError,
+    FormatError,
+    MismatchError,
+    StoreExistsError,
+    StoreNotFoundError,
+)
 from actcache.identity import IDENTITY, require_same
+from actcache.store.layout import partial_folder, record_name
+from actcache.store.partial import require_outside_stores
+from actcache.store.schema import DOCUMENT_LIMIT
+from actcache.store.storage.atomic import lock_folder, make_folder, os_errors_explained, remove
+from actcache.store.storage.local import LocalStorage
 from actcache.store.store import Store
 
 if TYPE_CHECKING:
+    from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
+
+SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
+SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
+FILES = (
+    *(SUMMARY, "tables.md", DIRECTIONS, "planes.safetensors"),
+    *("moments.npz", "steerability.npz", "predictors.npz"),
+    *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
+)
+"""Files that `analyze` leaves in a folder, beside the sweep and `predictors/`."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +117,24 @@ class Results:
             folder / f"{directions}-{encoder}" / f"{key.removeprefix('w2s_')}.safetensors"
         )
 
+    def vector_predictor(self, behavior: str) -> "VectorPredictor":
+        """Load the networks of L2S, which predict a vector for each prompt.
+
+        Raises:
+            MismatchError: the folder has none of that behavior.
+        """
+        from actcache.analysis.predict.l2s.vector_predictor import FILE, VectorPredictor
+
+        scores = self.summary.predictors
+        trained = list(scores.networks) if scores is not None else []
+        if scores is None or behavior not in trained:
+            raise MismatchError(
+                f"'{self.path}' has no networks of L2S for behavior '{behavior}', expected some of "
+                f"{trained}. Run the stages sweep and predictors with --vectors caa,l2s."
+            )
+        folder = self.path / "predictors" / slugs(scores.behaviors)[behavior]
+        return VectorPredictor.load(folder / L2S / FILE)
+
     def _repr_html_(self) -> str:
         return html_page(self.summary)
 
@@ -149,11 +192,7 @@ def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, 
     for name, values in zip(directions.names, directions.values, strict=True):
         tensors[f"{name}/{METHOD}"] = values
         tensors[f"{name}/{METHOD}_unit"] = unit(values)
-    about = {
-        "layer": "output of the decoder block, from 0",
-        "weights_sha256": str(store.provenance["model"]["weights_sha256"]),
-        "model": str(store.provenance["model"]["name"]),
-    }
+    about = {"layer": "output of the decoder block, from 0", **_model(store)}
     write_tensors(out / "directions.safetensors", tensors, about=about)
     moments = directions.moments
     classes = [f"{name}/{side}" for name in directions.names for side in ("positive", "negative")]
@@ -172,6 +211,17 @@ def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, 
         name: VectorSummary(n_positive=int(p), n_negative=int(q), norm=tuple(norm.tolist()))
         for name, (p, q), norm in zip(directions.names, counts, norms, strict=True)
     }
+
+
+def write_planes(out: Path, store: Store, planes: Mapping[str, Plane]) -> None:
+    """Write `planes.safetensors`: `<name>/plane`, float32 `[2, d_model]`, orthonormal."""
+    tensors = {f"{name}/plane": plane.basis.astype(np.float32) for name, plane in planes.items()}
+    write_tensors(out / "planes.safetensors", tensors, about=_model(store))
+
+
+def _model(store: Store) -> dict[str, str]:
+    model = store.provenance["model"]
+    return {"weights_sha256": str(model["weights_sha256"]), "model": str(model["name"])}
 
 
 def write_steerability(
@@ -210,13 +260,90 @@ def write_steerability(
     write_arrays(out / "steerability.npz", arrays)
 
 
-def remove_results(out: Path) -> None:
-    """Remove what `analyze` left in a folder, and nothing else."""
-    for name in ("sweep.zarr", "sweep.zarr.partial", "predictors"):
-        shutil.rmtree(out / name, ignore_errors=True)
-    for name in (
-        *("summary.json", "tables.md", "directions.safetensors", "moments.npz"),
-        *("steerability.npz", "steerability.png", "grid.png", "layers.png"),
-        *("predictors.npz", "embeddings.png"),
-    ):
+@contextmanager
+def results_folder(out: Path, store: Store, *, overwrite: bool) -> Iterator[None]:
+    """Make `out`, keep every other analysis out of it, and with `overwrite` remove its results.
+
+    Raises:
+        StoreExistsError: it is inside a store, or holds files of those names that are not results.
+        ActcacheError: another analysis is writing it.
+        MismatchError: without `overwrite`, its results are of another store.
+    """
+    require_outside_stores(out / SUMMARY)
+    with os_errors_explained(f"'{out}' cannot be written"):
+        make_folder(out.absolute())
+        try:
+            unlock = lock_folder(out)
+        except BlockingIOError:
+            raise ActcacheError(
+                f"another analysis is writing to '{out}', expected one at a time. Wait for it, or "
+                "choose another folder with -o."
+            ) from None
+    try:
+        _require_ours(out, overwrite=overwrite)
+        if overwrite:
+            _remove_results(out)
+        else:
+            require_same_store(out, store)
+        yield
+    finally:
+        unlock()
+
+
+def _require_ours(out: Path, *, overwrite: bool) -> None:
+    """Refuse to write over, or to remove, what only has the names of results."""
+    suspects = [*FILES, SWEEP, PREDICTORS] if not is_results(out) else [SWEEP] if overwrite else []
+    foreign = [x for x in suspects if os.path.lexists(out / x) and not is_sweep(out / x)]
+    if foreign:
+        raise StoreExistsError(
+            f"'{out / foreign[0]}' is not what analyze writes, so it will not be replaced. Choose "
+            "another folder with -o."
+        )
+
+
+def is_results(out: Path) -> bool:
+    """Whether analyze wrote to a folder: its summary, directions or sweep say so."""
+    return (
+        _has_keys(out / SUMMARY, "store", "config")
+        or is_sweep(out / SWEEP)
+        or is_sweep(partial_folder(out / SWEEP))
+        or any(name.endswith(f"/{METHOD}") for name in tensor_header(out / DIRECTIONS))
+    )
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether a folder is a sweep, finished or not: its first record lists propensities."""
+    storage = LocalStorage(path)
+    try:
+        return b'/propensity/zarr.json"' in storage.read(record_name(0), at_most=DOCUMENT_LIMIT)
+    except (FormatError, OSError):
+        return False
+
+
+def _has_keys(path: Path, *keys: str) -> bool:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and document.keys() >= set(keys)
+
+
+def _remove_results(out: Path) -> None:
+    """Remove what `analyze` left in a folder, and nothing else; the summary last."""
+    for name in FILES:
+        if name not in (SUMMARY, DIRECTIONS):
+            (out / name).unlink(missing_ok=True)
+    predictors = out / PREDICTORS
+    for path in (out / SWEEP, predictors / LEARNED):
+        for sweep in (path, partial_folder(path)):
+            if is_sweep(sweep):
+                remove(sweep)
+    for note in predictors.glob(f"*/*/{FINGERPRINT}"):
+        if not _has_keys(note, "store"):
+            continue
+        remove_artifact(note.parent)
+        for folder in (note.parent, note.parent.parent, predictors):
+            with suppress(OSError):  # it holds something else
+                folder.rmdir()
+    for name in (DIRECTIONS, SUMMARY):
         (out / name).unlink(missing_ok=True)

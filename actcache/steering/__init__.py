@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from actcache.steering.loop import check_generation, generate
     from actcache.steering.prompt_gates import decide_gates
     from actcache.steering.sampling import Continuation, Request
+    from actcache.steering.scoring import TextScores, score_choices, score_texts
     from actcache.steering.source import Calibration, SteeringSource
     from actcache.steering.steering import AnySteering, Steering, SteeringSum
 
@@ -25,10 +26,13 @@ __all__ = [
     "Steering",
     "SteeringSource",
     "SteeringSum",
+    "TextScores",
     "TokenGate",
     "check_generation",
     "decide_gates",
     "generate",
+    "score_choices",
+    "score_texts",
     "steer",
 ]
 

@@ -1,22 +1,64 @@
-"""Checks of what a steering is made of; each error names the field, in one line."""
+"""The words of a steering, and checks of its fields; each error names the field, in one line."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
 from actcache.errors import ActcacheError
 
+Operator = Literal["add", "ablate", "set", "turn_to", "rotate"]
+OPERATORS: tuple[Operator, ...] = get_args(Operator)
+
+PLANE_OPERATORS: tuple[Operator, ...] = ("turn_to", "rotate")
+"""Operators whose vectors are planes `[k, 2, d]` and whose strength is an angle in degrees."""
+
+UNIT_OPERATORS: tuple[Operator, ...] = ("ablate", "set")
+"""Operators whose vectors have norm 1: their strength is a share of a projection, or a projection.
+"""
+
+SteeringSite = Literal[
+    "resid_post", "resid_pre", "attn_out", "mlp_out", "ln1", "ln2", "ln1_post", "ln2_post"
+]
+STEERING_SITES: tuple[SteeringSite, ...] = get_args(SteeringSite)
+
+SteeredTokens = Literal["prompt", "completion", "all", "front"]
+STEERED_TOKENS: tuple[SteeredTokens, ...] = get_args(SteeredTokens)
+
 ORTHONORMAL = 1e-6
 """Largest deviation of an inner product of unit or orthonormal vectors, in float64."""
 
 
+OPERATOR_UNITS: Mapping[Operator, str] = {
+    "add": "multiplier",
+    "ablate": "share",
+    "set": "projection",
+    "turn_to": "degrees",
+    "rotate": "degrees",
+}
+"""What the strength of an operator counts."""
+
+_LONGEST = 80
+"""Characters of a value in a message."""
+
+
 def refuse(field: str, value: object, expected: str, remedy: str) -> NoReturn:
-    """Raise the error of a field."""
-    raise ActcacheError(f"steering: {field} is {value}, expected {expected}. {remedy}")
+    """Raise the error of a field; the value may be anything, and is shown in one line."""
+    raise ActcacheError(f"steering: {field} is {_shown(value)}, expected {expected}. {remedy}")
+
+
+def check_choice(field: str, value: Any, words: Sequence[str]) -> None:
+    """Refuse a value that is none of some words."""
+    if not isinstance(value, str) or value not in words:
+        refuse(field, repr(value), ", ".join(words), "Pass one of them.")
+
+
+def _shown(value: object) -> str:
+    text = " ".join(str(value)[: 4 * _LONGEST].split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
 def check_number(field: str, value: Any) -> float:
@@ -71,7 +113,12 @@ def check_window(field: str, window: Any) -> tuple[int, int | None]:
     stop = None if stop is None else check_integer(f"{field} stop", stop)
     if start < 0 or (stop is not None and stop <= start):
         shown = f"{start}:{'' if stop is None else stop}"
-        refuse(field, shown, "0 ≤ start < stop", "Decode steps count from 0; stop is left out.")
+        refuse(
+            field,
+            shown,
+            "0 ≤ start < stop",
+            "Steps count from 0, and stop is the first that is not steered.",
+        )
     return start, stop
 
 
@@ -84,9 +131,11 @@ def check_array(field: str, values: Any) -> Float32[np.ndarray, "..."]:
     if given.dtype.kind not in "fiu" or not given.size:
         shown = f"of dtype {given.dtype} and shape {list(given.shape)}"
         refuse(field, shown, "an array of numbers", "Pass one vector (or plane) a layer.")
-    shared = given.dtype == np.float32 and given.flags.c_contiguous and not given.flags.writeable
-    with np.errstate(over="ignore"):  # what float32 cannot hold is refused below
-        array = given if shared else np.array(given, np.float32, order="C")
+    flags = given.flags
+    frozen = flags.owndata and flags.c_contiguous and not flags.writeable
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        is_ours = frozen and given.dtype == np.float32
+        array = given if is_ours else np.array(given, np.float32, order="C")
     array.flags.writeable = False
     if not np.isfinite(array).all():
         place = [int(axis) for axis in np.argwhere(~np.isfinite(array))[0]]
@@ -145,6 +194,50 @@ def set_fields(instance: object, **values: Any) -> None:
     """Set fields of a frozen instance that is being made."""
     for name, value in values.items():
         object.__setattr__(instance, name, value)
+
+
+def check_steering_vectors(
+    operator: Operator, tokens: SteeredTokens, layers: tuple[int, ...], vectors: np.ndarray
+) -> None:
+    """Refuse vectors that do not fit operator, tokens and layers."""
+    names, field = layer_names(layers), "vectors"
+    if operator in PLANE_OPERATORS:
+        check_shape(field, vectors, (len(layers), 2, None), f"a plane a layer for '{operator}'")
+        check_planes(field, vectors, names)
+    elif tokens == "front":
+        check_shape(field, vectors, (None, None), "a vector a token for 'front'")
+        if not vectors.any():  # single rows may be zero: both prompts begin with BOS
+            refuse(field, "zero", "a direction at some token", "Take other prompts.")
+    else:
+        check_shape(field, vectors, (len(layers), None), f"a vector a layer for '{operator}'")
+        check_vectors(field, vectors, names, unit=operator in UNIT_OPERATORS)
+
+
+def check_tokens(
+    tokens: SteeredTokens,
+    *,
+    operator: Operator,
+    layers: tuple[int, ...],
+    window: tuple[int, int | None] | None,
+    token_gate: bool,
+) -> None:
+    """Refuse fields that do not go with which tokens are steered."""
+    for field, value, fits, expected in (
+        ("operator", operator, operator == "add", "'add'"),
+        ("layers", layers, len(layers) == 1, "one layer"),
+        ("window", window, window is None, "None"),
+        ("gate", "a TokenGate", not token_gate, "a PromptGate or None"),
+    ):
+        if tokens == "front" and not fits:
+            remedy = "Pass other tokens, such as 'all'."
+            refuse(field, value, f"{expected} with tokens 'front'", remedy)
+    if tokens == "completion" and window is not None and window[1] == 1:
+        refuse(
+            "window",
+            f"{window[0]}:1",
+            "a stop of 2 or more with tokens 'completion'",
+            "Step 0 is the last prompt token's: pass tokens='prompt'.",
+        )
 
 
 def check_text(field: str, value: Any) -> str | None:

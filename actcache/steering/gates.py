@@ -6,10 +6,11 @@ from typing import Any, Literal, get_args, no_type_check
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.settings import check_word
 from actcache.steering.checks import (
     check_array,
     check_bool,
+    check_choice,
+    check_keys,
     check_layers,
     check_number,
     check_shape,
@@ -66,7 +67,7 @@ class PromptGate:
         threshold = check_number("gate.threshold", self.threshold)
         if abs(threshold) > 1:
             refuse("gate.threshold", threshold, "a cosine, from -1 to 1", "Pass one.")
-        check_word("steering: gate.over", self.over, PROMPT_PARTS)
+        check_choice("gate.over", self.over, PROMPT_PARTS)
         above = check_bool("gate.above", self.above)
         set_fields(self, layers=layers, vectors=vectors, threshold=threshold, above=above)
 
@@ -84,3 +85,18 @@ def gate_fields(gate: TokenGate | PromptGate | None) -> dict[str, Any] | None:
         "above": gate.above,
         "over": gate.over,
     }
+
+
+def read_gate(document: Any, vectors: Any) -> TokenGate | PromptGate | None:
+    """Make a gate of what `gate_fields` gives, and its vectors."""
+    if document is None:
+        return None
+    kind = document.get("kind") if isinstance(document, dict) else document
+    check_choice("gate.kind", kind, ("token", "prompt"))
+    if kind == "token":
+        values = check_keys("gate", document, ("kind", "threshold"))
+        return TokenGate(threshold=values["threshold"])
+    names = ("kind", "layers", "threshold", "above", "over")
+    values = {**check_keys("gate", document, names)}
+    del values["kind"]
+    return PromptGate(**values, vectors=vectors)

@@ -19,7 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actcache.steering.steering import PLANE_OPERATORS, Operator, Steering
+from actcache.steering.checks import PLANE_OPERATORS, Operator
+from actcache.steering.steering import Steering
 
 SCALED_OPERATORS: tuple[Operator, ...] = ("add", "set")
 """Operators whose strength is a size in the value's own unit."""

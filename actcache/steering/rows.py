@@ -18,6 +18,7 @@ from torch import Tensor
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import Tap, find_taps
 from actcache.errors import MismatchError
+from actcache.steering.checks import Operator, SteeredTokens
 from actcache.steering.gates import PromptGate
 from actcache.steering.operators import (
     SCALED_OPERATORS,
@@ -26,12 +27,7 @@ from actcache.steering.operators import (
     is_identity,
     restore_norm,
 )
-from actcache.steering.steering import (
-    AnySteering,
-    Operator,
-    SteeredTokens,
-    Steering,
-)
+from actcache.steering.steering import AnySteering, Steering
 
 Place = tuple[str, int]
 """Site and layer."""
@@ -88,8 +84,7 @@ class _Group:
         if self.window is not None:  # the prompt is computed in step 0, column width - 1 its last
             start, stop = self.window
             begin = max(begin, width - 1 + start) if start > 0 else begin
-            if stop is not None:
-                end = min(end, width - 1 + stop) if stop > 0 else 0
+            end = end if stop is None else min(end, width - 1 + stop)
         return max(begin - columns.first, 0), min(end - columns.first, t)
 
     def steer(
@@ -156,7 +151,8 @@ class SteeredRows:
 
     def __init__(self, model: LanguageModel, steerings: Sequence[AnySteering | None]) -> None:
         self.n_rows = len(steerings)
-        self.taps: Mapping[Place, Tap] = {}
+        taps: dict[Place, Tap] = {}
+        self.taps: Mapping[Place, Tap] = taps
         """Where in the model each place lies; the same module has one place, whatever its names."""
 
         self.first_blocks: list[int] = [model.n_layers] * self.n_rows
@@ -181,7 +177,7 @@ class SteeredRows:
                 for k, layer in enumerate(part.layers):
                     tap = by_site[part.site][layer]
                     place = names.setdefault((id(tap.module), tap.before), (part.site, layer))
-                    self.taps = {**self.taps, place: tap} if place not in self.taps else self.taps
+                    taps.setdefault(place, tap)
                     # Parts of one row at one place are applied in turn, hence their number.
                     number = used[place] = used.get(place, -1) + 1
                     gated = part.gate is not None
@@ -192,7 +188,7 @@ class SteeredRows:
         self._wide = torch.promote_types(model.hf.dtype, torch.float32)
         self._groups = {
             place: [
-                _make_group(groups[key], self.n_rows, self.taps[place].scale, self._wide)
+                _make_group(groups[key], self.n_rows, taps[place].scale, self._wide)
                 for key in sorted(groups, key=lambda key: int(key[0]))
             ]
             for place, groups in members.items()
@@ -212,7 +208,7 @@ class SteeredRows:
             value: `[b, t, d]`, or `[b · t, d]`, as the module has it.
             columns: which columns the pass computes.
         """
-        tokens = value.view(self.n_rows, -1, value.shape[-1])
+        tokens = value.reshape(self.n_rows, -1, value.shape[-1])
         t = tokens.shape[1]
         groups = self._groups.get((site, layer), [])
         if groups and groups[0].vectors.device != value.device:
@@ -233,10 +229,10 @@ class SteeredRows:
             part = wide[rows, begin - low : end - low]
             wide[rows, begin - low : end - low] = group.steer(part, begin, columns)
         if high - low == t:
-            return wide.to(value.dtype).view(value.shape)
+            return wide.to(value.dtype).reshape(value.shape)
         steered = tokens.clone()
         steered[:, low:high] = wide  # rounds
-        return steered.view(value.shape)
+        return steered.reshape(value.shape)
 
     def select(self, rows: Int64[np.ndarray, " n"]) -> "SteeredRows":
         """Return the steerings of some rows, in this order; a row may repeat (beams)."""

@@ -5,66 +5,47 @@ apply it. `a + b` is a `SteeringSum`, applied in order.
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, Literal, get_args, no_type_check
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, no_type_check
 
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.settings import check_word
 from actcache.steering.checks import (
+    OPERATOR_UNITS,
+    OPERATORS,
+    STEERED_TOKENS,
+    STEERING_SITES,
+    UNIT_OPERATORS,
+    Operator,
+    SteeredTokens,
+    SteeringSite,
     check_array,
     check_bool,
+    check_choice,
     check_layers,
     check_number,
-    check_planes,
-    check_shape,
-    check_vectors,
+    check_steering_vectors,
+    check_tokens,
     check_window,
-    layer_names,
     refuse,
     set_fields,
 )
+from actcache.steering.files.steering_file import (
+    canonical_json,
+    part_values,
+    read_steering,
+    write_steering,
+)
 from actcache.steering.gates import PromptGate, TokenGate, gate_fields
-from actcache.steering.source import SteeringSource
+from actcache.steering.source import SteeringSource, read_direction, require_model
 
-__all__ = [
-    "OPERATORS",
-    "PLANE_OPERATORS",
-    "STEERED_TOKENS",
-    "STEERING_SITES",
-    "UNIT_OPERATORS",
-    "AnySteering",
-    "Operator",
-    "PromptGate",
-    "SteeredTokens",
-    "Steering",
-    "SteeringSite",
-    "SteeringSum",
-    "TokenGate",
-    "canonical_json",
-]
-
-Operator = Literal["add", "ablate", "set", "turn_to", "rotate"]
-OPERATORS: tuple[Operator, ...] = get_args(Operator)
-
-PLANE_OPERATORS: tuple[Operator, ...] = ("turn_to", "rotate")
-"""Operators whose vectors are planes `[k, 2, d]` and whose strength is an angle in degrees."""
-
-UNIT_OPERATORS: tuple[Operator, ...] = ("ablate", "set")
-"""Operators whose vectors have norm 1: their strength is a share of a projection, or a projection.
-"""
-
-SteeringSite = Literal[
-    "resid_post", "resid_pre", "attn_out", "mlp_out", "ln1", "ln2", "ln1_post", "ln2_post"
-]
-STEERING_SITES: tuple[SteeringSite, ...] = get_args(SteeringSite)
-
-SteeredTokens = Literal["prompt", "completion", "all", "front"]
-STEERED_TOKENS: tuple[SteeredTokens, ...] = get_args(SteeredTokens)
+if TYPE_CHECKING:
+    from actcache.steering.source import AnyModel
 
 
 @no_type_check  # factors and strengths too
@@ -123,6 +104,68 @@ class AnySteering(ABC):
             digest.update(array.astype("<f4", copy=False).data)
         return digest.hexdigest()
 
+    def save(self, path: str | Path) -> None:
+        """Write it as one safetensors file with canonical JSON in its metadata; replaces a file.
+
+        Equal steerings of one source are equal files, byte for byte.
+        """
+        parts = [
+            {**part.fields, "source": part.source and part.source.document()} for part in self.parts
+        ]
+        write_steering(Path(path), {"digest": self.digest, "parts": parts}, self.tensors)
+
+    @staticmethod
+    def load(
+        path: str | Path, *, model: "AnyModel | None" = None, other_model: bool = False
+    ) -> "AnySteering":
+        """Read what `save` wrote, with NumPy alone; nothing in the file is executed.
+
+        Args:
+            path: the file; or a control vector in GGUF, which is read as `add` at `resid_post` of
+                all tokens.
+            model: the model that is to be steered, or the fields that identify it: it must be the
+                one that the steering was made for.
+            other_model: accept another model of the same width.
+
+        Raises:
+            FormatError: the file is damaged, or something else; names the field.
+            MismatchError: the model is another; names the field.
+        """
+        steering = read_steering(Path(path), _make)
+        if model is not None:
+            steering.require_model(model, where=f"'{path}'", other_model=other_model)
+        return steering
+
+    def require_model(
+        self, model: "AnyModel", *, where: str = "the steering", other_model: bool = False
+    ) -> None:
+        """Refuse a model that the steering was not made for, is too narrow or has too few layers.
+
+        Args:
+            model: a model, or its fields: those of `actcache.identity.IDENTITY`, and
+                `tokenizer_sha256` and `template_sha256`; what is not known agrees.
+            where: what messages call the steering.
+            other_model: accept another model, if it is as wide and has the layers.
+
+        Raises:
+            MismatchError: names the first field that differs, and both values.
+        """
+        for part in self.parts:
+            require_model(
+                replace(part.source or SteeringSource(), d_model=self.d_model),
+                model,
+                last_layer=part.last_layer,
+                where=where,
+                other_model=other_model,
+            )
+
+    def __repr__(self) -> str:
+        parts = (
+            f"{part.operator} {part.strength:g} at {part.site} of layers {list(part.layers)}"
+            for part in self.parts
+        )
+        return f"<{type(self).__name__} {self.digest[:8]}: {' + '.join(parts)}>"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, AnySteering) and self.digest == other.digest
 
@@ -131,7 +174,7 @@ class AnySteering(ABC):
 
 
 @no_type_check  # users' values: `__post_init__` refuses them, also under a type checker
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Steering(AnySteering):
     """One operator at one site of some layers.
 
@@ -155,8 +198,8 @@ class Steering(AnySteering):
 
     tokens: SteeredTokens = "prompt"
     window: tuple[int, int | None] | None = None
-    """Decode steps start:stop that are steered; step 0 computes the first generated token's logits
-    (the last prompt token); None is all."""
+    """Decode steps start:stop whose tokens are steered; None is all. Step 0 computes the prompt,
+    and so the first generated token's logits, step 1 the first generated token."""
 
     gate: TokenGate | PromptGate | None = None
     renorm: bool = False
@@ -172,66 +215,55 @@ class Steering(AnySteering):
     """The strength at which an operator changes nothing."""
 
     def __post_init__(self) -> None:
-        check_word("steering: operator", self.operator, OPERATORS)
-        check_word("steering: site", self.site, STEERING_SITES)
-        check_word("steering: tokens", self.tokens, STEERED_TOKENS)
+        check_choice("operator", self.operator, OPERATORS)
+        check_choice("site", self.site, STEERING_SITES)
+        check_choice("tokens", self.tokens, STEERED_TOKENS)
         layers = check_layers("layers", self.layers)
         vectors = check_array("vectors", self.vectors)
         window = None if self.window is None else check_window("window", self.window)
         set_fields(self, layers=layers, vectors=vectors, window=window)
         set_fields(self, strength=check_number("strength", self.strength))
         set_fields(self, renorm=check_bool("renorm", self.renorm))
-        if not isinstance(self.source, SteeringSource | None):
-            refuse("source", repr(self.source), "a SteeringSource or None", "Pass one.")
-        self._check_vectors()
+        check_steering_vectors(self.operator, self.tokens, layers, vectors)
+        check_tokens(
+            self.tokens,
+            operator=self.operator,
+            layers=layers,
+            window=window,
+            token_gate=isinstance(self.gate, TokenGate),
+        )
         self._check_gate()
-        if self.tokens == "front":
-            self._check_front()
-        if self.tokens == "completion" and window is not None and window[1] == 1:
-            refuse("window", f"{window[0]}:1", "a stop of 2 or more with tokens 'completion'",
-                   "Step 0 is the last prompt token's: pass tokens='prompt'.")  # fmt: skip
-
-    def _check_vectors(self) -> None:
-        k = len(self.layers)
-        if self.operator in PLANE_OPERATORS:
-            check_shape(
-                "vectors", self.vectors, (k, 2, None), f"a plane a layer for '{self.operator}'"
-            )
-            check_planes("vectors", self.vectors, layer_names(self.layers))
-        elif self.tokens == "front":
-            check_shape("vectors", self.vectors, (None, None), "a vector a token for 'front'")
-            if not self.vectors.any():  # single rows may be zero: both prompts begin with BOS
-                refuse("vectors", "zero", "a direction at some token", "Take other prompts.")
-        else:
-            check_shape(
-                "vectors", self.vectors, (k, None), f"a vector a layer for '{self.operator}'"
-            )
-            unit = self.operator in UNIT_OPERATORS
-            check_vectors("vectors", self.vectors, layer_names(self.layers), unit=unit)
+        self._check_source()
 
     def _check_gate(self) -> None:
         if not isinstance(self.gate, TokenGate | PromptGate | None):
             refuse("gate", repr(self.gate), "a TokenGate, a PromptGate or None", "Pass one.")
         if isinstance(self.gate, PromptGate) and self.gate.vectors.shape[-1] != self.d_model:
-            width = self.gate.vectors.shape[-1]
-            refuse("gate.vectors", f"{width} wide", f"{self.d_model}, as vectors are", "Pass the "
-                   "conditions of the same model.")  # fmt: skip
+            width, expected = self.gate.vectors.shape[-1], f"{self.d_model}, as vectors are"
+            refuse("gate.vectors", f"{width} wide", expected, "Pass conditions of that model.")
 
-    def _check_front(self) -> None:
-        for field, value, fits, expected in (
-            ("operator", self.operator, self.operator == "add", "'add'"),
-            ("layers", self.layers, len(self.layers) == 1, "one layer"),
-            ("window", self.window, self.window is None, "None"),
-            ("gate", self.gate, not isinstance(self.gate, TokenGate), "no TokenGate"),
-        ):
-            if not fits:
-                refuse(field, value, f"{expected} with tokens 'front'", "Pass other tokens, such "
-                       "as 'all'.")  # fmt: skip
+    def _check_source(self) -> None:
+        source = self.source
+        if not isinstance(source, SteeringSource | None):
+            refuse("source", repr(source), "a SteeringSource or None", "Pass one.")
+        if source is not None and source.d_model not in (None, self.d_model):
+            expected = f"{source.d_model}, the model's d_model"
+            refuse("vectors", f"{self.d_model} wide", expected, "Pass vectors of that model.")
+        n_layers = None if source is None else source.n_layers
+        if n_layers is not None and self.last_layer >= n_layers:
+            expected = f"0 to {n_layers - 1}, the model's layers"
+            refuse("layers", self.last_layer, expected, "Pass some of these.")
 
     @property
     def parts(self) -> "tuple[Steering, ...]":
         """This steering alone."""
         return (self,)
+
+    @property
+    def last_layer(self) -> int:
+        """The last layer that is steered or read by the gate."""
+        read = self.gate.layers if isinstance(self.gate, PromptGate) else ()
+        return max(*self.layers, *read, 0)
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -246,6 +278,34 @@ class Steering(AnySteering):
             "gate": gate_fields(self.gate),
             "renorm": self.renorm,
         }
+
+    @classmethod
+    def from_results(
+        cls,
+        out: str | Path,
+        behavior: str,
+        *,
+        layer: Literal["fixed"] | int | Sequence[int] = "fixed",
+        **fields: Any,
+    ) -> "Steering":
+        """Take a behavior's difference of means from what `actcache analyze` left, without torch.
+
+        Args:
+            out: the results folder.
+            behavior: which; of labels `<positive label>-<negative label>`.
+            layer: a block, several, or `fixed`: the one with the largest mean slope on train.
+            fields: other fields of the steering; for `ablate` and `set` the vectors have norm 1.
+
+        Raises:
+            MismatchError: the folder has no such direction, layer or sweep; says with which flags
+                to run analyze.
+            FormatError: a file is damaged.
+        """
+        layers, vectors, source = read_direction(Path(out), behavior, layer)
+        if fields.get("operator") in UNIT_OPERATORS:
+            norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+            vectors = np.divide(vectors, norms, where=norms > 0, out=vectors.astype(np.float64))
+        return cls(layers=layers, vectors=vectors, source=source, **fields)
 
     def at(self, strength: float) -> "Steering":
         """Set the strength."""
@@ -264,7 +324,7 @@ class Steering(AnySteering):
 
 
 @no_type_check  # users' values: `__post_init__` refuses them, also under a type checker
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class SteeringSum(AnySteering):
     """Several steerings, applied in order; sums within it are taken apart."""
 
@@ -288,7 +348,15 @@ class SteeringSum(AnySteering):
         return self.steerings
 
     def at(self, strength: float) -> "SteeringSum":
-        """Set the strength of every part."""
+        """Set the strength of every part; refused where they count different things."""
+        units = dict.fromkeys(OPERATOR_UNITS[part.operator] for part in self.steerings)
+        if len(units) > 1:
+            refuse(
+                "a sum",
+                f"of strengths in {', '.join(units)}",
+                "one unit",
+                "Multiply it by a factor, or set the strength of each part.",
+            )
         return SteeringSum(tuple(part.at(strength) for part in self.steerings))
 
     def __mul__(self, factor: float) -> "SteeringSum":
@@ -296,6 +364,13 @@ class SteeringSum(AnySteering):
         return SteeringSum(tuple(part * factor for part in self.steerings))
 
 
-def canonical_json(document: Any) -> str:
-    """Write JSON in the one way that digests are made of: sorted keys, no spaces, ASCII."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def _make(spec: dict[str, Any], tensors: dict[str, np.ndarray]) -> AnySteering:
+    """Make the steering of a file's JSON and arrays; refuses what `save` would not write."""
+    parts = tuple(Steering(**values) for values in part_values(spec["parts"], tensors))
+    steering = parts[0] if len(parts) == 1 else SteeringSum(parts)
+    for name in tensors.keys() - steering.tensors.keys():
+        refuse(f"tensor '{name}'", "unknown", "those of the parts", "Save it again.")
+    digest = spec.get("digest", steering.digest)  # a control vector has none
+    if digest != steering.digest:
+        refuse("digest", digest, steering.digest, "The file was changed: save it again.")
+    return steering

@@ -6,7 +6,7 @@ import numpy as np
 
 from actcache.errors import refuse
 from actcache.store.encoding import decode_numbers, decode_strings
-from actcache.store.layout import Layout, column_name
+from actcache.store.layout import Layout, column_name, read_in_place
 from actcache.store.log import FileSum
 from actcache.store.schema import Column, Ragged
 
@@ -60,7 +60,10 @@ class Columns(Mapping[str, np.ndarray]):
 
     def _read(self, name: str) -> np.ndarray:
         if name not in self._values:
-            self._values[name] = read_checked_column(self._layout, self._layout.columns[name])
+            column = self._layout.columns[name]
+            self._values[name] = read_in_place(
+                self._layout, lambda: read_checked_column(self._layout, column)
+            )
         return self._values[name]
 
 

@@ -7,11 +7,13 @@ records; the values of columns and shards are read elsewhere.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from actcache.errors import (
     DamageError,
     FormatError,
     IncompleteStoreError,
+    MismatchError,
     StoreNotFoundError,
     refuse,
 )
@@ -33,6 +35,8 @@ from actcache.store.storage.protocol import Storage, require_size
 
 PARTIAL = ".partial"
 """Ends the name of a local store's folder until it is finished."""
+
+T = TypeVar("T")
 
 ROOT = "zarr.json"
 LOG = f"{COMMITS}/zarr.json"
@@ -101,12 +105,76 @@ def open_layout(
 ) -> Layout:
     """Find and read a finished store; with `partial` rather an interrupted one, if there is one.
 
-    `tolerate` receives each damage that leaves the rest readable, instead of raising it.
+    `tolerate` receives each damage that leaves the rest readable, instead of raising it. A store
+    may just be getting its name, so what cannot be read is looked for once more.
     """
-    layout = read_layout(_find_storage(path, partial=partial), tolerate=tolerate)
+    try:
+        layout, damages = _open_layout(path, partial=partial, tolerant=tolerate is not None)
+        again = bool(damages) and not _is_in_place(layout.storage, layout)
+    except (FormatError, IncompleteStoreError, StoreNotFoundError):
+        again = True
+    if again:
+        layout, damages = _open_layout(path, partial=partial, tolerant=tolerate is not None)
+    if tolerate is not None:
+        for damage in damages:
+            tolerate(damage)
+    return layout
+
+
+def _open_layout(
+    path: str | Path | Storage, *, partial: bool, tolerant: bool
+) -> tuple[Layout, list[DamageError]]:
+    damages: list[DamageError] = []
+    storage = _find_storage(path, partial=partial)
+    layout = read_layout(storage, tolerate=damages.append if tolerant else None)
     if not (layout.complete or partial):
         raise _incomplete(layout.storage, f"{layout.committed} of {layout.root.n} rows")
-    return layout
+    return layout, damages
+
+
+def read_in_place(layout: Layout, read: Callable[[], T]) -> T:
+    """Read from the files of an open store, of no other that has taken its place since.
+
+    A store that was finished since is followed to its new name.
+
+    Raises:
+        MismatchError: the store was replaced, moved or removed.
+    """
+    for _ in range(2):
+        try:
+            result = read()
+        except DamageError:
+            if _is_in_place(layout.storage, layout):
+                raise
+        else:  # looked at afterwards, so that there is no gap
+            if _is_in_place(layout.storage, layout):
+                return result
+        if not _follow(layout):
+            break
+    raise MismatchError(
+        f"'{layout.storage.location}' is not the store that was opened, expected it unchanged: it "
+        "was replaced, moved or removed meanwhile. Open it again."
+    )
+
+
+def _is_in_place(storage: Storage, layout: Layout) -> bool:
+    """Whether the last record that counted is there: it chains to all that the store holds."""
+    try:
+        raw = storage.read(record_name(len(layout.checksums)), at_most=DOCUMENT_LIMIT)
+    except (DamageError, NotADirectoryError):
+        return False
+    return raw.rstrip().endswith(f'"sha256":"{layout.last_record}"}}'.encode())
+
+
+def _follow(layout: Layout) -> bool:
+    """Find an interrupted store under the name that it got when it was finished."""
+    storage = layout.storage
+    if isinstance(storage, LocalStorage) and storage.folder.name.endswith(PARTIAL):
+        finished = storage.folder.with_name(storage.folder.name.removesuffix(PARTIAL))
+        if _is_in_place(LocalStorage(finished), layout):
+            storage.folder = finished
+            return True
+    return False
 
 
 def _find_storage(path: str | Path | Storage, *, partial: bool) -> Storage:
@@ -163,6 +231,9 @@ def read_layout(
     if files.get(LOG) != FileSum.of(log_raw):
         refuse(where, "other bytes", "those of its creation")
     arrays, columns = _read_documents(storage, root, files)
+    n_checksums = sum(array.n_layers for array in arrays.values())
+    if len('"00000000",') * n_checksums > record_bytes:
+        refuse(where, f"records of {record_bytes} bytes", f"room for {n_checksums} checksums each")
     checksums, last, seal = _follow_log(storage, root, list(arrays.values()), first, record_bytes)
     sizes = {
         name: files[name].n_bytes
@@ -220,7 +291,6 @@ def _read_documents(
             arrays[name] = parse_row_array(name, document, root=root, where=storage.where(path))
         else:
             columns[name] = parse_column(name, document, storage.where(path))
-    _require_whole(storage, root, columns)
     expected = {ROOT, LOG, *(f"{name}/zarr.json" for name in (*arrays, *columns, *groups))}
     expected |= {column_name(column) for column in columns.values() if 0 not in column.shape}
     if (
@@ -230,6 +300,7 @@ def _read_documents(
         or any("/" in name for name in columns)
     ):
         refuse(record, "another list of files", "that of a store")
+    _require_whole(storage, root, columns, files)
     return arrays, columns
 
 
@@ -241,10 +312,15 @@ def _read_document(storage: Storage, name: str, expected: FileSum) -> Document:
     return decode(raw, storage.where(name))
 
 
-def _require_whole(storage: Storage, root: Root, columns: Mapping[str, Column]) -> None:
-    """Columns have the lengths that their dimensions and their other half ask for."""
+def _require_whole(
+    storage: Storage, root: Root, columns: Mapping[str, Column], files: Mapping[str, FileSum]
+) -> None:
+    """Columns have the lengths that their files, dimensions and other half ask for."""
     for name, column in columns.items():
         where = storage.where(f"{name}/zarr.json")
+        n_bytes = files[column_name(column)].n_bytes if 0 not in column.shape else 0
+        if not column.fits(n_bytes):
+            refuse(where, f"the shape {list(column.shape)}", f"one that {n_bytes} bytes hold")
         if column.dimension_names[0] == "n" and column.shape[0] != root.n:
             refuse(where, f"{column.shape[0]} rows", f"{root.n}")
         if column.part_of is None:

@@ -5,8 +5,10 @@ renamed at the end; in any other storage it is written where it stays. Either wa
 when its log is sealed.
 """
 
+import hashlib
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,14 +16,24 @@ from actcache.errors import ActcacheError, FormatError, StoreExistsError
 from actcache.store.contents import EncodedContents
 from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes
-from actcache.store.layout import ROOT, Layout, partial_folder, read_layout, record_name, shard_name
+from actcache.store.layout import (
+    PARTIAL,
+    ROOT,
+    Layout,
+    partial_folder,
+    read_layout,
+    record_name,
+    shard_name,
+)
 from actcache.store.schema import COMMITS
 from actcache.store.storage.atomic import TEMPORARY, remove, sync_path
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage
 
 OVERWRITE_MARK = f"{COMMITS}/overwrite"
-"""A file that says that finishing may replace a store: it outlives an interruption."""
+"""A file that says that finishing may replace a store: it outlives an interruption. It holds the
+sha256 of the first record of the new store, so that an older interrupted one beside it is not taken
+for it; an empty one, as earlier versions wrote it, goes with any."""
 
 
 class Destination:
@@ -44,7 +56,7 @@ class Destination:
 
     def require_free(self, *, overwrite: bool) -> None:
         """Refuse to finish a store where another one is finished."""
-        if read_layout(self.storage).complete:
+        if self.storage.exists(record_name(0)) and read_layout(self.storage).complete:
             raise StoreExistsError(
                 f"'{self.storage.location}' holds a finished store. Choose another place."
             )
@@ -54,6 +66,9 @@ class Destination:
 
     def put_in_place(self) -> None:
         """Give a sealed store its name: it has it already."""
+
+    def remove_replaced(self) -> None:
+        """Remove the store that the one there replaced: nothing is replaced here."""
 
 
 class LocalDestination(Destination):
@@ -69,7 +84,8 @@ class LocalDestination(Destination):
         return os.path.lexists(self.folder)
 
     def require_new(self, *, overwrite: bool) -> None:
-        """Refuse a path that is taken, unless a store there may be replaced."""
+        """Refuse a path that is taken or inside a store, unless a store there may be replaced."""
+        require_outside_stores(self.path)
         if not overwrite:
             require_free(self.path)
         _require_replaceable(self.path)
@@ -82,7 +98,7 @@ class LocalDestination(Destination):
     def require_free(self, *, overwrite: bool) -> None:
         """Refuse a path that is taken, unless the store was begun to replace it."""
         if overwrite:
-            self.storage.write(OVERWRITE_MARK, [])
+            _mark(self.storage, self.storage.read(record_name(0)))
         elif not self.storage.exists(OVERWRITE_MARK):
             require_free(self.path)
 
@@ -92,17 +108,22 @@ class LocalDestination(Destination):
 
     def put_in_place(self) -> None:
         """Rename the folder; replace the store that has its name, if that was asked for."""
-        old = self.path.with_name(self.path.name + ".replaced")
+        replaced = _replaced_by(self.folder)
         if self.storage.exists(OVERWRITE_MARK):
             _require_replaceable(self.path)
-            _require_replaceable(old)
             if os.path.lexists(self.path):
-                _remove_store(old)
-                self.path.rename(old)
+                _remove_store(replaced)
+                self.path.rename(replaced)
+                sync_path(self.path.parent)
             self.storage.remove(OVERWRITE_MARK)
         self.folder.rename(self.path)
         sync_path(self.path.parent)
-        _remove_store(old)
+        _remove_store(replaced)
+
+    def remove_replaced(self) -> None:
+        """Remove what the finished store there replaced, if an interruption left it."""
+        if (self.path / record_name(0)).is_file():
+            _remove_store(_replaced_by(self.path))
 
 
 def destination_of(path: str | Path | Storage) -> Destination:
@@ -111,11 +132,12 @@ def destination_of(path: str | Path | Storage) -> Destination:
 
 
 def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> None:
-    """Write everything that comes before the first shard; record 0 makes it count."""
+    """Write everything that comes before the first shard; record 0 makes it count.
+
+    The mark for overwriting is the first that is there, and stays.
+    """
     names = storage.list()
-    if storage.exists(record_name(0)):  # without it nothing else counts
-        storage.remove(record_name(0))
-    else:
+    if not storage.exists(record_name(0)):  # without it nothing else counts
         ours = {path.split("/")[0] for path in contents.files}
         for name in (name.rstrip("/") for name in names):
             if name not in ours and not name.endswith(TEMPORARY):
@@ -123,11 +145,22 @@ def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> No
                     f"'{storage.location}' holds '{name}', expected the beginning of a store. "
                     "Choose another path."
                 )
-    for name in names:
-        storage.remove(name)
-    mark = {OVERWRITE_MARK: b""} if overwrite else {}
-    storage.write_small({**contents.files, **mark})
+    if overwrite or storage.exists(OVERWRITE_MARK):
+        _mark(storage, contents.first_record)
+    storage.remove(record_name(0))
+    for name in [*(name for name in names if name != f"{COMMITS}/"), *storage.list(COMMITS)]:
+        if name != OVERWRITE_MARK:
+            storage.remove(name)
+    storage.write_small(contents.files)
     storage.write(record_name(0), [contents.first_record])
+
+
+def is_begun(storage: Storage) -> bool:
+    """Whether a store can be continued there: it has the first record that it was begun with."""
+    if not storage.exists(record_name(0)):
+        return False
+    mark = storage.read(OVERWRITE_MARK) if storage.exists(OVERWRITE_MARK) else b""
+    return mark in (b"", _digest(storage.read(record_name(0))))
 
 
 def unsealed(layout: Layout) -> Layout:
@@ -216,26 +249,61 @@ def require_free(path: Path) -> None:
         )
 
 
-def _require_replaceable(path: Path) -> None:
-    """Refuse to replace what is no store, such as a folder of somebody's data."""
+def require_outside_stores(path: Path) -> None:
+    """Refuse a path inside a store, finished or not.
+
+    Raises:
+        StoreExistsError: names the store.
+    """
+    for folder in Path(os.path.realpath(path)).parents:
+        if (folder / record_name(0)).is_file() and (folder / ROOT).is_file():
+            raise StoreExistsError(
+                f"'{path}' is inside the store '{folder}', expected a path outside of stores. "
+                "Choose another path with -o."
+            )
+
+
+def _mark(storage: Storage, first_record: bytes) -> None:
+    storage.write(OVERWRITE_MARK, [_digest(first_record)])
+
+
+def _digest(first_record: bytes) -> bytes:
+    return hashlib.sha256(first_record).hexdigest().encode()
+
+
+def _replaced_by(folder: Path) -> Path:
+    """Where the store in `folder` puts the one that it replaces: a name that nobody else has."""
+    path = folder.with_name(folder.name.removesuffix(PARTIAL))
+    digest = _digest((folder / record_name(0)).read_bytes()).decode()
+    return path.with_name(f"{path.name}.{digest[:16]}.replaced")
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether a path holds a store or nothing, not somebody's data."""
     if (path / record_name(0)).exists() or not os.path.lexists(path):
-        return
-    # An empty folder is what is left of a store whose removal was interrupted.
-    if not path.is_dir() or any(not file.is_dir() for file in path.rglob("*")):
+        return True
+    # Empty folders are what is left of a store whose removal was interrupted.
+    return path.is_dir() and all(file.is_dir() for file in path.rglob("*"))
+
+
+def _require_replaceable(path: Path) -> None:
+    if not _is_replaceable(path):
         raise StoreExistsError(
             f"'{path}' exists and is no store, so it will not be replaced. Choose another path."
         )
 
 
 def _remove_store(path: Path) -> None:
-    """Remove a store; last the record by which it is known as one."""
+    """Remove a store, or the link to one; last the record by which it is known as one."""
     record = path / record_name(0)
-    if record.exists():
-        _require_replaceable(path)
-        for child in path.iterdir():
-            if child.name != COMMITS:
-                remove(child)
-        for child in (path / COMMITS).iterdir():
-            if child != record:
-                remove(child)
+    if not _is_replaceable(path):
+        return
+    with suppress(FileNotFoundError):  # another process may be removing it as well
+        if record.exists() and not path.is_symlink():
+            for child in path.iterdir():
+                if child.name != COMMITS:
+                    remove(child)
+            for child in (path / COMMITS).iterdir():
+                if child != record:
+                    remove(child)
     remove(path)

@@ -39,11 +39,12 @@ sealed and that document is there, whatever the folder is called and wherever it
 
 Only the longest prefix of well-formed records that chain counts; readers ignore anything else. A
 shard is written under a temporary name, synced and renamed before its record is. On a local disk
-the folder is called `STORE.zarr.partial` until it is sealed, and an empty file `commits/overwrite`
+the folder is called `STORE.zarr.partial` until it is sealed, and a file `commits/overwrite`
 may say that it will replace a finished store. Documents are at most 1 MB each; a reader accepts
 them only exactly as they are written here, follows no link and allocates no more than files hold.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,12 @@ class Column:
 
     part_of: str | None = None
     """Name of the ragged column that this array is one half of."""
+
+    def fits(self, n_bytes: int) -> bool:
+        """Whether its values can take so many bytes. Python's integers do not overflow."""
+        if self.dtype == "string":  # the count, and the length of each
+            return self.shape == (0,) or n_bytes >= 4 + 4 * self.shape[0]
+        return n_bytes == math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

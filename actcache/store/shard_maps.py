@@ -4,6 +4,7 @@ A map copies nothing and outlives a fork, but holds a file descriptor, so the le
 are released.
 """
 
+import errno
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ from jaxtyping import Int64, Shaped
 
 from actcache.errors import refuse
 from actcache.store.encoding import block_bytes, shard_bytes
-from actcache.store.layout import Layout, shard_name
+from actcache.store.layout import Layout, read_in_place, shard_name
 from actcache.store.schema import RowArray
 
 OPEN_MAPS = 128
@@ -63,7 +64,9 @@ class ShardMaps:
         A private map may be written: the file stays as it is.
         """
         name, n_bytes = shard_name(array, shard), shard_bytes(array, self.shard_rows)
-        mapped = self._layout.storage.map(name, n_bytes, private=private)
+        mapped = read_in_place(
+            self._layout, lambda: self._layout.storage.map(name, n_bytes, private=private)
+        )
         if mapped is None:
             return None
         shape = (array.n_layers, self.shard_rows, array.width)
@@ -81,8 +84,12 @@ class ShardMaps:
         for layer in np.arange(array.n_layers)[layers].tolist():
             if layer in unchecked:
                 if not self.is_intact(array, shard, layer):
-                    where = self._layout.storage.where(shard_name(array, shard))
-                    refuse(where, f"other bytes at layer {layer}", "those of its checksum")
+                    rows = self._layout.root.rows_of(shard)
+                    refuse(
+                        self._layout.storage.where(shard_name(array, shard)),
+                        f"other bytes at layer {layer} of rows {rows.start} to {rows.stop - 1}",
+                        "those of its checksum",
+                    )
                 unchecked.discard(layer)
 
     def is_intact(self, array: RowArray, shard: int, layer: int) -> bool:
@@ -107,7 +114,15 @@ class ShardMaps:
         """The map of a shard, which stays open for the next time."""
         key = (array.name, shard)
         blocks = self._mapped.pop(key, None)
-        if blocks is None and (blocks := self.map_shard(array, shard)) is None:
+        if blocks is None:
+            try:
+                blocks = self.map_shard(array, shard)
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._mapped:
+                    raise
+                self._mapped.clear()  # this process may open fewer files
+                blocks = self.map_shard(array, shard)
+        if blocks is None:
             return None
         self._mapped[key] = blocks  # the most recently used stands last
         for oldest in list(self._mapped)[:-OPEN_MAPS]:
@@ -118,6 +133,11 @@ class ShardMaps:
         self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
     ) -> Shaped[np.ndarray, "layer row width"]:
         """Read by range: the rows of a layer are contiguous, and so are whole layers."""
+        return read_in_place(self._layout, lambda: self._read_ranges(array, shard, layers, rows))
+
+    def _read_ranges(
+        self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
+    ) -> Shaped[np.ndarray, "layer row width"]:
         name, size = shard_name(array, shard), block_bytes(array, self.shard_rows)
         row_bytes = block_bytes(array, 1)
         if isinstance(rows, slice):

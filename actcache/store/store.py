@@ -242,6 +242,10 @@ class Store:
         facts |= {"model": model.get("name", "unknown"), "dtype": model.get("dtype", "unknown")}
         return facts_table(f"{self.path.name}: {self.kind}", facts)
 
+    def checked(self) -> "Store":
+        """The same store, where each block is compared with its checksum when it is first read."""
+        return Store(self._layout, check=True)
+
     def close(self) -> None:
         """Let go of the files; arrays that were read stay valid, and reading opens them again."""
         self._maps.clear()

@@ -3,6 +3,7 @@
 Reads everything once and changes nothing.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from actcache.store.layout import (
     Layout,
     folders_above,
     open_layout,
+    read_in_place,
     record_name,
     shard_name,
 )
@@ -57,6 +59,7 @@ def verify(
         StoreNotFoundError: there is no store.
         IncompleteStoreError: the store is not finished, and `partial` is False.
         FormatError: it is a folder without zarr.json, or its format is newer.
+        MismatchError: it was replaced or removed while it was read.
     """
     problems: list[Problem] = []
 
@@ -72,7 +75,7 @@ def verify(
         return problems
     for column in layout.columns.values():
         try:
-            read_checked_column(layout, column)
+            read_in_place(layout, functools.partial(read_checked_column, layout, column))
         except DamageError as damage:
             note(damage)
     problems += _bad_shards(layout, on_bytes, {problem.where for problem in problems})
@@ -84,20 +87,23 @@ def verify(
 def _bad_shards(
     layout: Layout, on_bytes: Callable[[int], None], skip: set[str]
 ) -> Iterator[Problem]:
-    maps = ShardMaps(layout, check=False)
-    rows = layout.root.shard_rows
+    maps, read_range = ShardMaps(layout, check=False), layout.storage.read_range
+    size = layout.root.shard_rows
     for array in layout.arrays.values():
-        index, end = shard_index(array, rows), shard_bytes(array, rows)
+        index, end = shard_index(array, size), shard_bytes(array, size)
         for shard in range(len(layout.checksums)):
+            rows = layout.root.rows_of(shard)
             name = shard_name(array, shard)
             where = layout.storage.where(name)
             if where in skip:
                 continue
             for layer in range(array.n_layers):
                 if not maps.is_intact(array, shard, layer):
-                    yield Problem(where, f"other bytes at layer {layer}", "those of its checksum")
-                on_bytes(block_bytes(array, len(layout.root.rows_of(shard))))
-            if layout.storage.read_range(name, end - len(index), end) != index:
+                    found = f"other bytes at layer {layer} of rows {rows[0]} to {rows[-1]}"
+                    yield Problem(where, found, "those of its checksum")
+                on_bytes(block_bytes(array, len(rows)))
+            start = end - len(index)
+            if read_in_place(layout, functools.partial(read_range, name, start, end)) != index:
                 yield Problem(where, "another index", "that of its blocks")
     maps.clear()
 

@@ -17,7 +17,14 @@ from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes, shard_parts
 from actcache.store.layout import ROOT, Layout, read_layout, record_name, shard_name
 from actcache.store.log import FileSum, encode_record, shard, sums_of
-from actcache.store.partial import Destination, begin, destination_of, remove_uncommitted, unsealed
+from actcache.store.partial import (
+    Destination,
+    begin,
+    destination_of,
+    is_begun,
+    remove_uncommitted,
+    unsealed,
+)
 from actcache.store.storage.atomic import os_errors_explained
 from actcache.store.storage.protocol import LargeObject, Storage
 
@@ -60,6 +67,7 @@ class Writer:
         """
         destination, encoded = destination_of(path), contents.encode()
         storage = destination.storage
+        destination.remove_replaced()
         destination.require_new(overwrite=overwrite)
         destination.require_room(encoded.n_bytes)
         with _locked(storage, f"'{storage.location}' cannot be created") as unlock:
@@ -84,7 +92,9 @@ class Writer:
             return cls.create(path, contents, overwrite=overwrite)
         with _locked(storage, f"'{storage.location}' cannot be continued") as unlock:
             encoded = contents.encode()
-            if not storage.exists(record_name(0)):  # interrupted before it was created
+            if not is_begun(storage):  # interrupted before it was created
+                if not overwrite:
+                    destination.require_free(overwrite=False)
                 begin(storage, encoded, overwrite=overwrite)
             layout = read_layout(storage)
             require_same_store(encoded, layout, shard_rows=contents.shard_rows)

@@ -2,15 +2,21 @@
 
 import hashlib
 import json
-import shutil
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from actcache.analysis.files import plain, write_json
+from actcache.errors import FormatError, StoreNotFoundError
+from actcache.store.storage.atomic import remove
 from actcache.store.store import Store
 
 Result = TypeVar("Result")
+
+FINGERPRINT = "fingerprint.json"
+
+log = logging.getLogger("actcache")
 
 
 def load_or_make(
@@ -24,19 +30,29 @@ def load_or_make(
     """Load the result in `folder` if its fingerprint is this one, else make and save a new one.
 
     The fingerprint is everything that decides the result, as JSON has it. `fingerprint.json` is
-    written last, so a folder without it is incomplete, and its result is made again.
+    written last, so a folder without it is incomplete, and its result is made again. So is one that
+    cannot be read, which is logged.
     """
-    note = folder / "fingerprint.json"
+    note = folder / FINGERPRINT
     document = plain(fingerprint)
     if note.exists() and _read(note) == document:
-        return load(folder)
+        try:
+            return load(folder)
+        except (FormatError, StoreNotFoundError):
+            log.warning("actcache: '%s' cannot be read, so it is trained again", folder)
     result = make()
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    remove_artifact(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     save(folder, result)
     write_json(note, document)
     return result
+
+
+def remove_artifact(folder: Path) -> None:
+    """Remove what `load_or_make` left in a folder, and nothing else; the fingerprint first."""
+    (folder / FINGERPRINT).unlink(missing_ok=True)
+    for file in folder.glob("*.safetensors"):
+        remove(file)
 
 
 def identity_of(store: Store) -> str:

@@ -133,4 +133,4 @@ def open_sweep(path: str | Path) -> Sweep:
         IncompleteStoreError: it was interrupted; run it again to finish it.
         MismatchError: a store of another kind lies there.
     """
-    return Sweep(open_store(path))
+    return Sweep(open_store(path, check=True))

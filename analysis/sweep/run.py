@@ -111,7 +111,7 @@ def run_sweep(
     }
     with progress.steps(title, store.n) as on_rows:
         if path.exists():
-            finished = open_store(path)
+            finished = open_store(path, check=True)
             _require_same_settings(path, finished, config, source)
             on_rows(finished.n)
             return Sweep(finished)
@@ -149,7 +149,7 @@ def run_sweep(
                 writer.commit(grid.sweep_rows(shard, budget))
                 on_rows(shard.stop - shard.start)
             writer.finish(certificate)
-    return Sweep(open_store(path))
+    return Sweep(open_store(path, check=True))
 
 
 def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -> list[int]:

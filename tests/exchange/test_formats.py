@@ -3,6 +3,7 @@
 import argparse
 import json
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from actcache.cli import export as command
 from actcache.cli.main import main
 from actcache.errors import ActcacheError, FormatError, MismatchError, StoreExistsError
 from actcache.exchange import FORMATS, VALUES, export, import_store
+from actcache.progress import Silent
 from actcache.store.array import Residuals
 from actcache.store.store import open_store, verify
 from tests.support.processes import run_code
@@ -123,3 +125,29 @@ def test_importing_the_room_imports_no_format_library():
         "print([m for m in ('torch', 'h5py', 'zarr', 'safetensors') if m in sys.modules])"
     )
     assert run_code(code).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("to", ["archive", "hdf5", "npz", "safetensors"])
+def test_two_exports_to_one_path_leave_a_whole_one_and_say_so(store, tmp_path, to):
+    """Each begins before the other ends; the second to end finds the name taken."""
+    path, opened = tmp_path / f"out.{to}", open_store(store)
+
+    class Beside(Silent):
+        """Runs a whole export when the first one has written a piece."""
+
+        begun = False
+
+        @contextmanager
+        def steps(self, title, total):
+            yield self.step
+
+        def step(self, _n):
+            if not self.begun:
+                self.begun = True
+                export(store, path, to=to)
+
+    with pytest.raises(StoreExistsError, match="exists already"):
+        export(store, path, to=to, progress=Beside())
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted([store.name, path.name])
+    if to in ("archive", "hdf5"):
+        assert import_store(path, tmp_path / "again.zarr").digest == opened.digest

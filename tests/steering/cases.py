@@ -10,7 +10,7 @@ import torch
 from actcache.engine.model import adopt_model
 from actcache.engine.sites import find_taps
 from actcache.steering import AnySteering, PromptGate, Steering, TokenGate
-from actcache.steering.steering import SteeringSite
+from actcache.steering.checks import SteeringSite
 from tests.reference.steering import gate_similarities, sites_of
 from tests.support.tiny import make, random_tokens
 

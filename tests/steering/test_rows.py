@@ -85,6 +85,24 @@ def test_parts_at_one_place_are_applied_in_order_and_rounded_once(model):
     assert order[:, 0, 0].tolist() == [3.0, 3.75]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_norms_in_half_precision_are_of_float32(dtype):
+    """The norm of this residual is 170 000, beyond float16; a turn or renorm must keep it."""
+    case = Family("llama", dtype=dtype)
+    value = torch.from_numpy(30_000 * np.sign(case.rng.normal(size=(3, 1, D)))).to(dtype)
+    turns = [case.steering(op, "resid_post", (1,), tokens="all") for op in ("rotate", "turn_to")]
+    push = case.steering("add", "resid_post", (1,), tokens="all", renorm=True).at(50_000.0)
+
+    steered = SteeredRows(case.model, [*turns, push]).apply(
+        "resid_post", 1, value, Columns(first=0, prompt_width=1)
+    )
+
+    change = (steered.double().norm(dim=-1) / value.double().norm(dim=-1) - 1).abs()
+    assert steered.isfinite().all()
+    assert change.max() <= torch.finfo(dtype).eps
+    assert (steered != value).any(-1).all()
+
+
 def test_two_names_of_one_module_are_one_place():
     """Gemma's norm behind attention is what attention adds; both names act there in order."""
     gemma = adopt_model(make("gemma2"))

@@ -15,7 +15,7 @@ from actcache.steering import (
     SteeringSum,
     TokenGate,
 )
-from actcache.steering.steering import OPERATORS, PLANE_OPERATORS
+from actcache.steering.checks import OPERATORS, PLANE_OPERATORS
 
 D = 6
 EYE = np.eye(D, dtype=np.float32)
@@ -73,7 +73,10 @@ def steering(**fields):
         ({"tokens": "front", "operator": "ablate"}, "operator is ablate, expected 'add' with"),
         ({"tokens": "front", "layers": (1, 2)}, r"layers is \(1, 2\), expected one layer with"),
         ({"tokens": "front", "window": (0, 2)}, r"window is \(0, 2\), expected None with"),
-        ({"tokens": "front", "gate": TokenGate()}, "gate is .*, expected no TokenGate with"),
+        (
+            {"tokens": "front", "gate": TokenGate()},
+            "gate is a TokenGate, expected a PromptGate or None with",
+        ),
         ({"tokens": "front", "vectors": EYE * 0}, "vectors is zero, expected a direction at some"),
         (
             {"tokens": "front", "vectors": PLANE},
@@ -127,6 +130,17 @@ def test_planes_and_units_are_orthonormal_to_a_millionth(nudge):
             Steering(operator="rotate", layers=(0,), vectors=tilted)
 
 
+@pytest.mark.parametrize(
+    "field", ["operator", "site", "tokens", "layers", "strength", "window", "gate"]
+)
+@pytest.mark.parametrize("value", [np.ones((40, 40)), ["x"] * 1000, "x\ny" * 1000, {"a": 1}, b"x"])
+def test_whatever_a_field_is_the_message_is_one_short_line(field, value):
+    with pytest.raises(ActcacheError) as error:
+        replace(steering(), **{field: value})
+    assert len(str(error.value)) < 300
+    assert "\n" not in str(error.value)
+
+
 def test_fields_are_made_plain():
     """Lists, float64 and numpy numbers become tuples, float32 and Python's own."""
     given = EYE[:2].astype(np.float64)
@@ -143,6 +157,15 @@ def test_fields_are_made_plain():
     with pytest.raises(ValueError, match="read-only"):
         made.vectors[0] = 0
     assert made.at(2).vectors is made.vectors  # a grid holds its vectors once
+    single = EYE[:1].copy()
+    made = steering(vectors=single)
+    single[:] = 7  # the caller's array stays theirs
+    np.testing.assert_array_equal(made.vectors, EYE[:1])
+    view = single.view()
+    view.flags.writeable = False  # but what it is a view of is not
+    made = steering(vectors=view)
+    single[:] = 8
+    np.testing.assert_array_equal(made.vectors, EYE[:1] * 0 + 7)
     assert made.d_model == D
 
 
@@ -185,6 +208,21 @@ def test_a_sum_keeps_the_order_and_is_flat():
         SteeringSum(())
     with pytest.raises(ActcacheError, match=r"of vectors \[6, 5\] wide, expected one width"):
         _ = a + Steering(layers=(1,), vectors=np.ones((1, 5)))
+
+
+def test_a_sum_of_several_units_has_no_one_strength():
+    a, b = steering(), steering(operator="rotate", strength=30)
+    with pytest.raises(ActcacheError, match="of strengths in multiplier, degrees, expected one"):
+        (a + b).at(0.5)
+    assert [part.strength for part in (0.5 * (a + b)).parts] == [0.5, 15]
+    both = steering(operator="turn_to") + b
+    assert [part.strength for part in both.at(90).parts] == [90, 90]
+
+
+def test_it_is_shown_in_a_line():
+    a = steering(strength=0.5)
+    assert repr(a) == f"<Steering {a.digest[:8]}: add 0.5 at resid_post of layers [3]>"
+    assert repr(a + a).endswith("layers [3] + add 0.5 at resid_post of layers [3]>")
 
 
 CHANGES: list[dict[str, Any]] = [

@@ -1,5 +1,6 @@
 """The storage seam: the fast path of local files equals the general path, and files are atomic."""
 
+import os
 import pickle
 import shutil
 import threading
@@ -17,13 +18,13 @@ from actcache.errors import (
     StoreExistsError,
 )
 from actcache.store.contents import StoreContents
-from actcache.store.storage.atomic import atomic_path
+from actcache.store.storage.atomic import atomic_path, remove
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.memory import MemoryStorage
 from actcache.store.store import open_store
 from actcache.store.verify import verify
 from actcache.store.writer import Writer
-from tests.support.processes import ROOT
+from tests.support.processes import ROOT, run_code
 from tests.support.stores import (
     GOLDEN_CERTIFICATE,
     as_json,
@@ -329,8 +330,8 @@ def test_a_storage_travels_to_another_process(storage):
 def test_a_file_or_folder_gets_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / "new" / "a.npz"
     with atomic_path(path) as temporary:
-        assert temporary.suffix == ".npz"  # some writers look at it
-        assert temporary.parent == path.parent
+        assert temporary.name == path.name  # some writers look at it
+        assert temporary.parent.parent == path.parent
         temporary.write_bytes(b"1")
         assert not path.exists()
     assert path.read_bytes() == b"1"
@@ -368,3 +369,66 @@ def test_a_name_that_is_taken_is_replaced_only_if_asked_and_a_folder_never(tmp_p
     with atomic_path(path) as temporary:
         temporary.write_bytes(b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_writers_of_one_path_do_not_meet(tmp_path):
+    path = tmp_path / "a.zarr"
+
+    def write_both(make):
+        with atomic_path(path, overwrite=False) as first:
+            make(first, 1)
+            with atomic_path(path, overwrite=False) as second:
+                make(second, 2)
+                make(first, 3)
+
+    def file(temporary, number):
+        with temporary.open("ab") as opened:
+            opened.write(bytes([number]))
+
+    def folder(temporary, number):
+        temporary.mkdir(exist_ok=True)
+        file(temporary / "x", number)
+
+    for make, raw in ((file, {"a.zarr": b"\2"}), (folder, {"a.zarr/x": b"\2"})):
+        with pytest.raises(StoreExistsError, match="exists already"):
+            write_both(make)
+        assert file_bytes(tmp_path) == raw
+        remove(path)
+
+
+def test_what_a_dead_writer_left_is_removed_by_the_next(tmp_path):
+    code = """
+        import os, sys
+        from pathlib import Path
+        from actcache.store.storage.atomic import atomic_path
+        with atomic_path(Path(sys.argv[1])) as temporary:
+            temporary.write_bytes(b"half")
+            os._exit(1)
+    """
+    path, other = tmp_path / "a.npz", tmp_path / "a.npz.b"
+    run_code(code, path, check=False)
+    run_code(code, other, check=False)
+    assert len(file_bytes(tmp_path)) == 2
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"new")
+    assert [raw for name, raw in file_bytes(tmp_path).items() if "a.npz.b" not in name] == [b"new"]
+
+
+def test_a_file_has_its_name_only_once_it_and_its_folder_are_on_disk(tmp_path, monkeypatch):
+    path, calls = tmp_path / "a.json", []
+
+    def noted(name, call):
+        def note_and_call(*args):
+            what = args[0] if name != "fsync" else Path(f"/proc/self/fd/{args[0]}").readlink()
+            calls.append((name, Path(what).name))
+            return call(*args)
+
+        return note_and_call
+
+    for name in ("fsync", "rename", "replace", "link"):
+        monkeypatch.setattr(os, name, noted(name, getattr(os, name)))
+    for overwrite, naming in ((False, "link"), (True, "replace")):
+        calls.clear()
+        with atomic_path(path, overwrite=overwrite) as temporary:
+            temporary.write_bytes(b"new")
+        assert calls == [("fsync", "a.json"), (naming, "a.json"), ("fsync", tmp_path.name)]

@@ -5,12 +5,15 @@ Everything that the project writes is written here. After a crash a file is whol
 
 import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,8 +31,9 @@ WORTH_AN_EARLY_SYNC = 4 << 20
 def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path; what is written there gets its name when the block ends.
 
-    The temporary path has the suffix of the final one, since some writers look at it. If the block
-    raises, the temporary is removed and what was there before stays.
+    The temporary path has the name of the final one, in a folder beside it, since some writers look
+    at it; each writer has its own. If the block raises, the temporary is removed and what was there
+    before stays.
 
     Args:
         path: name of the file or folder; the folders above it are made.
@@ -39,23 +43,91 @@ def atomic_path(path: Path, *, overwrite: bool = True) -> Iterator[Path]:
         StoreExistsError: the name is taken.
         ActcacheError: the file system refused.
     """
+    _require_free(path, overwrite=overwrite)
+    with os_errors_explained(f"'{path}' cannot be written"):
+        parent = path.absolute().parent
+        make_folder(parent)
+        with _folder_aside(path) as folder:
+            temporary = folder / path.name
+            yield temporary
+            _sync_all(temporary)
+            _give_name(temporary, path, overwrite=overwrite)
+            sync_path(parent)
+
+
+def _require_free(path: Path, *, overwrite: bool) -> None:
     if os.path.lexists(path) and not (overwrite and path.is_file()):
         raise StoreExistsError(
             f"'{path}' exists already. Choose another path"
             + ("." if path.is_dir() else ", or replace it with --overwrite.")
         )
-    temporary = path.with_name(f".{path.name}{TEMPORARY}{path.suffix}")
-    with os_errors_explained(f"'{path}' cannot be written"):
-        make_folder(path.absolute().parent)
-        remove(temporary)
+
+
+@contextmanager
+def _folder_aside(path: Path) -> Iterator[Path]:
+    """Make a folder for one writer of `path`, and remove it; and those of writers that died.
+
+    A writer holds a lock on its folder, which ends with the process.
+    """
+    prefix = f".{path.name}."
+    aside = re.compile(f"{re.escape(prefix)}[0-9a-f]{{8}}{re.escape(TEMPORARY)}")
+    for dead in path.absolute().parent.iterdir():
+        if aside.fullmatch(dead.name) and dead.is_dir() and not dead.is_symlink():
+            with suppress(OSError):  # it is being written, or somebody else removes it
+                unlock = lock_folder(dead)
+                try:
+                    remove(dead)
+                finally:
+                    unlock()
+    while True:
+        folder = path.with_name(f"{prefix}{secrets.token_hex(4)}{TEMPORARY}")
+        folder.mkdir()
+        with suppress(BlockingIOError, FileNotFoundError):  # taken for one of a dead writer
+            unlock = lock_folder(folder)
+            if folder.is_dir():
+                break
+    try:
+        yield folder
+    finally:
+        remove(folder)
+        unlock()
+
+
+def _give_name(temporary: Path, path: Path, *, overwrite: bool) -> None:
+    """Rename what is whole; without `overwrite` nothing that got the name meanwhile is replaced."""
+    if overwrite or temporary.is_dir():  # a folder replaces none but an empty one
         try:
-            yield temporary
-            _sync_all(temporary)
             temporary.replace(path)
-            sync_path(path.absolute().parent)
-        except BaseException:
-            remove(temporary)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+                _require_free(path, overwrite=overwrite)
             raise
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        _require_free(path, overwrite=False)
+        raise
+    except OSError:  # a file system without links
+        _require_free(path, overwrite=False)
+        temporary.replace(path)
+
+
+def lock_folder(folder: Path) -> Callable[[], None]:
+    """Lock a folder for this process, at once or never; returns what releases the lock.
+
+    Raises:
+        BlockingIOError: another process, or another part of this one, has it.
+    """
+    import fcntl  # not on Windows, where stores can be read
+
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(lock)
+        raise
+    return partial(os.close, lock)
 
 
 def write_durably(path: Path, parts: Parts) -> None:
@@ -179,9 +251,15 @@ def remove(path: Path) -> None:
     """Remove a file, a link (not what it leads to) or a folder, if it is there."""
     with suppress(FileNotFoundError):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            shutil.rmtree(path, onerror=_raise_unless_gone)
         else:
             path.unlink()
+
+
+def _raise_unless_gone(_call: object, _path: object, error: Any) -> None:
+    """Another process may be removing the same folder."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def _sync_all(path: Path) -> None:
