@@ -99,6 +99,9 @@ class Reader:
     stale: bool = field(default=False)
     """Whether something else came into its place, or nothing."""
 
+    moved: bool = field(default=False)
+    """Whether it was finished since it was last read, and so has another name."""
+
 
 class Life(RuleBasedStateMachine):
     """A folder of stores and its model."""
@@ -404,6 +407,10 @@ class Life(RuleBasedStateMachine):
     @invariant()
     def a_store_that_was_replaced_while_open_gives_its_own_rows_or_says_so(self):
         for reader in self.readers:
+            if reader.moved and not reader.stale:
+                for array in reader.rows.values:
+                    assert not self._says_replaced(reader, array, slice(None))
+                reader.moved = False
             if reader.stale:
                 for array in reader.rows.values:
                     Life.said += self._says_replaced(reader, array, slice(None))
@@ -464,7 +471,7 @@ class Life(RuleBasedStateMachine):
         self.finished[name] = rows
         for reader in self.readers:
             if reader.name == f"{name}.partial":
-                reader.name = name
+                reader.name, reader.moved = name, True
 
     def _stale(self, name, *, finished=True):
         for reader in self.readers:
