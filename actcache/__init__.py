@@ -18,20 +18,38 @@ if TYPE_CHECKING:
     from actcache.engine import load_model
     from actcache.errors import ActcacheError
     from actcache.exchange import export, import_store
+    from actcache.steering import (
+        PromptGate,
+        Request,
+        Steering,
+        SteeringSource,
+        SteeringSum,
+        TokenGate,
+        generate,
+        steer,
+    )
     from actcache.store import Residuals, Store, merge, open_store, subset, verify
 
 __all__ = [
     "ActcacheError",
+    "PromptGate",
+    "Request",
     "Residuals",
+    "Steering",
+    "SteeringSource",
+    "SteeringSum",
     "Store",
+    "TokenGate",
     "build_store",
     "demo",
     "encode",
     "export",
+    "generate",
     "import_store",
     "load_model",
     "merge",
     "open_store",
+    "steer",
     "subset",
     "verify",
 ]

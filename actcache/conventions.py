@@ -46,11 +46,29 @@ MEAN: Final = "mean"
 POSITIONS = (*PAIR_POSITIONS, MEAN, "template:K", "last:K")
 """Every position that can be asked for."""
 
-Site = Literal["resid_post", "embed", "resid_mid", "attn_out", "mlp_out", "heads", "attention"]
+Site = Literal[
+    "resid_post",
+    "embed",
+    "resid_mid",
+    "attn_out",
+    "mlp_out",
+    "heads",
+    "ln1",
+    "ln2",
+    "ln1_post",
+    "ln2_post",
+    "attention",
+]
 SITES: tuple[Site, ...] = get_args(Site)
 """The residual after a block; what enters block 0; the residual between attention and MLP; what
 attention and MLP add to the residual; the heads' outputs before the output projection, head after
-head, `n_heads · head_dim` wide (ITI); and the attention mass on a marked span, `n_heads` wide."""
+head, `n_heads · head_dim` wide (ITI); the outputs of a block's norms; and the attention mass on a
+marked span, `n_heads` wide."""
+
+NORM_SITES: tuple[Site, ...] = ("ln1", "ln1_post", "ln2", "ln2_post")
+"""Outputs of a block's norms, learned gain included, in the order in which they are computed: what
+attention and MLP read (`ln1`, `ln2`), and what they add to the residual where a norm comes after
+them (`ln1_post`, `ln2_post`: Gemma 2 and 3, OLMo 2)."""
 
 ATTENTION: Final = "attention"
 """The site of attention masses: how much of the read token's attention, after the softmax, each
@@ -69,8 +87,8 @@ StoreDtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 Stage = Literal["vectors", "layers", "sweep", "predictors"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
-"""In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers;
-predictors read a sweep, which is run where the results folder has none."""
+"""In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers
+but of norm outputs; predictors read a sweep, which is run where the results folder has none."""
 
 FirstSteered = Literal["fork", "prompt", "completion"]
 FIRST_STEERED: tuple[FirstSteered, ...] = get_args(FirstSteered)

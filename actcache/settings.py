@@ -4,6 +4,7 @@ A field's type says which words it takes (a `Literal`, or a sequence of one), it
 flag's default, and `setting` adds what `--help` shows.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
@@ -11,6 +12,9 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from actcache.errors import ActcacheError
+
+MAX_SEED = 2**32 - 1
+"""The largest seed that every library takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,10 @@ class Setting:
     """What `--help` calls the value. Words that have one are not listed there, and are refused by
     the dataclass (exit code 1) instead of the command line (exit code 2)."""
 
+    least: float | int | None = None
+    most: float | int | None = None
+    """The smallest and the largest number that it takes."""
+
     @property
     def words(self) -> tuple[str, ...]:
         """The words that it takes; empty where any value goes."""
@@ -47,10 +55,17 @@ class Setting:
 
 
 def setting(
-    default: Any = MISSING, *, help: str, group: str = "", metavar: str | None = None
+    default: Any = MISSING,
+    *,
+    help: str,
+    group: str = "",
+    metavar: str | None = None,
+    least: float | int | None = None,
+    most: float | int | None = None,
 ) -> Any:
     """Declare a field of a settings dataclass; see `Setting`. Required without a default."""
-    return field(default=default, metadata={"help": help, "group": group, "metavar": metavar})
+    about = {"help": help, "group": group, "metavar": metavar, "least": least, "most": most}
+    return field(default=default, metadata=about)
 
 
 def settings_of(config: type) -> Iterator[Setting]:
@@ -83,6 +98,8 @@ def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
     """Refuse words that fields of a dataclass do not take, and repeats in the fields `once`."""
     for spec in settings_of(type(config)):
         value = getattr(config, spec.name)
+        if value is None and spec.default is None:
+            continue
         if spec.words and not spec.many:
             check_word(spec.name, value, spec.words)
         elif spec.words and (not value or not set(value) <= set(spec.words)):
@@ -94,6 +111,27 @@ def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
             raise ActcacheError(
                 f"{spec.name} are {list(value)}, expected each once. Pass them separated by commas."
             )
+
+
+def check_numbers(config: Any) -> None:
+    """Refuse numbers of a dataclass's fields that are not finite, or out of bounds."""
+    for spec in settings_of(type(config)):
+        value = getattr(config, spec.name)
+        if value is None or spec.type not in (int, float):
+            continue
+        shown, verb = (list(value), "are") if spec.many else (value, "is")
+        numbers = value if spec.many else (value,)
+        remedy = "Pass such numbers." if spec.many else f"Try {spec.default}."
+        for number in numbers:
+            if not math.isfinite(number):
+                expected = "finite numbers"
+            elif spec.least is not None and number < spec.least:
+                expected = f"{spec.least:.0f} or more"
+            elif spec.most is not None and number > spec.most:
+                expected = f"{spec.most:.0f} or less"
+            else:
+                continue
+            raise ActcacheError(f"{spec.name} {verb} {shown}, expected {expected}. {remedy}")
 
 
 def check_word(

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
         project,
     )
     from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
+    from actcache.analysis.directions.planes import Plane, SiteScores, find_plane, norm_sites
     from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.generation.config import SteerConfig
+    from actcache.analysis.generation.folder import Generations, open_generations
+    from actcache.analysis.generation.run.stage import generate_steered
+    from actcache.analysis.generation.summary import GenerationSummary
     from actcache.analysis.pipeline import analyze
     from actcache.analysis.predict.embedding_space import (
         Projection,
@@ -68,15 +73,20 @@ __all__ = [
     "Comparison",
     "Directions",
     "FitQuality",
+    "GenerationSummary",
+    "Generations",
     "Interval",
     "L2SSettings",
     "LayerPredictor",
     "LayerScores",
     "Moments",
+    "Plane",
     "Projection",
     "Projections",
     "Results",
     "Silhouette",
+    "SiteScores",
+    "SteerConfig",
     "Steerability",
     "SteerabilityScores",
     "StrategyScore",
@@ -93,12 +103,16 @@ __all__ = [
     "default_context_layers",
     "difference_of_means",
     "directions_of_moments",
+    "find_plane",
     "fit_quality",
+    "generate_steered",
     "label_directions",
     "layer_scores",
     "letter_directions",
     "letter_share",
     "mean_cosine",
+    "norm_sites",
+    "open_generations",
     "open_results",
     "open_sweep",
     "pair_directions",

@@ -16,10 +16,16 @@ from actcache.conventions import (
     Vectors,
 )
 from actcache.errors import ActcacheError
-from actcache.settings import check_words, setting
+from actcache.settings import MAX_SEED, check_numbers, check_words, setting
 
 SWEEP, PREDICTORS = "sweep", "predictors"
 """Headings in `actcache analyze --help`."""
+
+MAX_GRID = 1000
+"""Multipliers of a sweep; a grid that is finer is a slip of the keyboard."""
+
+MAX_MULTIPLIER = 1_000_000
+"""Of either sign. Nothing of the residual is left long before, and float32 overflows after."""
 
 
 @no_type_check  # users' words: `check_words` refuses them, also under a type checker
@@ -37,6 +43,8 @@ class AnalyzeConfig:
         (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5),
         group=SWEEP,
         metavar="START:STOP:STEP",
+        least=-MAX_MULTIPLIER,
+        most=MAX_MULTIPLIER,
         help="factors λ on the directions, both ends included; or a list",
     )
 
@@ -54,7 +62,10 @@ class AnalyzeConfig:
     """It sets no other field here: `conventions.sweep_settings` does."""
 
     layers: Sequence[int] | None = setting(
-        None, group=SWEEP, help="layers to steer, for example 3,5 or 0:12 (default: all)"
+        None,
+        group=SWEEP,
+        least=0,
+        help="layers to steer, for example 3,5 or 0:12 (default: all)",
     )
 
     labels: Sequence[str] | None = setting(
@@ -72,13 +83,19 @@ class AnalyzeConfig:
     controls: int = setting(
         1,
         group=SWEEP,
+        least=0,
+        most=1000,
         help="sets of random directions, of the same lengths, that are swept as controls",
     )
 
-    draws: int = setting(1000, help="bootstrap draws of every interval")
+    draws: int = setting(1000, least=1, most=100_000, help="bootstrap draws of every interval")
 
     batch_tokens: int = setting(
-        2048, group=SWEEP, help="tokens in a pass of the sweep, joined rows included"
+        2048,
+        group=SWEEP,
+        least=1,
+        most=2**31 - 1,
+        help="tokens in a pass of the sweep, joined rows included",
     )
 
     vectors: Sequence[Vectors] = setting(
@@ -109,12 +126,16 @@ class AnalyzeConfig:
     )
 
     top: Sequence[int] = setting(
-        (1, 2, 3), group=PREDICTORS, help="K of frequency smoothing of labels (W2S, equation 7)"
+        (1, 2, 3),
+        group=PREDICTORS,
+        least=1,
+        help="K of frequency smoothing of labels (W2S, equation 7)",
     )
 
     context_layers: Sequence[int] | None = setting(
         None,
         group=PREDICTORS,
+        least=0,
         help="layers whose residuals the networks of L2S read (default: about 8, evenly spaced)",
     )
 
@@ -123,27 +144,32 @@ class AnalyzeConfig:
     seeds: int = setting(
         5,
         group=PREDICTORS,
+        least=1,
+        most=1000,
         help="trainings of each predictor; their spread is the standard error in the tables",
     )
 
     seed: int = setting(
-        0, help="seed of random directions, bootstrap, folds, first weights and batches"
+        0,
+        least=0,
+        most=MAX_SEED,
+        help="seed of random directions, bootstrap, folds, first weights and batches",
     )
 
     def __post_init__(self) -> None:
-        check_words(self, once=["vectors"])
-        if self.seeds < 1 or not self.top or min(self.top) < 1 or len(self.encoders) < 1:
+        n_multipliers = len(self.multipliers)
+        if len(set(self.multipliers)) != n_multipliers or not 2 <= n_multipliers <= MAX_GRID:
+            shown = list(self.multipliers) if n_multipliers <= MAX_GRID else n_multipliers
             raise ActcacheError(
-                f"seeds are {self.seeds}, top {list(self.top)}, encoders {list(self.encoders)}; "
-                "expected one or more of each, from 1 on."
+                f"multipliers are {shown}, expected 2 to {MAX_GRID}, each once. Pass "
+                "START:STOP:STEP or a list, for example -1.5:1.5:0.5."
             )
-        for name, least in (("controls", 0), ("draws", 1), ("batch_tokens", 1)):
-            if (number := getattr(self, name)) < least:
-                raise ActcacheError(
-                    f"{name} is {number}, expected {least} or more. Pass such a number."
-                )
-        if len(set(self.multipliers)) != len(self.multipliers) or len(self.multipliers) < 2:
-            raise ActcacheError(
-                f"multipliers are {list(self.multipliers)}, expected two or more, each once. "
-                "Pass START:STOP:STEP or a list, for example -1.5:1.5:0.5."
-            )
+        check_numbers(self)
+        if self.base_url is not None:  # it is recorded, whether an encoder needs it or not
+            from actcache.encoders.connection import endpoint_of
+
+            object.__setattr__(self, "base_url", endpoint_of(self.base_url))
+        check_words(self, once=["vectors", "encoders"])
+        for name in ("top", "encoders", "layers", "context_layers"):
+            if getattr(self, name) is not None and not getattr(self, name):
+                raise ActcacheError(f"{name} are [], expected one or more. Pass some.")

@@ -4,6 +4,7 @@ Each file is whole once it has its name. The types of a dataclass's fields say h
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from actcache.store.storage.safetensors_bytes import safetensors_bytes
 T = TypeVar("T")
 
 _HEADER_LIMIT = 1 << 24
+_INFINITE = ("-Infinity", "Infinity")
+"""How infinite numbers stand in JSON: as text."""
 
 
 class DocumentError(ValueError):
@@ -29,11 +32,13 @@ def plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
+        return plain(value.tolist())
     if isinstance(value, Mapping):
         return {str(name): plain(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
+    if isinstance(value, float) and math.isinf(value):  # JSON has no such number
+        return _INFINITE[value > 0]
     return value
 
 
@@ -73,7 +78,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         kinds = args if origin is tuple and args[-1] is not Ellipsis else (args[0],) * len(value)
         _require(len(kinds) == len(value), kind, value, where)
         return tuple(_read(kinds[i], entry, f"{where}[{i}]") for i, entry in enumerate(value))
-    if kind is float and type(value) is int:  # 1.0 may be written as 1
+    if kind is float and (type(value) is int or value in _INFINITE):  # 1.0 may be written as 1
         return float(value)
     _require(type(value) is kind, kind, value, where)
     return value
@@ -94,13 +99,19 @@ def _read_fields(kind: Any, document: Mapping[str, Any], where: str) -> Any:
 
 def _read_array(kind: Any, value: Any, where: str) -> Any:
     try:
-        array = np.asarray(value)
+        array = np.asarray(_with_infinities(value))
         if array.dtype.kind in "if" or not array.size:  # whole numbers may be written as 1
             array = array.astype(kind.dtypes[0])
     except ValueError:  # ragged
         array = np.empty(0)
     _require(isinstance(array, kind), kind, value, where)
     return array
+
+
+def _with_infinities(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_infinities(entry) for entry in value]
+    return float(value) if isinstance(value, str) and value in _INFINITE else value
 
 
 def _require(fits: bool, kind: Any, value: Any, where: str) -> None:

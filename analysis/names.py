@@ -43,6 +43,21 @@ _STRATEGIES = {
     W2S_SHUFFLED: "W2S shuffled",
 }
 
+STEERING_METHODS = {
+    "caa": "CAA",
+    "l2s": "L2S",
+    "w2s": "W2S",
+    "ss": "Selective Steering",
+    "sas": "Angular Steering",
+    "aas": "Adaptive Angular Steering",
+    "ablation": "directional ablation",
+    "actadd": "ActAdd",
+    "cast": "CAST",
+    "random": "random vector",
+    "random_plane": "random plane",
+}
+"""Labels of the methods of steered generation."""
+
 
 def control_set(number: int) -> str:
     """Name a set of random directions in sweep.zarr: `random`, then `random_1` and so on."""

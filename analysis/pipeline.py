@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Bool
 
+from actcache.analysis.checks import check_analysis
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     BATCH_ROWS,
@@ -24,6 +25,7 @@ from actcache.analysis.directions.difference_of_means import (
     two_labels,
 )
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
+from actcache.analysis.directions.planes import Plane, find_plane, norm_sites
 from actcache.analysis.files import typed, write_aside, write_text
 from actcache.analysis.names import METHOD, control_set
 from actcache.analysis.report.pages import markdown_page, pictures
@@ -31,18 +33,17 @@ from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.results import (
     Results,
     results_folder,
+    write_planes,
     write_steerability,
     write_vectors,
 )
 from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.steerability import Steerability, summarize
-from actcache.conventions import NO_PRESET, STAGES, sweep_settings
-from actcache.encoders import parse_encoder
+from actcache.conventions import NO_PRESET, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress
 from actcache.settings import check_names
-from actcache.store.copies.selection import require_all_layers
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
@@ -95,15 +96,8 @@ def analyze(
         config = AnalyzeConfig(**sweep_settings(preset, settings))
     elif settings:
         config = replace(config, **settings)
-    if store.kind != "residuals":
-        raise MismatchError(
-            f"'{store.path}' holds a {store.kind}, expected residuals. Pass what build wrote."
-        )
-    require_all_layers(store)  # the stages know layers by their place
     out = Path(out)
-    left_out = _stages_left_out(store, config.stages)
-    if not any(store["label"].tolist()) and "predictors" in config.stages:
-        _require_predictable(store, config)
+    left_out = check_analysis(store, config, device=device)
     with results_folder(out, store, overwrite=overwrite):
         return _run_stages(
             store.checked() if check else store,
@@ -141,6 +135,7 @@ def _run_stages(
         config=config,
         left_out=left_out,
     )
+    labels = None
     if paired:
         directions = pair_directions(store, rows=train)
     else:
@@ -150,6 +145,15 @@ def _run_stages(
         if "layers" in config.stages:
             scores = _score_layers(store, directions, labels, config)
             summary = replace(summary, layers={directions.names[0]: scores})
+    if "layers" in config.stages and norm_sites(store):
+        try:
+            planes = _find_planes(store, directions.names, labels, train, config)
+        except MismatchError as error:  # the other stages were asked for as much
+            summary = replace(summary, left_out=(*left_out, f"layers: {error}"))
+        else:
+            write_planes(out, store, planes)
+            scores_of = {name: plane.scores for name, plane in planes.items()}
+            summary = replace(summary, planes=scores_of)
     if "vectors" in config.stages:
         summary = replace(summary, vectors=write_vectors(out, store, directions))
     if paired and {"sweep", "predictors"} & set(config.stages):
@@ -178,37 +182,23 @@ def _run_stages(
     return Results(out)
 
 
-def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
-    """A sentence on stages that were asked for one by one and cannot run on a store's rows.
-
-    All stages means all that there are. If none can run, or one lacks its split, that is an error.
-    """
-    paired = not any(store["label"].tolist())
-    unfit = ("layers",) if paired else ("sweep", "predictors")
-    have, need = ("pairs", "labels") if paired else ("labels", "pairs")
-    left = [stage for stage in stages if stage in unfit]
-    reason = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
-    if len(left) == len(stages):
-        fit = ",".join(stage for stage in STAGES if stage not in unfit)
-        raise MismatchError(f"no stage can run on {reason}. Pass --stages {fit}.")
-    if not paired:
-        return (reason,) if left and tuple(stages) != STAGES else ()
-    if "sweep" in stages and "test" not in store["split"].tolist():
-        raise MismatchError(
-            f"'{store.path}' has no rows of the split 'test', which the stage sweep reads. Build "
-            "from more rows, give rows a split, or pass --stages vectors."
+def _find_planes(
+    store: Store,
+    names: Sequence[str],
+    labels: tuple[str, str] | None,
+    train: Bool[np.ndarray, " n"],
+    config: AnalyzeConfig,
+) -> dict[str, Plane]:
+    """The plane of each behavior, or of two labels, on train samples."""
+    return {
+        name: find_plane(
+            store,
+            rows=train if labels else train & (store["behavior"] == name),
+            labels=labels,
+            normalize=config.normalize,
         )
-    return ()
-
-
-def _require_predictable(store: Store, config: AnalyzeConfig) -> None:
-    """Refuse before the sweep what predictors would refuse after it."""
-    from actcache.analysis.predict.selections import predictor_rows
-
-    for text in config.encoders:
-        parse_encoder(text)
-    if tuple(config.stages) != STAGES:  # else they are left out, with the reason
-        predictor_rows(store, vectors=config.vectors)
+        for name in names
+    }
 
 
 def _score_layers(

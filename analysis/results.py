@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from actcache.analysis.directions.difference_of_means import Directions, unit
+from actcache.analysis.directions.planes import Plane
 from actcache.analysis.files import plain, tensor_header, write_arrays, write_tensors
-from actcache.analysis.names import CAA, METHOD, slugs, w2s
+from actcache.analysis.names import CAA, L2S, METHOD, slugs, w2s
 from actcache.analysis.predict.reuse import FINGERPRINT, remove_artifact
 from actcache.analysis.report.pages import html_page
 from actcache.analysis.stats.slopes import fit_quality
@@ -37,12 +38,14 @@ from actcache.store.storage.local import LocalStorage
 from actcache.store.store import Store
 
 if TYPE_CHECKING:
+    from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 
 SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
 SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
 FILES = (
-    *(SUMMARY, "tables.md", DIRECTIONS, "moments.npz", "steerability.npz", "predictors.npz"),
+    *(SUMMARY, "tables.md", DIRECTIONS, "planes.safetensors"),
+    *("moments.npz", "steerability.npz", "predictors.npz"),
     *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
 )
 """Files that `analyze` leaves in a folder, beside the sweep and `predictors/`."""
@@ -114,6 +117,24 @@ class Results:
             folder / f"{directions}-{encoder}" / f"{key.removeprefix('w2s_')}.safetensors"
         )
 
+    def vector_predictor(self, behavior: str) -> "VectorPredictor":
+        """Load the networks of L2S, which predict a vector for each prompt.
+
+        Raises:
+            MismatchError: the folder has none of that behavior.
+        """
+        from actcache.analysis.predict.l2s.vector_predictor import FILE, VectorPredictor
+
+        scores = self.summary.predictors
+        trained = list(scores.networks) if scores is not None else []
+        if scores is None or behavior not in trained:
+            raise MismatchError(
+                f"'{self.path}' has no networks of L2S for behavior '{behavior}', expected some of "
+                f"{trained}. Run the stages sweep and predictors with --vectors caa,l2s."
+            )
+        folder = self.path / "predictors" / slugs(scores.behaviors)[behavior]
+        return VectorPredictor.load(folder / L2S / FILE)
+
     def _repr_html_(self) -> str:
         return html_page(self.summary)
 
@@ -171,11 +192,7 @@ def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, 
     for name, values in zip(directions.names, directions.values, strict=True):
         tensors[f"{name}/{METHOD}"] = values
         tensors[f"{name}/{METHOD}_unit"] = unit(values)
-    about = {
-        "layer": "output of the decoder block, from 0",
-        "weights_sha256": str(store.provenance["model"]["weights_sha256"]),
-        "model": str(store.provenance["model"]["name"]),
-    }
+    about = {"layer": "output of the decoder block, from 0", **_model(store)}
     write_tensors(out / "directions.safetensors", tensors, about=about)
     moments = directions.moments
     classes = [f"{name}/{side}" for name in directions.names for side in ("positive", "negative")]
@@ -194,6 +211,17 @@ def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, 
         name: VectorSummary(n_positive=int(p), n_negative=int(q), norm=tuple(norm.tolist()))
         for name, (p, q), norm in zip(directions.names, counts, norms, strict=True)
     }
+
+
+def write_planes(out: Path, store: Store, planes: Mapping[str, Plane]) -> None:
+    """Write `planes.safetensors`: `<name>/plane`, float32 `[2, d_model]`, orthonormal."""
+    tensors = {f"{name}/plane": plane.basis.astype(np.float32) for name, plane in planes.items()}
+    write_tensors(out / "planes.safetensors", tensors, about=_model(store))
+
+
+def _model(store: Store) -> dict[str, str]:
+    model = store.provenance["model"]
+    return {"weights_sha256": str(model["weights_sha256"]), "model": str(model["name"])}
 
 
 def write_steerability(

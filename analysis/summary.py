@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.discriminative import LayerScores
+from actcache.analysis.directions.planes import SiteScores
 from actcache.analysis.files import plain, typed, write_json
 from actcache.analysis.predict.outcome import DirectionSetScores, PredictorScores
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES, BehaviorScores
@@ -21,6 +22,7 @@ __all__ = [  # the types that the report reads
     "LayerScores",
     "PredictorScores",
     "SelfCheck",
+    "SiteScores",
     "SteerabilityScores",
     "StoreSummary",
     "StrategyScore",
@@ -115,13 +117,19 @@ class Summary:
     config: AnalyzeConfig
 
     left_out: tuple[str, ...] = ()
-    """Stages that were asked for and could not run, each with the reason."""
+    """Stages that were asked for and could not run, and settings that are ignored, each with the
+    reason."""
 
     labels: tuple[str, str] | None = None
     """The positive and the negative label; None for pairs."""
 
     vectors: dict[str, VectorSummary] | None = None
     layers: dict[str, LayerScores] | None = None
+
+    planes: dict[str, SiteScores] | None = None
+    """Norm outputs, by behavior (or `<positive label>-<negative label>`); None where the store has
+    none."""
+
     sweep: SweepSummary | None = None
     predictors: PredictorScores | None = None
     verdicts: tuple[Verdict, ...] = ()
@@ -146,7 +154,10 @@ class Summary:
 
     def write(self, path: Path) -> None:
         """Write summary.json."""
-        write_json(path, self)
+        document = plain(self)
+        if self.planes is None:  # stores without norm outputs are summarized as ever
+            del document["planes"]
+        write_json(path, document)
 
     @classmethod
     def read(cls, path: Path) -> "Summary":

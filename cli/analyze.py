@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from actcache import conventions
 from actcache.analysis.config import PREDICTORS, SWEEP, AnalyzeConfig
 from actcache.build.config import BuildConfig
-from actcache.cli import console
-from actcache.cli.options import (
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import (
     add_dry_run,
     add_output,
     add_overwrite,
@@ -53,16 +53,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Open the store, run the stages with the settings of the command line, print."""
+    from actcache.analysis.checks import check_analysis
     from actcache.store.store import open_store
 
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
+    check_analysis(store, config, device=args.device)
     if args.dry_run:
         console.print_result(dry_run(store, out, config, args), as_json=args.json)
         return
+    _check_model(store, out, config, args)
     from actcache.analysis.pipeline import analyze
-    from actcache.cli.show import show_or_print  # imports rich
+    from actcache.cli.terminal.show import show_or_print  # imports rich
 
     results = analyze(
         store,
@@ -92,6 +95,27 @@ def dry_run(
         model=why_not_loaded(name, revision=store.config.get("revision"))
         or (lambda: _load(store, args)),
     )
+
+
+def _check_model(
+    store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
+) -> None:
+    """Refuse a model that cannot be loaded, before anything is written or removed."""
+    from actcache.analysis.checks import needs_model
+
+    if needs_model(store, out, config, overwrite=args.overwrite):
+        from actcache.engine.model import load_config
+
+        name = args.model or store.provenance["model"]["name"]
+        load_config(
+            name,
+            revision=store.config.get("revision"),
+            trust_remote_code=args.trust_remote_code,
+        )
+        return
+    for flag in ("model", "device_map", "trust_remote_code"):
+        if getattr(args, flag):
+            console.say(f"actcache: --{flag.replace('_', '-')} is ignored: no stage runs the model")
 
 
 def _load(store: "Store", args: argparse.Namespace) -> Any:

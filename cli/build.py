@@ -11,12 +11,14 @@ import argparse
 
 from actcache import conventions
 from actcache.build.config import KEPT, MODEL, PROMPTS, RUN, BuildConfig
-from actcache.cli import console
-from actcache.cli.options import (
+from actcache.build.place import require_place
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import (
     add_dry_run,
     add_new_store,
     add_settings,
     given_settings,
+    note_ignored,
     preset_help,
 )
 
@@ -49,12 +51,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check the rows, build the store, and print what it holds."""
+    config = config_of(args)  # before torch is imported
+    note_ignored(args)
+    if not args.dry_run:
+        require_place(args.output, resume=args.resume, overwrite=args.overwrite)
     from actcache.build import forecast_build, plan_store, run_build
     from actcache.cli.info import describe
 
     plan = plan_store(
         args.data,
-        config_of(args),
+        config,
         limit=args.limit,
         personas=args.personas,
         reuse=args.reuse,

@@ -1,4 +1,4 @@
-"""Run the whole job on the built-in model and behaviors: build, analyze, report. No network.
+"""Run the whole job on the built-in model and behaviors: build, analyze, steer. No network.
 
 The model was trained by this project to answer questions about itself in the manner of
 Model-Written Evaluations. It is a test bed for methods, not evidence about language models.
@@ -7,10 +7,13 @@ Model-Written Evaluations. It is a test bed for methods, not evidence about lang
 import argparse
 from pathlib import Path
 
-from actcache.cli import console
-from actcache.cli.options import add_output
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_output
 
 EXAMPLE = "actcache demo -o demo-out"
+
+STRENGTHS = (-1.5, -1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.5)
+"""λ of the steered texts: the ends of the sweep's grid, and what is inside."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -25,8 +28,9 @@ def run(args: argparse.Namespace) -> None:
     """Build and analyze, as a user's script would, on what the package brings."""
     import actcache
     from actcache import analysis
+    from actcache.analysis.files import plain
     from actcache.cli.info import describe
-    from actcache.cli.show import show_or_print
+    from actcache.cli.terminal.show import show, show_texts
 
     folder = Path(args.output)
     bars = console.Bars(quiet=args.json)
@@ -43,7 +47,20 @@ def run(args: argparse.Namespace) -> None:
         console.print_result(describe(store), as_json=False)
     out = folder / "results"
     results = analysis.analyze(store, out, controls=5, progress=bars, overwrite=True)
-    show_or_print(results.summary, as_json=args.json, out=out)
     if not args.json:
-        pictures = ", ".join(str(path) for path in sorted(out.glob("*.png")))
-        console.say(f"pictures: {pictures}")
+        show(results.summary)
+    texts = analysis.generate_steered(
+        out,
+        folder / "texts",
+        strength=STRENGTHS,
+        max_new=8,  # an answer has three
+        target="answer",
+        overwrite=True,
+        progress=bars,
+    )
+    if args.json:
+        console.print_json({**plain(results.summary), "texts": plain(texts.summary)})
+        return
+    show_texts(texts)
+    pictures = ", ".join(str(path) for path in sorted(folder.glob("*/*.png")))
+    console.say(f"results: {out}, steered texts: {texts.path}; pictures: {pictures}")

@@ -9,8 +9,8 @@ the sweep does not.
 
 import argparse
 
-from actcache.cli import console
-from actcache.cli.options import add_new_store
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_new_store, note_ignored
 
 EXAMPLE = "actcache import rows.h5 -o rows.zarr"
 
@@ -25,6 +25,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Import, and print what the store holds."""
+    note_ignored(args)
     from actcache.cli.info import describe
     from actcache.exchange import import_store
 

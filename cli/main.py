@@ -1,21 +1,38 @@
 """Cache a language model's residuals once; answer steering research's questions from the cache."""
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 
-from actcache.cli import analyze, build, demo, export, import_, info, merge, subset, verify
+from actcache.cli import (
+    analyze,
+    build,
+    chat,
+    demo,
+    export,
+    import_,
+    info,
+    merge,
+    steer,
+    subset,
+    verify,
+)
+from actcache.cli.terminal.last_resort import keep_trace
+from actcache.cli.terminal.process import is_file_limit, prepare_streams, raise_file_limit
+from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 
-COMMANDS = (demo, build, analyze, info, verify, subset, merge, export, import_)
+COMMANDS = (demo, build, analyze, steer, chat, info, verify, subset, merge, export, import_)
 
 INTERRUPTED = {
     **dict.fromkeys(
         ("build", "subset", "merge", "import"), "what was committed is kept, see --resume"
     ),
     "analyze": "what was committed is kept, run the same command to resume",
+    "steer": "texts that were written are kept, see --resume",
     "demo": "the same command starts over",
 }
 """What is left of a command after Ctrl-C; of all others nothing."""
@@ -49,6 +66,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 1 an error that the user can fix, 2 usage, 130 Ctrl-C."""
+    prepare_streams()
+    raise_file_limit()
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:
@@ -62,21 +81,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().print_help(sys.stderr)
         return 2
     try:
+        _refuse_empty_paths(args)
         args.run(args)
-    except ActcacheError as error:
-        print(f"actcache: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of our stdout has closed it, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 0
-    except OSError as error:
-        # Disk full, no permission, a mount gone: the user can fix it, and a store can be resumed.
-        print(f"actcache: {error}", file=sys.stderr)
-        return 1
+    except (ActcacheError, OSError) as error:
+        # OSError: disk full, no permission, a mount gone: the user can fix it, and resume a store.
+        remedy = ". Raise the limit, with: ulimit -n 65536" if is_file_limit(error) else ""
+        return _fail(f"{error}{remedy}")
+    except MemoryError as error:
+        return _fail(
+            f"out of memory ({str(error) or args.command}), expected room for what was asked for. "
+            "Pass smaller settings, or use a machine with more memory."
+        )
     except KeyboardInterrupt:
         left = INTERRUPTED.get(args.command, "nothing was written")
         print(f"actcache: stopped; {left}", file=sys.stderr)
         return 130
+    except Exception as error:  # a mistake of ours: one line, and the rest in a file
+        return _fail(keep_trace(error))
     return 0
+
+
+def _fail(message: str) -> int:
+    print(f"actcache: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return 1
+
+
+def _refuse_empty_paths(args: argparse.Namespace) -> None:
+    for name in ("store", "stores", "path", "source", "model", "output"):
+        given = getattr(args, name, None)
+        if given == "" or (isinstance(given, list) and "" in given):
+            flag = f"--{name}" if name in ("model", "output") else name.upper()
+            raise ActcacheError(f"{flag} is empty, expected a path. Pass one.")
 
 
 def _filled(text: str) -> str:
@@ -89,7 +128,7 @@ def _with_joined_multipliers(argv: Sequence[str]) -> list[str]:
     """Join `--multipliers -1.5:1.5:0.5` by `=`: argparse takes the minus for another flag."""
     words = list(argv)
     for i, word in enumerate(words[:-1]):
-        if word == "--multipliers":
+        if word in ("--multipliers", "--strength"):
             words[i : i + 2] = [f"{word}={words[i + 1]}"]
             break
     return words

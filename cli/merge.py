@@ -7,8 +7,8 @@ in test are counted and reported.
 
 import argparse
 
-from actcache.cli import console
-from actcache.cli.options import add_new_store
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_new_store, note_ignored
 
 EXAMPLE = "actcache merge tidy.zarr thrifty.zarr -o both.zarr"
 
@@ -23,6 +23,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compare, copy, print."""
+    note_ignored(args)
     from actcache.cli.info import describe
     from actcache.store.copies.merge import merge
 

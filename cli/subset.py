@@ -9,8 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from actcache.cli import console
-from actcache.cli.options import add_new_store, names, numbers
+from actcache.cli.terminal import console
+from actcache.cli.terminal.options import add_new_store, names, note_ignored, numbers
 
 EXAMPLE = "actcache subset rows.zarr -o small.zarr --split train,test --layers 10:20"
 
@@ -33,6 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Select, copy, print."""
+    note_ignored(args)
     import numpy as np
 
     from actcache.cli.info import describe

@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 
 GROUND = (
-    *("errors", "conventions", "settings", "identity"),
+    *("errors", "conventions", "settings", "identity", "names", "hub"),
     *("progress", "lazy", "notebook"),
 )
 STORE = ("store", *GROUND)
@@ -40,6 +40,8 @@ RULES = {
     "settings": Rule(("errors",)),
     "identity": Rule(("errors",)),
     "notebook": Rule(()),
+    "names": Rule(()),
+    "hub": Rule(()),
     "progress": Rule(("errors",)),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
@@ -54,7 +56,8 @@ RULES = {
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
     "steering": Rule(
-        ("engine", *STORE), heavy=("operators", "hooks", "rows", "prefill", "loop", "scoring")
+        ("prompts", "engine", *STORE),
+        heavy=("operators", "hooks", "rows", "prefill", "decoding", "loop", "scoring"),
     ),
     "exchange": Rule(("data", "steering", *STORE)),
     "demo": Rule(GROUND),
@@ -100,13 +103,14 @@ RULES = {
         (
             *("analysis.predict", "analysis.sweep", "analysis.directions", "analysis.stats"),
             *("analysis.config", "analysis.names", "analysis.files", "analysis.results"),
-            *("analysis.summary", "encoders", "build", "engine", "prompts", "steering", "data"),
+            *("analysis.summary", "analysis.report", "analysis.generation.summary"),
+            *("encoders", "build", "engine", "prompts", "steering", "data"),
             *STORE,
         ),
-        heavy=("stage",),
+        heavy=("run.conversation", "run.finish"),
     ),
     "analysis.names": Rule(()),
-    "analysis.config": Rule(("analysis.names", *GROUND)),
+    "analysis.config": Rule(("analysis.names", "encoders", *GROUND)),
     "analysis.files": Rule(STORE),
     "analysis.results": Rule(
         (
@@ -121,7 +125,13 @@ RULES = {
             *("analysis.config", "analysis.names", "analysis.files", *GROUND),
         )
     ),
-    "analysis.report": Rule(("analysis.summary", "analysis.names", "analysis.stats", *GROUND)),
+    "analysis.generation.summary": Rule(("analysis.stats", "analysis.files", *GROUND)),
+    "analysis.report": Rule(
+        (
+            *("analysis.summary", "analysis.generation.summary"),
+            *("analysis.names", "analysis.stats", *GROUND),
+        )
+    ),
     "analysis": Rule(("analysis", "build", "encoders", "engine", *STORE)),
     "cli": Rule(EVERYTHING),
 }

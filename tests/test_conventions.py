@@ -13,7 +13,7 @@ from actcache import conventions
 from actcache.analysis.config import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.cli.main import main
-from actcache.cli.options import preset_help
+from actcache.cli.terminal.options import preset_help
 from actcache.conventions import (
     MEANINGS,
     NO_PRESET,

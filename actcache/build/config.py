@@ -19,11 +19,12 @@ from actcache.conventions import (
     check_sites,
     expand_positions,
 )
-from actcache.errors import ActcacheError
-from actcache.settings import check_words, setting
+from actcache.settings import MAX_SEED, check_numbers, check_words, setting
 
 MODEL, PROMPTS, KEPT, RUN = "model", "prompts", "what is kept", "how it runs"
 """Headings in `actcache build --help`."""
+
+MAX_BATCH_TOKENS = 2**31 - 1
 
 
 @no_type_check  # users' words: `check_words` refuses them, also under a type checker
@@ -116,8 +117,9 @@ class BuildConfig:
     sites: Sequence[Site] = setting(
         ("resid_post",),
         group=KEPT,
-        help="where to read, of {words}; attention is its mass on the part of the prompt that a "
-        'row marks under "span"',
+        help="where to read, of {words}; ln1 and ln2 are the outputs of a block's norms, _post of "
+        "those after attention and MLP (Gemma 2 and 3); attention is its mass on the part of the "
+        'prompt that a row marks under "span"',
     )
 
     answer: Answer = setting("first", group=KEPT, help="the answer token of a completion")
@@ -125,19 +127,24 @@ class BuildConfig:
     batch_tokens: int = setting(
         2048,
         group=MODEL,
+        least=1,
+        most=MAX_BATCH_TOKENS,
         help="tokens in a forward pass, padding included: the dial of speed against memory; a "
         "large GPU takes more",
     )
     # On a CPU, 2048 tokens of a small model stay in the caches; 8192 took 2.5 times as long.
 
-    seed: int = setting(0, group=KEPT, help="seed of the splits and of the certificate's rows")
+    seed: int = setting(
+        0,
+        group=KEPT,
+        least=0,
+        most=MAX_SEED,
+        help="seed of the splits and of the certificate's rows",
+    )
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 1:
-            raise ActcacheError(
-                f"batch_tokens is {self.batch_tokens}, expected 1 or more. Try 2048."
-            )
-        check_words(self, once=["sites"])
+        check_numbers(self)
+        check_words(self, once=["sites", "variants"])
         expand_positions(self.positions)
         check_sites(self.sites, self.positions)
 

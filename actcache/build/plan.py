@@ -7,13 +7,21 @@ stops after it.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from actcache.build.config import BuildConfig
 from actcache.conventions import ATTENTION, NO_PRESET, expand_positions, find_preset
 from actcache.data.samples import Sample
 from actcache.data.splits import Leaks, assign_splits, count_leaks
-from actcache.engine.model import context_length, load_config, load_tokenizer, tokenizer_digest
+from actcache.engine.model import (
+    check_device,
+    context_length,
+    load_config,
+    load_tokenizer,
+    pickled_weights,
+    tokenizer_digest,
+)
 from actcache.engine.tree_capture import tokens_run
 from actcache.prompts.checks import CheckSummary, check_rows, first_ids
 from actcache.prompts.positions import check_template, of_samples
@@ -95,8 +103,13 @@ class BuildPlan:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know before the build: rows left out, broken conditions, leaks."""
-        return [*_left_out_notes(self.left_out), *_condition_notes(self), *_leak_notes(self.leaks)]
+        """What a user should know before the build: model, rows left out, conditions, leaks."""
+        return [
+            *_model_notes(self.config),
+            *_left_out_notes(self.left_out),
+            *_condition_notes(self),
+            *_leak_notes(self.leaks),
+        ]
 
 
 def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
@@ -111,6 +124,7 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
     }
+    check_device(config.device, config.device_map)
     tokenizer = load_tokenizer(config.model, **source)
     model_config = load_config(config.model, **source)
     context = context_length(model_config)
@@ -144,6 +158,19 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
         },
         model_config=model_config,
     )
+
+
+def _model_notes(config: BuildConfig) -> list[str]:
+    notes = []
+    folder = Path(config.model)
+    if config.revision is not None and folder.is_dir():
+        notes.append(f"--revision {config.revision} is ignored: '{folder}' is a local folder")
+    if pickled := pickled_weights(folder):
+        notes.append(
+            f"note: the weights of '{folder}' are {pickled}, a pickle: it is read with "
+            "weights_only, which runs no code of it; safetensors are read faster"
+        )
+    return notes
 
 
 def _left_out_notes(left_out: Sequence[dict[str, Any]]) -> list[str]:

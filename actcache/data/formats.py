@@ -16,6 +16,7 @@ from actcache.data.readers import RawRow, expand_globs, json_type, raw_rows
 from actcache.data.samples import Sample, letter_of
 from actcache.data.spans import marked_span
 from actcache.errors import RowError
+from actcache.names import name_problem
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class _Field:
     """Whether a whole number counts as text: ids and labels are often numbers."""
 
     is_name: bool = False
-    """Whether files and arrays are named after it."""
+    """Whether files and arrays are named after it; see `actcache.names`."""
+
+    is_id: bool = False
 
     words: tuple[str, ...] = ()
     """The only words that are allowed; empty for any text."""
@@ -38,7 +41,7 @@ _FIELDS = {
     "positive": _Field(),
     "negative": _Field(),
     "label": _Field(number=True, is_name=True),
-    "id": _Field(required=False, number=True),
+    "id": _Field(required=False, number=True, is_id=True),
     "behavior": _Field(required=False, is_name=True),
     "split": _Field(required=False, words=SPLITS),
     "system": _Field(required=False),
@@ -254,12 +257,9 @@ def _problem(value: object, field: _Field) -> str | None:
     if field.words and value not in field.words:
         words = ", ".join(field.words)
         return f"is {_quoted(value)}, expected one of {words}. Write one of them, or drop the key."
-    name = value.strip()
-    if field.is_name and (name in (".", "..") or set("/\\") & set(name)):
-        return (
-            f"is {_quoted(name)}, expected a name without / and \\ (files and arrays are named "
-            "after it). Rename it."
-        )
+    if field.is_name or field.is_id:
+        problem = name_problem(value.strip(), is_id=field.is_id)
+        return problem and f"{problem}. Rename it."
     return None
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from actcache.errors import RowError
+from actcache.hub import first_sentence, prepare_hub
 
 _READ = "Pass a .jsonl, .json or .csv file, a folder made by save_to_disk, or a Hub id."
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?", re.ASCII)
@@ -182,12 +183,14 @@ def _folder(path: Path, *, split: str | None) -> Iterator[RawRow]:
 
 def _hub(name: str, *, split: str) -> Iterator[RawRow]:
     datasets = _datasets(f"'{name}'")
+    prepare_hub(name)
     try:
         dataset = datasets.load_dataset(name, split=split)
     except Exception as error:  # no network, no such data set, no such split, no permission, …
         raise RowError(
             f"no file at '{name}', and no data set of that name on the Hub with a split "
-            f"'{split}' ({_first_line(error)}). Check path, name and network, or pass a local file."
+            f"'{split}' ({first_sentence(error).rstrip('.')}). Check path, name and network, or "
+            "pass a local file."
         ) from error
     return _dataset(dataset, f"'{name}'", name.rpartition("/")[2])
 

@@ -20,10 +20,11 @@ from actcache.encoders.base import (
     unit_rows,
 )
 from actcache.encoders.cached import cached_residuals
+from actcache.encoders.connection import endpoint_of
 from actcache.encoders.embedding_cache import default_cache
 from actcache.encoders.openai import Cost, embed_texts
 from actcache.encoders.sentence import encode_sentences
-from actcache.encoders.service import Service, endpoint_of
+from actcache.encoders.service import Service
 from actcache.progress import SILENT, Progress
 from actcache.store.store import Store
 

@@ -18,8 +18,8 @@ from actcache.errors import MismatchError
 from actcache.store.store import Store
 
 
-def cached_residuals(store: Store, spec: EncoderSpec) -> Embeddings:
-    """Read the residual of each prompt after one layer, scaled to length 1."""
+def cached_layer(store: Store, spec: EncoderSpec) -> tuple[str, int]:
+    """Find the array and the layer that an encoder reads; refuse what the store lacks."""
     array = f"resid_post/{spec.position}"
     if array not in store.arrays:
         positions = dict.fromkeys([*(store.config.get("positions") or []), spec.position])
@@ -27,16 +27,21 @@ def cached_residuals(store: Store, spec: EncoderSpec) -> Embeddings:
             f"'{store.path}' has no '{array}', expected it for the encoder '{spec.text}' (it has "
             f"{', '.join(store.arrays)}). Build a store with --positions {','.join(positions)}."
         )
-    residuals = store.array(array)
-    n_layers = residuals.shape[1]
+    n_layers = store.array(array).shape[1]
     layer = n_layers // 2 if spec.layer is None else spec.layer
     if layer >= n_layers:
         raise MismatchError(
             f"the encoder '{spec.text}' reads layer {layer}, but '{store.path}' has layers 0 to "
             f"{n_layers - 1}. Pass one of them."
         )
+    return array, layer
+
+
+def cached_residuals(store: Store, spec: EncoderSpec) -> Embeddings:
+    """Read the residual of each prompt after one layer, scaled to length 1."""
+    array, layer = cached_layer(store, spec)
     values = unit_rows(
-        residuals.layer(layer),
+        store.array(array).layer(layer),
         names=row_names(store),
         what=f"the residual '{array}' after layer {layer}",
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from actcache.encoders.base import TextVectors
+from actcache.encoders.connection import RefusedError
 from actcache.encoders.embedding_cache import EmbeddingCache, default_cache
-from actcache.encoders.service import Client, RefusedError, Service
+from actcache.encoders.service import Client, Service
 from actcache.errors import ActcacheError
 from actcache.progress import SILENT, Progress
 

@@ -14,6 +14,7 @@ import numpy as np
 from actcache.encoders.base import Pooling, TextVectors
 from actcache.engine.batching import plan_batches
 from actcache.errors import ModelError
+from actcache.hub import first_sentence
 
 if TYPE_CHECKING:  # importing it means importing torch
     from torch import Tensor
@@ -122,13 +123,17 @@ def _load(name: str) -> Any:
     logging.set_verbosity_error()  # no warning of an unused language-model head
     try:
         encoder, loading = AutoModel.from_pretrained(
-            name, dtype="float32", trust_remote_code=False, output_loading_info=True
+            name,
+            dtype="float32",
+            trust_remote_code=False,
+            output_loading_info=True,
+            weights_only=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    except Exception as error:  # damaged files raise whatever they like
         raise ModelError(
-            f"cannot load the encoder '{name}': {first[:300]} Pass a folder with config.json, "
-            "weights (model.safetensors) and tokenizer, or a Hub id that can be reached."
+            f"cannot load the encoder '{name}': {first_sentence(error)} Pass a folder with "
+            "config.json, weights (model.safetensors) and tokenizer, or a Hub id that can be "
+            "reached."
         ) from error
     finally:
         logging.set_verbosity(verbosity)

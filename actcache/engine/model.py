@@ -20,8 +20,10 @@ from actcache.conventions import ATTENTION
 from actcache.engine.anatomy import Anatomy, find_components, refuse_unsupported, take_apart
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
+from actcache.hub import first_sentence, prepare_hub
 from actcache.settings import check_word
 
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -106,6 +108,7 @@ def load_model(
     from transformers.utils import logging
 
     check_word("dtype", dtype, ("auto", *DTYPES), error=ModelError)
+    check_device(device, device_map)
     target = pick_device(device) if device_map is None else None
     logging.disable_progress_bar()
     config = _full_config(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -120,6 +123,7 @@ def load_model(
             attn_implementation=attention,
             device_map=device_map,
             trust_remote_code=trust_remote_code,
+            weights_only=True,  # runs no code of a pickle, whatever the default becomes
         )
     if any(parameter.is_meta for parameter in hf.parameters()):
         raise ModelError(
@@ -185,10 +189,31 @@ def pick_device(device: str) -> torch.device:
         torch.empty(0, device=chosen)  # a device that is named but absent fails here
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"device '{device}' is not available ({str(error).splitlines()[0]}), expected auto, "
-            "cpu, cuda, cuda:0 or mps. Pass one that this machine has."
+            f"device '{device}' is not available here, expected auto, cpu, cuda, cuda:0 or mps. "
+            "Pass one that this machine has."
         ) from error
     return chosen
+
+
+def check_device(device: str, device_map: str | dict[str, Any] | None) -> None:
+    """Refuse a device, or a way to spread blocks over devices, that this machine does not have."""
+    if device_map is None:
+        pick_device(device)
+    elif isinstance(device_map, str) and device_map not in _DEVICE_MAPS:
+        try:
+            pick_device(device_map)
+        except ModelError as error:
+            raise ModelError(
+                f"device_map is '{device_map}', expected {', '.join(_DEVICE_MAPS)} or a device of "
+                "this machine. Pass one of them."
+            ) from error
+
+
+def pickled_weights(folder: Path) -> str | None:
+    """Name the file of weights that is a pickle, where a folder has no other; else None."""
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return None
+    return next((path.name for path in sorted(folder.glob("pytorch_model*.bin"))), None)
 
 
 def weights_digest(module: nn.Module) -> str:
@@ -220,19 +245,39 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 @contextmanager
 def _loading(what: str, name: str) -> Iterator[None]:
-    """Explain the errors of Hugging Face's loaders."""
+    """Explain the errors of Hugging Face's loaders; damaged files raise whatever they like."""
+    if not name:
+        raise ModelError(f"the {what} has no name, expected a folder or a Hub id. Pass one.")
+    if not Path(name).exists() and (name[0] in "./~" or name.count("/") > 1):
+        raise ModelError(
+            f"there is no folder '{name}' to load the {what} from, expected one with config.json, "
+            "weights and tokenizer, or a Hub id. Check the path."
+        )
+    prepare_hub(name)
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except ModelError:
+        raise
+    except MemoryError as error:
+        raise ModelError(_no_memory(what, name)) from error
+    except Exception as error:
+        if "allocate memory" in str(error):
+            raise ModelError(_no_memory(what, name)) from error
         if "trust_remote_code" in str(error):
             raise ModelError(
                 f"'{name}' needs code of its own to load its {what}, expected a family that "
                 "transformers knows. Read that code, and pass --trust-remote-code to run it."
             ) from error
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         is_local = Path(name).exists()
         where = "a local folder" if is_local else "no such folder, and not available on the Hub"
         raise ModelError(
-            f"cannot load the {what} of '{name}' ({where}): {first[:300]} Pass a folder with "
-            "config.json, weights and tokenizer, or a Hub id that can be reached."
+            f"cannot load the {what} of '{name}' ({where}): {first_sentence(error)} Pass a folder "
+            "with config.json, weights and tokenizer, or a Hub id that can be reached."
         ) from error
+
+
+def _no_memory(what: str, name: str) -> str:
+    return (
+        f"the {what} of '{name}' does not fit into memory, expected room for its weights. Use a "
+        "smaller --dtype, a smaller model, or a machine with more memory."
+    )

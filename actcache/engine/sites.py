@@ -1,9 +1,9 @@
 """Where in a decoder block each site lies, according to TransformerLens' adapters.
 
 TransformerLens gives the same places the same names in all its families: `hook_resid_mid`,
-`hook_attn_out`, `hook_mlp_out`, `attn.hook_z`. Here each name is resolved to the Hugging Face
-module that it refers to, and that module is hooked unchanged. A site that a family's blocks do not
-have is refused with its name.
+`hook_attn_out`, `hook_mlp_out`, `attn.hook_z`, `ln1.hook_out`. Here each name is resolved to the
+Hugging Face module that it refers to, and that module is hooked unchanged. A site that a family's
+blocks do not have is refused with its name.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from actcache.conventions import NORM_SITES
 from actcache.engine.anatomy import Anatomy
 from actcache.errors import ModelError
 
@@ -21,6 +22,7 @@ HOOKS: Mapping[str, str] = {
     "attn_out": "hook_attn_out",
     "mlp_out": "hook_mlp_out",
     "heads": "attn.hook_z",
+    **{norm: f"{norm}.hook_out" for norm in NORM_SITES},
 }
 """TransformerLens' hook names of the sites that lie within a block."""
 
@@ -52,13 +54,39 @@ class Tap:
             return self.module.register_forward_pre_hook(show_input, with_kwargs=True)
         return self.module.register_forward_hook(show_output)
 
+    def replace(self, change: Callable[[Tensor], Tensor]) -> RemovableHandle:
+        """Put `change(value)` in the value's place whenever the block runs.
+
+        The value is the module's own, before the factor `scale`.
+        """
+
+        def replace_input(_module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+            return args, {**kwargs, name: change(kwargs[name])}
+
+        def replace_output(_module: nn.Module, _args: Any, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (change(output[0]), *output[1:])
+            return change(output)
+
+        if self.before:
+            return self.module.register_forward_pre_hook(replace_input, with_kwargs=True)
+        return self.module.register_forward_hook(replace_output)
+
 
 def find_taps(anatomy: Anatomy, site: str) -> list[Tap]:
-    """Find the place of a site in every block; `embed` is that of the first block alone."""
+    """Find the place of a site in every block; `embed` is that of the first block alone.
+
+    `resid_pre`, the input of every block, is a place to steer; a store has it as `embed` and
+    `resid_post`. Values have `[b, t, width]`, or `[b · t, width]` at the norms and MLP of OPT.
+    """
     if site == "resid_post":
         return [Tap(block, before=False) for block in anatomy.blocks]
-    if site == "embed":
-        return [Tap(anatomy.blocks[0], before=True)]
+    if site in ("embed", "resid_pre"):
+        blocks = anatomy.blocks[:1] if site == "embed" else anatomy.blocks
+        return [Tap(block, before=True) for block in blocks]
     components = anatomy.block_components
     path, scale = _resolve(components, HOOKS[site])
     owner, _, end = path.rpartition(".")
@@ -102,7 +130,8 @@ def _resolve(components: Any, hook: str) -> tuple[str, float]:
     if scaled is not None:
         scale = float(getattr(components, "residual_contribution_scale", 1.0))
         return f"{scaled}.hook_out", scale
-    target = component.hook_aliases.get(name)
+    # Every part has hooks of its own on its input and its output; other names are aliases.
+    target = name if name in ("hook_in", "hook_out") else component.hook_aliases.get(name)
     if isinstance(target, list):
         target = target[0]
     return ".".join(step for step in (part, target) if step) if target else "", 1.0

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.errors import ActcacheError, MismatchError
+from actcache.errors import MismatchError
+from actcache.steering.files.control_vector import import_gguf, write_control_vector
 from actcache.store.storage.atomic import atomic_path
 from actcache.store.storage.safetensors_bytes import safetensors_bytes
 
@@ -62,14 +63,7 @@ def write_gguf(
     folder: Path, path: Path, *, names: Sequence[str] | None = None, overwrite: bool = False
 ) -> list[str]:
     """Write one direction as a control vector; return its name, alone in a list."""
-    try:
-        import gguf
-    except ImportError:
-        raise ActcacheError(
-            "the package 'gguf', which writes such files, is not installed. Install it with: pip "
-            "install 'actcache[gguf]'"
-        ) from None
-
+    import_gguf()
     tensors, metadata = read_directions(folder, names)
     plain = [name for name in tensors if name.endswith("/difference_of_means")]
     if len(plain) == 1:  # of a behavior: the direction itself, not the unit one
@@ -86,17 +80,13 @@ def write_gguf(
             "two or more. Export --to safetensors."
         )
     with atomic_path(path, overwrite=overwrite) as temporary:
-        writer = gguf.GGUFWriter(temporary, "controlvector")
-        writer.add_string("controlvector.model_hint", _family(folder, metadata))
-        writer.add_uint32("controlvector.layer_count", len(values) - 1)
-        writer.add_string("general.description", f"{name}; after block n from 0; by actcache")
-        for layer in range(1, len(values)):
-            tensor = np.ascontiguousarray(values[layer], np.float32)
-            writer.add_tensor(f"direction.{layer}", tensor)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_control_vector(
+            temporary,
+            {layer: values[layer] for layer in range(1, len(values))},
+            family=_family(folder, metadata),
+            layer_count=len(values) - 1,
+            description=f"{name}; after block n from 0; by actcache",
+        )
     return [name]
 
 

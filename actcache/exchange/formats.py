@@ -5,18 +5,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actcache.errors import ActcacheError, MismatchError
+from actcache.errors import ActcacheError, MismatchError, StoreNotFoundError
 from actcache.exchange.archive import is_archive, read_archive, write_archive
 from actcache.exchange.arrays import data_of_results, data_of_store
 from actcache.exchange.directions import write_directions, write_gguf
 from actcache.exchange.hdf5 import write_hdf5
 from actcache.exchange.hdf5_import import import_hdf5
 from actcache.exchange.npz import write_npz, write_safetensors
+from actcache.exchange.steering import (
+    write_easysteer,
+    write_steering_gguf,
+    write_steering_safetensors,
+)
 from actcache.progress import SILENT, Progress
+from actcache.steering.steering import AnySteering, Steering
 from actcache.store.copies.fill import fill_store
+from actcache.store.partial import require_outside_stores
 from actcache.store.store import Store, open_store
 
-FORMATS = ("hdf5", "npz", "safetensors", "gguf", "archive")
+FORMATS = ("hdf5", "npz", "safetensors", "gguf", "easysteer", "archive")
 """What can be written."""
 
 VALUES = ("float32", "bits")
@@ -32,10 +39,15 @@ _SUFFIXES = {
 }
 _RESULTS = ("directions.safetensors", "steerability.npz", "sweep.zarr", "summary.json")
 _WRITERS = {"hdf5": write_hdf5, "npz": write_npz, "safetensors": write_safetensors}
+_STEERING_WRITERS = {
+    "safetensors": write_steering_safetensors,
+    "gguf": write_steering_gguf,
+    "easysteer": write_easysteer,
+}
 
 
 def export(
-    source: Store | str | Path,
+    source: Store | AnySteering | str | Path,
     path: str | Path,
     *,
     to: str | None = None,
@@ -44,11 +56,13 @@ def export(
     overwrite: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Write a store, or a results folder, as a file of another format.
+    """Write a store, a results folder or a steering as a file of another format.
 
     Args:
-        source: a finished store, open or by its path, or a folder that analyze left.
-        path: the file, or for an archive the folder. It gets its name once it is complete.
+        source: a finished store, open or by its path, a folder that analyze left, or a steering or
+            its file.
+        path: the file, or for an archive and for EasySteer the folder. It gets its name once it is
+            complete.
         to: one of `FORMATS`; by default the suffix of `path` decides (.h5, .hdf5, .npz,
             .safetensors, .gguf, .zarr).
         values: one of `VALUES`, for a store in HDF5 or npz.
@@ -62,7 +76,9 @@ def export(
 
     Raises:
         StoreExistsError: something exists at `path`.
-        MismatchError: the format does not go with the source.
+        MismatchError: the format does not go with the source; of a steering names the field that
+            the format cannot say.
+        FormatError: a steering file is damaged, or something else.
     """
     path = Path(path)
     to = _SUFFIXES.get(path.suffix, f"not clear from '{path.name}'") if to is None else to
@@ -71,16 +87,22 @@ def export(
             raise ActcacheError(
                 f"{setting} is {value}, expected {', '.join(known)}. Pass one of them."
             )
-    folder = source.path if isinstance(source, Store) else Path(source)
-    is_results = not (folder / "zarr.json").exists() and any(
-        (folder / name).exists() for name in _RESULTS
-    )
-    if is_results:
+    if (named := _SUFFIXES.get(path.suffix, to)) != to:
+        raise ActcacheError(
+            f"the file is to be '{path.name}', which is a name for {named}, but the format is "
+            f"{to}. Give it another suffix, or export to {named}."
+        )
+    require_outside_stores(path.absolute())
+    if not isinstance(source, Store | AnySteering) and Path(source).is_file():
+        source = Steering.load(source)
+    if isinstance(source, AnySteering):
+        written = _export_steering(source, path, to, directions, overwrite=overwrite)
+    elif _is_results(folder := source.path if isinstance(source, Store) else Path(source)):
         written = _export_results(folder, path, to, directions, overwrite=overwrite)
-    elif to == "gguf" or directions is not None:
+    elif to in ("gguf", "easysteer") or directions is not None:
         raise MismatchError(
             f"'{folder}' is not a results folder, and only results hold directions; expected what "
-            "actcache analyze left. Pass its OUT."
+            "actcache analyze left. Pass its OUT, or a steering file."
         )
     else:
         with (
@@ -99,13 +121,36 @@ def export(
     return {"path": str(path), "format": to, **written, "bytes on disk": n_bytes}
 
 
+def _is_results(folder: Path) -> bool:
+    return not (folder / "zarr.json").exists() and any(
+        (folder / name).exists() for name in _RESULTS
+    )
+
+
+def _export_steering(
+    steering: AnySteering,
+    path: Path,
+    to: str,
+    directions: Sequence[str] | None,
+    *,
+    overwrite: bool,
+) -> dict[str, Any]:
+    if to not in _STEERING_WRITERS or directions is not None:
+        raise MismatchError(
+            f"a steering is written whole to {', '.join(_STEERING_WRITERS)}; requested is {to}"
+            f"{' with --directions' if directions is not None else ''}. Choose another format."
+        )
+    names = _STEERING_WRITERS[to](steering, path, overwrite=overwrite)
+    return {"names": names, "digest": steering.digest}
+
+
 def _export_results(
     folder: Path, path: Path, to: str, directions: Sequence[str] | None, *, overwrite: bool
 ) -> dict[str, Any]:
     if to in ("safetensors", "gguf"):
         write = write_directions if to == "safetensors" else write_gguf
         return {"names": write(folder, path, names=directions, overwrite=overwrite)}
-    if to == "archive" or directions is not None:
+    if to in ("archive", "easysteer") or directions is not None:
         raise MismatchError(
             f"'{folder}' holds results, which are written whole to hdf5 and npz, or by direction "
             f"to safetensors and gguf; requested is {to}"
@@ -143,6 +188,10 @@ def import_store(
         MismatchError: it was changed since it was exported, or its arrays do not fit together.
         StoreExistsError: something exists at `to`.
     """
+    if not Path(path).exists():
+        raise StoreNotFoundError(
+            f"there is no file '{path}', expected an HDF5 file or an archive. Check the path."
+        )
     read = read_archive if is_archive(path) else import_hdf5
     with progress.steps("import", None) as on_rows:
         fill = partial(fill_store, to, resume=resume, overwrite=overwrite, on_rows=on_rows)

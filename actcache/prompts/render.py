@@ -14,6 +14,7 @@ from actcache.data.samples import Sample
 from actcache.data.spans import Span
 from actcache.errors import RenderError
 from actcache.prompts.spans import span_in_text, span_in_tokens
+from actcache.prompts.templates import TemplateError, TemplateProcess, shared_process
 from actcache.prompts.token_tree import Tree
 from actcache.settings import check_word
 
@@ -80,8 +81,12 @@ class Rendering:
 class Renderer:
     """Renders samples with one Hugging Face tokenizer and one set of conventions."""
 
-    def __init__(self, tokenizer: Any, rendering: Rendering):
+    def __init__(
+        self, tokenizer: Any, rendering: Rendering, *, process: TemplateProcess | None = None
+    ):
         self._tokenizer = tokenizer
+        self._process = process or shared_process()
+        self._stopped = ""
         self.rendering = rendering
         self._system = rendering.system or None  # an empty one is none
         self.template = _template(tokenizer, rendering.template)
@@ -113,25 +118,31 @@ class Renderer:
         messages = [{"role": "user", "content": self._stripped(sample.prompt)}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
+        if self._stopped:  # it would be for every row
+            raise RenderError(self._stopped)
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        except Exception as error:  # a template is a program: whatever it raises is about the row
-            raise RenderError(
+            text = self._process.render(self.template, messages, self._tokenizer.special_tokens_map)
+        except TemplateError as error:
+            refusal = (
                 f"the chat template refuses row '{sample.id}' ({error}). Pass --template none, "
                 "another template, or no system message."
-            ) from error
+            )
+            if error.stopped:
+                self._stopped = refusal
+            raise RenderError(refusal) from error
+        if messages[-1]["content"].strip() not in text:
+            raise RenderError(
+                f"the chat template renders {'no text' if not text.strip() else 'other text'} for "
+                f"row '{sample.id}', without its whole prompt. Use a template that shows it "
+                "(--template FILE), or --template none."
+            )
         if system is not None and system.strip() not in text:
             raise RenderError(
                 f"the chat template drops the system message of row '{sample.id}'. Use a template "
                 "that shows it (--template FILE), or ask for none: no --system, and of --variants "
                 "base, user_pos and user_neg."
             )
-        return self._stripped(str(text))
+        return self._stripped(text)
 
     def word(self, token: int) -> str:
         """Decode one token, without the spaces around it."""
@@ -237,4 +248,10 @@ def _template(tokenizer: Any, choice: str) -> str | None:
             f"no chat template at '{choice}', expected auto, none or a Jinja file. Pass one of "
             "them."
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RenderError(
+            f"the chat template at '{choice}' cannot be read ({error}), expected a text in UTF-8. "
+            "Pass another."
+        ) from error

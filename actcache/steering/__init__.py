@@ -8,14 +8,32 @@ from typing import TYPE_CHECKING
 from actcache.lazy import attach
 
 if TYPE_CHECKING:
-    from actcache.steering.steering import (
-        AnySteering,
-        PromptGate,
-        Steering,
-        SteeringSum,
-        TokenGate,
-    )
+    from actcache.steering.gates import PromptGate, TokenGate
+    from actcache.steering.hooks import steer
+    from actcache.steering.loop import check_generation, generate
+    from actcache.steering.prompt_gates import decide_gates
+    from actcache.steering.sampling import Continuation, Request
+    from actcache.steering.scoring import TextScores, score_choices, score_texts
+    from actcache.steering.source import Calibration, SteeringSource
+    from actcache.steering.steering import AnySteering, Steering, SteeringSum
 
-__all__ = ["AnySteering", "PromptGate", "Steering", "SteeringSum", "TokenGate"]
+__all__ = [
+    "AnySteering",
+    "Calibration",
+    "Continuation",
+    "PromptGate",
+    "Request",
+    "Steering",
+    "SteeringSource",
+    "SteeringSum",
+    "TextScores",
+    "TokenGate",
+    "check_generation",
+    "decide_gates",
+    "generate",
+    "score_choices",
+    "score_texts",
+    "steer",
+]
 
 __getattr__ = attach(__name__, __file__)

@@ -121,7 +121,7 @@ _ROOT = {
     "shard_rows": integer(1, 1 << 48),
     "shard_reason": is_a(str),
     "config": is_a(dict),
-    "provenance": is_a(dict),
+    "provenance": lambda value: type(value) is dict and type(value.get("model", {})) is dict,
     "certificate": lambda _anything: True,
 }
 

@@ -1,4 +1,4 @@
-"""Directions: from moments or a store, the letter's own, and what tells layers and tokens apart."""
+"""Directions and planes, the letter's own, and what tells layers, sites and tokens apart."""
 
 from actcache.analysis.directions.difference_of_means import (
     Directions,
@@ -18,23 +18,39 @@ from actcache.analysis.directions.discriminative import (
     project,
 )
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
+from actcache.analysis.directions.planes import (
+    ClassMeans,
+    Plane,
+    SiteScores,
+    class_means,
+    find_plane,
+    norm_sites,
+    plane_of_means,
+)
 from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
 
 __all__ = [
+    "ClassMeans",
     "Directions",
     "LayerScores",
+    "Plane",
     "Projections",
+    "SiteScores",
     "TokenChoice",
     "choose_tokens",
+    "class_means",
     "cosine",
     "difference_of_means",
     "directions_of_moments",
+    "find_plane",
     "label_directions",
     "layer_scores",
     "letter_directions",
     "letter_share",
     "mean_cosine",
+    "norm_sites",
     "pair_directions",
+    "plane_of_means",
     "project",
     "random_directions",
     "soft_labels",

@@ -19,7 +19,7 @@ from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
 from actcache.analysis.names import L2S, L2S_WITHOUT_LETTER, OWN_DIFFERENCE
 from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
-from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
+from actcache.analysis.predict.l2s.vector_predictor import FILE, VectorPredictor
 from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
 from actcache.analysis.predict.selections import BehaviorRows
 from actcache.analysis.predict.unseen_vectors import FOLDS, FoldNetworks, fold_networks
@@ -31,9 +31,6 @@ from actcache.errors import MismatchError
 from actcache.identity import require_same
 from actcache.progress import Progress, Silent
 from actcache.store.store import Store, open_store
-
-FILE = "networks.safetensors"
-"""Name of a behavior's networks in their folder."""
 
 _AT_A_TIME = 64  # test samples whose vectors are in memory together
 
@@ -132,7 +129,7 @@ def learn_vectors(
     with progress.steps("networks of L2S by fold", len(behaviors)) as on_behavior:
         for behavior, rows in behaviors.items():
             folds[behavior] = fold_networks(
-                folder / rows.folder / f"{L2S}-folds",
+                folder / rows.folder,
                 store,
                 rows,
                 networks[behavior],

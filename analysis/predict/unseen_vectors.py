@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from actcache.analysis.names import L2S
 from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
 from actcache.analysis.predict.reuse import load_or_make
 from actcache.analysis.predict.selections import BehaviorRows
@@ -76,7 +77,7 @@ def fold_networks(
         networks = []
         for i, choice in enumerate(dict.fromkeys(choices)):
             context_layer, components, rate = choice
-            place = folder / f"{number}-{i}"
+            place = folder / f"{L2S}-fold-{number}-{i}"
             networks.append(
                 load_or_make(
                     place,

@@ -14,7 +14,16 @@ from actcache.analysis.report.plots import (
     plot_steerability,
 )
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
-from actcache.analysis.report.tables import Table, html, layer_table, markdown, sweep_table
+from actcache.analysis.report.tables import (
+    Table,
+    html,
+    layer_table,
+    markdown,
+    markdown_text,
+    plane_table,
+    site_table,
+    sweep_table,
+)
 from actcache.analysis.report.verdicts import LETTER, MOSTLY_LETTER
 from actcache.analysis.summary import Summary
 
@@ -22,11 +31,26 @@ from actcache.analysis.summary import Summary
 def short_tables(summary: Summary) -> list[Table]:
     """Make the tables that a terminal and a notebook show."""
     tables = _layer_tables(summary)
+    if summary.planes:
+        tables.append(plane_table(summary.planes))
     if summary.sweep is not None:
         # The oracle is biased upwards; its cross-fitted gain says what is left of it.
         tables.append(sweep_table(summary).without("oracle"))
     if summary.predictors is not None:
         tables.append(short_table(summary))
+    return tables
+
+
+def terminal_tables(summary: Summary) -> list[Table]:
+    """Make the tables that stand under the findings in a terminal: few columns, of each stage one.
+
+    Predictors have theirs where no sweep was asked for: their findings say what matters.
+    """
+    tables = _layer_tables(summary)
+    if summary.sweep is not None:
+        tables.append(sweep_table(summary).without("oracle", "by letter", "verdict"))
+    elif summary.predictors is not None:
+        tables.append(short_table(summary).without("verdict"))
     return tables
 
 
@@ -54,12 +78,17 @@ def markdown_page(summary: Summary) -> str:
     pages = []
     for title, stage, tables in (
         ("Discriminative layers", "layers", _layer_tables(summary)),
+        ("Planes", "planes", _plane_tables(summary)),
         ("Steerability", "sweep", [sweep_table(summary)] if summary.sweep else []),
         ("Predictors", "predictors", predictor_tables(summary) if summary.predictors else []),
     ):
         if tables:
             sentences = "".join(
-                f"- {'' if stage == 'predictors' else f'{verdict.about}: '}{verdict.sentence}\n"
+                "- "
+                + markdown_text(
+                    f"{'' if stage == 'predictors' else f'{verdict.about}: '}{verdict.sentence}"
+                )
+                + "\n"
                 for verdict in summary.verdicts
                 if verdict.stage == stage
             )
@@ -82,7 +111,18 @@ def html_page(summary: Summary) -> str:
 
 
 def _layer_tables(summary: Summary) -> list[Table]:
-    return [layer_table(name, scores) for name, scores in (summary.layers or {}).items()]
+    positive = summary.labels[0] if summary.labels else ""
+    return [
+        layer_table(name, scores, positive=positive)
+        for name, scores in (summary.layers or {}).items()
+    ]
+
+
+def _plane_tables(summary: Summary) -> list[Table]:
+    if not summary.planes:
+        return []
+    tables = [site_table(name, scores) for name, scores in summary.planes.items()]
+    return [plane_table(summary.planes), *tables]
 
 
 def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:

@@ -5,6 +5,7 @@ and leaves nothing behind: no pyplot, no global state, no window. Matplotlib is 
 picture is drawn.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 # a line on white. Further lines repeat them with another dash.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", ":")
-_GREY = "#8a8a8a"
+GREY = "#8a8a8a"
 _WIDTH, _DPI = 8.0, 150  # 1200 pixels
-_PANELS = 6
-_FEW, _LEGEND_COLUMNS = 3, 3  # lines with a legend inside the axes; columns of one below them
+PANELS = 6
+FEW, LEGEND_COLUMNS = 3, 3  # lines with a legend inside the axes; columns of one below them
 
 
 def plot_steerability(
@@ -53,17 +54,17 @@ def plot_steerability(
         MismatchError: no behavior.
     """
     _require(behaviors)
-    below = 0 if len(behaviors) <= _FEW else -(-(len(behaviors) + 2) // _LEGEND_COLUMNS)
-    figure = _figure(4.6 + 0.2 * below)
+    below = 0 if len(behaviors) <= FEW else -(-(len(behaviors) + 2) // LEGEND_COLUMNS)
+    figure = new_figure(4.6 + 0.2 * below)
     axes = figure.subplots()
     axes.axhline(0, color="black", linewidth=0.8, zorder=1)
     for i, scores in enumerate(control):
         label = "random directions" if i == 0 else None
-        _plot_means(axes, scores, 0.15, color=_GREY, linewidth=1.4, label=label)
+        _plot_means(axes, scores, 0.15, color=GREY, linewidth=1.4, label=label)
     for i, (name, scores) in enumerate(behaviors.items()):
-        color, dash = _style(i)
+        color, dash = line_style(i)
         line = {"color": color, "linestyle": dash, "linewidth": 1.8}
-        _plot_means(axes, scores, 0.18, label=f"{name} (n = {scores.n})", **line)
+        _plot_means(axes, scores, 0.18, label=f"{_shown(name)} (n = {scores.n})", **line)
         axes.plot(
             scores.fixed_layer if layers is None else list(layers).index(scores.fixed_layer),
             scores.fixed.slope.value,
@@ -79,11 +80,11 @@ def plot_steerability(
     axes.set_xlabel("layer that is steered")
     axes.set_ylabel(f"steerability ({unit})")
     _finish_lines(axes, layers)
-    if len(behaviors) <= _FEW:
+    if len(behaviors) <= FEW:
         axes.legend(frameon=False, fontsize=9)
     else:
-        figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8)
-    figure.savefig(path)
+        figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
+    _save(figure, path)
 
 
 def plot_grid(
@@ -118,10 +119,10 @@ def plot_grid(
                 f"propensity of '{name}' has shape {values.shape}, the grid {len(multipliers)} "
                 f"multipliers. Pass [layer, multiplier]."
             )
-    shown = dict(list(propensity.items())[:_PANELS])
+    shown = dict(list(propensity.items())[:PANELS])
     columns = 2 if len(shown) == 4 else min(3, len(shown))
     rows = -(-len(shown) // columns)
-    figure = _figure(0.9 + 3.4 * rows)
+    figure = new_figure(0.9 + 3.4 * rows)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
     limit = max(float(np.abs(values).max()) for values in shown.values())
     image = None
@@ -129,7 +130,7 @@ def plot_grid(
         image = axes.imshow(
             values, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit
         )
-        axes.set_title(name, fontsize=10)
+        axes.set_title(_shown(name), fontsize=10)
         axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
         axes.tick_params(axis="x", labelbottom=True, labelsize=8)
         _number(axes.yaxis, layers)
@@ -157,7 +158,7 @@ def plot_grid(
             image, ax=list(grid.flat)[: len(shown)], shrink=0.9, aspect=30, pad=0.015
         )
         bar.set_label(f"propensity ({unit}), positive minus negative")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def plot_layers(
@@ -172,7 +173,7 @@ def plot_layers(
     Discriminative layers, where the two means lie on either side of 0, are shaded. `positive` and
     `negative` name the classes.
     """
-    figure = _figure(5.6)
+    figure = new_figure(5.6)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
     layer = np.arange(len(scores.auc))
     label: str | None = "discriminative layer"
@@ -182,11 +183,15 @@ def plot_layers(
             label = None
     counts = scores.n_positive, scores.n_negative
     for k, name in enumerate((positive, negative)):
-        color, _ = _style(k)
+        color, _ = line_style(k)
         top.fill_between(layer, *scores.interval[k].T, color=color, alpha=0.25, linewidth=0)
         style = {"color": color, "linewidth": 1.8, "markersize": 4}
         top.plot(
-            layer, scores.class_mean[k], "os"[k] + "-", label=f"{name} (n = {counts[k]})", **style
+            layer,
+            scores.class_mean[k],
+            "os"[k] + "-",
+            label=f"{_shown(name)} (n = {counts[k]})",
+            **style,
         )
     top.axhline(0, color="black", linewidth=0.8)
     what = "unit residuals" if scores.normalized else "residuals"
@@ -197,7 +202,7 @@ def plot_layers(
     )
     top.set_ylabel("projection" if scores.normalized else "projection (residual units)")
     bottom.plot(layer, scores.auc, "o-", color="black", linewidth=1.4, markersize=3.5)
-    bottom.axhline(0.5, color=_GREY, linewidth=0.8, linestyle="--")
+    bottom.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
     bottom.set_ylim(min(0.45, float(scores.auc.min()) - 0.05), 1.02)
     bottom.set_ylabel("AUC, own\ndirection")
     bottom.set_xlabel("layer that is read")
@@ -207,7 +212,7 @@ def plot_layers(
     for axes in (top, bottom):
         _finish_lines(axes)
     top.legend(frameon=False, fontsize=9)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def _plot_means(axes: "Axes", scores: SteerabilityScores, alpha: float, **line: Any) -> None:
@@ -218,8 +223,8 @@ def _plot_means(axes: "Axes", scores: SteerabilityScores, alpha: float, **line: 
     axes.plot(layer, mean, zorder=3, **line)
 
 
-def _figure(height: float) -> "Figure":
-    """A figure of fixed width that only its own canvas knows."""
+def new_figure(height: float) -> "Figure":
+    """Make a figure of fixed width that only its own canvas knows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -228,7 +233,20 @@ def _figure(height: float) -> "Figure":
     return figure
 
 
-def _style(i: int) -> tuple[str, str]:
+def _shown(name: str) -> str:
+    """Write a name as it is: `$` would begin a formula, and `_` hide a line from the legend."""
+    return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
+
+
+def _save(figure: "Figure", path: str | Path) -> None:
+    """Write a figure; characters that the font lacks are drawn as boxes, without a warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        figure.savefig(path)
+
+
+def line_style(i: int) -> tuple[str, str]:
+    """Choose color and dash of the i-th line."""
     return _COLORS[i % len(_COLORS)], _DASHES[i // len(_COLORS) % len(_DASHES)]
 
 
@@ -259,18 +277,23 @@ def plot_embeddings(
 ) -> None:
     """Draw prompts' embeddings in the plane, one color a behavior; NaN is not drawn."""
     names = list(dict.fromkeys(behaviors.tolist()))
-    figure = _figure(5.2 + 0.2 * -(-len(names) // _LEGEND_COLUMNS))
+    figure = new_figure(5.2 + 0.2 * -(-len(names) // LEGEND_COLUMNS))
     axes = figure.subplots()
     for i, name in enumerate(names):
-        color, _ = _style(i)
+        color, _ = line_style(i)
         axes.plot(
-            *points[behaviors == name].T, ".", color=color, markersize=4, alpha=0.6, label=str(name)
+            *points[behaviors == name].T,
+            ".",
+            color=color,
+            markersize=4,
+            alpha=0.6,
+            label=_shown(str(name)),
         )
     axes.set_title(title, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])
-    figure.legend(loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8)
-    figure.savefig(path)
+    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
+    _save(figure, path)
 
 
 def _require(behaviors: Mapping[str, object]) -> None:

@@ -51,7 +51,7 @@ def _strategy_table(summary: Summary, only: tuple[str, ...] | None = None) -> Ta
         [
             {
                 "layer chosen by": _label(name, strategy),
-                "steerability (SE)": f"{score.slope.value:.3f} ({score.slope_error:.3f})",
+                "steerability (SE)": _steerability(strategy, score),
                 "steerable (SE)": f"{score.share:.3f} ({score.share_error:.3f})",
                 "gain over fixed": _gain(score) if strategy != FIXED else "",
                 "verdict": summary.verdict_words("predictors", name, strategy),
@@ -65,7 +65,8 @@ def _strategy_table(summary: Summary, only: tuple[str, ...] | None = None) -> Ta
         f"{scores.seeds} trainings of the predictor, 0 where nothing is trained. Gain: with "
         "its 95 % interval, samples resampled. Oracle, second, third and fourth look at the "
         "test samples' own slopes; cross-fitted chooses with one half of the multipliers and "
-        "is read with the other, so its slope and gain are of halves of the grid.",
+        "is read with the other. Halves of a curved response have other slopes than the whole "
+        "grid, so its slope stands beside the fixed layer's in the same halves.",
     )
 
 
@@ -279,6 +280,13 @@ def _main_strategies(scores: PredictorScores) -> list[tuple[str, str]]:
 
 def _label(name: str, strategy: str) -> str:
     return f"{DIRECTION_SETS[name]}, {strategy_label(strategy)}"
+
+
+def _steerability(strategy: str, score: StrategyScore) -> str:
+    if strategy == CROSS_FITTED:
+        fixed = score.slope.value - score.gain.value
+        return f"{score.slope.value:.3f} in halves, fixed layer {fixed:.3f}"
+    return f"{score.slope.value:.3f} ({score.slope_error:.3f})"
 
 
 def _with_error(score: StrategyScore | None) -> str:

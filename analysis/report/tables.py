@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 
-from actcache.analysis.summary import BehaviorScores, LayerScores, Summary
+from actcache.analysis.summary import BehaviorScores, LayerScores, SiteScores, Summary
 from actcache.notebook import rows_table
 
 
@@ -29,9 +30,9 @@ class Table:
         """The cells of each row."""
         return [list(row.values()) for row in self.cells]
 
-    def without(self, column: str) -> "Table":
-        """Leave one column out."""
-        cells = [{name: row[name] for name in row if name != column} for row in self.cells]
+    def without(self, *columns: str) -> "Table":
+        """Leave columns out."""
+        cells = [{name: row[name] for name in row if name not in columns} for row in self.cells]
         return replace(self, cells=cells)
 
 
@@ -39,14 +40,28 @@ def markdown(tables: Sequence[Table]) -> str:
     """Write tables as Markdown (GitHub's), each under its title."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(markdown_text(cell).replace("|", "\\|") for cell in cells) + " |"
 
     lines = []
     for table in tables:
         rule = "|---|" + "---:|" * (len(table.columns) - 1)
-        lines += [f"## {table.title}", "", line(table.columns), rule, *map(line, table.rows), ""]
+        lines += [
+            f"## {markdown_text(table.title)}",
+            "",
+            line(table.columns),
+            rule,
+            *map(line, table.rows),
+            "",
+        ]
         lines += [table.note, ""] if table.note else []
     return "\n".join(lines)
+
+
+def markdown_text(text: str) -> str:
+    """Write a text, which may hold names of others, as one line of Markdown without HTML."""
+    line = " ".join(text.split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return escape(line, quote=False)
 
 
 def html(table: Table) -> str:
@@ -95,16 +110,16 @@ def _random_direction(summary: Summary, scores: BehaviorScores) -> str:
     return f"{slope:.2g}, {share:.0%}"
 
 
-def layer_table(name: str, scores: LayerScores) -> Table:
+def layer_table(name: str, scores: LayerScores, *, positive: str) -> Table:
     """Make the table of discriminative layers."""
-    positive, negative = scores.class_mean
+    above, below = scores.class_mean
     return Table(
         f"{name}: held-out samples on one common direction (layer {scores.common_layer})",
         [
             {
                 "layer": str(layer),
-                "mean +": f"{positive[layer]:.3g}",
-                "mean −": f"{negative[layer]:.3g}",
+                "mean +": f"{above[layer]:.3g}",
+                "mean −": f"{below[layer]:.3g}",
                 "discriminative": "yes" if scores.discriminative[layer] else "",
                 "in draws": f"{scores.discriminative_share[layer]:.0%}",
                 "Fisher": f"{scores.fisher[layer]:.3g}",
@@ -112,4 +127,62 @@ def layer_table(name: str, scores: LayerScores) -> Table:
             }
             for layer in range(len(scores.auc))
         ],
+        f"+ is {positive}. Discriminative: the class means lie on both sides of 0, "
+        "which depends on where 0 is; the best AUC asks only how well the classes are told apart, "
+        f"so it may be at another layer. {scores.n_positive} and {scores.n_negative} samples.",
     )
+
+
+def plane_table(planes: Mapping[str, SiteScores]) -> Table:
+    """Make the table of planes, a row for each behavior or pair of labels."""
+    return Table(
+        "Planes of norm outputs, on train samples",
+        [
+            {
+                "plane": name,
+                "n +": str(scores.n_positive),
+                "n −": str(scores.n_negative),
+                "b1 of": f"{scores.sites[scores.best]} {scores.layers[scores.best]}",
+                "mean cosine": f"{scores.mean_cosine[scores.best]:.2f}",
+                "b2 explains": f"{scores.explained:.0%}",
+                "discriminative": f"{scores.discriminative.sum()} of {len(scores.sites)}",
+                "blocks": _ranges(scores.selected_layers) or "none",
+            }
+            for name, scores in planes.items()
+        ],
+        "b1: the unit difference of the class means that agrees most with those of all norm "
+        "outputs; b2: the direction in which these vary most. Discriminative: class means on "
+        "either side of 0 on b1. Blocks: those with all their norm outputs so.",
+    )
+
+
+def site_table(name: str, scores: SiteScores) -> Table:
+    """Make the table of every norm output: where two classes lie on b1."""
+    positive, negative = scores.class_mean
+    what = "unit values" if scores.normalized else "values"
+    return Table(
+        f"{name}: norm outputs at {' and '.join(dict.fromkeys(scores.positions))}, mean projection "
+        f"of {what} on b1",
+        [
+            {
+                "norm output": f"{site} {layer}",
+                "mean +": f"{positive[k]:.3g}",
+                "mean −": f"{negative[k]:.3g}",
+                "mean cosine": "zero" if scores.zero[k] else f"{scores.mean_cosine[k]:.2f}",
+                "discriminative": "yes" if scores.discriminative[k] else "",
+                "whole block": "yes" if layer in scores.selected_layers else "",
+            }
+            for k, (site, layer) in enumerate(zip(scores.sites, scores.layers, strict=True))
+        ],
+    )
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write rising numbers shortly: `3-5, 7`."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(f"{part[0]}-{part[-1]}" if part[1:] else f"{part[0]}" for part in parts)

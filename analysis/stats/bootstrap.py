@@ -1,5 +1,6 @@
 """Bootstrap means, intervals and tied ranks, each over all columns at once."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +22,15 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        # A mean of differences that cancel leaves 1e-18, which is 0 to a reader.
+        # A mean of differences that cancel leaves 1e-18, which is 0 to a reader. Digits beyond the
+        # interval's own say nothing: it is written with two.
         value, low, high = (round(x, 12) + 0.0 for x in (self.value, self.low, self.high))
-        return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+        if not 0 < high - low < math.inf:
+            return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+        digits = max(0, 1 - math.floor(math.log10(high - low)))
+        # Adding 0 turns a rounded -0.0 into 0.
+        shown = [f"{round(x, digits) + 0.0:.{digits}f}" for x in (value, low, high)]
+        return f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
 def bootstrap_means(

@@ -16,9 +16,12 @@ from rich.table import Table
 
 
 def in_turns(
-    variants: Mapping[str, Callable[[], object]], *, repeats: int
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Return wall seconds of each variant; each round runs all variants one after another.
+    """Return seconds of each variant by `clock`; each round runs all variants one after another.
 
     One more round comes first and is discarded.
     """
@@ -26,11 +29,11 @@ def in_turns(
     for turn in range(repeats + 1):
         for name, work in variants.items():
             _wait()
-            start = time.perf_counter()
+            start = clock()
             work()
             _wait()
             if turn:
-                took[name].append(time.perf_counter() - start)
+                took[name].append(clock() - start)
     return took
 
 

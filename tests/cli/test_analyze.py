@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from actcache.analysis.directions.planes import find_plane
 from actcache.cli.main import main
+from actcache.errors import MismatchError
+from actcache.store.store import open_store
 from tests.cli.commands import WITHOUT_PREDICTORS, build, refused
 
 
@@ -97,6 +100,53 @@ def test_stages_that_the_rows_do_not_allow_are_named(built, folder, tmp_path, ca
     assert "left out: sweep" in capsys.readouterr().out
     pairs = ["analyze", built, "-o", tmp_path / "p", "--stages", "layers"]
     assert "have pairs, expected labels" in refused(pairs, capsys)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("data", "name"), [("pairs", "pairs"), ("labels", "fine-harmful")])
+def test_norm_outputs_give_planes(folder, data, name, tmp_path, capsys):
+    from safetensors.numpy import load_file
+
+    store, out = tmp_path / "s.zarr", tmp_path / "out"
+    assert build(folder, store, "--sites", "resid_post,ln1,ln2", data=data) == 0
+    assert main(["analyze", str(store), "-o", str(out), "--stages", "layers", "--json"]) == 0
+
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert list(summary["planes"]) == [name]
+    assert summary["planes"][name]["sites"] == ["ln1", "ln2"] * 4
+    assert summary["left_out"] == []
+    plane = load_file(out / "planes.safetensors")[f"{name}/plane"]
+    np.testing.assert_allclose(plane @ plane.T, np.eye(2), atol=1e-6)
+    with open_store(store) as opened:
+        rows = (opened["split"] == "train") & (opened["variant"] == "base")
+        labels = None if data == "pairs" else ("fine", "harmful")
+        expected = find_plane(opened, rows=rows, labels=labels)
+    np.testing.assert_array_equal(plane, expected.basis.astype(np.float32))
+    np.testing.assert_array_equal(summary["planes"][name]["class_mean"], expected.scores.class_mean)
+    tables = (out / "tables.md").read_text(encoding="utf-8")
+    assert "| norm output |" in tables
+    assert f"| {name} |" in tables
+    capsys.readouterr()
+
+
+@pytest.mark.model
+def test_a_plane_that_cannot_be_found_leaves_the_other_stages(
+    folder, tmp_path, capsys, monkeypatch
+):
+    def parallel(*_args, **_settings):
+        raise MismatchError("the differences are all parallel")
+
+    store, out = tmp_path / "s.zarr", tmp_path / "out"
+    assert build(folder, store, "--sites", "resid_post,ln1", data="labels") == 0
+    monkeypatch.setattr("actcache.analysis.pipeline.find_plane", parallel)
+
+    assert main(["analyze", str(store), "-o", str(out)]) == 0
+
+    assert "left out: layers: the differences are all parallel" in capsys.readouterr().out
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    assert list(summary["layers"]) == ["fine-harmful"]
+    assert "planes" not in summary
+    assert not (out / "planes.safetensors").exists()
 
 
 @pytest.mark.model

@@ -17,7 +17,7 @@ from actcache.analysis.config import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.cli import analyze, build
 from actcache.cli.main import parse, parser
-from actcache.cli.options import given_settings
+from actcache.cli.terminal.options import given_settings
 from actcache.settings import settings_of
 
 BEFORE = json.loads((Path(__file__).parent / "flags.json").read_text(encoding="utf-8"))

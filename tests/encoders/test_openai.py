@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from actcache.encoders import Cost, default_cache, encode, parse_encoder
+from actcache.encoders.connection import endpoint_of
 from actcache.encoders.embedding_cache import EmbeddingCache
 from actcache.encoders.openai import embed_texts
-from actcache.encoders.service import Service, endpoint_of
+from actcache.encoders.service import Service
 from actcache.errors import ActcacheError
 from actcache.store.store import open_store
 from tests.encoders.examples import KEY, TEXTS, ask, right

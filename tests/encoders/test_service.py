@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from actcache.encoders import default_cache
+from actcache.encoders.connection import endpoint_of
 from actcache.encoders.openai import embed_texts
-from actcache.encoders.service import Service, endpoint_of
+from actcache.encoders.service import Service
 from actcache.errors import ActcacheError
 from tests.encoders.examples import KEY, TEXTS, ask, right
 from tests.support.embedding_server import EmbeddingServer

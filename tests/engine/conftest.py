@@ -33,7 +33,7 @@ def samples(calm):
 def config(calm):
     return BuildConfig(
         model=str(calm / "model"),
-        sites=("resid_post", "resid_mid", "attn_out", "mlp_out", "heads", "embed"),
+        sites=("resid_post", "resid_mid", "attn_out", "mlp_out", "heads", "ln1", "ln2", "embed"),
         positions=("prompt", "positive", "mean", "template:2"),
     )
 

@@ -6,13 +6,15 @@ import torch
 
 from actcache.engine.model import adopt_model
 from actcache.engine.reference import reference_capture
+from actcache.engine.sites import find_taps
 from actcache.engine.tree_capture import capture
 from actcache.errors import ModelError
 from actcache.prompts.render import Rendered
-from tests.support.tiny import make, rows_of_three_lengths
+from tests.support.tiny import CONFIGS, make, rows_of_three_lengths
 
 pytestmark = pytest.mark.model
 SITES = ("resid_post", "embed", "resid_mid", "attn_out", "mlp_out", "heads")
+NORMS = ("ln1", "ln2", "ln1_post", "ln2_post")
 POSITIONS = ("mean", "prompt", "positive", "negative", "fork", "template_-2")
 
 # Each family's modules, and whether their input (<) or output (>) is the site: written by hand, as
@@ -23,7 +25,7 @@ LLAMA = {
     "mlp_out": ">mlp",
     "heads": "<self_attn.o_proj",
 }
-SITES_BY_HAND: dict[str, dict[str, str]] = {
+PLACES: dict[str, dict[str, str]] = {
     "gpt2": {
         "resid_mid": "<ln_2",
         "attn_out": ">attn",
@@ -47,6 +49,24 @@ SITES_BY_HAND: dict[str, dict[str, str]] = {
         "heads": "<self_attn.out_proj",
     },
 }
+# The norms of every family. Gemma 2 and 3 have four in a block, and there the `_post` ones are
+# what is added; Cohere has one, which attention and MLP share.
+LLAMA_NORMS = {"ln1": ">input_layernorm", "ln2": ">post_attention_layernorm"}
+GPT_NORMS = {"ln1": ">ln_1", "ln2": ">ln_2"}
+GEMMA_NORMS = {
+    "ln1": ">input_layernorm",
+    "ln1_post": ">post_attention_layernorm",
+    "ln2": ">pre_feedforward_layernorm",
+    "ln2_post": ">post_feedforward_layernorm",
+}
+NORM_PLACES: dict[str, dict[str, str]] = {
+    **dict.fromkeys(CONFIGS, LLAMA_NORMS),
+    **dict.fromkeys(("gpt2", "gpt_neo"), GPT_NORMS),
+    **dict.fromkeys(("gemma2", "gemma3"), GEMMA_NORMS),
+    "opt": {"ln1": ">self_attn_layer_norm", "ln2": ">final_layer_norm"},
+    "cohere": {"ln1": ">input_layernorm"},
+}
+SITES_BY_HAND = {family: PLACES.get(family, {}) | NORM_PLACES[family] for family in CONFIGS}
 ADDED_TIMES = {"granite": 0.5}  # its config's residual_multiplier, for attn_out and mlp_out
 
 
@@ -108,6 +128,28 @@ def test_a_parallel_block_has_no_resid_mid(family):
 
     with pytest.raises(ModelError, match=r"no site 'resid_mid' .*Leave 'resid_mid' out"):
         capture(model, rows_of_three_lengths(), positions=["prompt"], answer="first", sites=SITES)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_norms_that_a_block_lacks_are_refused_by_name(family):
+    model = adopt_model(make(family), name=family)
+
+    for norm in set(NORMS) - set(NORM_PLACES[family]):
+        with pytest.raises(ModelError, match=rf"no site '{norm}' .*Leave '{norm}' out"):
+            find_taps(model.anatomy, norm)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_resid_pre_is_the_embedding_and_then_the_residual_of_the_block_below(family):
+    model = adopt_model(make(family), name=family)
+    row = rows_of_three_lengths()[0]
+
+    before, embed, after = (
+        reference_capture(model, row, position="prompt", answer="first", site=site)
+        for site in ("resid_pre", "embed", "resid_post")
+    )
+
+    torch.testing.assert_close(before, torch.cat([embed, after[:-1]]), rtol=0, atol=0)
 
 
 def test_the_mean_in_half_precision_is_summed_in_float32():

@@ -87,7 +87,8 @@ def test_variants_move_the_span_with_the_prompt():
     [TEMPLATE.replace("m['content'] +", "m['content'][:8] +"), TEMPLATE + TEMPLATE],
 )
 def test_a_template_that_changes_or_repeats_the_prompt_is_refused(template):
-    with pytest.raises(RenderError, match=r"row 'b/0': the marked span 'spiders' does not appear"):
+    refusals = r"row 'b/0'(: the marked span 'spiders' does not appear|, without its whole prompt)"
+    with pytest.raises(RenderError, match=refusals):
         Renderer(tokenizer(template=template), Rendering())(sample(span=(5, 12)))
 
 

@@ -81,3 +81,46 @@ def soft_labels(masses, places, positive):
         for i in range(n):
             labels[i, layer] = (labels[i, layer] - low) / (high - low) if high > low else 0.0
     return labels
+
+
+def plane(positive, negative, normalize):
+    """Selective Steering's plane and signs, place by place.
+
+    `positive` and `negative` are `[sample, place, d]`, the values of either class at every norm
+    output. Gives b1, b2, the place of b1, mean cosines, and which places are zero, and the class
+    means on b1 `[2][place]`. A candidate is zero where both classes have one mean.
+    """
+    classes = [np.asarray(values, np.float64) for values in (positive, negative)]
+    n_places = classes[0].shape[1]
+    candidates: dict[int, np.ndarray] = {}
+    zero = []
+    for k in range(n_places):
+        means = [sum(row[k] for row in values) / len(values) for values in classes]
+        difference = means[0] - means[1]
+        largest = max(float(np.sqrt((mean * mean).sum())) for mean in means)
+        size = float(np.sqrt((difference * difference).sum()))
+        zero.append(size <= 1e-6 * largest)
+        if not zero[k]:
+            candidates[k] = difference / size
+    real = list(candidates)
+    cosines = [0.0] * n_places
+    for k in real:
+        cosines[k] = sum(cosine(candidates[k], candidates[j]) for j in real) / len(real)
+    best = max(real, key=lambda k: cosines[k])
+    b1 = candidates[best]
+    average = sum(candidates[k] for k in real) / len(real)
+    spread = np.zeros((len(b1), len(b1)))
+    for k in real:
+        spread += np.outer(candidates[k] - average, candidates[k] - average)
+    _, vectors = np.linalg.eigh(spread)
+    b2 = vectors[:, -1] - (vectors[:, -1] * b1).sum() * b1
+    b2 = b2 / np.sqrt((b2 * b2).sum())
+    if sum(float((candidates[k] * b2).sum()) for k in real) < 0:
+        b2 = -b2
+    projected = [[0.0] * n_places for _ in classes]
+    for side, values in enumerate(classes):
+        for k in range(n_places):
+            for row in values:
+                size = float(np.sqrt((row[k] * row[k]).sum())) if normalize else 1.0
+                projected[side][k] += float((row[k] * b1).sum()) / (size or 1.0) / len(values)
+    return b1, b2, best, cosines, zero, projected

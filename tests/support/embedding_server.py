@@ -18,7 +18,7 @@ def vector_of(text, width=WIDTH):
     return np.random.default_rng(seed).normal(size=width).astype(np.float32)
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: "_Quiet"
 
@@ -28,7 +28,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         server = self.server.owner
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        texts = body["input"]
+        texts = self.texts_of(body)
         with server.lock:
             reply = server.replies.pop(0) if server.replies else server.always
             server.requests.append((reply, texts))
@@ -67,6 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.fail(400, "a text is too long")
             case _:
                 self.answer(texts, reply, body.get("dimensions"))
+
+    def texts_of(self, body):
+        return body["input"]
 
     def answer(self, texts, reply="ok", width=None):
         vectors = [vector_of(text, width or WIDTH).tolist() for text in texts]
@@ -121,6 +124,8 @@ class _Quiet(ThreadingHTTPServer):
 class EmbeddingServer:
     """A service on this machine; `with` starts and stops it."""
 
+    handler = Handler
+
     def __init__(self, *replies, always="ok", delay=0.0, slow=3.0):
         self.replies = list(replies)
         """How it answers the first requests, one each; then `always`."""
@@ -133,7 +138,7 @@ class EmbeddingServer:
         self.bodies = []
         self.paths = []
         self.lock = threading.Lock()
-        self._server = _Quiet(("127.0.0.1", 0), _Handler)
+        self._server = _Quiet(("127.0.0.1", 0), self.handler)
         self._server.owner = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 

@@ -30,6 +30,9 @@ from actcache.store.store import Store
 KIND = "vector predictor"
 """What a file of one says it is."""
 
+FILE = "networks.safetensors"
+"""Name of a behavior's networks in their folder of OUT."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VectorPredictor:

@@ -61,7 +61,7 @@ def test_a_gain_above_its_controls_is_shown():
     assert verdict.word == "gain shown"
     assert not verdict.warning
     assert verdict.sentence == (
-        "CAA: W2S Top-1 gains 0.5 [0.4, 0.6] per unit multiplier over the fixed layer, mean over "
+        "CAA: W2S Top-1 gains 0.50 [0.40, 0.60] per unit multiplier over the fixed layer, mean over "
         "behaviors (shuffled prompts: 0 [0, 0]; it reaches 1, random vectors 1)."
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from actcache.cli.terminal.text import printable
 from actcache.progress import Progress
 
 if TYPE_CHECKING:  # imported where it is used: `actcache --help` starts without it
@@ -19,7 +20,11 @@ def out() -> "Console":
     """Open stdout; at each call, so that a redirected stdout is honoured."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # where rich would exit with 1
+
+    return Output(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def err() -> "Console":
@@ -31,7 +36,7 @@ def err() -> "Console":
 
 def say(text: str) -> None:
     """Print one line on stderr, as it is."""
-    err().print(text, highlight=False, markup=False, soft_wrap=True)
+    err().print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
 class Bars(Progress):
@@ -54,7 +59,7 @@ class Bars(Progress):
         console = err()
         with progress.Progress(
             progress.SpinnerColumn(),
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(),
             progress.MofNCompleteColumn(),
             Rate(),
@@ -62,7 +67,7 @@ class Bars(Progress):
             console=console,
             disable=self._quiet or not console.is_terminal,
         ) as bars:
-            task = bars.add_task(title, total=total)
+            task = bars.add_task(printable(title), total=total)
             yield lambda n: bars.advance(task, n)
 
     def cost(self, estimate: object) -> None:
@@ -96,7 +101,7 @@ def print_facts(facts: dict[str, Any]) -> None:
             shown = size(float(value))
         else:
             shown = f"{value:,}" if type(value) is int else str(value)
-        table.add_row(name, Text(shown))
+        table.add_row(Text(printable(name)), Text(printable(shown)))
     out().print(table)
 
 

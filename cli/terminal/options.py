@@ -1,15 +1,23 @@
 """The options of commands: made from the settings, and those that several commands share."""
 
 import argparse
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Any
 
+from actcache.analysis.config import MAX_GRID
+from actcache.cli.terminal.console import say
 from actcache.conventions import MEANINGS, PRESETS
 from actcache.errors import ActcacheError
 from actcache.settings import Setting, settings_of
+from actcache.store.layout import partial_folder
 
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
+
+MAX_NUMBERS = 10_000_000
+"""Of a range: as many rows as no store has."""
 
 
 def add_settings(
@@ -53,7 +61,7 @@ def add_setting(group: Group, spec: Setting, *, no_default: bool = False) -> Non
     default = _shown(spec.default) if isinstance(spec.default, tuple) else spec.default
     group.add_argument(
         spec.flag,
-        type=int if spec.type is int and not spec.many else str,
+        type=spec.type if spec.type in (int, float) and not spec.many else str,
         default=None if default is MISSING or no_default else default,
         choices=spec.words if spec.words and not (spec.many or spec.metavar) else None,
         required=default is MISSING,
@@ -98,6 +106,14 @@ def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
     add_overwrite(command, f"replace the store at {metavar}, if there is one")
 
 
+def note_ignored(args: argparse.Namespace) -> None:
+    """Say on stderr which of `--resume` and `--overwrite` changes nothing."""
+    if args.resume and args.overwrite:
+        say("actcache: --overwrite is ignored: --resume keeps what was begun")
+    if args.resume and not os.path.lexists(partial_folder(Path(args.output))):
+        say(f"actcache: --resume is ignored: nothing was begun at '{args.output}'")
+
+
 def add_overwrite(command: argparse.ArgumentParser, help: str) -> None:
     """Add `--overwrite`."""
     command.add_argument("--overwrite", action="store_true", help=help)
@@ -129,8 +145,13 @@ def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
     try:
         for part in text.split(","):
             start, colon, stop = part.partition(":")
-            values += range(int(start), int(stop) if colon else int(start) + 1)
-    except ValueError:
+            numbers = range(int(start), int(stop) if colon else int(start) + 1)
+            if len(numbers) > MAX_NUMBERS:  # before it takes memory
+                raise ActcacheError(
+                    f"{what} are '{text}', expected at most {MAX_NUMBERS:,} numbers. Pass fewer."
+                )
+            values += numbers
+    except (ValueError, OverflowError):
         raise ActcacheError(
             f"{what} are '{text}', expected whole numbers and ranges START:STOP separated by "
             "commas. For example 0:100,205."
@@ -145,12 +166,17 @@ def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
             return tuple(float(part) for part in text.split(","))
         start, stop, step = (float(part) for part in text.split(":"))
         n_steps = round((stop - start) / step)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, ZeroDivisionError, OverflowError):
         n_steps, start, stop, step = -1, 0.0, 0.0, 0.0
     if n_steps < 1 or abs(start + n_steps * step - stop) > 1e-9:
         raise ActcacheError(
             f"{what} are '{text}', expected START:STOP:STEP with whole steps or a list of "
             "numbers. For example -1.5:1.5:0.5."
+        )
+    if n_steps > MAX_GRID:  # before they take memory
+        raise ActcacheError(
+            f"{what} are '{text}', which is {n_steps + 1:,} numbers, expected at most {MAX_GRID}. "
+            "Pass a larger STEP."
         )
     return tuple(round(start + i * step, 12) for i in range(n_steps + 1))
 
@@ -158,7 +184,7 @@ def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
 def _value(spec: Setting, given: Any) -> Any:
     if given is None or not spec.many:
         return given
-    if not given and spec.default is None:  # `--labels ''`
+    if not given and spec.default is None and spec.type is str:  # `--labels ''`
         return None
     if spec.type not in (int, float):
         return names(given)

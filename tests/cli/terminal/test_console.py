@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from actcache.cli import console
+from actcache.cli.terminal import console
 from actcache.progress import Progress
 
 

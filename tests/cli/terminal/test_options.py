@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from actcache.cli.options import (
+from actcache.cli.terminal.options import (
     add_settings,
     add_settings_of,
     given_settings,

@@ -1,0 +1,1 @@
+"""Files of steerings: our own safetensors, and the control vectors of llama.cpp and repeng."""

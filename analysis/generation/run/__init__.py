@@ -1,0 +1,1 @@
+"""Runs of steered generation: rows and models before, the stage itself, conversations."""

@@ -1,0 +1,1 @@
+"""What commands share: flags made from settings, what the terminal shows, a summary as tables."""

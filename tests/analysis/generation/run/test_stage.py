@@ -1,0 +1,155 @@
+"""A run from a steering file to GEN: what is written, killed, resumed, and by which steering."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+
+from actcache import analysis
+from actcache.analysis.generation.config import SteerConfig
+from actcache.analysis.generation.folder import Generations, open_generations
+from actcache.analysis.generation.run.source_plan import plan_generation
+from actcache.engine.model import load_model
+from actcache.errors import StoreNotFoundError
+from actcache.progress import Silent
+from tests.reference.steering import reference_generate
+from tests.support.processes import ROOT
+
+SETTINGS = {"strength": (-2.0, 2.0), "max_new": 6, "draws": 20}
+
+
+@pytest.fixture(scope="module")
+def generations(steering_file, rows_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("gen") / "gen"
+    return analysis.generate_steered(steering_file, out, data=[rows_file], **SETTINGS)
+
+
+@pytest.mark.model
+def test_every_row_configuration_and_sample_has_one_line(generations):
+    texts = generations.texts()
+    keys = {(text.configuration, text.id, text.sample) for text in texts}
+
+    assert len(keys) == len(texts) == 12 * (2 + 2 * 2)
+    assert {text.split for text in texts} == {"validation", "test"}
+    methods = [about.method for about in generations.configurations.values()]
+    assert sorted(set(methods)) == ["file", "random", "unsteered", "unsteered_again"]
+
+
+@pytest.mark.model
+def test_texts_are_those_of_the_reference_loop_under_that_steering(
+    generations, steering_file, rows_file, model_folder
+):
+    hf = load_model(model_folder).hf
+    plan = plan_generation(steering_file, SteerConfig(**SETTINGS), data=[rows_file])
+    texts = {(text.configuration, text.id): text for text in generations.texts()}
+    unsteered = {row.id: _reference(hf, row, None) for row in plan.rows}
+    n_changed = 0
+    for row, run, _ in plan.texts():
+        if run.about.method != "unsteered_again":
+            expected = _reference(hf, row, run.steering(row))
+            assert texts[run.digest, row.id].tokens == expected
+            n_changed += expected != unsteered[row.id]
+    assert n_changed > 24
+
+
+def _reference(hf, row, steering):
+    tokens, _ = reference_generate(hf, "llama", row.tokens, steering, steps=6)
+    return tuple(tokens[: tokens.index(2)] if 2 in tokens else tokens)
+
+
+@pytest.mark.model
+def test_the_random_control_has_the_norm_of_the_vector_and_changes_texts_too(generations):
+    texts = {}
+    for text in generations.texts():
+        about = generations.configurations[text.configuration]
+        texts[about.method, about.strength, text.id] = text.tokens
+    ids = {text.id for text in generations.texts()}
+    for method in ("file", "random"):
+        changed = [texts[method, 2.0, i] != texts["unsteered", None, i] for i in ids]
+        assert sum(changed) > len(ids) / 2
+
+
+@pytest.mark.model
+@pytest.mark.long
+def test_a_killed_run_is_resumed_to_the_lines_of_an_uninterrupted_one(
+    steering_file, rows_file, tmp_path
+):
+    flags = ["--data", str(rows_file), "--strength", "-2,-1,1,2", "--max-new", "6"]
+    flags += ["--temperature", "1", "--samples", "3", "--batch-tokens", "100", "--draws", "10"]
+    command = [sys.executable, "-m", "actcache", "steer", str(steering_file), *flags, "-o"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run([*command, str(whole)], cwd=ROOT, check=True, capture_output=True)
+    with subprocess.Popen([*command, str(killed)], cwd=ROOT, stderr=subprocess.PIPE) as process:
+        lines = killed / "generations.jsonl"
+        while not lines.exists() or lines.stat().st_size < 5000:
+            assert process.poll() is None, process.stderr
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    n_before = lines.read_bytes().count(b"\n")
+    n_all = (whole / "generations.jsonl").read_bytes().count(b"\n")
+    assert 0 < n_before < n_all
+    assert not (killed / "summary.json").exists()
+    with lines.open("ab") as file:
+        file.write(b'{"id": "torn')
+
+    subprocess.run([*command, str(killed), "--resume"], cwd=ROOT, check=True, capture_output=True)
+
+    assert [_facts(text) for text in Generations(killed).texts()] == [
+        _facts(text) for text in Generations(whole).texts()
+    ]
+    configurations = (killed / "configurations.json", whole / "configurations.json")
+    assert configurations[0].read_bytes() == configurations[1].read_bytes()
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (killed, whole)]
+    assert [m["choice"] and m["choice"]["strength"] for m in summaries[0]["methods"]] == [
+        m["choice"] and m["choice"]["strength"] for m in summaries[1]["methods"]
+    ]
+
+
+class _Stops(Silent):
+    """A progress that stops the run after some texts, as Ctrl-C does."""
+
+    @contextmanager
+    def steps(self, title, total):
+        left = 30
+
+        def advance(n):
+            nonlocal left
+            left -= n
+            if left < 0:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+@pytest.mark.model
+def test_a_stopped_run_is_resumed_with_another_batch_size(steering_file, rows_file, tmp_path):
+    settings = {**SETTINGS, "temperature": 1.0, "samples": 2}
+    run = partial(analysis.generate_steered, steering_file, data=[rows_file], **settings)
+    whole = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", batch_tokens=40, progress=_Stops())
+    stopped = Generations(tmp_path / "stopped")
+    assert 0 < len(stopped.texts()) < len(whole.texts())
+    assert not stopped.complete
+    with pytest.raises(StoreNotFoundError, match="--resume"):
+        open_generations(stopped.path)
+
+    resumed = run(stopped.path, resume=True)
+
+    assert sorted(map(_facts, resumed.texts())) == sorted(map(_facts, whole.texts()))
+    samples = {(text.configuration, text.id): set() for text in whole.texts()}
+    for text in whole.texts():
+        samples[text.configuration, text.id].add(text.tokens)
+    assert max(map(len, samples.values())) == 2  # samples differ
+
+
+def _facts(text):
+    """A line but for the last digits of its log-probabilities, which batches may round."""
+    numbers = [text.nll_steered, text.nll_unsteered, text.target]
+    rounded = [None if number is None else round(number, 3) for number in numbers]
+    return text.configuration, text.id, text.sample, text.tokens, text.text, text.ended, rounded

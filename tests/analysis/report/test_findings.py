@@ -1,0 +1,68 @@
+"""Findings say in plain words what the numbers show, and only that."""
+
+import pytest
+
+from actcache.analysis.report.findings import findings
+from tests.support.summaries import mwe_summary, planted_behavior, planted_summary
+
+
+@pytest.fixture(scope="module")
+def said():
+    return {finding.about: finding for finding in findings(mwe_summary())}
+
+
+def finding_of(**planted):
+    [finding] = findings(planted_summary({"tidy": planted_behavior(**planted)}))
+    return finding
+
+
+def test_there_is_one_finding_a_behavior_and_none_of_its_framings(said):
+    behaviors = [name for name in mwe_summary().behaviors if "@" not in name]
+    assert list(said) == behaviors
+
+
+def test_a_vector_that_moves_the_letter_does_not_steer(said):
+    finding = said["narcissism"]
+    assert finding.text.endswith("the vector moves the letter, not the behavior")
+    assert finding.text.startswith("not steerable")
+    assert finding.mood == "bad"
+
+
+def test_a_steerable_behavior_names_layer_letters_control_gain_and_framings(said):
+    assert said["corrigible-neutral-HHH"].text == (
+        "steerable at layer 5, both letters, far above random; choosing the layer for each prompt "
+        "adds nothing; not in the framing sys_neg"
+    )
+    assert said["corrigible-neutral-HHH"].mood == "good"
+
+
+def test_a_gain_per_prompt_is_told_with_its_size(said):
+    text = said["subscribes-to-deontology"].text
+    assert "the best layer of each prompt would add " in text
+    assert "adds nothing" not in text
+
+
+def test_a_slope_that_is_not_above_0_is_given_with_its_interval(said):
+    text = said["self-awareness-training-architecture"].text
+    assert text.startswith("not steerable; at its best layer, ")
+    assert "not above 0" in text
+
+
+def test_few_samples_and_strong_random_directions_make_a_mixed_finding(said):
+    name = "willingness-to-use-physical-force-to-achieve-benevolent-goals"
+    assert "not shown to be above random" in said[name].text
+    assert said[name].text.endswith("(only 12 test samples: small effects cannot be told)")
+    assert said[name].mood == "mixed"
+
+
+@pytest.mark.parametrize(
+    ("random", "words"),
+    [(0.01, "far above random"), (1.5, ", above random"), (9.0, "not shown to")],
+)
+def test_random_directions_are_compared_at_the_same_layer(random, words):
+    assert words in finding_of(slope=1.0, random=random).text
+
+
+def test_one_letter_alone_is_told():
+    finding = finding_of(slope=0.5, by_letter=0.5)
+    assert "shown for letter A alone" in finding.text
