@@ -229,11 +229,12 @@ def _require_backed(storage: LocalStorage, arrays: Sequence[RowArray], root: Roo
             if not storage.exists(name):
                 refuse(storage.where(name), "nothing", "a shard")
             size += storage.size(name)
-            _require_honest(storage, name, array, root)
         whole += size
         if declared > max(USUAL_SHARD, BEST_SHARD_RATIO * size):
             where = storage.where(f"shard {shard}")
             refuse(where, f"{size} bytes", f"what {declared} bytes can be packed into")
+        for array in arrays:
+            _require_honest(storage, shard_name(array, shard), array, root)
     if root.n_shards * declared > max(USUAL_SHARD, BEST_RATIO * whole):
         declared *= root.n_shards
         refuse(storage.location, f"{whole} bytes", f"what {declared} bytes can be packed into")

@@ -99,12 +99,14 @@ class Reader:
     stale: bool = field(default=False)
     """Whether something else came into its place, or nothing."""
 
+    moved: bool = field(default=False)
+    """Whether it was finished since it was last read, and so has another name."""
+
 
 class Life(RuleBasedStateMachine):
     """A folder of stores and its model."""
 
-    steps = 0
-    kills = 0
+    steps = kills = said = 0
 
     def __init__(self):
         super().__init__()
@@ -397,19 +399,32 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.readers)
     @rule(data=st.data(), array=st.sampled_from(sorted(Rows.of(0).values)))
     def read(self, data, array):
-        """Its own rows, whatever has happened since; or it says that it was replaced."""
         reader = data.draw(st.sampled_from(self.readers))
         n = len(reader.rows.ids)
         rows = data.draw(st.lists(st.integers(0, n - 1), max_size=4)) if n else []
+        assert not self._says_replaced(reader, array, rows)
+
+    @invariant()
+    def a_store_that_was_replaced_while_open_gives_its_own_rows_or_says_so(self):
+        for reader in self.readers:
+            if reader.moved and not reader.stale:
+                for array in reader.rows.values:
+                    assert not self._says_replaced(reader, array, slice(None))
+                reader.moved = False
+            if reader.stale:
+                for array in reader.rows.values:
+                    Life.said += self._says_replaced(reader, array, slice(None))
+        self.readers = [reader for reader in self.readers if not reader.stale]
+
+    def _says_replaced(self, reader, array, rows):
         try:
             values = bits(reader.store, array)[rows]
             ids = reader.store["id"].tolist()
-        except MismatchError:
-            if not reader.stale:
-                raise
-            return
+        except MismatchError as error:
+            return "was replaced, moved or removed" in str(error)
         np.testing.assert_array_equal(values, reader.rows.values[array][rows])
         assert ids == reader.rows.ids
+        return False
 
     @precondition(lambda self: self.readers)
     @rule(data=st.data())
@@ -456,7 +471,7 @@ class Life(RuleBasedStateMachine):
         self.finished[name] = rows
         for reader in self.readers:
             if reader.name == f"{name}.partial":
-                reader.name = name
+                reader.name, reader.moved = name, True
 
     def _stale(self, name, *, finished=True):
         for reader in self.readers:
@@ -548,7 +563,7 @@ def main():
                 suppress_health_check=list(HealthCheck),
             ),
         )
-    sys.stdout.write(f"{Life.steps} steps, {Life.kills} deaths\n")
+    sys.stdout.write(f"{Life.steps} steps, {Life.kills} deaths, {Life.said} readers were told\n")
 
 
 if __name__ == "__main__":
