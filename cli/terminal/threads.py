@@ -34,7 +34,7 @@ def choose_threads(width: int | None) -> None:
     say(f"actcache: one thread, since the model is small; {_VARIABLE}=N sets another number")
 
 
-def width_of(model: str) -> int | None:
+def width_of(model: str | Path) -> int | None:
     """Read a model's width off its config, in its folder or in the Hub's cache; None if unknown."""
     path: Path | str | None = Path(model, "config.json")
     if not Path(model).is_dir():
@@ -42,7 +42,7 @@ def width_of(model: str) -> int | None:
         from huggingface_hub.errors import HFValidationError
 
         try:
-            cached = try_to_load_from_cache(model, "config.json")
+            cached = try_to_load_from_cache(str(model), "config.json")
         except HFValidationError:  # no id
             return None
         path = cached if isinstance(cached, str) else None
