@@ -23,6 +23,7 @@ from actcache.cli.terminal.options import (
     given_settings,
     preset_help,
 )
+from actcache.cli.terminal.threads import choose_threads
 
 EXAMPLE = "actcache analyze rows.zarr -o results --multipliers -1:1:0.5"
 
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
+    if set(config.stages) - {"vectors", "layers"} and store.kind == "residuals":
+        choose_threads(store.d_model)
     check_analysis(store, config, device=args.device)
     if args.dry_run:
         console.print_result(dry_run(store, out, config, args), as_json=args.json)

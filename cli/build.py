@@ -21,6 +21,7 @@ from actcache.cli.terminal.options import (
     note_ignored,
     preset_help,
 )
+from actcache.cli.terminal.threads import choose_threads, width_of
 
 EXAMPLE = "actcache build rows/*.jsonl --model gpt2 --preset caa -o rows.zarr"
 
@@ -55,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     note_ignored(args)
     if not args.dry_run:
         require_place(args.output, resume=args.resume, overwrite=args.overwrite)
+    choose_threads(width_of(config.model))
     from actcache.build import forecast_build, plan_store, run_build
     from actcache.cli.info import describe
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import add_output
+from actcache.cli.terminal.threads import choose_threads, width_of
 
 EXAMPLE = "actcache demo -o demo-out"
 
@@ -27,6 +28,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Build and analyze, as a user's script would, on what the package brings."""
     import actcache
+
+    choose_threads(width_of(actcache.demo.model_path()))  # before torch is imported
     from actcache import analysis
     from actcache.analysis.files import plain
     from actcache.cli.info import describe

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from actcache.build.config import BuildConfig
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import add_settings_of
+from actcache.cli.terminal.threads import choose_threads
 from actcache.errors import FormatError, MismatchError
 from actcache.settings import MAX_SEED
 
@@ -75,6 +76,7 @@ def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
             f"'{store.path}' holds a {store.kind}, expected residuals, whose rows can be run "
             "again. Pass a store that build wrote, or leave --recompute out."
         )
+    choose_threads(store.d_model)
     model = load_store_model(store, name=args.model, device=args.device)
     certificate = certify(
         store,

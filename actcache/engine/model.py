@@ -250,8 +250,8 @@ def _loading(what: str, name: str) -> Iterator[None]:
         raise ModelError(f"the {what} has no name, expected a folder or a Hub id. Pass one.")
     if not Path(name).exists() and (name[0] in "./~" or name.count("/") > 1):
         raise ModelError(
-            f"there is no folder '{name}' to load the {what} from, expected one with config.json, "
-            "weights and tokenizer, or a Hub id. Check the path."
+            f"there is no folder '{name}' to load the {what} from. Pass a folder with config.json, "
+            "weights and tokenizer, or a Hub id."
         )
     prepare_hub(name)
     try:
