@@ -12,6 +12,9 @@ from actcache.store import schema
 
 README = Path(__file__).parents[1] / "README.md"
 STORE_README = README.parent / "actcache" / "store" / "README.md"
+STEERED = "Effect on test rows"
+"""What the title of the table of steered texts begins with."""
+
 SETS = ("CAA", "L2S", "random vector")
 """Whose lines of the second table the transcript shows; the others are cut, and it says so."""
 
@@ -25,7 +28,7 @@ def filled(text: str, name: str, part: str) -> str:
 
 def transcript(output: str) -> str:
     """Cut the demo's output down to its tables; a cut shows as `[…]`."""
-    lines = [line.rstrip() for line in output.splitlines()]
+    lines = [line.rstrip() for line in output.split(STEERED)[0].splitlines()[:-1]]
     start = next(i for i, line in enumerate(lines) if "Steerability on test samples" in line)
     shown: list[str] = ["[…]"]
     for line in lines[start:]:
@@ -39,6 +42,14 @@ def transcript(output: str) -> str:
     return "\n".join(["```", "$ actcache demo", *shown, "```"])
 
 
+def steered_transcript(output: str) -> str:
+    """Cut the part on steered texts down to its table."""
+    before, after = output.split(STEERED)
+    lines = [line.rstrip() for line in (before.splitlines()[-1] + STEERED + after).splitlines()]
+    sentences = next(i for i, line in enumerate(lines) if line and not line.startswith(" "))
+    return "\n".join(["```", *lines[:sentences], "[…]", "```"])
+
+
 def main() -> None:
     """Write both files."""
     text = STORE_README.read_text(encoding="utf-8")
@@ -47,7 +58,9 @@ def main() -> None:
     if len(sys.argv) > 1:
         output = Path(sys.argv[1]).read_text(encoding="utf-8")
         text = README.read_text(encoding="utf-8").replace(f"{README.parent}/", "")
-        README.write_text(filled(text, "transcript: demo", transcript(output)), encoding="utf-8")
+        text = filled(text, "transcript: demo", transcript(output))
+        text = filled(text, "transcript: steered", steered_transcript(output))
+        README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

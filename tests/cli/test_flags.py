@@ -49,8 +49,9 @@ def test_each_flag_has_the_default_choices_and_type_that_it_had(name):
     assert now == {flag["dest"]: flag for flag in BEFORE["flags"][name]}
 
 
-def test_no_command_came_or_went():
-    assert list(commands()) == list(BEFORE["flags"])
+def test_no_command_went():
+    later = {"steer", "chat"}
+    assert [name for name in commands() if name not in later] == list(BEFORE["flags"])
 
 
 @pytest.mark.parametrize("case", BEFORE["configs"], ids=lambda case: " ".join(case["argv"][-2:]))
