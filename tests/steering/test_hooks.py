@@ -33,8 +33,9 @@ class Rows(Family):
             self.steering("rotate", "ln1", (1, 2), tokens="all"),
             self.steering("ablate", "resid_pre", (0, 2), tokens="all", window=(0, 3))
             + self.steering("add", "mlp_out", (1,), tokens="completion"),
-            self.front("resid_pre", 2, None) + self.steering("turn_to", "attn_out", (2, 3)),
             self.steering("add", "resid_post", (0, 1), tokens="all", gate=self.gates[0]),
+            # Of the prompt of 7 tokens, behind padding.
+            self.front("resid_pre", 2, None) + self.steering("turn_to", "attn_out", (2, 3)),
         ]
         self.steerings = [None, *kinds, None, kinds[0], kinds[2]]
         self.rows = [self.prompts[row % 3] for row in range(9)]
