@@ -30,15 +30,16 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:
-        texts, _ = render_jinja_template(
+        rendered: Any = render_jinja_template(  # annotated as text
             conversations=[request["messages"]],
             chat_template=request["template"],
             add_generation_prompt=True,
             **request["special"],
         )
-        if len(texts[0]) > CHARACTERS:
+        text = str(rendered[0][0])
+        if len(text) > CHARACTERS:
             return {"error": f"it renders over {CHARACTERS:,} characters", "stopped": "yes"}
-        return {"text": str(texts[0])}
+        return {"text": text}
     except MemoryError:
         return {"error": "it takes more than a gigabyte of memory", "stopped": "yes"}
     except Exception as error:  # a template is a program: whatever it raises is about the row

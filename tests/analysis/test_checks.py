@@ -1,6 +1,7 @@
 """What analyze refuses before anything runs, what it says is ignored, and what it never records."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -133,7 +134,13 @@ def test_numbers_of_a_summary_that_do_not_fit_together_are_one_line(tmp_path, ca
     assert main(["analyze", str(store.path), "-o", str(out), "--stages", "vectors"]) == 0
     path = out / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8"))
-    for damage in ({"store": 3}, {"config": 3}, {"verdicts": [{}]}, {"vectors": {"a": 1}}):
+    damages: list[dict[str, Any]] = [
+        {"store": 3},
+        {"config": 3},
+        {"verdicts": [{}]},
+        {"vectors": {"a": 1}},
+    ]
+    for damage in damages:
         path.write_text(json.dumps(summary | damage), encoding="utf-8")
         capsys.readouterr()
         assert main(["info", str(out)]) == 1

@@ -2,6 +2,7 @@
 
 import doctest
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,6 @@ def test_a_title_of_a_bar_is_text():
 
 @pytest.mark.parametrize("certificate", [None, "x", {"largest_relative_error": "x"}, {"rows": 3}])
 def test_a_strangers_certificate_is_shown_as_it_is(certificate):
-    store = SimpleNamespace(certificate=certificate, kind="residuals")
+    store: Any = SimpleNamespace(certificate=certificate, kind="residuals")
 
     assert info._certified(store) == certificate

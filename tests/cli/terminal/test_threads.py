@@ -1,6 +1,7 @@
 """Threads are chosen by the width of the model, said, and left alone where they were given."""
 
 import json
+import os
 
 import pytest
 
@@ -13,7 +14,7 @@ GIVEN = "OMP_NUM_THREADS"
 def torch_threads(monkeypatch):
     import torch
 
-    told = []
+    told: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", told.append)
     return told
 
@@ -30,7 +31,7 @@ def test_one_thread_for_a_small_model_unless_another_number_was_given(
     threads.choose_threads(width)
 
     assert torch_threads == chosen
-    assert threads.os.environ[GIVEN] == ("1" if chosen else given)
+    assert os.environ[GIVEN] == ("1" if chosen else given)
     assert ("OMP_NUM_THREADS=N" in capsys.readouterr().err) == bool(chosen)
 
 
