@@ -37,11 +37,9 @@ def name_problem(name: str, *, is_id: bool = False) -> str | None:
         return f"is {name[:60]!r}, expected printable text without {called}"
     if is_id:
         return None
+    expected = None
     if name.strip() in (".", "..") or set("/\\") & set(name):
-        return (
-            f"is {name[:60]!r}, expected a name without / and \\ (files and arrays are named after "
-            "it)"
-        )
-    if VARIANT_MARK in name:
-        return f"is {name[:60]!r}, expected a name without @, which is put before a variant"
-    return None
+        expected = "/ and \\ (files and arrays are named after it)"
+    elif VARIANT_MARK in name:
+        expected = "@, which is put before a variant"
+    return expected and f"is {name[:60]!r}, expected a name without {expected}"

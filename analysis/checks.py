@@ -68,11 +68,12 @@ def require_names(store: Store) -> None:
                 )
 
 
-def needs_model(store: Store, out: Path, config: AnalyzeConfig) -> bool:
+def needs_model(store: Store, out: Path, config: AnalyzeConfig, *, overwrite: bool) -> bool:
     """Whether the model that the store was built with must be loaded for a sweep."""
-    labelled = any(store["label"].tolist())
+    if store.kind != "residuals" or any(store["label"].tolist()):
+        return False
     steers = {"sweep", "predictors"} & set(config.stages)
-    return not labelled and bool(steers) and not (out / "sweep.zarr").exists()
+    return bool(steers) and (overwrite or not (out / "sweep.zarr").exists())
 
 
 def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:

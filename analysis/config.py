@@ -166,7 +166,7 @@ class AnalyzeConfig:
             )
         check_numbers(self)
         if self.base_url is not None:  # it is recorded, whether an encoder needs it or not
-            from actcache.encoders import endpoint_of
+            from actcache.encoders.connection import endpoint_of
 
             object.__setattr__(self, "base_url", endpoint_of(self.base_url))
         check_words(self, once=["vectors", "encoders"])

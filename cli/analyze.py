@@ -53,15 +53,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Open the store, run the stages with the settings of the command line, print."""
+    from actcache.analysis.checks import check_analysis
     from actcache.store.store import open_store
 
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
+    check_analysis(store, config, device=args.device)
     if args.dry_run:
         console.print_result(dry_run(store, out, config, args), as_json=args.json)
         return
-    _require_usable(store, out, config, args)
+    _check_model(store, out, config, args)
     from actcache.analysis.pipeline import analyze
     from actcache.cli.terminal.show import show_or_print  # imports rich
 
@@ -95,14 +97,13 @@ def dry_run(
     )
 
 
-def _require_usable(
+def _check_model(
     store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
 ) -> None:
-    """Refuse settings and a model that cannot be used, before earlier results are removed."""
-    from actcache.analysis.checks import check_analysis, needs_model
+    """Refuse a model that cannot be loaded, before anything is written or removed."""
+    from actcache.analysis.checks import needs_model
 
-    check_analysis(store, config, device=args.device)
-    if needs_model(store, out, config) or (args.overwrite and args.model):
+    if needs_model(store, out, config, overwrite=args.overwrite):
         from actcache.engine.model import load_config
 
         name = args.model or store.provenance["model"]["name"]

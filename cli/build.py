@@ -8,10 +8,10 @@ is loaded.
 """
 
 import argparse
-from pathlib import Path
 
 from actcache import conventions
 from actcache.build.config import KEPT, MODEL, PROMPTS, RUN, BuildConfig
+from actcache.build.place import require_place
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import (
     add_dry_run,
@@ -21,7 +21,6 @@ from actcache.cli.terminal.options import (
     note_ignored,
     preset_help,
 )
-from actcache.store.partial import require_free
 
 EXAMPLE = "actcache build rows/*.jsonl --model gpt2 --preset caa -o rows.zarr"
 
@@ -54,8 +53,8 @@ def run(args: argparse.Namespace) -> None:
     """Check the rows, build the store, and print what it holds."""
     config = config_of(args)  # before torch is imported
     note_ignored(args)
-    if not (args.resume or args.overwrite or args.dry_run):
-        require_free(Path(args.output))
+    if not args.dry_run:
+        require_place(args.output, resume=args.resume, overwrite=args.overwrite)
     from actcache.build import forecast_build, plan_store, run_build
     from actcache.cli.info import describe
 

@@ -1,4 +1,4 @@
-"""Show what a store, results or steered texts hold: shape, provenance, bytes, completeness.
+"""Show what a store, results, steered texts or a steering hold: shape, provenance, bytes.
 
 Reads attributes and columns only, without the model and without torch.
 """
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     command.add_argument(
-        "path", metavar="STORE|OUT|GEN", help="a store, or what analyze or steer left"
+        "path",
+        metavar="STORE|OUT|GEN|FILE",
+        help="a store, what analyze or steer left, or a steering file",
     )
 
 

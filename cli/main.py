@@ -6,7 +6,6 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from actcache.cli import (
     analyze,
@@ -22,6 +21,7 @@ from actcache.cli import (
     verify,
 )
 from actcache.cli.terminal.last_resort import keep_trace
+from actcache.cli.terminal.process import is_file_limit, prepare_streams, raise_file_limit
 from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 
@@ -66,7 +66,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 done, 1 an error that the user can fix, 2 usage, 130 Ctrl-C."""
-    _prepare_streams()
+    prepare_streams()
+    raise_file_limit()
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:
@@ -88,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (ActcacheError, OSError) as error:
         # OSError: disk full, no permission, a mount gone: the user can fix it, and resume a store.
-        return _fail(str(error))
+        remedy = ". Raise the limit, with: ulimit -n 65536" if is_file_limit(error) else ""
+        return _fail(f"{error}{remedy}")
     except MemoryError as error:
         return _fail(
             f"out of memory ({str(error) or args.command}), expected room for what was asked for. "
@@ -106,16 +108,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print(f"actcache: {printable(' '.join(message.split()))}", file=sys.stderr)
     return 1
-
-
-def _prepare_streams() -> None:
-    """Let no character stop a command that an ASCII terminal cannot show, nor a closed stream."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by the caller: `actcache info s.zarr >&-`
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-        elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _refuse_empty_paths(args: argparse.Namespace) -> None:

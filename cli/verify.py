@@ -12,6 +12,7 @@ from actcache.build.config import BuildConfig
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import add_settings_of
 from actcache.errors import FormatError, MismatchError
+from actcache.settings import MAX_SEED
 
 EXAMPLE = "actcache verify rows.zarr --recompute 10"
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
         raise MismatchError(
             f"--recompute is {args.recompute}, expected a number of rows. Pass 1 or more."
         )
+    if not 0 <= args.seed <= MAX_SEED:
+        raise MismatchError(f"--seed is {args.seed}, expected 0 to {MAX_SEED}. Try 0.")
     if (Path(args.store) / "summary.json").is_file():
         raise MismatchError(
             f"'{args.store}' is a folder of results, expected a store. Pass one that is in it, "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache.build.config import BuildConfig
+from actcache.build.place import require_place
 from actcache.conventions import NO_PRESET, build_settings
 from actcache.data.formats import read_samples
 from actcache.data.personas import expand_variants, load_personas
@@ -66,16 +67,17 @@ def build_store(
     Example:
         `build_store("rows/*.jsonl", "tidy.zarr", model="gpt2", preset="caa", limit=100)`
     """
-    from actcache.build.run import run_build  # imports torch
-
     check_names(BuildConfig, settings)
     config = BuildConfig(**build_settings(preset, {"model": str(model), **settings}))
+    require_place(path, resume=resume, overwrite=overwrite)
     plan = plan_store(data, config, limit=limit, personas=personas, reuse=reuse)
     for sentence in plan.notes:
         if note is None:
             log.warning("actcache: %s", sentence)
         else:
             note(sentence)
+    from actcache.build.run import run_build  # imports torch
+
     return run_build(plan, path, resume=resume, overwrite=overwrite, reuse=reuse, progress=progress)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actcache.build.certify import certify
 from actcache.build.config import BuildConfig
+from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
 from actcache.build.provenance import MODE, columns, model_identity, provenance
 from actcache.build.reuse import Reusable, find_reusable
@@ -25,7 +26,7 @@ from actcache.engine.tree_capture import capture
 from actcache.progress import SILENT, Progress
 from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
-from actcache.store.partial import require_free, require_room
+from actcache.store.partial import require_room
 from actcache.store.schema import Dtype, RowArray
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
@@ -67,8 +68,7 @@ def run_build(
     """
     config = plan.config
     # Everything that can fail without the model comes before it is loaded.
-    if not (resume or overwrite):
-        require_free(Path(path))
+    require_place(path, resume=resume, overwrite=overwrite)
     require_room(path, plan.n_bytes)
     reused_stores = [open_source(store) for store in reuse]
     with progress.steps("build", plan.n) as advance:

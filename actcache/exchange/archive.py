@@ -37,8 +37,8 @@ from actcache.store.documents import (
     root_document,
     row_array_document,
 )
-from actcache.store.encoding import shard_bytes
-from actcache.store.layout import ROOT, column_name, folders_above
+from actcache.store.encoding import block_bytes, shard_bytes
+from actcache.store.layout import ROOT, column_name, folders_above, shard_name
 from actcache.store.schema import (
     COMMITS,
     DOCUMENT_LIMIT,
@@ -49,7 +49,7 @@ from actcache.store.schema import (
     check_name,
 )
 from actcache.store.storage.atomic import atomic_path
-from actcache.store.storage.local import LocalStorage
+from actcache.store.storage.local import LocalStorage, require_backed
 from actcache.store.store import Store
 
 KIND = "archive"
@@ -57,10 +57,14 @@ KIND = "archive"
 LEVEL = 5
 """zstd's level: higher ones save less than a percent on residuals."""
 
-BEST_RATIO = 1000
-"""A shard that declares a larger ratio of sizes, and more than a usual shard, is refused."""
+USUAL_SHARD = 64 << 20
+"""Bytes that a shard of all arrays, or the whole archive, may unpack to however small it is."""
 
-USUAL_SHARD = 256 << 20
+BEST_RATIO, BEST_SHARD_RATIO = 1000, 200
+"""How much larger than its files an archive may be, and what is in memory at a time: a shard of all
+arrays. Residuals are packed to a half or so; rows that are all alike much better."""
+
+_HEADER, _MISSING = 16, 2**64 - 1  # bytes of Blosc's header; the place of a chunk that is all zeros
 
 
 def write_archive(
@@ -118,8 +122,7 @@ def read_archive(path: str | Path, fill: Fill) -> Store:
     storage = LocalStorage(folder)
     root, digest, members = _parse_root(_read_document(storage, ROOT), storage.where(ROOT))
     arrays, columns = _read_documents(storage, root, members)
-    for array in arrays:
-        _require_backed(folder, array, root)
+    _require_backed(storage, arrays, root)
     group: Any = zarr.open_group(folder, mode="r")
 
     def read(array: RowArray, rows: slice) -> Shaped[np.ndarray, "_ layer width"]:
@@ -215,16 +218,43 @@ def _parse_packed(name: str, document: Document, root: Root, where: str) -> RowA
     return array
 
 
-def _require_backed(folder: Path, array: RowArray, root: Root) -> None:
+def _require_backed(storage: LocalStorage, arrays: Sequence[RowArray], root: Root) -> None:
     """Refuse shards that are missing, links, or too small for the rows that are declared."""
-    declared = shard_bytes(array, root.shard_rows)
+    declared = sum(shard_bytes(array, root.shard_rows) for array in arrays)
+    whole = 0
     for shard in range(root.n_shards):
-        path = folder / array.name / f"c.{shard}.0.0"
-        if path.is_symlink() or not path.is_file():
-            refuse(str(path), "nothing, or a link", "a shard")
-        size = path.stat().st_size
-        if declared > max(USUAL_SHARD, BEST_RATIO * size) or 16 * array.n_layers > size:
-            refuse(str(path), f"{size} bytes", f"what {declared} bytes can be packed into")
+        size = 0
+        for array in arrays:
+            name = shard_name(array, shard)
+            if not storage.exists(name):
+                refuse(storage.where(name), "nothing", "a shard")
+            size += storage.size(name)
+            _require_honest(storage, name, array, root)
+        whole += size
+        if declared > max(USUAL_SHARD, BEST_SHARD_RATIO * size):
+            where = storage.where(f"shard {shard}")
+            refuse(where, f"{size} bytes", f"what {declared} bytes can be packed into")
+    if root.n_shards * declared > max(USUAL_SHARD, BEST_RATIO * whole):
+        declared *= root.n_shards
+        refuse(storage.location, f"{whole} bytes", f"what {declared} bytes can be packed into")
+
+
+def _require_honest(storage: LocalStorage, name: str, array: RowArray, root: Root) -> None:
+    """Refuse a shard in which a chunk would be unpacked to more than a block."""
+    require_backed(storage.folder / name)
+    size, n_bytes = storage.size(name), block_bytes(array, root.shard_rows)
+    end = 16 * array.n_layers + 4  # the index, with its checksum
+    if size < end:
+        refuse(storage.where(name), f"{size} bytes", f"{end} or more")
+    places = np.frombuffer(storage.read_range(name, size - end, size - 4), "<u8").reshape(-1, 2)
+    for start, length in places.tolist():
+        if start == length == _MISSING:
+            continue
+        if not start + _HEADER <= start + length <= size:
+            refuse(storage.where(name), "an index beyond its bytes", "one of its chunks")
+        header = storage.read_range(name, start, start + _HEADER)
+        if (unpacked := int.from_bytes(header[4:8], "little")) != n_bytes:
+            refuse(storage.where(name), f"a chunk of {unpacked} bytes", f"chunks of {n_bytes}")
 
 
 def _values_of(storage: LocalStorage, columns: list[Column]) -> dict[str, ColumnValues]:

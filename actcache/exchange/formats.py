@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actcache.errors import ActcacheError, MismatchError
+from actcache.errors import ActcacheError, MismatchError, StoreNotFoundError
 from actcache.exchange.archive import is_archive, read_archive, write_archive
 from actcache.exchange.arrays import data_of_results, data_of_store
 from actcache.exchange.directions import write_directions, write_gguf
@@ -20,6 +20,7 @@ from actcache.exchange.steering import (
 from actcache.progress import SILENT, Progress
 from actcache.steering.steering import AnySteering, Steering
 from actcache.store.copies.fill import fill_store
+from actcache.store.partial import require_outside_stores
 from actcache.store.store import Store, open_store
 
 FORMATS = ("hdf5", "npz", "safetensors", "gguf", "easysteer", "archive")
@@ -86,6 +87,12 @@ def export(
             raise ActcacheError(
                 f"{setting} is {value}, expected {', '.join(known)}. Pass one of them."
             )
+    if (named := _SUFFIXES.get(path.suffix, to)) != to:
+        raise ActcacheError(
+            f"the file is to be '{path.name}', which is a name for {named}, but the format is "
+            f"{to}. Give it another suffix, or export to {named}."
+        )
+    require_outside_stores(path.absolute())
     if not isinstance(source, Store | AnySteering) and Path(source).is_file():
         source = Steering.load(source)
     if isinstance(source, AnySteering):
@@ -181,6 +188,10 @@ def import_store(
         MismatchError: it was changed since it was exported, or its arrays do not fit together.
         StoreExistsError: something exists at `to`.
     """
+    if not Path(path).exists():
+        raise StoreNotFoundError(
+            f"there is no file '{path}', expected an HDF5 file or an archive. Check the path."
+        )
     read = read_archive if is_archive(path) else import_hdf5
     with progress.steps("import", None) as on_rows:
         fill = partial(fill_store, to, resume=resume, overwrite=overwrite, on_rows=on_rows)

@@ -6,7 +6,7 @@ no model run on it.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +21,8 @@ from actcache.exchange.hdf5 import MARK
 from actcache.exchange.plain_hdf5 import PlainFile, is_text
 from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Fill
-from actcache.store.schema import Dtype, Kind, Ragged, RowArray
+from actcache.store.schema import Dtype, Kind, Ragged, RowArray, shard_rows
 from actcache.store.store import Store
-
-LARGEST_SHARD = 1 << 30
-"""Bytes of a shard at most, where the file declares its rows."""
 
 _STORED_AS = {"float32": ("float32",), "float16": ("float16",), "bfloat16": ("float32", "uint16")}
 _JSON = {"arrays": dict, "columns": list, "shards": dict, "config": dict, "provenance": dict}
@@ -77,11 +74,10 @@ def _exported(file: PlainFile) -> tuple[StoreContents, Any, str | None]:
         file.refuse("the attributes", "of another kind", "those that actcache export wrote")
     arrays = [_row_array(file, name, array) for name, array in about["arrays"].items()]
     n = file.dataset(arrays[0].name).shape[0]
-    largest = max(array.row_bytes for array in arrays)
-    if not 0 < rows <= n or (rows > 1 and rows * largest > LARGEST_SHARD):
-        file.refuse(
-            "shards", f"of {rows} rows of {largest} bytes", f"{LARGEST_SHARD} bytes at most"
-        )
+    file.require_rows(arrays[0].name, n)
+    if not 0 < rows <= n:
+        file.refuse("shards", f"of {rows} rows", f"1 to {n}")
+    _require_small_shards(file, arrays, rows)
     contents = StoreContents(
         kind=cast("Kind", kind),
         n=n,
@@ -93,6 +89,13 @@ def _exported(file: PlainFile) -> tuple[StoreContents, Any, str | None]:
         shard_reason=reason,
     )
     return contents, about["certificate"], digest
+
+
+def _require_small_shards(file: PlainFile, arrays: Sequence[RowArray], rows: int) -> None:
+    """Refuse shards, of which memory holds one of every array, that the file does not back."""
+    n_bytes = rows * sum(array.row_bytes for array in arrays)
+    if n_bytes > file.memory:
+        file.refuse("shards", f"of {n_bytes} bytes", f"{file.memory} at most, of such a file")
 
 
 def _row_array(file: PlainFile, name: str, about: Any) -> RowArray:
@@ -148,6 +151,8 @@ def _foreign(file: PlainFile) -> StoreContents:
             "of equally many rows, [n, layer, d_model], such as resid_post/prompt. Write such "
             "datasets."
         )
+    file.require_rows(arrays[0].name, n)
+    _require_small_shards(file, arrays, shard_rows(arrays, n)[0])
     depth = max(array.n_layers for array in arrays)
     columns: dict[str, ColumnValues] = {
         name: _values(file, name)

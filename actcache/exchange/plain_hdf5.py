@@ -6,6 +6,7 @@ was crafted to attack it is beyond this module.
 """
 
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -17,12 +18,24 @@ import numpy as np
 
 from actcache.errors import ActcacheError, FormatError
 from actcache.store.schema import DOCUMENT_LIMIT
+from actcache.store.storage.local import require_backed
 
 BEST_RATIO = 1032
 """Deflate's best compression, reached by zeros: a dataset that declares more was never filled."""
 
-LARGEST_CHUNK = 1 << 30
-"""Bytes of a compressed chunk at most: HDF5 unpacks a whole chunk to read one value of it."""
+USUAL_BYTES = 64 << 20
+"""Bytes that a chunk, or a shard of all arrays, may take in memory however small the file is. HDF5
+unpacks a whole chunk to read one value of it."""
+
+USUAL_RATIO = 16
+"""How much more than the file they may take beyond that; residuals are packed to a half or so."""
+
+ROW_BYTES = 8
+"""Bytes of the file that stand behind a row at least: each becomes a sample in memory."""
+
+_GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
+_FILTERS = {_GZIP: "gzip", _SHUFFLE: "shuffle", _FLETCHER32: "fletcher32", _LZF: "lzf"}
+_LZF_RATIO = 88  # its best: 264 bytes in 3
 
 _TEXT_BYTES = 1 << 28  # memory for texts that are read at a time
 
@@ -30,7 +43,7 @@ _TEXT_BYTES = 1 << 28  # memory for texts that are read at a time
 class PlainFile:
     """An HDF5 file that is open for reading. A context manager."""
 
-    def __init__(self, path: str | Path, *, largest_chunk: int = LARGEST_CHUNK):
+    def __init__(self, path: str | Path):
         import h5py
 
         self.path = Path(path)
@@ -39,8 +52,11 @@ class PlainFile:
                 f"'{path}' is not an HDF5 file, expected one that actcache export --to hdf5 wrote, "
                 "or one with residuals as [n, layer, d_model]. Pass such a file."
             )
+        require_backed(self.path)
         self.n_bytes = self.path.stat().st_size
-        self._largest_chunk = largest_chunk
+        self.memory = max(USUAL_BYTES, USUAL_RATIO * self.n_bytes)
+        """Bytes that a chunk of it, a column or a shard may take."""
+        self._measured: set[str] = set()  # datasets whose chunks were looked at
         with self._damage_refused("the file"):
             self.h5: Any = h5py.File(self.path, "r")
 
@@ -99,14 +115,22 @@ class PlainFile:
         dataset = self.dataset(name)
         if is_text(dataset):
             self.refuse(name, "text", "numbers")
+        if rows is ... and dataset.nbytes > self.memory:
+            self.refuse(name, f"a column of {dataset.nbytes} bytes", f"{self.memory} at most")
         with self._damage_refused(name):
             return np.asarray(dataset[rows])
+
+    def require_rows(self, name: str, n: int) -> None:
+        """Refuse more rows than the file can stand behind."""
+        if n * ROW_BYTES > self.n_bytes:
+            self.refuse(name, f"of {n} rows", f"fewer in a file of {self.n_bytes} bytes")
 
     def texts(self, name: str) -> list[str]:
         """All of a text dataset of one dimension."""
         dataset = self.dataset(name)
         if not is_text(dataset) or len(dataset.shape) != 1:
             self.refuse(name, f"{dataset.dtype} {list(dataset.shape)}", "a list of texts")
+        self.require_rows(name, len(dataset))
         # A text of a hostile file may be as long as the file, and all rows may be the same one.
         step = int(np.clip(_TEXT_BYTES // self.n_bytes, 1, 4096))
         texts: list[str] = []
@@ -163,8 +187,35 @@ class PlainFile:
                 "are there",
                 "backed by the file",
             )
-        if dataset.chunks and math.prod(dataset.chunks) * itemsize > self._largest_chunk:
+        if dataset.chunks:
+            self._require_small_chunks(name, dataset, math.prod(dataset.chunks) * itemsize)
+
+    def _require_small_chunks(self, name: str, dataset: Any, n_bytes: int) -> None:
+        """Refuse chunks that would take more memory than they declare, or than the file backs."""
+        if n_bytes > self.memory:
             self.refuse(name, f"in chunks of {list(dataset.chunks)}", "smaller ones")
+        plist = dataset.id.get_create_plist()
+        filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
+        if unknown := [number for number in filters if number not in _FILTERS]:
+            known = ", ".join(_FILTERS.values())
+            self.refuse(name, f"packed by HDF5's filter {unknown[0]}", f"packed by {known}")
+        if dataset.name in self._measured or not {_GZIP, _LZF} & set(filters):
+            return
+        if filters[-1:] == [_FLETCHER32]:
+            filters.pop()
+        for number in range(dataset.id.get_num_chunks()):
+            chunk = dataset.id.get_chunk_info(number)
+            if BEST_RATIO * chunk.size <= USUAL_BYTES:
+                continue
+            # HDF5 unpacks as far as the bytes go, whatever the chunk declares.
+            unpacked = _LZF_RATIO * chunk.size
+            if filters[-1] == _GZIP and _LZF not in filters:
+                _, raw = dataset.id.read_direct_chunk(chunk.chunk_offset)
+                with self._damage_refused(name):
+                    unpacked = len(zlib.decompressobj().decompress(raw, n_bytes + 1))
+            if unpacked > max(n_bytes, self.memory if filters[-1] == _LZF else 0):
+                self.refuse(name, "packed from more than its chunks hold", "plain arrays")
+        self._measured.add(dataset.name)
 
 
 def is_text(dataset: Any) -> bool:

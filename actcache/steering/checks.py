@@ -113,7 +113,12 @@ def check_window(field: str, window: Any) -> tuple[int, int | None]:
     stop = None if stop is None else check_integer(f"{field} stop", stop)
     if start < 0 or (stop is not None and stop <= start):
         shown = f"{start}:{'' if stop is None else stop}"
-        refuse(field, shown, "0 ≤ start < stop", "Decode steps count from 0; stop is left out.")
+        refuse(
+            field,
+            shown,
+            "0 ≤ start < stop",
+            "Steps count from 0, and stop is the first that is not steered.",
+        )
     return start, stop
 
 
@@ -126,9 +131,11 @@ def check_array(field: str, values: Any) -> Float32[np.ndarray, "..."]:
     if given.dtype.kind not in "fiu" or not given.size:
         shown = f"of dtype {given.dtype} and shape {list(given.shape)}"
         refuse(field, shown, "an array of numbers", "Pass one vector (or plane) a layer.")
-    shared = given.dtype == np.float32 and given.flags.c_contiguous and not given.flags.writeable
+    flags = given.flags
+    frozen = flags.owndata and flags.c_contiguous and not flags.writeable
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
-        array = given if shared else np.array(given, np.float32, order="C")
+        is_ours = frozen and given.dtype == np.float32
+        array = given if is_ours else np.array(given, np.float32, order="C")
     array.flags.writeable = False
     if not np.isfinite(array).all():
         place = [int(axis) for axis in np.argwhere(~np.isfinite(array))[0]]

@@ -1,32 +1,35 @@
 """Texts read by the unsteered model, and completions scored by the steered one.
 
-All texts of one prompt are branches of one token tree, so that the prompt is computed once, and a
+Each prompt is computed once for several of its texts, which attend to its keys and values, and a
 text that several configurations wrote is read once. No logits are kept: those of a text's tokens
 are computed a few at a time from the last block's output. `reference_text` in `tests/reference` is
 the definition that `score_texts` must equal: a row alone, in a plain forward pass.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import Cache, DynamicCache
 
 from actcache.engine.batching import Budget, run_batches
-from actcache.engine.forward import run_trees
+from actcache.engine.masks import BufferedMask
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import find_taps
 from actcache.progress import SILENT, Progress
-from actcache.prompts.token_tree import Tree, TreeBatch, pack_trees
 from actcache.steering.hooks import claim_model, steer
+from actcache.steering.prefill import pad_prompts
 from actcache.steering.steering import AnySteering
 
-_BRANCH_TOKENS = 256
-"""Tokens of texts in one tree: attention costs its square, a prompt once more costs linearly."""
+_GROUP_TOKENS = 2048
+"""Keys, those of the prompt included, of the texts that are read together: small enough to fit."""
 
 Tokens = tuple[int, ...]
 
@@ -44,15 +47,15 @@ class TextScores:
 
 
 @dataclass(frozen=True)
-class _Branches:
-    """A tree's prompt and its distinct texts."""
+class _Group:
+    """A prompt and some distinct texts of it, longest first."""
 
     prompt: Tokens
     texts: tuple[Tokens, ...]
 
     @property
-    def n_tokens(self) -> int:
-        return len(self.prompt) + sum(map(len, self.texts))
+    def n_keys(self) -> int:
+        return len(self.texts) * (len(self.prompt) + len(self.texts[0]))
 
 
 def score_texts(
@@ -79,19 +82,20 @@ def score_texts(
     """
     pairs = [(tuple(p), tuple(t)) for p, t in zip(prompts, texts, strict=True)]
     distinct = {pair: i for i, pair in enumerate(dict.fromkeys(p for p in pairs if p[1]))}
-    trees = _group(list(distinct))
+    groups = _group(list(distinct))
     nll = np.full(len(distinct) + 1, np.nan)  # the last is that of a text without tokens
     means = np.full((len(distinct) + 1, len(read_layers), model.d_model), np.nan, np.float32)
 
     with claim_model(model), progress.steps("read texts", len(distinct)) as advance:
 
         def run(chosen: Int64[np.ndarray, " _"]) -> None:
-            batch = [trees[i] for i in chosen]
-            places = [distinct[tree.prompt, text] for tree in batch for text in tree.texts]
-            nll[places], means[places] = _read(model, batch, read_layers)
-            advance(len(places))
+            batch = [groups[i] for i in chosen]
+            for part in _fitting(batch, model.anatomy.buffered):
+                places = [distinct[group.prompt, text] for group in part for text in group.texts]
+                nll[places], means[places] = _read(model, part, read_layers)
+                advance(len(places))
 
-        run_batches([tree.n_tokens for tree in trees], budget=Budget(batch_tokens), run=run)
+        run_batches([group.n_keys for group in groups], budget=Budget(batch_tokens), run=run)
     of_text = [distinct.get(pair, len(distinct)) for pair in pairs]
     return TextScores(nll_unsteered=nll[of_text], mean_residual=means[of_text])
 
@@ -181,81 +185,114 @@ def _score_completions(
     return -by_row.sum(-1).numpy()
 
 
-def _group(pairs: Sequence[tuple[Tokens, Tokens]]) -> list[_Branches]:
-    """Make trees of each prompt's texts, longest first, with at most so many tokens of texts."""
+def _group(pairs: Sequence[tuple[Tokens, Tokens]]) -> list[_Group]:
+    """Gather each prompt's texts, longest first, in groups of so many keys."""
     by_prompt: dict[Tokens, list[Tokens]] = {}
     for prompt, text in pairs:
         by_prompt.setdefault(prompt, []).append(text)
-    trees = []
+    groups = []
     for prompt, texts in by_prompt.items():
-        branches: list[Tokens] = []
-        for text in sorted(texts, key=len, reverse=True):
-            if branches and sum(map(len, branches)) + len(text) > _BRANCH_TOKENS:
-                trees.append(_Branches(prompt, tuple(branches)))
-                branches = []
-            branches.append(text)
-        trees.append(_Branches(prompt, tuple(branches)))
-    return trees
+        texts.sort(key=len, reverse=True)
+        while texts:
+            n = max(1, _GROUP_TOKENS // (len(prompt) + len(texts[0])))
+            groups.append(_Group(prompt, tuple(texts[:n])))
+            texts = texts[n:]
+    return groups
+
+
+def _fitting(
+    batch: Sequence[_Group], buffered: Sequence[BufferedMask | None]
+) -> Iterator[Sequence[_Group]]:
+    """Split a batch whose columns a mask in a buffer (GPT-Neo) does not have, though each row fits.
+
+    The longest prompt and the longest text may be of different rows.
+    """
+    columns = max(len(g.prompt) for g in batch) + max(len(g.texts[0]) for g in batch)
+    if len(batch) > 1 and any(mask and columns > len(mask.allowed) for mask in buffered):
+        yield from _fitting(batch[: len(batch) // 2], buffered)
+        yield from _fitting(batch[len(batch) // 2 :], buffered)
+    else:
+        yield batch
+
+
+class _SharedKeys(Cache):
+    """A read-only cache: each row sees its prompt's keys and values, then its own."""
+
+    def __init__(self, prompts: DynamicCache, prompt_of: Int64[Tensor, " b"]):
+        super().__init__(layers=prompts.layers)
+        self._prompt_of = prompt_of
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        # Repeated for one layer at a time, and not kept: all layers' would not fit.
+        layer: Any = self.layers[layer_idx]  # a DynamicLayer: the cache was made without a config
+        chosen = self._prompt_of.to(layer.keys.device)
+        return (
+            torch.cat([layer.keys[chosen], key_states], dim=-2),
+            torch.cat([layer.values[chosen], value_states], dim=-2),
+        )
 
 
 def _read(
-    model: LanguageModel, batch: Sequence[_Branches], layers: Sequence[int]
+    model: LanguageModel, batch: Sequence[_Group], layers: Sequence[int]
 ) -> tuple[Float64[np.ndarray, " text"], Float32[np.ndarray, "text layer d"]]:
-    """Run one batch; the texts' values in the order of trees and their branches."""
-    most = max(len(tree.texts) for tree in batch)
-    packed = pack_trees(
-        [Tree(b.prompt, [*b.texts, *[()] * (most - len(b.texts))]) for b in batch], pad=0
+    """Run the prompts of some groups, then all their texts; the texts' values in that order."""
+    device = model.device
+    prompts = pad_prompts([group.prompt for group in batch])
+    texts = [text for group in batch for text in group.texts]
+    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = torch.tensor(text)
+    length = torch.tensor([len(text) for text in texts])
+    real = torch.arange(ids.shape[1]) < length[:, None]  # [text, t]; padding is on the right
+    prompt_of = torch.arange(len(batch)).repeat_interleave(
+        torch.tensor([len(group.texts) for group in batch])
     )
-    rows, columns, predictors, texts = _text_tokens(batch, packed, model.device)
-    n_texts = int(texts[-1]) + 1
-    length = torch.bincount(texts, minlength=n_texts)
+    starts = torch.from_numpy(prompts.starts)
+    valid = torch.arange(prompts.width) >= starts[:, None]
+    positions = torch.arange(prompts.width + ids.shape[1])
     means: dict[int, Tensor] = {}
-    normed: list[Tensor] = []
 
-    def average(layer: int, value: Tensor) -> None:
+    def average(layer: int, value: Float[Tensor, "text t d"]) -> None:
         """Keep the mean residual over each text's tokens, in float32 or wider."""
-        tokens = value[rows.to(value.device), columns.to(value.device)]  # [token, d]
-        wide = tokens.to(torch.promote_types(value.dtype, torch.float32))
-        total = wide.new_zeros(n_texts, wide.shape[1])
-        total.index_add_(0, texts.to(value.device), wide)
-        means[layer] = (total / length.to(value.device)[:, None]).cpu()
+        tokens = real.to(value.device)[:, :, None]
+        # `where` and not a product: padding may hold NaN, and 0 · NaN is NaN.
+        total = torch.where(tokens, value.view(*ids.shape, -1), 0).sum(
+            1, dtype=torch.promote_types(value.dtype, torch.float32)
+        )
+        means[layer] = (total / length.to(value.device)[:, None]).float().cpu()
 
-    def keep_last(_decoder: nn.Module, _args: object, output: object) -> None:
-        last: Tensor = output[0]  # type: ignore[index]  # a ModelOutput, or a tuple
-        normed.append(last[rows.to(last.device), predictors.to(last.device)])
-
-    with ExitStack() as hooks:
+    # A cache made without a config keeps every token: windows are in the masks.
+    cache = DynamicCache()
+    with torch.inference_mode(), ExitStack() as hooks:
+        before = model.anatomy.decoder(
+            input_ids=torch.from_numpy(prompts.ids).to(device),
+            attention_mask=valid.to(device, torch.int64),
+            # Always explicit: GPT-2 would count the padding on the left.
+            position_ids=(positions[: prompts.width] - starts[:, None]).clamp(min=0).to(device),
+            past_key_values=cache,
+            use_cache=True,
+        )[0][:, -1:]
         taps = find_taps(model.anatomy, "resid_post")
         for layer in layers:
             hooks.callback(taps[layer].attach(partial(average, layer)).remove)
-        hooks.callback(model.anatomy.decoder.register_forward_hook(keep_last).remove)
-        nothing = torch.zeros(len(batch), 0, dtype=torch.int64, device=model.device)
-        run_trees(model.anatomy, packed, read=nothing)
-    targets = torch.from_numpy(packed.ids).to(model.device)[rows, columns]
-    nll = token_nll(model, normed[0], targets).double()
-    total = torch.zeros(n_texts, dtype=torch.float64, device=nll.device)
-    total.index_add_(0, texts.to(nll.device), nll)
+        after = model.anatomy.decoder(
+            input_ids=ids.to(device),
+            attention_mask=torch.cat([valid[prompt_of], real], 1).to(device, torch.int64),
+            # Padding may lie beyond the context, where there are no positions.
+            position_ids=((positions[prompts.width :] - starts[prompt_of, None]) * real).to(device),
+            past_key_values=_SharedKeys(cache, prompt_of),
+            use_cache=True,
+        )[0]
+        # What predicts each token: the prompt's last one, then the text's.
+        normed = torch.cat([before[prompt_of.to(before.device)], after[:, :-1]], 1)
+        nll = token_nll(model, normed[real.to(normed.device)], ids[real].to(device))
+    by_text = torch.zeros(ids.shape, dtype=torch.float64)
+    by_text[real] = nll.double().cpu()
     stacked = [means[layer] for layer in layers]
-    shape = (n_texts, len(layers), model.d_model)
-    residuals = torch.stack(stacked, 1) if stacked else torch.zeros(shape)
-    return (total / length.to(nll.device)).cpu().numpy(), residuals.float().numpy()
-
-
-def _text_tokens(
-    batch: Sequence[_Branches], packed: TreeBatch, device: torch.device
-) -> tuple[Int64[Tensor, " token"], ...]:
-    """Find every text token's row, its column, the column that predicts it, and its text."""
-    parts: list[Int64[np.ndarray, "token 4"]] = []
-    n_texts = 0
-    for row, branches in enumerate(batch):
-        fork = packed.starts[row] + len(branches.prompt) - 1
-        for start, text in zip(packed.branch_starts[row], branches.texts, strict=False):
-            columns = start + np.arange(len(text))
-            predictors = np.concatenate([[fork], columns[:-1]])
-            same = np.ones_like(columns)
-            parts.append(np.stack([row * same, columns, predictors, n_texts * same], 1))
-            n_texts += 1
-    return torch.from_numpy(np.concatenate(parts)).to(device).unbind(1)
+    residuals = torch.stack(stacked, 1) if stacked else torch.zeros(len(texts), 0, model.d_model)
+    return (by_text.sum(-1) / length).numpy(), residuals.numpy()
 
 
 def token_nll(
@@ -263,11 +300,11 @@ def token_nll(
     normed: Float[Tensor, "token d"],
     targets: Int64[Tensor, " token"],
     *,
-    logits_at_once: int = 1 << 25,
+    logits_at_once: int = 1 << 22,
 ) -> Float[Tensor, " token"]:
     """Compute negative log-probabilities of tokens from the final norm's output before them.
 
-    In float32 or wider. `logits_at_once` bounds memory: 128 MB in float32.
+    In float32 or wider. `logits_at_once` bounds memory: 16 MB in float32.
     """
     anatomy = model.anatomy
     wide = torch.promote_types(normed.dtype, torch.float32)
@@ -279,6 +316,6 @@ def token_nll(
     with torch.inference_mode():
         for tokens, target in zip(normed.split(step), targets.split(step), strict=True):
             logits = anatomy.scale_and_cap(unembed(tokens.to(weight.device))).to(wide)
-            chosen = logits.gather(1, target.to(logits.device)[:, None])[:, 0]
-            parts.append((torch.logsumexp(logits, -1) - chosen).to(targets.device))
+            nll = cross_entropy(logits, target.to(logits.device), reduction="none")
+            parts.append(nll.to(targets.device))
     return torch.cat(parts)

@@ -234,7 +234,7 @@ def _read_tensor(out: Path, behavior: str) -> Float32[np.ndarray, "layer d_model
                     f"{', '.join(names)}. Pass one of these."
                 )
             tensor = file.get_tensor(behavior + end)
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # bfloat16 is unknown to NumPy
         raise FormatError(
             f"'{path}' is damaged ({error}), expected directions. Run analyze again."
         ) from None

@@ -231,6 +231,9 @@ def read_layout(
     if files.get(LOG) != FileSum.of(log_raw):
         refuse(where, "other bytes", "those of its creation")
     arrays, columns = _read_documents(storage, root, files)
+    n_checksums = sum(array.n_layers for array in arrays.values())
+    if len('"00000000",') * n_checksums > record_bytes:
+        refuse(where, f"records of {record_bytes} bytes", f"room for {n_checksums} checksums each")
     checksums, last, seal = _follow_log(storage, root, list(arrays.values()), first, record_bytes)
     sizes = {
         name: files[name].n_bytes
@@ -288,7 +291,6 @@ def _read_documents(
             arrays[name] = parse_row_array(name, document, root=root, where=storage.where(path))
         else:
             columns[name] = parse_column(name, document, storage.where(path))
-    _require_whole(storage, root, columns)
     expected = {ROOT, LOG, *(f"{name}/zarr.json" for name in (*arrays, *columns, *groups))}
     expected |= {column_name(column) for column in columns.values() if 0 not in column.shape}
     if (
@@ -298,6 +300,7 @@ def _read_documents(
         or any("/" in name for name in columns)
     ):
         refuse(record, "another list of files", "that of a store")
+    _require_whole(storage, root, columns, files)
     return arrays, columns
 
 
@@ -309,10 +312,15 @@ def _read_document(storage: Storage, name: str, expected: FileSum) -> Document:
     return decode(raw, storage.where(name))
 
 
-def _require_whole(storage: Storage, root: Root, columns: Mapping[str, Column]) -> None:
-    """Columns have the lengths that their dimensions and their other half ask for."""
+def _require_whole(
+    storage: Storage, root: Root, columns: Mapping[str, Column], files: Mapping[str, FileSum]
+) -> None:
+    """Columns have the lengths that their files, dimensions and other half ask for."""
     for name, column in columns.items():
         where = storage.where(f"{name}/zarr.json")
+        n_bytes = files[column_name(column)].n_bytes if 0 not in column.shape else 0
+        if not column.fits(n_bytes):
+            refuse(where, f"the shape {list(column.shape)}", f"one that {n_bytes} bytes hold")
         if column.dimension_names[0] == "n" and column.shape[0] != root.n:
             refuse(where, f"{column.shape[0]} rows", f"{root.n}")
         if column.part_of is None:

@@ -56,7 +56,7 @@ class Destination:
 
     def require_free(self, *, overwrite: bool) -> None:
         """Refuse to finish a store where another one is finished."""
-        if read_layout(self.storage).complete:
+        if self.storage.exists(record_name(0)) and read_layout(self.storage).complete:
             raise StoreExistsError(
                 f"'{self.storage.location}' holds a finished store. Choose another place."
             )

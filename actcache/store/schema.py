@@ -44,6 +44,7 @@ may say that it will replace a finished store. Documents are at most 1 MB each; 
 them only exactly as they are written here, follows no link and allocates no more than files hold.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,12 @@ class Column:
 
     part_of: str | None = None
     """Name of the ragged column that this array is one half of."""
+
+    def fits(self, n_bytes: int) -> bool:
+        """Whether its values can take so many bytes. Python's integers do not overflow."""
+        if self.dtype == "string":  # the count, and the length of each
+            return self.shape == (0,) or n_bytes >= 4 + 4 * self.shape[0]
+        return n_bytes == math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ class Writer:
         with _locked(storage, f"'{storage.location}' cannot be continued") as unlock:
             encoded = contents.encode()
             if not is_begun(storage):  # interrupted before it was created
+                if not overwrite:
+                    destination.require_free(overwrite=False)
                 begin(storage, encoded, overwrite=overwrite)
             layout = read_layout(storage)
             require_same_store(encoded, layout, shard_rows=contents.shard_rows)

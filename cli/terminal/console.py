@@ -20,7 +20,11 @@ def out() -> "Console":
     """Open stdout; at each call, so that a redirected stdout is honoured."""
     from rich.console import Console
 
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE)
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # where rich would exit with 1
+
+    return Output(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE)
 
 
 def err() -> "Console":

@@ -145,3 +145,19 @@ def test_a_file_of_an_earlier_actcache_is_read_and_extended(tmp_path):
         assert file.missing(["x", "y"]) == ["y"]
         file.put(["y"], np.ones((1, 4), np.float32))
         np.testing.assert_array_equal(file.read(["y", "x"]), [np.ones(4), vector])
+
+
+@pytest.mark.parametrize("width", ["abc", -3, 10**12, 2.5, b"\x00"])
+def test_a_width_that_is_none_is_damage(tmp_path, width):
+    path, encoder = tmp_path / "cache.sqlite", ("a", "m", None)
+    with EmbeddingCache(path, encoder=encoder) as file:
+        file.put(["x"], np.ones((1, 2), np.float32))
+    with contextlib.closing(sqlite3.connect(path)) as damaged:
+        damaged.execute("UPDATE encoders SET dimension = ?", (width,))
+        damaged.commit()
+
+    with (
+        EmbeddingCache(path, encoder=encoder) as file,
+        pytest.raises(FormatError, match="Choose another file"),
+    ):
+        file.read(["x"])

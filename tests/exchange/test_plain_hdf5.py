@@ -6,7 +6,6 @@ import pytest
 
 from actcache.errors import FormatError
 from actcache.exchange import import_store
-from actcache.exchange.plain_hdf5 import PlainFile
 
 
 def external(file):
@@ -94,20 +93,6 @@ def test_a_hostile_file_is_refused_in_one_line(tmp_path, make, message):
     with pytest.raises(FormatError, match=message):
         import_store(tmp_path / "bad.h5", tmp_path / "t.zarr")
     assert not list(tmp_path.glob("t.zarr*"))
-
-
-def test_a_chunk_that_would_not_fit_into_memory_is_refused(tmp_path):
-    with h5py.File(tmp_path / "bad.h5", "w") as file:
-        values = np.ones((4, 2, 3), np.float32)
-        file.create_dataset("resid_post/prompt", data=values, chunks=(4, 2, 3), compression="gzip")
-
-    with PlainFile(tmp_path / "bad.h5", largest_chunk=96) as file:
-        assert file.numbers("resid_post/prompt").shape == (4, 2, 3)
-    with (
-        PlainFile(tmp_path / "bad.h5", largest_chunk=95) as file,
-        pytest.raises(FormatError, match="smaller ones"),
-    ):
-        file.dataset("resid_post/prompt")
 
 
 @pytest.mark.parametrize("raw", [b"", b"no file of that kind", b"\x89HDF\r\n\x1a\n" + bytes(100)])

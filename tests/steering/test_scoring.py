@@ -62,6 +62,22 @@ def test_the_last_layer_is_read_before_the_final_norm():
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "mistral"])
+def test_rows_that_fit_the_context_fit_together(family):
+    """The longest prompt and the longest text together have more columns than the context."""
+    hf = tiny.make(family)
+    rng = np.random.default_rng(0)
+    prompts = [tiny.random_tokens(rng, n) for n in (110, 3)]
+    texts = [tiny.random_tokens(rng, n) for n in (5, 90)]
+
+    scores = score_texts(adopt_model(hf), prompts, texts)
+
+    for i in range(2):
+        expected, _ = reference_text(hf, prompts[i], texts[i])
+        assert scores.nll_unsteered[i] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.model
 def test_a_text_without_tokens_has_no_scores_and_harms_no_other():
     model = adopt_model(tiny.make("gpt2"))
 
@@ -100,14 +116,14 @@ def test_a_prompt_of_many_texts_and_a_text_written_twice_are_computed_once():
     model = adopt_model(tiny.make("llama"))
     tokens = []
     handle = model.anatomy.decoder.register_forward_pre_hook(
-        lambda _m, _a, kwargs: tokens.append(int(kwargs["attention_mask"].sum())), with_kwargs=True
+        lambda _m, _a, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     prompt = tuple(range(3, 40))
 
     score_texts(model, [prompt] * 4, [(5,), (6, 7), (5,), ()])
     handle.remove()
 
-    assert sum(tokens) == len(prompt) + 3
+    assert tokens == [len(prompt), 2 * 2]  # (5,) is padded
 
 
 def choices_of(rows):

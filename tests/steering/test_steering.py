@@ -161,6 +161,11 @@ def test_fields_are_made_plain():
     made = steering(vectors=single)
     single[:] = 7  # the caller's array stays theirs
     np.testing.assert_array_equal(made.vectors, EYE[:1])
+    view = single.view()
+    view.flags.writeable = False  # but what it is a view of is not
+    made = steering(vectors=view)
+    single[:] = 8
+    np.testing.assert_array_equal(made.vectors, EYE[:1] * 0 + 7)
     assert made.d_model == D
 
 

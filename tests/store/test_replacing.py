@@ -71,6 +71,14 @@ def test_the_next_writer_removes_what_an_interrupted_replacement_left(path):
     assert verify(path) == []
 
 
+def test_resuming_what_was_not_begun_writes_nothing_where_a_store_is(path):
+    build(path, *OLD)
+    Path(f"{path}.partial").mkdir()
+    with pytest.raises(StoreExistsError, match="--overwrite"):
+        Writer.resume(path, StoreContents(**NEW[0]))
+    assert not list(Path(f"{path}.partial").iterdir())
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_nothing_is_written_inside_a_store(path, finished):
     settings, values = OLD

@@ -3,6 +3,7 @@
 What is read is not trusted: no link is followed, no pipe opened, no more read than a file holds.
 """
 
+import errno
 import mmap
 import os
 import stat
@@ -26,6 +27,11 @@ from actcache.store.storage.protocol import LargeObject, Parts, Storage
 # O_NONBLOCK: opening a named pipe would wait for its writer for ever.
 _FLAGS = ("O_RDONLY", "O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_BINARY")
 _READ = sum(getattr(os, name, 0) for name in _FLAGS)  # no system has them all
+
+
+UNBACKED_BYTES = 64 << 20
+"""Bytes of holes that a file may have to be read whole. A hole takes no room on disk and reads as
+zeros; some file systems make one of real zeros."""
 
 
 class LocalStorage(Storage):
@@ -75,6 +81,7 @@ class LocalStorage(Storage):
             size = os.fstat(file.fileno()).st_size
             if at_most is not None and size > at_most:
                 refuse(self.where(name), f"{size} bytes", f"{at_most} at most")
+            require_backed(self.folder / name, file.fileno())
             return file.read(size)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
@@ -180,3 +187,37 @@ class LocalStorage(Storage):
         path = self.folder / name
         make_folder(path.parent)
         return path
+
+
+def require_backed(path: Path, file: int | None = None) -> None:
+    """Refuse a file that declares more bytes than it has on disk, before it is read whole.
+
+    `file` is its descriptor, where it is open.
+    """
+    opened = os.open(path, _READ) if file is None else file
+    try:
+        size = os.fstat(opened).st_size
+        if size > UNBACKED_BYTES:
+            backed = _backed_bytes(opened, size)
+            if size - backed > UNBACKED_BYTES:
+                refuse(str(path), f"{size} bytes, of which {backed} are on disk", "a whole file")
+    finally:
+        if file is None:
+            os.close(opened)
+
+
+def _backed_bytes(file: int, size: int) -> int:
+    """Bytes of a file that are not in holes; all, where the system does not know holes."""
+    if not hasattr(os, "SEEK_HOLE"):
+        return size
+    backed = end = 0
+    try:
+        while end < size:
+            start = os.lseek(file, end, os.SEEK_DATA)
+            end = os.lseek(file, start, os.SEEK_HOLE)
+            backed += end - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # ENXIO: there is no data behind the last hole
+            backed = size
+    os.lseek(file, 0, os.SEEK_SET)
+    return backed

@@ -58,7 +58,9 @@ def test_a_layer_whose_vector_is_zero_is_left_out_and_said(inputs, results):
 def test_l2s_adds_what_the_networks_predict_for_the_row(inputs, results, store):
     networks = results.vector_predictor("kind")
     layer = results.summary.predictors.sets["l2s"].fixed_layer["kind"]
-    candidate = l2s(inputs())
+    made = inputs()
+    made.__dict__["fixed_layer"] = (layer + 1) % 4  # CAA's, which is another one
+    candidate = l2s(made)
 
     for row in np.flatnonzero(store.rows(behavior="kind", split="test"))[:3].tolist():
         (part,) = parts(candidate, row)
