@@ -87,19 +87,17 @@ class _Group:
             end = end if stop is None else min(end, width - 1 + stop)
         return max(begin - columns.first, 0), min(end - columns.first, t)
 
-    def steer(
-        self, value: Float[Tensor, "n t d"], begin: int, columns: Columns
-    ) -> Float[Tensor, "n t d"]:
-        """Steer those tokens of a span, whose first is the pass's token `begin`, that are meant."""
+    def steer(self, value: Float[Tensor, "n t d"], columns: Columns) -> Float[Tensor, "n t d"]:
+        """Steer the tokens of a span, but for those beyond `front` or behind a gate."""
         vectors = self.vectors if self.choice is None else self.vectors[self.choice]
         masks: list[Bool[Tensor, "n t"]] = []
-        if self.tokens == "front":
-            token = torch.arange(value.shape[1], device=value.device) + columns.first + begin
+        if self.tokens == "front":  # its span begins with the pass
+            token = torch.arange(value.shape[1], device=value.device) + columns.first
             token = token.expand(len(value), -1)
             if columns.starts is not None:
                 starts = columns.starts.to(value.device)
                 token = token - (starts if self.index is None else starts[self.index])[:, None]
-            masks.append((token >= 0) & (token < self.length))
+            masks.append(token < self.length)
             row = torch.arange(len(value), device=value.device)[:, None]
             vectors = vectors.expand(len(value), -1, -1, -1)
             vectors = vectors[row, token.clamp(0, vectors.shape[1] - 1)]
@@ -200,7 +198,7 @@ class SteeredRows:
         """Steer the value at one place of `taps`, for one forward pass.
 
         Computed in float32 or wider and rounded once; tokens that are not steered keep their bits.
-        Padding, which no token sees, is steered with `all`.
+        Padding, which no token sees, is steered with `all` and `front`.
 
         Args:
             site: the place's site.
@@ -221,13 +219,13 @@ class SteeredRows:
         wide = tokens[:, low:high].to(self._wide)
         for group, begin, end in spans:
             if group.index is None and (begin, end) == (low, high):
-                wide = group.steer(wide, begin, columns)
+                wide = group.steer(wide, columns)
                 continue
             if wide.data_ptr() == tokens[:, low:].data_ptr():
                 wide = wide.clone()  # the module's own value stays as it is
             rows = slice(None) if group.index is None else group.index
             part = wide[rows, begin - low : end - low]
-            wide[rows, begin - low : end - low] = group.steer(part, begin, columns)
+            wide[rows, begin - low : end - low] = group.steer(part, columns)
         if high - low == t:
             return wide.to(value.dtype).reshape(value.shape)
         steered = tokens.clone()

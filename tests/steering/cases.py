@@ -17,7 +17,7 @@ from tests.support.tiny import make, random_tokens
 LENGTHS = (3, 11, 7)
 """Of the three prompts of a batch; windowed families see 8 tokens."""
 
-STRENGTHS = {"add": 4.0, "ablate": 1.5, "set": -2.0, "turn_to": 150.0, "rotate": 150.0}
+STRENGTHS = {"add": 4.0 / 3, "ablate": 1.5, "set": -2.0, "turn_to": 150.0, "rotate": 150.0}
 """Of `add` and `set` in units of the activation's norm."""
 
 LAYERS = ((1,), (0, 2), (3,), (1, 2), (2,), (0, 1, 2, 3))
@@ -89,7 +89,7 @@ class Family:
         random = self.rng.normal(size=value.shape)
         random /= np.linalg.norm(random)
         if operator == "add":
-            return random
+            return 3 * random  # of any norm: λ multiplies it, a gate's projection does not
         # Halfway: what is left when all of an activation is removed would be rounding.
         b1 = value / np.linalg.norm(value) + self.rng.normal(size=value.shape) / len(value) ** 0.5
         b1 /= np.linalg.norm(b1)

@@ -91,7 +91,7 @@ def test_norms_in_half_precision_are_of_float32(dtype):
     case = Family("llama", dtype=dtype)
     value = torch.from_numpy(30_000 * np.sign(case.rng.normal(size=(3, 1, D)))).to(dtype)
     turns = [case.steering(op, "resid_post", (1,), tokens="all") for op in ("rotate", "turn_to")]
-    push = case.steering("add", "resid_post", (1,), tokens="all", renorm=True).at(50_000.0)
+    push = case.steering("add", "resid_post", (1,), tokens="all", renorm=True).at(15_000.0)
 
     steered = SteeredRows(case.model, [*turns, push]).apply(
         "resid_post", 1, value, Columns(first=0, prompt_width=1)
