@@ -195,7 +195,7 @@ def check_generation(
     Args:
         model: the model.
         requests: all requests; the shortest, middle and longest prompt that are steered are taken.
-        max_new: how many tokens to compare.
+        max_new: how many tokens to compare, or as many as the context has room for.
         sharing: as in `generate`.
 
     Returns:
@@ -206,9 +206,14 @@ def check_generation(
         ModelError: it is over the bound.
         MismatchError: as in `generate`.
     """
+    if not requests:
+        return {"rows": 0, "tokens": 0, "largest_relative_error": 0.0, "bound": error_bound(model)}
     order = sorted(range(len(requests)), key=lambda number: len(requests[number].prompt))
     order = [number for number in order if requests[number].steering is not None] or order
     few = [requests[i] for i in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))]
+    if (context := context_length(model.hf.config.get_text_config())) is not None:
+        # A run that writes fewer tokens may fill the context with its prompts.
+        max_new = max(1, min(max_new, context - len(requests[order[-1]].prompt)))
     sampling = Sampling(max_new=max_new, end_tokens=frozenset())
     check_run(model, few, sampling, batch_tokens=1, sharing=sharing)
     steps: dict[int, list[Tensor]] = {row: [] for row in range(len(few))}

@@ -284,6 +284,13 @@ def test_the_check_compares_three_steered_rows_of_all_lengths(llama):
     assert checked["largest_relative_error"] <= 1e-5 <= checked["bound"]
 
 
+def test_the_check_fits_into_what_the_prompts_leave_of_the_context(llama):
+    few = [Request(prompt=random_tokens(llama.rng, n)) for n in (3, 126)]
+
+    assert check_generation(llama.model, few)["tokens"] == 2 * 2
+    assert check_generation(llama.model, [])["rows"] == 0
+
+
 @pytest.mark.parametrize("sharing", ["prefix", "none"])
 def test_the_check_refuses_a_model_whose_cached_tokens_differ(sharing):
     hf = make("llama")
