@@ -239,16 +239,15 @@ def _read(
 ) -> tuple[Float64[np.ndarray, " text"], Float32[np.ndarray, "text layer d"]]:
     """Run the prompts of some groups, then all their texts; the texts' values in that order."""
     device = model.device
-    prompts = pad_prompts([group.prompt for group in batch])
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(g.prompt for g in batch))}
+    prompts = pad_prompts(list(number))
     texts = [text for group in batch for text in group.texts]
     ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.int64)
     for row, text in zip(ids, texts, strict=True):
         row[: len(text)] = torch.tensor(text)
     length = torch.tensor([len(text) for text in texts])
     real = torch.arange(ids.shape[1]) < length[:, None]  # [text, t]; padding is on the right
-    prompt_of = torch.arange(len(batch)).repeat_interleave(
-        torch.tensor([len(group.texts) for group in batch])
-    )
+    prompt_of = torch.tensor([number[group.prompt] for group in batch for _ in group.texts])
     starts = torch.from_numpy(prompts.starts)
     valid = torch.arange(prompts.width) >= starts[:, None]
     positions = torch.arange(prompts.width + ids.shape[1])

@@ -126,6 +126,24 @@ def test_a_prompt_of_many_texts_and_a_text_written_twice_are_computed_once():
     assert tokens == [len(prompt), 2 * 2]  # (5,) is padded
 
 
+@pytest.mark.model
+def test_groups_of_one_prompt_that_run_together_run_it_once():
+    model = adopt_model(tiny.make("llama"))
+    rng = np.random.default_rng(0)
+    prompt, texts = tiny.random_tokens(rng, 60), [tiny.random_tokens(rng, 4) for _ in range(70)]
+    alone = [score_texts(model, [prompt], [text]).nll_unsteered[0] for text in texts[::23]]
+    tokens = []
+    handle = model.anatomy.decoder.register_forward_pre_hook(
+        lambda _m, _a, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+
+    scores = score_texts(model, [prompt] * 70, texts)
+    handle.remove()
+
+    assert tokens == [60, 70 * 4]
+    np.testing.assert_allclose(scores.nll_unsteered[::23], alone, rtol=1e-5)
+
+
 def choices_of(rows):
     return [(row.shared + row.positive, row.shared + row.negative) for row in rows]
 

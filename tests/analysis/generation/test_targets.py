@@ -25,11 +25,18 @@ def test_each_kind_scores_a_text(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "score"), [("(A)", 1.0), (" (B)\n", 0.0), ("(A tidy.", None), ("", None)]
+)
+def test_an_answer_is_one_of_the_completions_or_none(text, score):
+    assert parse_target("answer").score(text, completions=(" (A)", "(B)")) == score
+
+
+@pytest.mark.parametrize(
     ("text", "remedy"),
     [
         ("form:(", "no regular expression .*Correct it"),
-        ("form:", "expected read_back, form:REGEX"),
-        ("form", "expected read_back, form:REGEX"),
+        ("form:", "Pass one of them"),
+        ("form", "Pass one of them"),
         ("words:", "Pass one of them"),
         ("words:/no/such/file", "No such file.* expected a text file"),
         ("readback", "Pass one of them"),
