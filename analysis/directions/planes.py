@@ -24,7 +24,7 @@ SAME = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMeans:
-    """Means of two classes at every norm output, in the order in which they are computed."""
+    """Means of two classes at every norm output, as a pass computes them."""
 
     sites: tuple[str, ...]
     layers: tuple[int, ...]
@@ -105,7 +105,7 @@ class Plane:
 
 
 def norm_sites(store: Store) -> list[str]:
-    """List the norm outputs that a store has, in the order in which a block computes them."""
+    """List the norm outputs of a store, in the order of a block."""
     return [site for site in NORM_SITES if site in store.sites]
 
 
@@ -116,7 +116,7 @@ def find_plane(
     labels: tuple[str, str] | None = None,
     normalize: bool = False,
 ) -> Plane:
-    """Find plane and discriminative norm outputs of a store, streaming its norm outputs once.
+    """Find a plane and discriminative norm outputs, in one pass of a store.
 
     The classes are the prompts of two labels, read at the last token; or, of pairs, the positive
     and the negative completions, read at their answer tokens.
@@ -137,7 +137,7 @@ def find_plane(
 def class_means(
     store: Store, *, rows: Bool[np.ndarray, " n"], labels: tuple[str, str] | None
 ) -> ClassMeans:
-    """Average both classes at every norm output of a store; arguments as of `find_plane`."""
+    """Average both classes at every norm output; see `find_plane`."""
     positions = ("positive", "negative") if labels is None else ("prompt", "prompt")
     sites = _require_norms(store, positions)
     code = np.zeros(store.n, np.int64) if labels is None else label_codes(store, labels)
@@ -169,7 +169,7 @@ def class_means(
 
 
 def plane_of_means(means: ClassMeans, *, normalize: bool = False) -> Plane:
-    """Find the plane that class means span, and on which side of 0 they lie on b1.
+    """Find the plane of class means, and on which side of 0 they lie on b1.
 
     Raises:
         MismatchError: all candidates are zero, or all are parallel to b1.
@@ -211,7 +211,7 @@ def plane_of_means(means: ClassMeans, *, normalize: bool = False) -> Plane:
 def _second_axis(
     candidates: Float64[np.ndarray, "k d"], b1: Float64[np.ndarray, " d"]
 ) -> tuple[Float64[np.ndarray, " d"], float]:
-    """First principal component of the candidates, made orthogonal to b1; its variance share."""
+    """First principal component, made orthogonal to b1; its variance share."""
     centred = candidates - candidates.mean(0)
     _, spread, components = np.linalg.svd(centred, full_matrices=False)
     b2 = components[0] - (components[0] @ b1) * b1
@@ -247,7 +247,7 @@ def _require_norms(store: Store, positions: tuple[str, str]) -> list[str]:
 def _layers(
     store: Store, name: str, chosen: Bool[np.ndarray, " n"]
 ) -> Iterator[tuple[Float64[np.ndarray, "b d"], int]]:
-    """Values of some rows of an array, a batch and layer at a time; the layer's place."""
+    """Values of some rows, a batch and layer at a time; the layer's place."""
     site, _, position = name.partition("/")
     batches = store.resid(position, site=site).batches(rows=BATCH_ROWS, select=chosen)
     for _, block in batches:

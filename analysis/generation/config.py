@@ -39,8 +39,9 @@ class SteerConfig:
         group=STEERING,
         metavar="fixed|predicted|discriminative|LIST",
         help="layers to steer: the one that was best on train; the one predicted for each prompt; "
-        "those that tell two labels apart; or numbers such as 3,5 or 0:12. Methods that steer all "
-        "layers or discriminative ones do so whatever stands here",
+        "those that tell two labels apart; or numbers such as 3,5 or 0:12. Rotations steer "
+        "discriminative or all norm outputs, or those of the blocks that numbers name; ablation "
+        "removes one layer's direction everywhere",
     )
 
     strength: Sequence[float] | None = setting(

@@ -32,9 +32,9 @@ def random_vector(inputs: BehaviorInputs) -> Candidate:
 
 
 def w2s(inputs: BehaviorInputs, *, vectors: str = CAA) -> Candidate:
-    """Add CAA's vectors, or L2S's, at the layer that is predicted for each row ("Where to Steer").
+    """Add CAA's vectors, or L2S's, at each row's predicted layer.
 
-    Of L2S's vectors, `l2s` chooses the layer.
+    The layer predictor ("Where to Steer") is the one that was trained for these vectors.
     """
     layers = predicted_layers(inputs, vectors=vectors)
     if vectors == L2S:
@@ -61,7 +61,7 @@ def _added(
     control: bool = False,
     seed: int | None = None,
 ) -> Candidate:
-    """Add one vector a layer, the same to all rows; layers where it is zero are left out."""
+    """Add one vector a layer to all rows, but where it is zero."""
     zero = {layer for layer in range(len(vectors)) if not vectors[layer].any()}
 
     @cache

@@ -50,7 +50,7 @@ class MethodSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class BehaviorInputs:
-    """One behavior's directions in OUT, and the rows of the store that made them."""
+    """One behavior's directions in OUT, and the rows that made them."""
 
     results: Results
     store: Store
@@ -64,7 +64,7 @@ class BehaviorInputs:
 
     @cached_property
     def rows(self) -> Bool[np.ndarray, " n"]:
-        """The behavior's rows in the store, unframed; of labels, the rows of either."""
+        """Its unframed rows in the store; of labels, the rows of either."""
         base = self.store["variant"] == "base"
         if self.labels:
             return np.asarray(base & np.isin(self.store["label"], self.labels))
@@ -88,7 +88,7 @@ class BehaviorInputs:
 
     @cached_property
     def plane(self) -> Plane:
-        """Plane and discriminative norm outputs, on train rows; with the settings of OUT."""
+        """Its plane and discriminative norm outputs, on train rows."""
         return find_plane(
             self.store,
             rows=self.train,
@@ -98,7 +98,7 @@ class BehaviorInputs:
 
     @cached_property
     def fixed_layer(self) -> int:
-        """The layer with the largest mean slope on train; of labels, the most common direction's.
+        """The layer with the largest mean slope on train rows.
 
         Labelled prompts have no sweep: theirs is the layer whose direction agrees most with those
         of all layers.
@@ -128,7 +128,7 @@ class BehaviorInputs:
         tokens: SteeredTokens,
         **fields: Any,
     ) -> Steering:
-        """Make one steering; `tokens` are the method's own, the settings' come first."""
+        """Make one steering; `tokens` hold where the settings say none."""
         return Steering(
             operator=operator,
             site=site,
@@ -217,7 +217,10 @@ def require_layers(layers: Sequence[int], n_layers: int) -> None:
 
 
 def predicted_layers(inputs: BehaviorInputs, *, vectors: str) -> ChosenLayers:
-    """Take the layer that W2S predicts for each row: of its trainings, the most frequent one."""
+    """Take the layer that W2S predicts for each row.
+
+    Its trainings vote; the lowest of equals wins.
+    """
     scores = inputs.results.summary.predictors
     behaviors = scores.behaviors if scores is not None else ()
     trained = scores.sets.get(vectors) if scores is not None else None
@@ -239,7 +242,7 @@ def predicted_layers(inputs: BehaviorInputs, *, vectors: str) -> ChosenLayers:
     def of_row(row: int | None) -> tuple[int, ...]:
         if row is None:
             return ()
-        return (int(np.bincount(layers[:, row]).argmax()),)  # the lowest of equals
+        return (int(np.bincount(layers[:, row]).argmax()),)
 
     return ChosenLayers(selection="predicted", of_row=of_row, notes=(f"by {trained.primary}",))
 

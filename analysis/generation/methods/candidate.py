@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def unit(self) -> str:
-        """What its strength is in: `multiplier`, `degrees`, `share` or `projection`."""
+        """Of its strength: `multiplier`, `degrees`, `share` or `projection`."""
         return OPERATOR_UNITS[self.operator]
 
     @property

@@ -31,7 +31,7 @@ class Condition:
 
 
 def cast(inputs: BehaviorInputs) -> Candidate:
-    """Add CAA's vector to all tokens of the rows whose prompts meet the condition.
+    """Add CAA's vector to the rows whose prompts meet the condition.
 
     Rows of the store are decided from the store; other prompts by the model, unsteered.
     """
@@ -80,9 +80,10 @@ def cast(inputs: BehaviorInputs) -> Candidate:
 def find_condition(
     store: Store, *, members: Bool[np.ndarray, " n"], train: Bool[np.ndarray, " n"]
 ) -> Condition:
-    """Find the block input, threshold and side that tell two sets of train prompts apart best.
+    """Find the gate that tells two sets of train prompts apart best.
 
-    Ties go to the lower layer, then to `above`, then to the middle of the tied thresholds.
+    It reads one block's input. Ties go to the lower layer, then to `above`, then to the middle of
+    the tied thresholds.
 
     Args:
         store: with the position `mean` or `prompt` of `resid_post`.
@@ -147,7 +148,7 @@ def _f1(
 
 
 def _members(inputs: BehaviorInputs) -> Bool[np.ndarray, " n"]:
-    """Rows that should be steered: the behavior's, or those of the positive label."""
+    """Rows to steer: the behavior's, or those of the positive label."""
     if inputs.labels:
         return np.asarray(inputs.rows & (inputs.store["label"] == inputs.labels[0]))
     return inputs.rows
@@ -162,7 +163,7 @@ def _train(inputs: BehaviorInputs) -> Bool[np.ndarray, " n"]:
 
 
 def _notes(inputs: BehaviorInputs, condition: Condition) -> tuple[str, ...]:
-    """Say where the gate reads, and how many held-out rows of the behavior and others pass."""
+    """Say where the gate reads, and which held-out rows pass."""
     gate, store = condition.gate, inputs.store
     held_out = (store["split"] != "train") & (store["variant"] == "base")
     if inputs.labels:

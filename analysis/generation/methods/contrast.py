@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imports torch
 
 
 def actadd(inputs: BehaviorInputs) -> Candidate:
-    """Add the difference of two texts to the first tokens of the prompt; runs the model on both."""
+    """Add the difference of two texts to the prompt's first tokens."""
     layers = chosen_layers(inputs)
     chosen = () if layers.per_row else layers.of_row(None)
     if len(chosen) != 1:
@@ -63,7 +63,7 @@ def actadd(inputs: BehaviorInputs) -> Candidate:
 
 
 def contrast_texts(inputs: BehaviorInputs) -> tuple[str, str]:
-    """The two texts of a behavior: those that are given, or the sentences of its persona.
+    """Find a behavior's two texts: given ones, or its persona's sentences.
 
     Sentences are those of the store's rows that were framed by a system message, or built in.
     """
@@ -87,7 +87,9 @@ def contrast_texts(inputs: BehaviorInputs) -> tuple[str, str]:
 def contrast_tokens(
     store: Store, positive: str, negative: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Token ids of two texts, equally many: BOS as the store's prompts have it, then spaces.
+    """Make token ids of two texts, equally many.
+
+    They begin with BOS if the store's prompts do; the shorter one ends in spaces.
 
     Raises:
         MismatchError: one is longer, and the tokenizer has no token for a space.
@@ -120,7 +122,7 @@ def contrast_tokens(
 def contrast_vectors(
     model: "LanguageModel", pair: tuple[tuple[int, ...], tuple[int, ...]], *, layer: int
 ) -> Float32[np.ndarray, "k d"]:
-    """Input of a block under the first text minus that under the second, token by token."""
+    """Subtract a block's inputs under two texts, token by token."""
     import torch
 
     from actcache.engine.sites import find_taps

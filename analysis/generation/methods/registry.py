@@ -65,7 +65,7 @@ def candidates(
     seed: int = 0,
     model: "Callable[[], LanguageModel] | None" = None,
 ) -> list[Candidate]:
-    """Make the candidates of some methods, and their controls, for every behavior.
+    """Make the candidates of methods, with controls, for every behavior.
 
     `ss` brings two controls, all sites and a random half of them. `random` is a random vector as
     long as CAA's, and beside rotations a random plane turned in the same way, beside ablation a

@@ -56,7 +56,7 @@ def sas(inputs: BehaviorInputs) -> Candidate:
 
 
 def aas(inputs: BehaviorInputs) -> Candidate:
-    """Turn a token to one angle where its projection on b1 is positive (adaptive)."""
+    """Turn tokens whose projection on b1 is positive to one angle (adaptive)."""
     places, selection = _all_or_listed(inputs)
     return _turned(
         inputs,
@@ -88,10 +88,10 @@ def random_plane(inputs: BehaviorInputs, method: str) -> Candidate:
 
 
 def ablation(inputs: BehaviorInputs, *, control: bool = False) -> Candidate:
-    """Remove one direction from block inputs, attention and MLP outputs of every block.
+    """Remove one direction from the residual of every block.
 
-    The direction is that of the fixed layer, or of the one layer that is asked for. The control
-    removes a random one.
+    It is removed from block inputs and from what attention and MLP add. It is that of the fixed
+    layer, or of the one layer that is asked for; the control removes a random one.
     """
     wanted = inputs.settings.layers
     listed = not isinstance(wanted, str)
@@ -129,7 +129,7 @@ def ablation(inputs: BehaviorInputs, *, control: bool = False) -> Candidate:
 
 
 def _selective(inputs: BehaviorInputs) -> tuple[Bool[np.ndarray, " k"], str]:
-    """Norm outputs of discriminative blocks, or of the blocks that are asked for."""
+    """Norm outputs of discriminative blocks, or of those that are asked for."""
     if not isinstance(inputs.settings.layers, str):
         return _all_or_listed(inputs)
     scores, whole = inputs.plane.scores, inputs.settings.whole_blocks
@@ -213,7 +213,7 @@ def _at_places(
 
 
 def _gate_notes(inputs: BehaviorInputs, places: Bool[np.ndarray, " k"]) -> tuple[str, ...]:
-    """Say so where the tokens of train rows pass the gate all, or none of them do."""
+    """Say so where all tokens of train rows pass the gate, or none."""
     plane, store = inputs.plane, inputs.store
     passed = read = 0
     for position in dict.fromkeys(plane.scores.positions):
