@@ -199,11 +199,11 @@ class SteerConfig:
             if (number := getattr(self, name)) is not None:
                 _require_at_least(name, number, 1)
         for name in ("temperature", "budget"):
-            value = getattr(self, name)
-            least = 1.0 if name == "budget" else 0.0
-            if not (math.isfinite(value) and value >= least):
+            value, smallest = getattr(self, name), float(name == "budget")
+            if not (math.isfinite(value) and value >= smallest):
                 raise ActcacheError(
-                    f"{name} is {value}, expected a number from {least:g} on. Pass such a number."
+                    f"{name} is {value}, expected a number from {smallest:g} on. Pass such a "
+                    "number."
                 )
         if self.samples > 1 and not self.temperature:
             raise ActcacheError(

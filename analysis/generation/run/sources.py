@@ -84,7 +84,7 @@ class ModelSource:
 
         given = [self.tokenizer.eos_token_id, getattr(self.shape, "eos_token_id", None)]
         try:
-            config = GenerationConfig.from_pretrained(self.name, revision=self.revision)
+            config = GenerationConfig.from_pretrained(self.name, revision=self.revision or "main")
             given.append(config.eos_token_id)
         except (OSError, ValueError):  # most folders have no generation_config.json
             pass
@@ -133,7 +133,7 @@ def store_source(
         ActcacheError: it cannot be found, or has another tokenizer.
     """
     recorded = store.provenance["model"]
-    place = {
+    place: dict[str, Any] = {
         "revision": store.config["revision"],
         "trust_remote_code": trust_remote_code,
     }
@@ -171,7 +171,10 @@ def steering_source(
         ActcacheError: it is not known or cannot be found, or has another tokenizer.
     """
     known = {} if source is None else source.document()
-    place = {"revision": known.get("revision"), "trust_remote_code": trust_remote_code}
+    place: dict[str, Any] = {
+        "revision": known.get("revision"),
+        "trust_remote_code": trust_remote_code,
+    }
     name = name or known.get("model")
     if name is None:
         raise ActcacheError(

@@ -56,9 +56,12 @@ def test_each_turn_is_that_of_a_loop_which_knows_what_was_steered(model, steerin
     messages = [(5, 9, 11), (7, 3, 8, 4), (12, 6)]
     strengths = [2.0, None, -1.5]
     talk = Conversation(model, end_tokens=(), max_new=MAX_NEW)
-    tokens, positions, unlike = [], {}, 0
+    tokens: list[int] = []
+    positions: dict[int, float] = {}
+    unlike = 0
     for message, strength in zip(messages, strengths, strict=True):
-        written, again = [], []
+        written: list[int] = []
+        again: list[int] = []
         talk.answer(message, None if strength is None else steering.at(strength), written.append)
         before = [*tokens, *message]
         plain, *_ = reference_answer(model.hf, before, positions, vector, None)
@@ -73,7 +76,8 @@ def test_each_turn_is_that_of_a_loop_which_knows_what_was_steered(model, steerin
 @pytest.mark.model
 def test_a_conversation_that_does_not_fit_is_refused_and_stays(model):
     talk = Conversation(model, end_tokens=(), max_new=MAX_NEW)
-    first, second = [], []
+    first: list[int] = []
+    second: list[int] = []
     talk.answer((5, 6, 7), None, first.append)
     with pytest.raises(ActcacheError, match="/reset"):
         talk.answer([5] * 130, None, second.append)
@@ -86,10 +90,8 @@ def test_a_conversation_that_does_not_fit_is_refused_and_stays(model):
 def test_drawn_answers_depend_on_the_seed_alone(model):
     answers = []
     for seed in (0, 0, 1):
-        talk, written = (
-            Conversation(model, end_tokens=(), max_new=20, temperature=1.0, seed=seed),
-            [],
-        )
+        talk = Conversation(model, end_tokens=(), max_new=20, temperature=1.0, seed=seed)
+        written: list[int] = []
         talk.answer((5, 6, 7), None, written.append)
         answers.append(written)
     assert answers[0] == answers[1] != answers[2]

@@ -95,7 +95,7 @@ def test_rows_with_steerings_of_their_own_have_one_configuration_whose_digest_is
     runs = [plan_configurations([w], ROWS, SteerConfig(strength=(1,)))[2] for w in (first, second)]
     assert runs[0].digest != runs[1].digest
     assert runs[0].about.steering is None
-    assert runs[0].steering(ROWS[1]).vectors[0, 1] == 1
+    assert runs[0].steering(ROWS[1]) == second.steering(1, 1.0) != runs[0].steering(ROWS[0])
 
 
 def test_a_random_steering_has_equal_norms_and_planes_that_are_planes():

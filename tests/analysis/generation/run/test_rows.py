@@ -59,7 +59,7 @@ def test_splits_of_their_own_are_kept_and_train_rows_are_left_out(tmp_path, rend
 def test_the_limit_is_of_each_behavior_and_split(tmp_path, renderer):
     files = [written(tmp_path, pairs(30), f"{name}.jsonl") for name in ("mood", "calm")]
     rows = data_rows(files, ["mood", "calm"], renderer, limit=4)
-    counts = {}
+    counts: dict[tuple[str, str], int] = {}
     for row in rows:
         counts[row.behavior, row.split] = counts.get((row.behavior, row.split), 0) + 1
     assert counts == {(b, s): 4 for b in ("mood", "calm") for s in ("validation", "test")}

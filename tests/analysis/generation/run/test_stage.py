@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -22,7 +24,7 @@ from tests.support.chat_server import ChatServer
 from tests.support.processes import ROOT
 from tests.support.recorder import Recorder
 
-SETTINGS = {"strength": (-2.0, 2.0), "max_new": 6, "draws": 20}
+SETTINGS: dict[str, Any] = {"strength": (-2.0, 2.0), "max_new": 6, "draws": 20}
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,7 @@ class _Stops(Silent):
 @pytest.mark.model
 def test_a_stopped_run_is_resumed_with_another_batch_size(steering_file, rows_file, tmp_path):
     settings = {**SETTINGS, "temperature": 1.0, "samples": 2}
-    run = partial(analysis.generate_steered, steering_file, data=[rows_file], **settings)
+    run: Any = partial(analysis.generate_steered, steering_file, data=[rows_file], **settings)
     whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", batch_tokens=40, progress=_Stops())
@@ -144,7 +146,7 @@ def test_a_stopped_run_is_resumed_with_another_batch_size(steering_file, rows_fi
     resumed = run(stopped.path, resume=True)
 
     assert sorted(map(_facts, resumed.texts())) == sorted(map(_facts, whole.texts()))
-    samples = {(text.configuration, text.id): set() for text in whole.texts()}
+    samples = defaultdict[Any, set[Any]](set)
     for text in whole.texts():
         samples[text.configuration, text.id].add(text.tokens)
     assert max(map(len, samples.values())) == 2  # samples differ
@@ -166,7 +168,7 @@ def test_a_judges_verdicts_are_the_target_and_are_paid_once(
     ask = tmp_path / "ask.txt"
     ask.write_text("{text} then say 7", encoding="utf-8")
     with ChatServer() as server:
-        judged = partial(
+        judged: Any = partial(
             analysis.generate_steered,
             steering_file,
             data=[rows_file],
