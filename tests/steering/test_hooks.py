@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 import actcache
 from actcache.errors import MismatchError, ModelError
 from actcache.steering import Steering
+from actcache.steering.hooks import _starts
 from tests.reference.steering import Placed, open_parts, reference_generate
 from tests.steering.cases import Family
 from tests.steering.test_exactness import padded
@@ -106,6 +107,18 @@ def test_greedy_text_equals_the_naive_loop(case, way):
         texts = case.generate(**way)
 
     assert texts == case.texts
+
+
+def test_where_prompts_start_is_read_from_the_mask_or_else_from_positions():
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    positions = torch.tensor([[0, 1], [2, 3]])  # of the columns 2 and 3
+
+    assert _starts({"attention_mask": mask}, 2, 4).tolist() == [2, 0]
+    assert _starts(
+        {"attention_mask": mask[:, None, None], "position_ids": positions}, 2, 4
+    ).tolist() == [2, 0]
+    assert _starts({"position_ids": positions[1:]}, 2, 4).tolist() == [0, 0]
+    assert _starts({}, 2, 4) is None
 
 
 def test_prompt_lookup_one_row_at_a_time_equals_the_naive_loop(case):
