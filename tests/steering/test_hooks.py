@@ -109,16 +109,23 @@ def test_greedy_text_equals_the_naive_loop(case, way):
     assert texts == case.texts
 
 
-def test_where_prompts_start_is_read_from_the_mask_or_else_from_positions():
-    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    positions = torch.tensor([[0, 1], [2, 3]])  # of the columns 2 and 3
+@pytest.mark.parametrize(
+    ("masks", "positions", "starts"),
+    [
+        ([[0, 0, 1, 1], [1, 1, 1, 1]], None, [2, 0]),
+        (None, [[0, 1], [2, 3]], [2, 0]),  # of the columns 2 and 3
+        (None, [[2, 3]], [0, 0]),
+        ([[[[0, 0, 1, 1]]]], [[0, 1], [2, 3]], [2, 0]),  # 4D, as with a static cache
+    ],
+)
+def test_where_prompts_start_is_read_from_the_mask_or_else_from_positions(masks, positions, starts):
+    given = {"attention_mask": masks, "position_ids": positions}
+    inputs = {name: torch.tensor(x) for name, x in given.items() if x is not None}
 
-    assert _starts({"attention_mask": mask}, 2, 4).tolist() == [2, 0]
-    assert _starts(
-        {"attention_mask": mask[:, None, None], "position_ids": positions}, 2, 4
-    ).tolist() == [2, 0]
-    assert _starts({"position_ids": positions[1:]}, 2, 4).tolist() == [0, 0]
-    assert _starts({}, 2, 4) is None
+    columns = _starts(inputs, 2, 4)
+
+    assert columns is not None
+    assert columns.tolist() == starts
 
 
 def test_prompt_lookup_one_row_at_a_time_equals_the_naive_loop(case):
