@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 import actcache
 from actcache.errors import MismatchError, ModelError
 from actcache.steering import Steering
+from actcache.steering.hooks import _starts
 from tests.reference.steering import Placed, open_parts, reference_generate
 from tests.steering.cases import Family
 from tests.steering.test_exactness import padded
@@ -106,6 +107,25 @@ def test_greedy_text_equals_the_naive_loop(case, way):
         texts = case.generate(**way)
 
     assert texts == case.texts
+
+
+@pytest.mark.parametrize(
+    ("masks", "positions", "starts"),
+    [
+        ([[0, 0, 1, 1], [1, 1, 1, 1]], None, [2, 0]),
+        (None, [[0, 1], [2, 3]], [2, 0]),  # of the columns 2 and 3
+        (None, [[2, 3]], [0, 0]),
+        ([[[[0, 0, 1, 1]]]], [[0, 1], [2, 3]], [2, 0]),  # 4D, as with a static cache
+    ],
+)
+def test_where_prompts_start_is_read_from_the_mask_or_else_from_positions(masks, positions, starts):
+    given = {"attention_mask": masks, "position_ids": positions}
+    inputs = {name: torch.tensor(x) for name, x in given.items() if x is not None}
+
+    columns = _starts(inputs, 2, 4)
+
+    assert columns is not None
+    assert columns.tolist() == starts
 
 
 def test_prompt_lookup_one_row_at_a_time_equals_the_naive_loop(case):
