@@ -11,7 +11,6 @@ import argparse
 
 from actcache import conventions
 from actcache.build.config import KEPT, MODEL, PROMPTS, RUN, BuildConfig
-from actcache.build.place import require_place
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import (
     add_dry_run,
@@ -55,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
     config = config_of(args)  # before torch is imported
     note_ignored(args)
     if not args.dry_run:
+        from actcache.build.place import require_place  # imports numpy
+
         require_place(args.output, resume=args.resume, overwrite=args.overwrite)
     choose_threads(width_of(config.model))
     from actcache.build import forecast_build, plan_store, run_build

@@ -37,13 +37,13 @@ def answer(request: dict[str, Any]) -> dict[str, str]:
             **request["special"],
         )
         text = str(rendered[0][0])
-        if len(text) > CHARACTERS:
-            return {"error": f"it renders over {CHARACTERS:,} characters", "stopped": "yes"}
-        return {"text": text}
     except MemoryError:
         return {"error": "it takes more than a gigabyte of memory", "stopped": "yes"}
     except Exception as error:  # a template is a program: whatever it raises is about the row
         return {"error": str(error)[:500] or type(error).__name__}
+    if len(text) > CHARACTERS:
+        return {"error": f"it renders over {CHARACTERS:,} characters", "stopped": "yes"}
+    return {"text": text}
 
 
 def main() -> None:

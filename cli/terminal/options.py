@@ -12,7 +12,6 @@ from actcache.cli.terminal.console import say
 from actcache.conventions import MEANINGS, PRESETS
 from actcache.errors import ActcacheError
 from actcache.settings import Setting, settings_of
-from actcache.store.layout import partial_folder
 
 Group = argparse.ArgumentParser | argparse._ArgumentGroup
 
@@ -108,6 +107,8 @@ def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
 
 def note_ignored(args: argparse.Namespace) -> None:
     """Say on stderr which of `--resume` and `--overwrite` changes nothing."""
+    from actcache.store.layout import partial_folder  # imports numpy
+
     if args.resume and args.overwrite:
         say("actcache: --overwrite is ignored: --resume keeps what was begun")
     if args.resume and not os.path.lexists(partial_folder(Path(args.output))):
