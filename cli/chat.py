@@ -16,6 +16,7 @@ from actcache.analysis.generation.config import SteerConfig
 from actcache.build.config import BuildConfig
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import Group, add_settings_of
+from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 
 EXAMPLE = "actcache chat texts --max-new 100"
@@ -205,7 +206,7 @@ def _lines() -> Iterator[str]:
 
 
 def _write(text: str) -> None:
-    print(text, end="", flush=True)
+    print(printable(text), end="", flush=True)
 
 
 def _silent(_text: str) -> None:

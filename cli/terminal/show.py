@@ -20,6 +20,10 @@ STYLES = {"good": "bold green", "bad": "bold red", "mixed": "bold yellow"}
 """Of a finding's subject, where there are colors."""
 
 
+MOST_TEXTS = 60
+"""Texts that are printed at most."""
+
+
 def show_or_print(summary: "Summary", *, as_json: bool, out: Path) -> None:
     """Print a summary as tables, or as one JSON document."""
     if as_json:
@@ -104,8 +108,29 @@ def show_texts(texts: "Generations") -> None:
         _show_table(table)
     for sentence in findings(summary):
         _line(sentence)
+    if not any(method.choice for method in summary.methods):
+        _show_lines(texts)
     _line(noise_sentence(summary))
     _line("all tables, strength by strength: tables.md")
+
+
+def _show_lines(texts: "Generations") -> None:
+    """Print the first texts themselves, where no strength was chosen: of prompts, for example."""
+    from actcache.analysis.generation.texts import UNSTEERED_AGAIN
+    from actcache.analysis.report.generation_tables import strength_label
+
+    shown = [
+        text
+        for text in texts.texts()
+        if texts.configurations[text.configuration].method != UNSTEERED_AGAIN
+    ]
+    for text in shown[:MOST_TEXTS]:
+        about = texts.configurations[text.configuration]
+        strength = "" if about.strength is None else strength_label(about.strength, about.unit)
+        what = " ".join([about.method, strength]).strip()
+        _line(f"{text.id}, {what}: {' '.join(text.text.split())}")
+    if len(shown) > MOST_TEXTS:
+        _line(f"… {len(shown) - MOST_TEXTS} more: generations.jsonl")
 
 
 def _line(text: str) -> None:

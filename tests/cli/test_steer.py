@@ -208,6 +208,27 @@ def test_rows_over_the_context_are_named(folder, analyzed, tmp_path, capsys):
 
 
 @pytest.mark.model
+def test_texts_of_prompts_are_shown_and_nothing_is_chosen(analyzed, tmp_path, capsys):
+    command = steer(analyzed, tmp_path / "gen", "--prompt", "Hi", "--strength", "-4,4")
+    assert main(command) == 0
+
+    shown = capsys.readouterr().out
+    assert "there are no validation rows" in shown
+    for what in ("unsteered:", "caa λ -4:", "caa λ 4:", "random λ 4:"):
+        assert f"prompt/0, {what}" in shown
+    assert not (tmp_path / "gen" / "steering.safetensors").exists()
+
+
+@pytest.mark.model
+def test_a_front_longer_than_a_prompt_is_named(analyzed, tmp_path, capsys):
+    command = steer(analyzed, tmp_path / "gen", "--method", "actadd", "--layers", "1")
+    assert "persona" in refused([*command], capsys)
+    long = ["--contrast", f"{'a' * 40}|{'b' * 40}"]
+    assert "front steers the first" in refused([*command, *long], capsys)
+    assert not (tmp_path / "gen").exists()
+
+
+@pytest.mark.model
 def test_labels_and_pairs_without_held_out_rows(folder, tmp_path, capsys):
     store, out = tmp_path / "labels.zarr", tmp_path / "out"
     assert build(folder, store, data="labels") == 0
