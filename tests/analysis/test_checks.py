@@ -11,7 +11,8 @@ from actcache.analysis.files import plain, typed
 from actcache.analysis.results import open_results
 from actcache.cli.main import main
 from actcache.errors import ActcacheError, MismatchError
-from actcache.store.schema import RowArray
+from actcache.prompts.render import PARTS
+from actcache.store.schema import Ragged, RowArray
 from actcache.store.store import open_store
 from tests.support.stores import build, example
 
@@ -36,6 +37,7 @@ def pairs(path, **columns):
         "label": [""] * 11,
         "split": ["train", "test"] * 5 + ["validation"],
         **dict.fromkeys(("variant",), ["base"] * 11),
+        **{f"{part}_tokens": Ragged.of([[1]] * 11) for part in PARTS},
         **columns,
     }
     settings["provenance"]["model"]["name"] = "tiny"
