@@ -99,7 +99,8 @@ class Family:
         return np.array([b1, b2 / np.linalg.norm(b2)])
 
     def front(self, site: SteeringSite, k: int, gate: PromptGate | None) -> Steering:
-        vectors = self.rng.normal(size=(k, self.model.d_model)).astype(np.float32)
+        size = 2 * np.linalg.norm(self.values[site][1]) / self.model.d_model**0.5
+        vectors = size * self.rng.normal(size=(k, self.model.d_model))
         return Steering(site=site, layers=(1,), vectors=vectors, tokens="front", gate=gate)
 
     def every_kind(self) -> Iterator[AnySteering]:

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 import actcache
 from actcache.errors import MismatchError, ModelError
 from actcache.steering import Steering
+from actcache.steering.hooks import _starts
 from tests.reference.steering import Placed, open_parts, reference_generate
 from tests.steering.cases import Family
 from tests.steering.test_exactness import padded
@@ -33,8 +34,9 @@ class Rows(Family):
             self.steering("rotate", "ln1", (1, 2), tokens="all"),
             self.steering("ablate", "resid_pre", (0, 2), tokens="all", window=(0, 3))
             + self.steering("add", "mlp_out", (1,), tokens="completion"),
-            self.front("resid_pre", 2, None) + self.steering("turn_to", "attn_out", (2, 3)),
             self.steering("add", "resid_post", (0, 1), tokens="all", gate=self.gates[0]),
+            # Of the prompt of 7 tokens, behind padding.
+            self.front("resid_pre", 2, None) + self.steering("turn_to", "attn_out", (2, 3)),
         ]
         self.steerings = [None, *kinds, None, kinds[0], kinds[2]]
         self.rows = [self.prompts[row % 3] for row in range(9)]
@@ -105,6 +107,25 @@ def test_greedy_text_equals_the_naive_loop(case, way):
         texts = case.generate(**way)
 
     assert texts == case.texts
+
+
+@pytest.mark.parametrize(
+    ("masks", "positions", "starts"),
+    [
+        ([[0, 0, 1, 1], [1, 1, 1, 1]], None, [2, 0]),
+        (None, [[0, 1], [2, 3]], [2, 0]),  # of the columns 2 and 3
+        (None, [[2, 3]], [0, 0]),
+        ([[[[0, 0, 1, 1]]]], [[0, 1], [2, 3]], [2, 0]),  # 4D, as with a static cache
+    ],
+)
+def test_where_prompts_start_is_read_from_the_mask_or_else_from_positions(masks, positions, starts):
+    given = {"attention_mask": masks, "position_ids": positions}
+    inputs = {name: torch.tensor(x) for name, x in given.items() if x is not None}
+
+    columns = _starts(inputs, 2, 4)
+
+    assert columns is not None
+    assert columns.tolist() == starts
 
 
 def test_prompt_lookup_one_row_at_a_time_equals_the_naive_loop(case):

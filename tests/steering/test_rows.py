@@ -121,10 +121,18 @@ def test_two_names_of_one_module_are_one_place():
 def test_selected_rows_keep_their_steering_and_may_repeat():
     case = Family("llama")
     kinds = [x for x in case.every_kind() if not isinstance(x.parts[0].gate, PromptGate)]
-    steerings = [None, *kinds[::5]]
+    # Besides single rows, a group of rows that differ in strength, vector, gate or length.
+    group = [
+        case.steering("add", "resid_post", (1,), gate=TokenGate(threshold=t), tokens="all").at(
+            t + 1
+        )
+        for t in (0.0, 0.5, 1.0, 1.5, 2.0)
+    ]
+    fronts = [case.front("resid_post", k, None) for k in (1, 3, 2)]
+    steerings = [None, *kinds[::5], *group, *fronts]
     rows = SteeredRows(case.model, steerings)
     rng = np.random.default_rng(0)
-    chosen = np.concatenate([rng.permutation(len(steerings))[:20], [3, 3, 5]])
+    chosen = np.concatenate([rng.permutation(len(steerings))[:-6], [3, 3, 5]])
     starts = torch.from_numpy(rng.integers(0, 4, len(steerings)))
     columns = Columns(first=0, prompt_width=5, starts=starts)
     some = replace(columns, starts=starts[chosen])
@@ -136,7 +144,9 @@ def test_selected_rows_keep_their_steering_and_may_repeat():
     changed = 0
     for site, layer in rows.taps:
         value = torch.from_numpy(rng.normal(size=(len(steerings), 7, D)).astype(np.float32))
+        before = value.clone()
         true = rows.apply(site, layer, value, columns)[chosen]
+        assert torch.equal(value, before)  # the module's own output stays as it is
         assert torch.equal(selected.apply(site, layer, value[chosen], some), true)
         changed += int((true != value[chosen]).any())
     assert changed > len(rows.taps) / 2
