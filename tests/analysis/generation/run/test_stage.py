@@ -230,7 +230,7 @@ def test_garbage_on_test_rows_changes_no_choice(generations, steering_file, rows
         )
         for text in texts
     ]
-    [method, _] = summarize_texts(plan, garbled, dtype="float32").methods
-    assert method.choice.strength == -2
-    assert method.choice.validation.effect.value == 1
-    assert method.choice.test.effect.value != 1
+    choice: Any = summarize_texts(plan, garbled, dtype="float32").methods[0].choice
+    assert choice.strength == -2
+    assert choice.validation.effect.value == 1
+    assert choice.test.effect.value != 1
