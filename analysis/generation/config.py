@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, no_type_check
 
-from actcache.analysis.generation.units import GRIDS, Method, Unit, require_one_unit, require_unit
+from actcache.analysis.generation.units import (
+    GRIDS,
+    Method,
+    Tokens,
+    Unit,
+    require_one_unit,
+    require_unit,
+)
 from actcache.errors import ActcacheError
 from actcache.settings import check_words, setting
-from actcache.steering.checks import SteeredTokens
 
 STEERING, TEXTS, CHOICE, JUDGE = "steering", "texts", "target and choice", "judge"
 """Headings in `actcache steer --help`."""
@@ -60,7 +66,7 @@ class SteerConfig:
         "methods')",
     )
 
-    tokens: SteeredTokens | None = setting(
+    tokens: Tokens | None = setting(
         None,
         group=STEERING,
         help="tokens to steer: prompt, the last prompt token and all generated ones; completion, "

@@ -12,6 +12,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 
 CONTROLS: tuple[Method, ...] = ("random", "random_plane")
 
+Tokens = Literal["prompt", "completion", "all", "front"]
+"""Those of a steering, spelled here so that flags are made without NumPy."""
+
 Unit = Literal["multiplier", "degrees", "share"]
 
 UNITS: dict[Method, Unit] = {

@@ -1,6 +1,7 @@
 """Configurations of a plan: grids without identities, digests, controls, noise streams."""
 
 from dataclasses import dataclass, replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from actcache.analysis.generation.run.file_way import FileWay, file_way, random_
 from actcache.analysis.generation.run.plan import grid_of, noise_stream, plan_configurations
 from actcache.analysis.generation.run.rows import PromptRow
 from actcache.analysis.generation.run.summarize import is_control_of
-from actcache.analysis.generation.units import CONTROLS, METHODS, UNITS
+from actcache.analysis.generation.units import CONTROLS, METHODS, UNITS, Tokens
 from actcache.errors import ActcacheError
+from actcache.steering.checks import STEERED_TOKENS
 from actcache.steering.steering import Steering
 
 ROWS = [
@@ -28,6 +30,7 @@ PLANE = np.eye(2, 8, dtype=np.float32)[None]
 def test_the_words_of_methods_and_units_are_those_of_the_methods():
     assert set(METHODS) == {*REGISTERED, *RANDOM}
     assert set(CONTROLS) == set(RANDOM)
+    assert get_args(Tokens) == STEERED_TOKENS
     assert set(UNITS.values()) | {"projection"} == set(OPERATOR_UNITS.values())
 
 

@@ -7,15 +7,18 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 
 from actcache import analysis
 from actcache.analysis.generation.config import SteerConfig
 from actcache.analysis.generation.folder import Generations, open_generations
 from actcache.analysis.generation.run.source_plan import plan_generation
+from actcache.analysis.generation.run.summarize import summarize_texts
 from actcache.engine.model import load_model
 from actcache.errors import StoreNotFoundError
 from actcache.progress import Silent
@@ -202,3 +205,32 @@ def test_without_validation_rows_nothing_is_chosen_and_nothing_is_saved(steering
     assert any("validation" in reason for reason in texts.summary.left_out)
     with pytest.raises(StoreNotFoundError, match="no strength was chosen"):
         _ = texts.steering_path
+
+
+@pytest.mark.model
+def test_garbage_on_test_rows_changes_no_choice(generations, steering_file, rows_file):
+    config = SteerConfig(**SETTINGS, budget=1e9, form="")
+    plan = plan_generation(steering_file, config, data=[rows_file])
+    texts = generations.texts()
+    [method, _] = summarize_texts(plan, texts, dtype="float32").methods
+    assert [len(curve) for curve in method.curves.values()] == [2, 2]
+    assert {split: curve[0].n for split, curve in method.curves.items()} == {
+        "validation": 4,
+        "test": 8,
+    }
+
+    rng = np.random.default_rng(0)
+    garbled = [  # on validation rows λ -2 is best
+        replace(
+            text,
+            target=float(generations.configurations[text.configuration].strength == -2)
+            if text.split == "validation"
+            else float(rng.normal()),
+            ended=True,
+        )
+        for text in texts
+    ]
+    choice: Any = summarize_texts(plan, garbled, dtype="float32").methods[0].choice
+    assert choice.strength == -2
+    assert choice.validation.effect.value == 1
+    assert choice.test.effect.value != 1
