@@ -38,9 +38,6 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
     if any(store["label"].tolist()):
         two_labels(store, config.labels)
     elif {"sweep", "predictors"} & set(config.stages):
-        from actcache.build.replay import require_replayable  # imports torch
-
-        require_replayable(store)
         if device != "auto":
             from actcache.engine.model import pick_device
 

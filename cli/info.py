@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
                 ) from error
             return
         facts = plain(results)
-    elif path.is_file():
+    elif path.is_file() and path.suffix in (".safetensors", ".gguf"):
         facts = describe_steering(path, as_json=args.json)
     elif path.is_dir() and not (path / "zarr.json").exists():
         raise StoreNotFoundError(

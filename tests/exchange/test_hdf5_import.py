@@ -93,7 +93,7 @@ def test_a_foreign_file_has_vectors_and_layers_but_no_sweep(tmp_path, capsys):
     assert main(["info", str(tmp_path / "mood")]) == 0
     capsys.readouterr()
     for command in (
-        ["analyze", str(tmp_path / "pairs"), "-o", str(tmp_path / "o"), "--draws", "20"],
+        ["analyze", str(tmp_path / "pairs"), "-o", str(tmp_path / "o"), "--stages", "sweep"],
         ["verify", str(tmp_path / "pairs"), "--recompute", "1"],
     ):
         assert main(command) == 1

@@ -20,6 +20,7 @@ from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
 from actcache.analysis.predict.selections import train_predictors
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
+from actcache.analysis.report.findings import findings
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
 from actcache.analysis.results import open_results
 from actcache.analysis.summary import Summary
@@ -246,17 +247,18 @@ def test_the_terminals_table_is_the_first_one_without_comparisons(done):
     assert not {"CAA, third", "CAA, random layer"} & rows
 
 
-def test_the_command_shows_the_table_the_verdicts_and_where_the_rest_is(store, tmp_path, capsys):
+def test_the_command_shows_findings_numbers_and_where_the_rest_is(store, tmp_path, capsys):
     flags = ["--draws", "50", "--seeds", "2", "--top", "1", "--vectors", "caa", "--json"]
     assert main(["analyze", str(store.path), "-o", str(tmp_path / "out"), *flags]) == 0
-    verdicts = json.loads(capsys.readouterr().out)["verdicts"]
+    capsys.readouterr()
     assert main(["info", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    assert "CAA, W2S Top-1" in shown
+    said = findings(Summary.read(tmp_path / "out" / "summary.json"))
+    assert [finding.about for finding in said] == ["b old", "kind", "CAA vectors"]
+    first = " ".join(shown.split())
+    for finding in said:
+        assert str(finding) in first
     assert "tables.md" in shown
-    assert verdicts
-    for verdict in verdicts:
-        assert verdict["word"].split()[0] in shown
 
 
 @pytest.mark.parametrize(
@@ -267,7 +269,7 @@ def test_the_command_shows_the_table_the_verdicts_and_where_the_rest_is(store, t
         (["--encoders", "cache:mean:0"], "--positions"),
         (["--context-layers", "4"], "layers 0 to 3"),
         (["--vectors", "caa,pca"], "expected some of caa, l2s"),
-        (["--top", "0"], "from 1 on"),
+        (["--top", "0"], "expected 1 or more"),
         (["--context-layers", "x"], "context layers are 'x'"),
     ],
 )
