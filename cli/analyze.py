@@ -107,8 +107,10 @@ def _check_model(
     from actcache.analysis.checks import needs_model
 
     if needs_model(store, out, config, overwrite=args.overwrite):
+        from actcache.build.replay import require_replayable
         from actcache.engine.model import load_config
 
+        require_replayable(store)
         name = args.model or store.provenance["model"]["name"]
         load_config(
             name,

@@ -44,6 +44,8 @@ class Conversation:
         self._end_tokens = frozenset(end_tokens)
         self._max_new, self._temperature, self._seed = max_new, temperature, seed
         self._cache = self._before = DynamicCache(config=model.hf.config)
+        self._held: list[int] = []
+        self._held_before: list[int] = []
         self._unread: list[int] = []
         self._message: list[int] = []
         self._turn = 0
@@ -65,29 +67,37 @@ class Conversation:
         tokens = [*self._unread, *message]
         self._require_room(tokens)
         self._before, self._message = copy.deepcopy(self._cache), tokens
+        self._held_before = list(self._held)
         self._turn += 1
-        self._unread = self._write(self._cache, tokens, steering, on_token)
+        self._unread = self._write(self._cache, self._held, tokens, steering, on_token)
 
     def answer_again(self, steering: AnySteering | None, on_token: Callable[[int], None]) -> None:
         """Write another answer to the last message; the conversation keeps the first one."""
-        self._write(copy.deepcopy(self._before), self._message, steering, on_token)
+        held = list(self._held_before)
+        self._write(copy.deepcopy(self._before), held, self._message, steering, on_token)
 
     def _write(
         self,
         cache: DynamicCache,
+        held: list[int],
         tokens: list[int],
         steering: AnySteering | None,
         on_token: Callable[[int], None],
     ) -> list[int]:
-        """Write an answer; the last token, if the cache does not hold it yet."""
-        width = cache.get_seq_length() + len(tokens)
+        """Write an answer; the last token, if the cache does not hold it yet.
+
+        `held` are the tokens in the cache; both grow.
+        """
+        prompt = [*held, *tokens]
         steered: AbstractContextManager[None] = nullcontext()
         if steering is not None:
-            steered = steer(self._model, steering, prompt_width=width)
+            # The prompt is the conversation so far: a prompt gate is decided anew for each answer.
+            steered = steer(self._model, steering, prompt_width=len(prompt), prompts=[prompt])
         with torch.inference_mode(), steered:
             for step in range(self._max_new):
                 ids = torch.tensor([tokens], device=self._model.device)
                 output = self._model.hf(input_ids=ids, past_key_values=cache, use_cache=True)
+                held += tokens
                 token = self._choose(output.logits[0, -1], step)
                 tokens = [token]
                 if token in self._end_tokens:

@@ -1,6 +1,7 @@
 """Conversations: what was written stays as it was steered, turn by turn."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from actcache.analysis.generation.run.turns import first_message, next_message
 from actcache.engine.model import load_model
 from actcache.errors import ActcacheError, RenderError
 from actcache.prompts.render import Renderer, Rendering
+from actcache.steering import PromptGate
 from tests.support.tiny import tokenizer
 
 MAX_NEW = 5
@@ -134,3 +136,18 @@ def test_the_turns_of_a_template_join_to_its_whole_conversation():
 def test_a_template_without_turns_is_refused(template, remedy):
     with pytest.raises(RenderError, match=remedy):
         next_message(renderer(template), tokenizer(template=template), "And?")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("threshold", "opens"), [(-1.0, True), (1.0, False)])
+def test_a_prompt_gate_is_decided_for_each_answer(model, steering, threshold, opens):
+    gate = PromptGate(layers=(1,), vectors=steering.vectors[:1], threshold=threshold)
+    gated = replace(steering.at(3.0), gate=gate)
+    plain = steering.at(3.0) if opens else None
+    talks = [Conversation(model, end_tokens=(), max_new=MAX_NEW) for _ in range(2)]
+    for message in ((5, 9, 11), (7, 3, 8, 4)):
+        written: list[int] = []
+        expected: list[int] = []
+        talks[0].answer(message, gated, written.append)
+        talks[1].answer(message, plain, expected.append)
+        assert written == expected
