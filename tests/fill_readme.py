@@ -15,9 +15,6 @@ STORE_README = README.parent / "actcache" / "store" / "README.md"
 STEERED = "Effect on test rows"
 """What the title of the table of steered texts begins with."""
 
-SETS = ("CAA", "L2S", "random vector")
-"""Whose lines of the second table the transcript shows; the others are cut, and it says so."""
-
 
 def filled(text: str, name: str, part: str) -> str:
     """Put `part` between the marks of that name."""
@@ -27,19 +24,11 @@ def filled(text: str, name: str, part: str) -> str:
 
 
 def transcript(output: str) -> str:
-    """Cut the demo's output down to its tables; a cut shows as `[…]`."""
-    lines = [line.rstrip() for line in output.split(STEERED)[0].splitlines()[:-1]]
-    start = next(i for i, line in enumerate(lines) if "Steerability on test samples" in line)
-    shown: list[str] = ["[…]"]
-    for line in lines[start:]:
-        cells = line.split("│")
-        cut = len(cells) == 7 and not cells[1].strip().startswith(SETS)
-        cut |= len(cells) == 7 and "L2S minus" in line
-        if not cut:
-            shown.append(line)
-        elif shown[-1] != "[…]":
-            shown.append("[…]")
-    return "\n".join(["```", "$ actcache demo", *shown, "```"])
+    """Cut the demo's output down to what the analysis found, from its first finding on."""
+    lines = [line.rstrip() for line in output.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("certificate")) + 1
+    end = next(i for i, line in enumerate(lines) if line.startswith("all tables, ")) + 1
+    return "\n".join(["```", "$ actcache demo", "[…]", *lines[start:end], "```"])
 
 
 def steered_transcript(output: str) -> str:

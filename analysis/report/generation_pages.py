@@ -103,5 +103,6 @@ def _why_not(choice: Choice) -> str:
     unclear = [name for name, over in choice.over_control.items() if over.low <= 0]
     if unclear:
         names = dict.fromkeys(map(control_label, unclear))
-        return f"the difference to {' and '.join(names)} has an interval that is not above 0"
+        controls = " and ".join(f"a {name}" for name in names)
+        return f"the difference to {controls} has an interval that is not above 0"
     return "there are too few test rows, or a control was not run at this strength"

@@ -104,10 +104,10 @@ def show_texts(texts: "Generations") -> None:
     summary = texts.summary
     for reason in summary.left_out:
         _line(f"left out: {reason}")
+    for sentence in findings(summary):
+        _wrapped(Text(printable(sentence)))
     for table in short_tables(summary):
         _show_table(table)
-    for sentence in findings(summary):
-        _line(sentence)
     if not any(method.choice for method in summary.methods):
         _show_lines(texts)
     _line(noise_sentence(summary))

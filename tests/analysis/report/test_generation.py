@@ -136,7 +136,7 @@ def test_a_shown_effect_is_said_with_its_control_its_cost_and_its_window():
         ({"test": at(0.5)}, "its interval is not above 0"),
         (
             {"over_control": {"random": Interval(0.1, -0.1, 0.3)}},
-            "the difference to random vector has an interval that is not above 0",
+            "the difference to a random vector has an interval that is not above 0",
         ),
         ({"over_control": {}}, "too few test rows, or a control was not run"),
     ],
