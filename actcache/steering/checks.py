@@ -149,8 +149,8 @@ def check_shape(field: str, array: np.ndarray, shape: tuple[int | None, ...], wh
         size in (None, length) for size, length in zip(shape, array.shape, strict=True)
     )
     if not fits:
-        wanted = ", ".join("d" if size is None else str(size) for size in shape)
-        refuse(field, f"of shape {list(array.shape)}", f"[{wanted}], {what}", "Reshape them.")
+        shown_shape = ", ".join("d" if size is None else str(size) for size in shape)
+        refuse(field, f"of shape {list(array.shape)}", f"[{shown_shape}], {what}", "Reshape them.")
 
 
 def check_vectors(
@@ -255,14 +255,14 @@ def check_text(field: str, value: Any) -> str | None:
 
 def check_keys(where: str, document: Any, names: Iterable[str]) -> dict[str, Any]:
     """Refuse JSON that is no object of exactly these keys."""
-    wanted = list(names)
+    expected = list(names)
     if not isinstance(document, dict):
         refuse(
-            where, type(document).__name__, f"an object of {', '.join(wanted)}", "Save it again."
+            where, type(document).__name__, f"an object of {', '.join(expected)}", "Save it again."
         )
-    for name in document.keys() - set(wanted):
-        refuse(f"{where}.{name}", "unknown", f"some of {', '.join(wanted)}", "Upgrade actcache.")
-    for name in wanted:
+    for name in document.keys() - set(expected):
+        refuse(f"{where}.{name}", "unknown", f"some of {', '.join(expected)}", "Upgrade actcache.")
+    for name in expected:
         if name not in document:
-            refuse(f"{where}.{name}", "missing", f"each of {', '.join(wanted)}", "Save it again.")
+            refuse(f"{where}.{name}", "missing", f"each of {', '.join(expected)}", "Save it again.")
     return document

@@ -84,8 +84,8 @@ def read_control_vector(raw: bytes) -> dict[int, Float32[np.ndarray, " d_model"]
     n_tensors, n_fields = file.count("tensors"), file.count("fields")
     fields = {file.text(): file.value() for _ in range(n_fields)}
     if fields.get("general.architecture") != "controlvector":
-        found = fields.get("general.architecture")
-        raise ValueError(f"general.architecture is {found!r}, expected 'controlvector'")
+        architecture = fields.get("general.architecture")
+        raise ValueError(f"general.architecture is {architecture!r}, expected 'controlvector'")
     places = [_read_place(file) for _ in range(n_tensors)]
     alignment = fields.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 0 < alignment <= 1 << 16:

@@ -68,14 +68,14 @@ def _added(
     def at(chosen: tuple[int, ...]) -> AnySteering | None:
         if not chosen:  # a prompt without a predicted layer
             return None
-        kept = [layer for layer in chosen if layer not in zero]
-        if not kept:
+        nonzero = [layer for layer in chosen if layer not in zero]
+        if not nonzero:
             raise MismatchError(
                 f"the vector of '{inputs.behavior}' is zero at layer "
                 f"{', '.join(map(str, chosen))}, expected a direction. Pass other layers."
             )
         return inputs.steering(
-            "add", "resid_post", kept, vectors[kept], method=method, tokens="prompt"
+            "add", "resid_post", nonzero, vectors[nonzero], method=method, tokens="prompt"
         )
 
     notes = list(layers.notes)
@@ -126,10 +126,12 @@ def _predict(inputs: BehaviorInputs, layers: ChosenLayers, method: str) -> Make:
                 f"{absent[0]}. Pass some of these, or run analyze with --layers of both."
             )
         vectors = networks.directions(lambda layer: prompt.layer(layer, rows=[row]))[0]
-        kept = [layer for layer in chosen if vectors[place[layer]].any()]
-        if not kept:  # a network that predicts nothing steers nothing
+        nonzero = [layer for layer in chosen if vectors[place[layer]].any()]
+        if not nonzero:  # a network that predicts nothing steers nothing
             return None
-        predicted = vectors[[place[layer] for layer in kept]]
-        return inputs.steering("add", "resid_post", kept, predicted, method=method, tokens="prompt")
+        predicted = vectors[[place[layer] for layer in nonzero]]
+        return inputs.steering(
+            "add", "resid_post", nonzero, predicted, method=method, tokens="prompt"
+        )
 
     return of_row

@@ -178,10 +178,10 @@ def chosen_layers(
     Raises:
         MismatchError: OUT or the store lack what the choice needs.
     """
-    wanted = inputs.settings.layers
-    if wanted == "predicted":
+    asked_layers = inputs.settings.layers
+    if asked_layers == "predicted":
         return predicted_layers(inputs, vectors=vectors)
-    if wanted == "discriminative":
+    if asked_layers == "discriminative":
         layers = tuple(inputs.plane.scores.selected_layers)
         if not layers:
             raise MismatchError(
@@ -189,11 +189,11 @@ def chosen_layers(
                 "expected some to steer. Pass --layers with numbers, or fixed."
             )
         return ChosenLayers(selection="discriminative", of_row=lambda _row: layers)
-    if isinstance(wanted, str):
+    if isinstance(asked_layers, str):
         layer = inputs.fixed_layer if fixed is None else fixed
         notes = ("the layer whose direction agrees most with those of all",) * bool(inputs.labels)
         return ChosenLayers(selection="fixed", of_row=lambda _row: (layer,), notes=notes)
-    numbers = tuple(int(layer) for layer in wanted)
+    numbers = tuple(int(layer) for layer in asked_layers)
     require_layers(numbers, inputs.store.n_layers)
     return ChosenLayers(selection=list_selection(numbers), of_row=lambda _row: numbers)
 

@@ -93,12 +93,12 @@ def find_condition(
     Raises:
         MismatchError: the rows are all of one kind, or their prompts are alike at every layer.
     """
-    wanted = members[train]
-    if wanted.all() or not wanted.any():
+    positive = members[train]
+    if positive.all() or not positive.any():
         raise MismatchError(
-            f"{wanted.sum()} of {len(wanted)} train rows are of the behavior, expected others too: "
-            "cast steers where a prompt is like the behavior's, and needs prompts that are not. "
-            "Build from two or more behaviors, or leave cast out."
+            f"{positive.sum()} of {len(positive)} train rows are of the behavior, expected others "
+            "too: cast steers where a prompt is like the behavior's, and needs prompts that are "
+            "not. Build from two or more behaviors, or leave cast out."
         )
     over: PromptPart = "mean" if "resid_post/mean" in store.arrays else "last"
     position = "mean" if over == "mean" else "prompt"
@@ -108,7 +108,7 @@ def find_condition(
         site = "resid_post" if layer else "embed"
         values = store.residuals(position, site=site).layer(max(layer - 1, 0), rows=train)
         h = np.asarray(values, np.float64)
-        difference = h[wanted].mean(0) - h[~wanted].mean(0)
+        difference = h[positive].mean(0) - h[~positive].mean(0)
         if not difference.any():
             continue
         gate = PromptGate(
@@ -116,7 +116,7 @@ def find_condition(
         )
         similarity = gate_similarities(gate, h[:, None])[:, 0]
         for above in (True, False):
-            scores = _f1(similarity, wanted, above=above)
+            scores = _f1(similarity, positive, above=above)
             if best is None or scores.max() > best.f1:
                 tied = THRESHOLDS[scores == scores.max()]
                 threshold = float(tied[len(tied) // 2])
@@ -139,12 +139,12 @@ def find_condition(
 
 
 def _f1(
-    similarity: Float64[np.ndarray, " n"], wanted: Bool[np.ndarray, " n"], *, above: bool
+    similarity: Float64[np.ndarray, " n"], positive: Bool[np.ndarray, " n"], *, above: bool
 ) -> Float64[np.ndarray, " t"]:
     """F1 of every threshold; 0 where no row passes."""
     side = similarity > THRESHOLDS[:, None] if above else similarity < THRESHOLDS[:, None]
-    right = (side & wanted).sum(1)
-    return np.asarray(2 * right / (side.sum(1) + wanted.sum()))
+    right = (side & positive).sum(1)
+    return np.asarray(2 * right / (side.sum(1) + positive.sum()))
 
 
 def _members(inputs: BehaviorInputs) -> Bool[np.ndarray, " n"]:

@@ -93,12 +93,12 @@ def ablation(inputs: BehaviorInputs, *, control: bool = False) -> Candidate:
     It is removed from block inputs and from what attention and MLP add. It is that of the fixed
     layer, or of the one layer that is asked for; the control removes a random one.
     """
-    wanted = inputs.settings.layers
-    listed = not isinstance(wanted, str)
-    if listed and len(wanted) != 1:
+    asked_layers = inputs.settings.layers
+    listed = not isinstance(asked_layers, str)
+    if listed and len(asked_layers) != 1:
         raise MismatchError(
-            f"layers are {list(wanted)}, but ablation removes one direction, expected the layer "
-            "that it is of. Pass one layer."
+            f"layers are {list(asked_layers)}, but ablation removes one direction, expected the "
+            "layer that it is of. Pass one layer."
         )
     fixed = chosen_layers(inputs).of_row(None)[0] if listed else inputs.fixed_layer
     if not inputs.direction[fixed].any():
@@ -146,11 +146,11 @@ def _selective(inputs: BehaviorInputs) -> tuple[Bool[np.ndarray, " k"], str]:
 def _all_or_listed(inputs: BehaviorInputs) -> tuple[Bool[np.ndarray, " k"], str]:
     """All norm outputs, or those of the blocks that are asked for."""
     of_place = np.array(inputs.plane.scores.layers)
-    wanted = inputs.settings.layers
-    if isinstance(wanted, str):
+    asked_layers = inputs.settings.layers
+    if isinstance(asked_layers, str):
         return np.ones(len(of_place), bool), ALL_SITES
-    require_layers(wanted, inputs.store.n_layers)
-    return np.isin(of_place, wanted), list_selection(wanted)
+    require_layers(asked_layers, inputs.store.n_layers)
+    return np.isin(of_place, asked_layers), list_selection(asked_layers)
 
 
 def _turned(

@@ -75,8 +75,8 @@ def store_rows(
     rows = []
     for number, row in enumerate(rendered):
         facts = {name: values[number] for name, values in columns.items()}
-        wanted = facts["label"] in labels if labels else facts["behavior"] in behaviors
-        if not wanted or facts.pop("variant") != "base" or facts["split"] not in HELD_OUT:
+        selected = facts["label"] in labels if labels else facts["behavior"] in behaviors
+        if not selected or facts.pop("variant") != "base" or facts["split"] not in HELD_OUT:
             continue
         if labels:
             facts["behavior"] = behaviors[0]
