@@ -107,6 +107,10 @@ class MethodScores:
     """Test rows with two completions: share whose likelier one is, at the chosen strength, still
     the one of the unsteered model. None where it was not asked for."""
 
+    others_kept: float | None = None
+    """The same of rows of other behaviors, which steering is not meant to change. None where there
+    are none, or each prompt has a steering of its own."""
+
     norm_error: float | None = None
     """Largest relative change of a steered value's norm in the run's dtype, of an operator that
     keeps norms; None for others."""

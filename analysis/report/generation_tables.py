@@ -274,6 +274,9 @@ def choices_table(summary: GenerationSummary) -> Table:
                 "method": method_label(scores),
                 "strength": strength_label(scores.choice.strength, scores.unit),
                 "kept": f"{scores.choices_kept:.0%}",
+                "other behaviors": "-"
+                if scores.others_kept is None
+                else f"{scores.others_kept:.0%}",
             }
             for scores in summary.methods
             if scores.choices_kept is not None

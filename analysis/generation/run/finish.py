@@ -17,6 +17,7 @@ from actcache.analysis.generation.folder import (
     TABLES,
 )
 from actcache.analysis.generation.run.plan import GenerationPlan, Steers
+from actcache.analysis.generation.run.rows import PromptRow
 from actcache.analysis.generation.run.summarize import summarize_texts
 from actcache.analysis.generation.summary import GenerationSummary, MethodScores
 from actcache.analysis.generation.texts import GeneratedText
@@ -29,6 +30,9 @@ from actcache.steering.operators import apply_operator, coefficients_of
 from actcache.steering.scoring import score_choices
 from actcache.steering.source import Calibration, SteeringSource
 from actcache.steering.steering import AnySteering, Steering, SteeringSum
+
+OTHER_ROWS = 48
+"""Rows of other behaviors whose choices are compared with and without steering, at most."""
 
 NORM_VALUES = 256
 """Random values whose norms are compared before and after a rotation."""
@@ -134,39 +138,57 @@ def _with_model_facts(
     strength = None if method.choice is None else method.choice.strength
     if strength is None:
         return method
+    own, others = choices_kept(model, plan, way, strength)
     return replace(
         method,
-        choices_kept=choices_kept(model, plan, way, strength),
+        choices_kept=own,
+        others_kept=others,
         norm_error=norm_error(model, way, strength),
     )
 
 
 def choices_kept(
     model: LanguageModel, plan: GenerationPlan, way: Steers, strength: float
+) -> tuple[float | None, float | None]:
+    """Compute the share of test rows whose likelier completion stays the unsteered model's.
+
+    Returns:
+        Of the behavior's own rows, which are meant to change; and of at most `OTHER_ROWS` rows of
+        other behaviors, where one steering serves all prompts. None where there are no such rows.
+    """
+    tested = [row for row in plan.rows if row.split == "test" and row.choices is not None]
+    own = [row for row in tested if row.behavior == way.behavior]
+    others = [row for row in tested if row.behavior != way.behavior]
+    others = others[:: max(1, -(-len(others) // OTHER_ROWS))]  # some of each behavior
+    steering = way.steering(None, strength)
+    return (
+        _share_kept(model, plan, own, [way.steering(row.number, strength) for row in own]),
+        None if steering is None else _share_kept(model, plan, others, [steering] * len(others)),
+    )
+
+
+def _share_kept(
+    model: LanguageModel,
+    plan: GenerationPlan,
+    rows: Sequence[PromptRow],
+    steerings: Sequence[AnySteering | None],
 ) -> float | None:
-    """Compute the share of test rows whose likelier completion stays the unsteered model's."""
-    rows = [
-        row
-        for row in plan.rows
-        if row.behavior == way.behavior and row.split == "test" and row.choices is not None
-    ]
     if not rows:
         return None
-    steered = score_choices(
-        model,
-        [row.tokens for row in rows],
-        [row.choices for row in rows if row.choices is not None],
-        [way.steering(row.number, strength) for row in rows],
-        batch_tokens=plan.config.batch_tokens,
-    )
-    plain = score_choices(
-        model,
-        [row.tokens for row in rows],
-        [row.choices for row in rows if row.choices is not None],
-        [None] * len(rows),
-        batch_tokens=plan.config.batch_tokens,
-    )
-    return float(np.mean(np.argmax(steered, axis=-1) == np.argmax(plain, axis=-1)))
+    likelier = [
+        np.argmax(
+            score_choices(
+                model,
+                [row.tokens for row in rows],
+                [row.choices for row in rows if row.choices is not None],
+                of_rows,
+                batch_tokens=plan.config.batch_tokens,
+            ),
+            axis=-1,
+        )
+        for of_rows in (steerings, [None] * len(rows))
+    ]
+    return float(np.mean(likelier[0] == likelier[1]))
 
 
 def norm_error(model: LanguageModel, way: Steers, strength: float) -> float | None:

@@ -41,7 +41,7 @@ def summarize_texts(
 ) -> GenerationSummary:
     """Summarize all texts of a finished run; strengths are chosen on validation rows alone.
 
-    Fields that need the model, `choices_kept` and `norm_error`, are left None.
+    Fields that need the model, `choices_kept`, `others_kept` and `norm_error`, are left None.
     """
     config = plan.config
     bootstrap = Bootstrap(seed=config.seed, draws=config.draws)

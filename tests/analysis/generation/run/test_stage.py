@@ -13,15 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+import actcache
 from actcache import analysis
 from actcache.analysis.generation.config import SteerConfig
 from actcache.analysis.generation.folder import Generations, open_generations
+from actcache.analysis.generation.run.finish import choices_kept
 from actcache.analysis.generation.run.source_plan import plan_generation
 from actcache.analysis.generation.run.summarize import summarize_texts
 from actcache.engine.model import load_model
 from actcache.errors import StoreNotFoundError
 from actcache.progress import Silent
+from actcache.steering import Steering
 from tests.reference.steering import reference_generate
 from tests.support.chat_server import ChatServer
 from tests.support.processes import ROOT
@@ -234,3 +238,42 @@ def test_garbage_on_test_rows_changes_no_choice(generations, steering_file, rows
     assert choice.strength == -2
     assert choice.validation.effect.value == 1
     assert choice.test.effect.value != 1
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("strength", [0.0, 30.0])
+def test_choices_kept_are_those_of_a_loop_on_own_rows_and_on_others(
+    steering_file, rows_file, model_folder, strength
+):
+    model = load_model(model_folder)
+    plan = plan_generation(steering_file, SteerConfig(**SETTINGS), data=[rows_file])
+    behaviors = ("mood", "manners")
+    rows = [replace(row, behavior=behaviors[i % 2]) for i, row in enumerate(plan.rows)]
+    plan = replace(plan, rows=tuple(rows))
+    tested = [row for row in plan.rows if row.split == "test"]
+    steering = Steering.load(steering_file).at(strength)
+    way: Any = next(way for way in plan.ways if way.method == "file")
+    shares = []
+    for behavior in behaviors:
+        kept = choices_kept(model, plan, replace(way, behavior=behavior), strength)
+        for rows, share in zip(
+            ([r for r in tested if (r.behavior == behavior) == own] for own in (True, False)),
+            kept,
+            strict=True,
+        ):
+            same = [_likelier(model, r, steering) == _likelier(model, r, None) for r in rows]
+            assert share == pytest.approx(np.mean(same))
+        shares.append(kept)
+    assert (shares == [(1.0, 1.0)] * 2) == (strength == 0)
+
+
+def _likelier(model, row, steering):
+    """The completion with the larger log-probability, token by token in passes of the whole row."""
+    scores = []
+    for choice in row.choices:
+        ids = torch.tensor([[*row.tokens, *choice]])
+        with actcache.steer(model, [steering], prompt_width=len(row.tokens)), torch.no_grad():
+            logits = model.hf(ids, use_cache=False).logits[0].log_softmax(-1)
+        start = len(row.tokens) - 1
+        scores.append(sum(float(logits[start + i, token]) for i, token in enumerate(choice)))
+    return int(np.argmax(scores))
