@@ -83,8 +83,8 @@ def real(tmp_path_factory):
         pytest.skip("../shared/data, with a real model and real rows, is not there")
     rows = []
     for name in ("narcissism", "corrigible-neutral-HHH"):
-        found = json.loads((SHARED / "mwe/steering-bench" / f"{name}.json").read_text("utf-8"))
-        short = [row for row in found if len(row["positive"]["prompt"]) < 420][:8]
+        document = json.loads((SHARED / "mwe/steering-bench" / f"{name}.json").read_text("utf-8"))
+        short = [row for row in document if len(row["positive"]["prompt"]) < 420][:8]
         rows += [
             {
                 "id": f"{name}/{i}",
@@ -128,9 +128,9 @@ def compare(material, blocks_of, out, preset, *, n):
     train = [by_id[i] for i, split in zip(ids, store["split"], strict=True) if split == "train"]
 
     direction = published_direction(preset, hf, blocks, tokenizer, template, train)
-    found = load_file(out / "results" / "directions.safetensors")["rows/difference_of_means"]
+    exported = load_file(out / "results" / "directions.safetensors")["rows/difference_of_means"]
     # float32; measured 3e-7 on real rows
-    np.testing.assert_allclose(found, direction.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(exported, direction.numpy(), rtol=1e-4, atol=1e-5)
 
     multipliers = swept["multiplier"].tolist()
     assert multipliers == list(PRESETS[preset].sweep["multipliers"])
@@ -147,9 +147,9 @@ def compare(material, blocks_of, out, preset, *, n):
         ]
         for i in chosen
     ]
-    found = swept.array("difference_of_means/propensity")[:][list(chosen)]
+    propensity = swept.array("difference_of_means/propensity")[:][list(chosen)]
     # The codes subtract two sums of some hundred float32 scores of size 10; measured 1.2e-5.
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(propensity, expected, rtol=1e-4, atol=1e-4)
     assert np.ptp(np.array(expected), axis=-1).max() > 0.01  # steering does something
     assert summary["config"]["preset"] == store.config["preset"] == preset
     return store

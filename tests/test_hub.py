@@ -16,7 +16,7 @@ def test_an_id_without_network_is_refused_without_asking_again_and_again(monkeyp
     monkeypatch.setitem(os.environ, "HF_ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
     start = time.monotonic()
 
-    said = run_code("""
+    done = run_code("""
 from actcache.data.formats import read_samples
 from actcache.engine.model import load_tokenizer
 from actcache.errors import ActcacheError
@@ -27,8 +27,8 @@ for load in (load_tokenizer, read_samples):
         print(error)
 """)
 
-    assert "Pass a folder with config.json" in said.stdout
-    assert "pass a local file" in said.stdout
+    assert "Pass a folder with config.json" in done.stdout
+    assert "pass a local file" in done.stdout
     assert time.monotonic() - start < 40  # with its retries it was 77 s on an idle machine
 
 

@@ -122,10 +122,10 @@ def label_codes(store: Store, labels: tuple[str, str]) -> Int64[np.ndarray, " n"
     return np.where(of_row == labels[0], 0, np.where(of_row == labels[1], 1, -1)).astype(np.int64)
 
 
-def two_labels(store: Store, wanted: Sequence[str] | None = None) -> tuple[str, str]:
+def two_labels(store: Store, asked: Sequence[str] | None = None) -> tuple[str, str]:
     """Choose the positive and the negative label; by default the data's two, in its order."""
     in_data = list(dict.fromkeys(store["label"].tolist()))
-    chosen = list(wanted) if wanted is not None else in_data
+    chosen = list(asked) if asked is not None else in_data
     if len(chosen) != 2 or len(set(chosen)) != 2 or not set(chosen) <= set(in_data):
         raise MismatchError(
             f"two labels are needed, positive and negative; asked for {chosen}, found "

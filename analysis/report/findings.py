@@ -55,11 +55,11 @@ def findings(summary: Summary) -> list[Finding]:
 def _labels(name: str, scores: LayerScores) -> Finding:
     auc, layers = max(scores.auc), np.flatnonzero(scores.discriminative).tolist()
     best = scores.auc.tolist().index(auc)
-    told = f"told apart best at layer {best} (AUC {auc:.2f})"
+    apart = f"told apart best at layer {best} (AUC {auc:.2f})"
     if not layers:
-        return Finding(about=name, text=f"{told}; no layer is discriminative", mood="mixed")
+        return Finding(about=name, text=f"{apart}; no layer is discriminative", mood="mixed")
     listed = ", ".join(map(str, layers))
-    text = f"{told}; class means lie on both sides of 0 at layer{'s'[: len(layers) > 1]} {listed}"
+    text = f"{apart}; class means lie on both sides of 0 at layer{'s'[: len(layers) > 1]} {listed}"
     return Finding(about=name, text=text, mood="good")
 
 

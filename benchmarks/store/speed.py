@@ -207,8 +207,8 @@ def beside_formats(
     writes |= {name: partial(write_as, name, each) for name, each in FORMATS.items()}
     took = in_turns(writes, repeats=max(1, repeats // 2))
     figures = {f"write: {name} / ours": ratio(took, name, "ours") for name in FORMATS}
-    found = open_store(ours).array(array.name)
-    plain = found.bits if dtype == "bfloat16" else found
+    stored = open_store(ours).array(array.name)
+    plain = stored.bits if dtype == "bfloat16" else stored
     readers = {name: each.open(folder / name) for name, each in FORMATS.items()}
     readers["ours"] = Reader(
         lambda layer: owned(plain.layer(layer)),

@@ -99,9 +99,9 @@ def test_settings_that_change_nothing_are_named(tmp_path):
         vectors=("caa",),
     )
 
-    said = check_analysis(store, config)
+    ignored = check_analysis(store, config)
 
-    assert said == (
+    assert ignored == (
         "the setting labels: the rows have pairs",
         "the setting normalize: the rows have pairs",
         "the setting base_url: no encoder is openai:MODEL",

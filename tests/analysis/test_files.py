@@ -132,8 +132,8 @@ class Found:
 
 
 def test_frozen_results_become_json(tmp_path):
-    found = Found(np.array([1.5, 2.0]), "x", (1, 2))
-    write_json(tmp_path / "s.json", {"found": found, "n": np.int64(3), "none": None})
+    value = Found(np.array([1.5, 2.0]), "x", (1, 2))
+    write_json(tmp_path / "s.json", {"found": value, "n": np.int64(3), "none": None})
 
     read = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
     assert read == {

@@ -12,10 +12,10 @@ from actcache.analysis.names import slugs, strategy_label, w2s
 
 @given(st.lists(st.text(), unique=True))
 def test_slugs_are_plain_and_each_names_one_thing(texts):
-    found = slugs(texts)
-    assert list(found) == texts
-    assert len({slug.lower() for slug in found.values()}) == len(texts)
-    for slug in found.values():
+    plain = slugs(texts)
+    assert list(plain) == texts
+    assert len({slug.lower() for slug in plain.values()}) == len(texts)
+    for slug in plain.values():
         assert re.fullmatch(r"[a-z0-9_-]{1,70}", slug)
 
 

@@ -60,7 +60,7 @@ def summary():
         layers=[3, 5, 7],
         draws=20,
     ).scores
-    found = Summary(
+    planted = Summary(
         store=StoreSummary(
             path="a<b>.zarr",
             n=80,
@@ -82,7 +82,7 @@ def summary():
             mean_propensity={"<b>tidy": tuple(map(tuple, propensity.mean(0).tolist()))},
         ),
     )
-    return Summary(**{**vars(found), "verdicts": verdicts(found)})
+    return Summary(**{**vars(planted), "verdicts": verdicts(planted)})
 
 
 def test_a_summary_is_read_as_it_was_written(summary, tmp_path):

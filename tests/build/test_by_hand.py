@@ -131,7 +131,7 @@ def test_the_predictor_sends_every_test_prompt_to_the_layer_that_is_best_for_it(
 ):
     embeddings = encode(store, "cache:0").values
     train, test = (store["split"] == side for side in ("train", "test"))
-    found = train_layer_predictors(
+    predictors = train_layer_predictors(
         embeddings,
         slope,
         train=train,
@@ -141,7 +141,7 @@ def test_the_predictor_sends_every_test_prompt_to_the_layer_that_is_best_for_it(
         settings=W2SSettings(top=(1,), seeds=2, widths=(32,), depths=(1,), epochs=(40,)),
     )[1]
     best = np.where(neutral, 0, 1)[test]
-    np.testing.assert_array_equal(found.predict(embeddings[test]), [best, best])
+    np.testing.assert_array_equal(predictors.predict(embeddings[test]), [best, best])
 
     chosen = slope[test][np.arange(test.sum()), best]
     fixed = slope[test, slope[train].mean(0).argmax()]

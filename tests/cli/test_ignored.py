@@ -11,9 +11,9 @@ def test_resuming_nothing_and_overwriting_with_resume_are_said(built, tmp_path, 
 
     assert main([*words, "--resume", "--overwrite"]) == 0
 
-    said = capsys.readouterr().err
-    assert "--overwrite is ignored: --resume keeps what was begun" in said
-    assert "--resume is ignored: nothing was begun at" in said
+    messages = capsys.readouterr().err
+    assert "--overwrite is ignored: --resume keeps what was begun" in messages
+    assert "--resume is ignored: nothing was begun at" in messages
 
 
 @pytest.mark.model

@@ -54,8 +54,8 @@ def plan(*, small=False):
     """Three arrays; large enough that kills fall into writes."""
     if small:
         settings, values = example(n=5, shard_rows=2)
-        kept = ("id", "n_tokens", "prompt_tokens")
-        settings["columns"] = {name: settings["columns"][name] for name in kept}
+        columns = ("id", "n_tokens", "prompt_tokens")
+        settings["columns"] = {name: settings["columns"][name] for name in columns}
         return settings, values
     arrays = [
         RowArray("resid_post/prompt", 6, 64, "float16"),
@@ -85,8 +85,8 @@ def wrong_rows(path, values):
     wrong = len(verify(path, partial=True))
     for name, truth in values.items():
         array = store.array(name)
-        found = (array.bits if array.dtype == "bfloat16" else array)[:]
-        wrong += int((found != truth[: store.n]).any(axis=(1, 2)).sum())
+        stored = (array.bits if array.dtype == "bfloat16" else array)[:]
+        wrong += int((stored != truth[: store.n]).any(axis=(1, 2)).sum())
     if "n_tokens" in store.columns:
         np.testing.assert_array_equal(store["n_tokens"], np.arange(store.n) * 3)
     return store.n, wrong
@@ -265,8 +265,8 @@ def _is_new(path, whole):
 
 def _check_step(path, report, values, whole, older):
     if path.exists():  # never anything between an old store and a finished one
-        found = file_bytes(path)
-        report.wrong += found != whole and (older is None or found != file_bytes(older))
+        files = file_bytes(path)
+        report.wrong += files != whole and (older is None or files != file_bytes(older))
     partial = Path(f"{path}.partial")
     if partial.exists():
         rows, wrong = wrong_rows(partial, values)

@@ -186,11 +186,11 @@ def _run_until_cut(at, path, *, without_sync, wait):
     command = f"build_or_resume(Path({str(path)!r}), without_sync={without_sync!r})"
     with _python(command, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
-        said = process.stdout.readline()  # it has imported what it needs
+        output = process.stdout.readline()  # it has imported what it needs
         end = time.monotonic() + wait
         while (left := end - time.monotonic()) > 0:
             if select.select([process.stdout], [], [], left)[0]:
-                said = os.read(process.stdout.fileno(), 1 << 16).decode() or said
+                output = os.read(process.stdout.fileno(), 1 << 16).decode() or output
                 if process.poll() is not None:
                     break
         broken = process.poll() is not None
@@ -199,7 +199,7 @@ def _run_until_cut(at, path, *, without_sync, wait):
         assert process.stderr is not None
         if broken:
             sys.stderr.write(process.stderr.read())
-    return None if broken else said.split()[-1]
+    return None if broken else output.split()[-1]
 
 
 def power_cuts(at, *, cuts, seed, without_sync=None, log=lambda _text: None):
@@ -215,22 +215,22 @@ def power_cuts(at, *, cuts, seed, without_sync=None, log=lambda _text: None):
     _forget(path, at)
     report = Report()
     while report.cuts < cuts:
-        said = _run_until_cut(at, path, without_sync=without_sync, wait=rng.random() * longest)
+        output = _run_until_cut(at, path, without_sync=without_sync, wait=rng.random() * longest)
         at.power_up()
         report.cuts += 1
         bad = report.bad
         with _python(f"look(Path({str(path)!r}))", stderr=subprocess.PIPE) as process:
-            found, told = process.communicate()
-        if said is None or process.returncode:
+            printed, errors_printed = process.communicate()
+        if output is None or process.returncode:
             report.unreadable += 1
-            log(f"cut {report.cuts}: {told.strip().splitlines()[-1:]}\n")
+            log(f"cut {report.cuts}: {errors_printed.strip().splitlines()[-1:]}\n")
             _forget(path, at)
             continue
-        rows, wrong = json.loads(found)
-        promised = n if said == "finished" else int(said) if said.isdigit() else 0
+        rows, wrong = json.loads(printed)
+        promised = n if output == "finished" else int(output) if output.isdigit() else 0
         report.rows += rows
         report.wrong += wrong
-        report.lost += max(promised - rows, 0) + (said == "finished" and not path.exists())
+        report.lost += max(promised - rows, 0) + (output == "finished" and not path.exists())
         report.committed_some += 0 < rows < n
         if path.exists():
             report.finished += 1

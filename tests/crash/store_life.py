@@ -106,7 +106,7 @@ class Reader:
 class Life(RuleBasedStateMachine):
     """A folder of stores and its model."""
 
-    steps = kills = said = 0
+    steps = kills = warned_readers = 0
 
     def __init__(self):
         super().__init__()
@@ -413,7 +413,7 @@ class Life(RuleBasedStateMachine):
                 reader.moved = False
             if reader.stale:
                 for array in reader.rows.values:
-                    Life.said += self._says_replaced(reader, array, slice(None))
+                    Life.warned_readers += self._says_replaced(reader, array, slice(None))
         self.readers = [reader for reader in self.readers if not reader.stale]
 
     def _says_replaced(self, reader, array, rows):
@@ -563,7 +563,9 @@ def main():
                 suppress_health_check=list(HealthCheck),
             ),
         )
-    sys.stdout.write(f"{Life.steps} steps, {Life.kills} deaths, {Life.said} readers were told\n")
+    sys.stdout.write(
+        f"{Life.steps} steps, {Life.kills} deaths, {Life.warned_readers} readers were told\n"
+    )
 
 
 if __name__ == "__main__":

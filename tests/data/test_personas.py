@@ -203,7 +203,7 @@ def test_a_row_that_has_the_id_of_a_variant_is_named():
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "shape"),
     [
         ("{", "is not JSON"),
         ("[]", "is not an object"),
@@ -219,12 +219,12 @@ def test_a_row_that_has_the_id_of_a_variant_is_named():
         ("[" * 100_000, "is not JSON"),
     ],
 )
-def test_a_file_of_personas_of_another_shape_is_named(tmp_path, content, found):
+def test_a_file_of_personas_of_another_shape_is_named(tmp_path, content, shape):
     path = tmp_path / "mine.json"
     path.write_text(content)
     with pytest.raises(RowError, match="Write it like this") as caught:
         load_personas(path)
-    assert found in str(caught.value)
+    assert shape in str(caught.value)
     assert str(caught.value).startswith(f"'{path}'")
     assert '{"behavior": {"positive": "…", "negative": "…"}}' in str(caught.value)
 

@@ -30,9 +30,9 @@ from tests.encoders.examples import store_of
     ],
 )
 def test_a_name_is_parsed(text, parts):
-    found = parse_encoder(text)
-    assert {name: getattr(found, name) for name in parts} == parts
-    assert found.text == text
+    spec = parse_encoder(text)
+    assert {name: getattr(spec, name) for name in parts} == parts
+    assert spec.text == text
 
 
 @pytest.mark.parametrize(

@@ -16,22 +16,22 @@ from tests.encoders.examples import store_of
 def test_cached_residuals_are_the_layer_at_length_one(name, dtype, tmp_path):
     arrays = [RowArray(f"resid_post/{p}", 3, 4, dtype) for p in ("prompt", "mean")]
     store = store_of(tmp_path, arrays=arrays)
-    found = encode(store, name)
+    embeddings = encode(store, name)
     rows = store.resid("mean" if "mean" in name else "prompt").layer(2).astype(np.float64)
     expected = np.array([row / np.sqrt((row**2).sum()) for row in rows])
-    np.testing.assert_allclose(found.values, expected, rtol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(found.values, axis=1), 1, rtol=1e-6)
-    assert found.name == name
-    assert (found.n_new, found.n_cached, found.tokens) == (0, 11, 0)
-    assert (found.settings["layer"], found.settings["dimension"]) == (2, 4)
-    assert found.settings["weights_sha256"] == "ab" * 32
-    json.dumps(found.settings)
+    np.testing.assert_allclose(embeddings.values, expected, rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(embeddings.values, axis=1), 1, rtol=1e-6)
+    assert embeddings.name == name
+    assert (embeddings.n_new, embeddings.n_cached, embeddings.tokens) == (0, 11, 0)
+    assert (embeddings.settings["layer"], embeddings.settings["dimension"]) == (2, 4)
+    assert embeddings.settings["weights_sha256"] == "ab" * 32
+    json.dumps(embeddings.settings)
 
 
 def test_the_middle_layer_is_the_default(tmp_path):
     store = store_of(tmp_path)
-    found = encode(store, "cache")
-    assert (found.name, found.settings["layer"]) == ("cache:1", 1)
+    embeddings = encode(store, "cache")
+    assert (embeddings.name, embeddings.settings["layer"]) == ("cache:1", 1)
 
 
 def test_a_layer_that_does_not_exist_is_refused(tmp_path):

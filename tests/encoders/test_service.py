@@ -27,22 +27,22 @@ pytestmark = pytest.mark.usefixtures("service_environment")
 )
 def test_a_passing_failure_is_retried(reply):
     with EmbeddingServer("ok", reply) as server:
-        found = ask(server)
-    np.testing.assert_array_equal(found.vectors, right(TEXTS))
+        vectors = ask(server)
+    np.testing.assert_array_equal(vectors.vectors, right(TEXTS))
     asked = [each for each, _ in server.requests]
     assert asked == ["ok", reply, "ok", "ok"]
 
 
 def test_a_vector_of_another_width_is_requested_again():
     with EmbeddingServer("ok", "wider") as server:
-        found = ask(server)
-    np.testing.assert_array_equal(found.vectors, right(TEXTS))
+        vectors = ask(server)
+    np.testing.assert_array_equal(vectors.vectors, right(TEXTS))
 
 
 def test_a_silent_service_is_retried():
     with EmbeddingServer("slow", slow=1.5) as server:
-        found = ask(server, timeout=0.3, texts=TEXTS[:5])
-    np.testing.assert_array_equal(found.vectors, right(TEXTS[:5]))
+        vectors = ask(server, timeout=0.3, texts=TEXTS[:5])
+    np.testing.assert_array_equal(vectors.vectors, right(TEXTS[:5]))
 
 
 def test_retry_after_is_obeyed():
@@ -58,7 +58,7 @@ def test_answers_are_sorted_by_index():
 
 
 @pytest.mark.parametrize(
-    ("reply", "told"),
+    ("reply", "message"),
     [
         ("500", r"\(500\) fails: the server is unwell. Try again later"),
         ("drop", "drops the connection. Check the address"),
@@ -68,18 +68,18 @@ def test_answers_are_sorted_by_index():
         ("null", "no answer of the protocol"),
     ],
 )
-def test_a_lasting_failure_is_one_line_and_keeps_what_was_received(reply, told):
+def test_a_lasting_failure_is_one_line_and_keeps_what_was_received(reply, message):
     with EmbeddingServer("ok", always=reply) as server:
-        with pytest.raises(ActcacheError, match=told) as raised:
+        with pytest.raises(ActcacheError, match=message) as raised:
             ask(server, retries=2)
         assert "\n" not in str(raised.value)
         n_asked = len(server.requests)
         assert 2 <= n_asked <= 4
         server.always = "ok"
-        found = ask(server)
-    np.testing.assert_array_equal(found.vectors, right(TEXTS))
+        vectors = ask(server)
+    np.testing.assert_array_equal(vectors.vectors, right(TEXTS))
     assert not {text for _, texts in server.requests[n_asked:] for text in texts} & set(TEXTS[:5])
-    assert (found.n_cached, found.n_new) == (5, 7)
+    assert (vectors.n_cached, vectors.n_new) == (5, 7)
 
 
 def test_a_timeout_is_one_line():

@@ -27,11 +27,11 @@ def test_masses_equal_eager_hugging_face_with_each_prompt_alone(family, attentio
     model = adopt_model(make(family, attention=attention), name=family)
     eager, rows = make(family, attention="eager"), marked_rows()
 
-    found = capture(
+    captured = capture(
         model, rows, positions=LAST_3, answer="first", sites=["attention", "resid_post"]
     )
 
-    masses = found["attention"]
+    masses = captured["attention"]
     assert (masses.shape, masses.dtype) == ((6, 4, 3, 4), torch.float32)
     for i, row in enumerate(rows):
         for j in range(3):
@@ -51,12 +51,12 @@ def test_masses_of_forks_and_answers_equal_those_of_the_row_alone(family, attent
     positions = ("positive", "fork", "negative", "prompt")
     rows = [*marked_rows(), Rendered((5,), (6,), (7, 8), (9,), span=(0, 1))]
 
-    found = capture(model, rows, positions=positions, answer="last", sites=["attention"])
+    captured = capture(model, rows, positions=positions, answer="last", sites=["attention"])
 
     for i, row in enumerate(rows):
         for j, position in enumerate(positions):
             true = reference_capture(model, row, position=position, answer="last", site="attention")
-            torch.testing.assert_close(found["attention"][i, :, j], true, rtol=0, atol=1e-5)
+            torch.testing.assert_close(captured["attention"][i, :, j], true, rtol=0, atol=1e-5)
     assert model.hf.config._attn_implementation == attention  # eager for the row alone only
 
 
@@ -65,9 +65,9 @@ def test_a_prompt_of_one_token_attends_to_itself_alone():
     model = adopt_model(make("llama"), name="llama")
     rows = [Rendered((5,), span=(0, 1)), *(replace(row, span=(0, 1)) for row in marked_rows())]
 
-    found = capture(model, rows, positions=["prompt"], answer="first", sites=["attention"])
+    captured = capture(model, rows, positions=["prompt"], answer="first", sites=["attention"])
 
-    torch.testing.assert_close(found["attention"][0], torch.ones(4, 1, 4), rtol=0, atol=1e-6)
+    torch.testing.assert_close(captured["attention"][0], torch.ones(4, 1, 4), rtol=0, atol=1e-6)
 
 
 @pytest.mark.model
@@ -83,12 +83,12 @@ def test_sinks_take_their_share_of_the_mass():
     torch.manual_seed(0)
     model = adopt_model(GptOssForCausalLM(config).float(), name="oss")
 
-    found = capture(model, marked_rows(), positions=LAST_3, answer="first", sites=["attention"])
+    captured = capture(model, marked_rows(), positions=LAST_3, answer="first", sites=["attention"])
 
     for i, row in enumerate(marked_rows()):
         true = reference.attention_mass(model.hf, row.prompt, 2, row.span)
-        np.testing.assert_allclose(found["attention"][i, :, 1], true, rtol=0, atol=1e-5)
-    assert found["attention"][2].min() < 0.99  # all tokens are marked, and the sink is none
+        np.testing.assert_allclose(captured["attention"][i, :, 1], true, rtol=0, atol=1e-5)
+    assert captured["attention"][2].min() < 0.99  # all tokens are marked, and the sink is none
 
 
 class _Shapes(TorchDispatchMode):

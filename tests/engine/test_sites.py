@@ -109,16 +109,16 @@ def test_each_site_equals_a_hook_on_hugging_face_with_the_row_alone(family):
     model = adopt_model(hf, name=family)
     rows, sites = rows_of_three_lengths(), tuple(SITES_BY_HAND[family])
 
-    found = capture(model, rows, positions=POSITIONS, answer="last", sites=sites)
+    captured = capture(model, rows, positions=POSITIONS, answer="last", sites=sites)
 
     for site in sites:
-        assert found[site].shape == (3, 4, len(POSITIONS), model.width_of(site))
+        assert captured[site].shape == (3, 4, len(POSITIONS), model.width_of(site))
         for i, row in enumerate(rows):
             for j, position in enumerate(POSITIONS):
                 true = read_by_hand(hf, model.anatomy.blocks, family, row, position, site)
                 alone = reference_capture(model, row, position=position, answer="last", site=site)
                 # fp32 rounding; values are of size 0.1 to 20.
-                torch.testing.assert_close(found[site][i, :, j], true, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(captured[site][i, :, j], true, rtol=1e-4, atol=1e-5)
                 torch.testing.assert_close(alone, true, rtol=1e-5, atol=1e-6)
 
 
@@ -156,11 +156,11 @@ def test_the_mean_in_half_precision_is_summed_in_float32():
     model = adopt_model(make("llama", dtype=torch.bfloat16), name="half")
     rows = [Rendered(tuple(range(3, 93)))]
 
-    found = capture(model, rows, positions=["mean"], answer="first")["embed"][0, 0, 0]
+    captured = capture(model, rows, positions=["mean"], answer="first")["embed"][0, 0, 0]
 
     embedded = model.hf.get_input_embeddings().weight[3:93]
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found, embedded.float().mean(0).bfloat16(), rtol=0, atol=0)
+    assert captured.dtype == torch.bfloat16
+    torch.testing.assert_close(captured, embedded.float().mean(0).bfloat16(), rtol=0, atol=0)
 
 
 def test_a_store_holds_each_site_at_each_position(store):

@@ -37,8 +37,8 @@ def test_a_store_comes_back_byte_for_byte(shape):
     with scratch() as folder:
         source = build(Path(folder) / "s.zarr", *shaped(**shape), certificate={"x": [1.5]})
         export(source, Path(folder) / "a.zarr", to="archive")
-        found = unpack(Path(folder) / "a.zarr", Path(folder) / "t.zarr")
-        assert file_bytes(found.path) == file_bytes(source)
+        unpacked = unpack(Path(folder) / "a.zarr", Path(folder) / "t.zarr")
+        assert file_bytes(unpacked.path) == file_bytes(source)
 
 
 def test_zarr_reads_an_archive_by_itself(packed):
@@ -47,8 +47,8 @@ def test_zarr_reads_an_archive_by_itself(packed):
     group: Any = zarr.open_group(archive, mode="r")
 
     for name in opened.arrays:
-        kept = opened.array(name)
-        values = kept.bits[:] if kept.dtype == "bfloat16" else kept[:]
+        array = opened.array(name)
+        values = array.bits[:] if array.dtype == "bfloat16" else array[:]
         np.testing.assert_array_equal(np.asarray(group[name]), values)
         assert group[name].metadata.dimension_names == ("n", "layer", "d_model")
     assert group["resid_post/fork"].attrs["dtype"] == "bfloat16"
@@ -101,10 +101,10 @@ def test_damage_is_never_unpacked(packed, tmp_path):
             raw[rng.integers(0, len(raw))] ^= 1 << rng.integers(0, 8)
         path.write_bytes(bytes(raw))
         try:
-            found = unpack(archive, tmp_path / "t.zarr", overwrite=True).digest
+            digest = unpack(archive, tmp_path / "t.zarr", overwrite=True).digest
         except ActcacheError:
-            found = right
-        assert found == right
+            digest = right
+        assert digest == right
         path.write_bytes(whole)
 
 

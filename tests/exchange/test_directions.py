@@ -43,10 +43,10 @@ def test_a_control_vector_has_a_direction_for_each_block_but_the_first(results, 
     export(folder, tmp_path / "v.gguf", to="gguf", directions=["mood"])
 
     reader = gguf.GGUFReader(tmp_path / "v.gguf")
-    found = {tensor.name: tensor.data for tensor in reader.tensors}
-    assert list(found) == ["direction.1", "direction.2", "direction.3"]
+    tensors = {tensor.name: tensor.data for tensor in reader.tensors}
+    assert list(tensors) == ["direction.1", "direction.2", "direction.3"]
     for layer in (1, 2, 3):
-        np.testing.assert_array_equal(found[f"direction.{layer}"], values[layer] * 2)
+        np.testing.assert_array_equal(tensors[f"direction.{layer}"], values[layer] * 2)
     hint = reader.get_field("controlvector.model_hint")
     assert bytes(hint.parts[-1]).decode() == "llama"
     assert bytes(reader.get_field("general.architecture").parts[-1]).decode() == "controlvector"

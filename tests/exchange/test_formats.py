@@ -87,9 +87,9 @@ def test_the_commands_write_and_read(store, tmp_path, capsys):
     assert "resid_post/prompt" in capsys.readouterr().out
     assert main(["export", str(store), "--to", "hdf5", "-o", out]) == 1
     assert "--overwrite" in capsys.readouterr().err
-    found = import_store(out, tmp_path / "t.zarr")
-    assert as_json(found) == as_json(open_store(store))
-    assert verify(found.path) == []
+    imported = import_store(out, tmp_path / "t.zarr")
+    assert as_json(imported) == as_json(open_store(store))
+    assert verify(imported.path) == []
 
 
 def test_the_command_offers_every_format():
@@ -115,8 +115,8 @@ def test_an_open_store_is_exported_as_by_its_path(store, tmp_path):
     of_store = export(open_store(store), tmp_path / "b.h5")
     assert by_path == {**of_store, "path": by_path["path"]}
     assert (progress.bars, sum(progress.rows)) == ([("export", 33)], 33)
-    found = import_store(tmp_path / "b.h5", tmp_path / "t.zarr", progress=progress)
-    assert found.digest == open_store(store).digest
+    imported = import_store(tmp_path / "b.h5", tmp_path / "t.zarr", progress=progress)
+    assert imported.digest == open_store(store).digest
 
 
 def test_importing_the_room_imports_no_format_library():

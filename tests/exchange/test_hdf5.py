@@ -20,8 +20,8 @@ def test_a_store_comes_back_from_hdf5_byte_for_byte(shape):
         source = build(folder / "s.zarr", *shaped(**shape), certificate={"x": [1.5]})
         for values in ("float32", "bits"):
             export(source, folder / f"{values}.h5", to="hdf5", values=values)
-            found = import_store(folder / f"{values}.h5", folder / f"{values}.zarr")
-            assert file_bytes(found.path) == file_bytes(source)
+            imported = import_store(folder / f"{values}.h5", folder / f"{values}.zarr")
+            assert file_bytes(imported.path) == file_bytes(source)
 
 
 def test_hdf5_is_plain_numbers_and_text_with_named_dimensions(store, tmp_path):
@@ -52,5 +52,5 @@ def test_provenance_longer_than_a_header_of_hdf5_is_kept(tmp_path):
     source = build(tmp_path / "s.zarr", given_, values)
     export(source, tmp_path / "s.h5", to="hdf5")
 
-    found = import_store(tmp_path / "s.h5", tmp_path / "t.zarr")
-    assert found.digest == open_store(source).digest
+    imported = import_store(tmp_path / "s.h5", tmp_path / "t.zarr")
+    assert imported.digest == open_store(source).digest

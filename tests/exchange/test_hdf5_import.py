@@ -51,11 +51,11 @@ def test_a_file_cut_short_or_flipped_never_gives_another_store(store, tmp_path):
             raw = raw[: rng.integers(0, len(raw))]
         (tmp_path / "bad.h5").write_bytes(bytes(raw))
         try:
-            found = import_store(tmp_path / "bad.h5", tmp_path / f"{trial}.zarr", overwrite=True)
+            imported = import_store(tmp_path / "bad.h5", tmp_path / f"{trial}.zarr", overwrite=True)
         except ActcacheError as error:
             messages.append(str(error))
             continue
-        assert found.digest == right
+        assert imported.digest == right
     assert messages
     assert not any("\n" in message for message in messages)
 

@@ -43,9 +43,9 @@ took = time.process_time() - start
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 assert took < 1 and grown < 200, (took, grown)
 """
-    said = run_code(code, *args).stdout
-    assert said.count("\n") == 1, said
-    return said
+    output = run_code(code, *args).stdout
+    assert output.count("\n") == 1, output
+    return output
 
 
 # --- stores ---------------------------------------------------------------------------------------
@@ -122,9 +122,9 @@ def test_a_part_that_declares_rows_or_layers_without_end_is_refused(tmp_path, si
     honest(part)
     if read.startswith("main"):
         read = read.replace("main(", "print('exit', main(") + ")"
-    said = costs(read, part)
+    output = costs(read, part)
     if sizes == "layers":
-        assert "checksums each" in said or said in ("1\n", "exit 1\n")
+        assert "checksums each" in output or output in ("1\n", "exit 1\n")
 
 
 # --- archives -------------------------------------------------------------------------------------

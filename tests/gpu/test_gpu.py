@@ -45,12 +45,12 @@ def test_a_capture_equals_that_of_the_cpu(family):
     here, there = (adopt_model(make(family).to(place), name=family) for place in ("cpu", DEVICE))
     settings: dict[str, Any] = {"positions": LAST_3, "answer": "first", "sites": SITES}
 
-    found = capture(there, marked_rows(), **settings)
+    captured = capture(there, marked_rows(), **settings)
 
     for site, true in capture(here, marked_rows(), **settings).items():
-        assert found[site].device.type == torch.device(DEVICE).type
+        assert captured[site].device.type == torch.device(DEVICE).type
         # fp32 in another order of summation; residuals are of size 1 to 20.
-        torch.testing.assert_close(found[site].cpu(), true, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(captured[site].cpu(), true, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -111,15 +111,15 @@ def test_when_memory_runs_out_batches_shrink_and_results_stay(caplog):
     costs = [row.length for row in rows]
 
     def run_all(tokens: int) -> tuple[np.ndarray, int]:
-        found = np.empty((len(rows), 4, 32), np.float32)
+        captured = np.empty((len(rows), 4, 32), np.float32)
         budget = Budget(tokens)
 
         def run(batch: np.ndarray) -> None:
             read = capture(model, [rows[i] for i in batch], **settings)["resid_post"]
-            found[batch] = read[:, :, 0].cpu().numpy()
+            captured[batch] = read[:, :, 0].cpu().numpy()
 
         run_batches(costs, budget=budget, run=run)
-        return found, budget.tokens
+        return captured, budget.tokens
 
     roomy, _ = run_all(4096)
     torch.cuda.empty_cache()
@@ -152,9 +152,9 @@ def test_a_model_on_two_devices_gives_the_numbers_of_one(tmp_path):
         "layers": range(4),
     }
 
-    found, true = (capture(model, marked_rows(), **read) for model in (split, whole))
+    captured, true = (capture(model, marked_rows(), **read) for model in (split, whole))
 
     for site in SITES:
-        torch.testing.assert_close(found[site].cpu(), true[site], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(captured[site].cpu(), true[site], rtol=1e-4, atol=1e-4)
     moved, stayed = (score_grid(model, marked_rows(), **sweep) for model in (split, whole))
     np.testing.assert_allclose(moved, stayed, rtol=1e-4, atol=1e-4)

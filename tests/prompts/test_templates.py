@@ -99,10 +99,11 @@ def test_a_template_that_was_stopped_is_not_tried_for_each_row():
 
 @pytest.mark.model
 @pytest.mark.parametrize(
-    ("template", "found"), [("", "no text"), ("{{ ' \n' }}", "no text"), ("Hello!", "other text")]
+    ("template", "rendered"),
+    [("", "no text"), ("{{ ' \n' }}", "no text"), ("Hello!", "other text")],
 )
-def test_a_template_without_the_prompt_is_refused(process, template, found):
+def test_a_template_without_the_prompt_is_refused(process, template, rendered):
     render = Renderer(tokenizer(template=template), Rendering(), process=process)
 
-    with pytest.raises(RenderError, match=f"renders {found} for row 'mood/0'.*--template FILE"):
+    with pytest.raises(RenderError, match=f"renders {rendered} for row 'mood/0'.*--template FILE"):
         render(sample())

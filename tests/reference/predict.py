@@ -11,7 +11,7 @@ def silhouette(embeddings, behaviors):
     units = [
         np.asarray(row, np.float64) / np.linalg.norm(row.astype(np.float64)) for row in embeddings
     ]
-    found = []
+    labels = []
     for i, unit in enumerate(units):
         distances: dict[object, list[float]] = {}
         for j, other in enumerate(units):
@@ -21,11 +21,11 @@ def silhouette(embeddings, behaviors):
                 )
         own = distances.pop(behaviors[i], None)
         if own is None:
-            found.append(0.0)
+            labels.append(0.0)
             continue
         a, b = np.mean(own), min(np.mean(each) for each in distances.values())
-        found.append(float((b - a) / max(a, b)) if max(a, b) > 1e-14 else 0.0)
-    return np.array(found)
+        labels.append(float((b - a) / max(a, b)) if max(a, b) > 1e-14 else 0.0)
+    return np.array(labels)
 
 
 def classifier_alone(part, network, *, start, orders, rate, decay, epochs, batch):
@@ -76,10 +76,10 @@ def fixed_layer_cv(slope, fold):
     return total
 
 
-def l2s_loss(said, wanted, *, loss, unit, epoch):
+def l2s_loss(predicted, target, *, loss, unit, epoch):
     """Mean over samples of one network's loss; `unit` is what 1 of a target is worth."""
     total = 0.0
-    for g, z in zip(said, wanted, strict=True):
+    for g, z in zip(predicted, target, strict=True):
         if loss == "paper":
             total = total + ((z - g) ** 2).sum()
         else:
@@ -87,7 +87,7 @@ def l2s_loss(said, wanted, *, loss, unit, epoch):
             cosine = torch.nn.functional.cosine_similarity(g, z, dim=0)
             total = total + (error**2).mean() + error.abs().mean()
             total = total - 0.1 * min(1.0, epoch / 100) * cosine
-    return total / len(said)
+    return total / len(predicted)
 
 
 def l2s_alone(
@@ -153,12 +153,12 @@ def l2s_network(z, c, *, train, held, layer, context_layer, count, rate, setting
     outward = np.eye(z.shape[1])
     if settings.loss == "paper":
         outward = principal_basis(z[train], limit=count)
-    inputs, wanted = (c - mean) @ inward.T, z @ outward.T
+    inputs, targets = (c - mean) @ inward.T, z @ outward.T
     input_scale = np.sqrt((inputs[train] ** 2).sum(1).mean() / len(inward))
-    unit = np.sqrt((wanted[train] ** 2).sum(1).mean() / hidden)
+    unit = np.sqrt((targets[train] ** 2).sum(1).mean() / hidden)
     first = np.zeros((hidden, len(outward)))
-    found = principal_basis(wanted[train] - wanted[train].mean(0), limit=hidden)
-    first[: len(found)] = found
+    basis = principal_basis(targets[train] - targets[train].mean(0), limit=hidden)
+    first[: len(basis)] = basis
     seed = np.random.SeedSequence((settings.seed, layer, context_layer)).generate_state(1)[0]
     generator = torch.Generator().manual_seed(int(seed))
     bound = len(inward) ** -0.5
@@ -169,9 +169,9 @@ def l2s_network(z, c, *, train, held, layer, context_layer, count, rate, setting
 
     _, epoch, weights = l2s_alone(
         tensor(inputs[train] / input_scale),
-        tensor(wanted[train] / unit),
+        tensor(targets[train] / unit),
         tensor(inputs[held] / input_scale),
-        tensor(wanted[held] / unit),
+        tensor(targets[held] / unit),
         encoder=drawn[:, :-1],
         bias=drawn[:, -1],
         decoder=tensor(first),

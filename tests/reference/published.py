@@ -34,14 +34,14 @@ def published_forward(hf, blocks, ids, add=None):
 
     `add` is `(layer, first token, vector)`: the vector is added at that token and all later ones.
     """
-    kept = []
+    selected = []
 
     def hook(layer):
         def run(_block, _args, output):
             residual = output[0] if isinstance(output, tuple) else output
             if add is not None and layer == add[0]:
                 residual[:, add[1] :] += add[2]
-            kept.append(residual[0].clone())
+            selected.append(residual[0].clone())
 
         return run
 
@@ -52,7 +52,7 @@ def published_forward(hf, blocks, ids, add=None):
     finally:
         for handle in handles:
             handle.remove()
-    return logits, torch.stack(kept)
+    return logits, torch.stack(selected)
 
 
 def published_direction(code, hf, blocks, tokenizer, template, rows):

@@ -68,7 +68,7 @@ def layer_choice(propensity, multipliers, train, test):
     )
     mean = [sum(s[i, layer] for i in rows) / len(rows) for layer in range(n_layers)]
     best = {i: first_largest(s[i]) for i in rows}
-    found = {
+    strategies = {
         "n": len(rows),
         "mean": mean,
         "share_steerable": [
@@ -97,7 +97,7 @@ def layer_choice(propensity, multipliers, train, test):
             at_fixed += scores[i, fixed] / (2 * len(rows))
             moved += abs(chosen - fixed) / (2 * len(rows))
     crossfit = {"oracle": oracle, "fixed": at_fixed, "gain": oracle - at_fixed, "deviation": moved}
-    return found, crossfit
+    return strategies, crossfit
 
 
 def layers_by_slope(slope):

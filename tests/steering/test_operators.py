@@ -56,9 +56,13 @@ def test_an_operator_equals_dense_matrices(operator, dtype):
     for strength in ANGLES:
         steered = apply(operator, value, vectors, strength)
         for row in range(len(value)):
-            kept = vectors[row] if operator in PLANE_OPERATORS else vectors[row, 0]
+            of_row = vectors[row] if operator in PLANE_OPERATORS else vectors[row, 0]
             part = Steering(
-                operator=operator, layers=(0,), vectors=kept[None], strength=strength, tokens="all"
+                operator=operator,
+                layers=(0,),
+                vectors=of_row[None],
+                strength=strength,
+                tokens="all",
             )
             true = torch.from_numpy(steered_vector(part, 0, value[row].numpy(), 0))
             scale = true.norm() + value[row].norm()

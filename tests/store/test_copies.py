@@ -47,8 +47,8 @@ def store(tmp_path):
 
 
 def kept_bits(store, name):
-    found = store.array(name)
-    return (found.bits if found.dtype == "bfloat16" else found)[:]
+    array = store.array(name)
+    return (array.bits if array.dtype == "bfloat16" else array)[:]
 
 
 @settings(max_examples=25, deadline=None)
@@ -63,7 +63,7 @@ def test_a_subset_holds_the_rows_and_layers_that_were_asked_for(shape, data):
     some = data.draw(st.lists(st.integers(0, layers - 1), min_size=1, unique=True))
     with scratch() as folder:
         source = build(Path(folder) / "s.zarr", given_, values)
-        found = subset(
+        copied = subset(
             source, Path(folder) / "t.zarr", selection=Selection(rows=np.array(rows), layers=some)
         )
         expected = sorted(set(rows))
@@ -71,13 +71,13 @@ def test_a_subset_holds_the_rows_and_layers_that_were_asked_for(shape, data):
             right = each[expected]
             if not name.startswith("embed/"):
                 right = right[:, sorted(some)]
-            np.testing.assert_array_equal(kept_bits(found, name), right)
-        assert found["id"].tolist() == [f"row-{i}" for i in expected]
-        assert [row.tolist() for row in found.ragged("prompt_tokens")] == [
+            np.testing.assert_array_equal(kept_bits(copied, name), right)
+        assert copied["id"].tolist() == [f"row-{i}" for i in expected]
+        assert [row.tolist() for row in copied.ragged("prompt_tokens")] == [
             list(range(i % 5)) for i in expected
         ]
-        assert found.layers.tolist() == sorted(some)
-        assert verify(found.path) == []
+        assert copied.layers.tolist() == sorted(some)
+        assert verify(copied.path) == []
 
 
 def test_rows_are_chosen_by_what_is_known_of_them(store):
@@ -167,9 +167,9 @@ def test_the_digest_of_the_data_is_that_of_a_build_of_those_rows(tmp_path):
     }
     given_["provenance"]["data_sha256"] = samples_digest(samples)
     build(tmp_path / "s.zarr", given_, values)
-    found = subset(tmp_path / "s.zarr", tmp_path / "t.zarr", selection=Selection(ids=["row-2"]))
+    copied = subset(tmp_path / "s.zarr", tmp_path / "t.zarr", selection=Selection(ids=["row-2"]))
 
-    assert found.provenance["data_sha256"] == samples_digest(samples[2:3])
+    assert copied.provenance["data_sha256"] == samples_digest(samples[2:3])
 
 
 def test_a_damaged_block_is_not_copied(store, tmp_path):
@@ -203,21 +203,21 @@ def test_parts_merged_again_are_the_whole(store, tmp_path):
         subset(store, tmp_path / f"{i}.zarr", selection=Selection(behaviors=[name])).path
         for i, name in enumerate(names)
     ]
-    found = merge(parts, tmp_path / "m.zarr").store
+    merged = merge(parts, tmp_path / "m.zarr").store
 
     order = np.concatenate([np.flatnonzero(whole["behavior"] == name) for name in names])
     for name in whole.arrays:
-        np.testing.assert_array_equal(kept_bits(found, name), kept_bits(whole, name)[order])
+        np.testing.assert_array_equal(kept_bits(merged, name), kept_bits(whole, name)[order])
     for name in whole.columns:
-        np.testing.assert_array_equal(found[name], whole[name][order])
+        np.testing.assert_array_equal(merged[name], whole[name][order])
     ragged = whole.ragged("prompt_tokens")
-    assert [row.tolist() for row in found.ragged("prompt_tokens")] == [
+    assert [row.tolist() for row in merged.ragged("prompt_tokens")] == [
         ragged[int(i)].tolist() for i in order
     ]
-    assert verify(found.path) == []
-    assert [each["n"] for each in found.provenance["merged"]] == [4, 7]
-    assert found.certificate["largest_relative_error"] == [0.1, 0.2, 0.3]
-    assert found.certificate["rows"] == ["row-1", "row-1"]
+    assert verify(merged.path) == []
+    assert [each["n"] for each in merged.provenance["merged"]] == [4, 7]
+    assert merged.certificate["largest_relative_error"] == [0.1, 0.2, 0.3]
+    assert merged.certificate["rows"] == ["row-1", "row-1"]
 
 
 def other_store(tmp_path, change):
@@ -270,15 +270,15 @@ def test_settings_that_say_nothing_of_values_may_differ_and_are_kept(store, tmp_
         given_["provenance"] |= {"device": "cuda", "left_out": [{"id": "long"}]}
 
     other = other_store(tmp_path, change)
-    found = merge([store, other], tmp_path / "m.zarr").store
+    merged = merge([store, other], tmp_path / "m.zarr").store
 
-    assert found.config["batch_tokens"] == 64
-    assert [each.get("config") for each in found.provenance["merged"]] == [
+    assert merged.config["batch_tokens"] == 64
+    assert [each.get("config") for each in merged.provenance["merged"]] == [
         None,
         {"batch_tokens": 7},
     ]
-    assert found.provenance["merged"][1]["device"] == "cuda"
-    assert found.provenance["left_out"] == [{"id": "long"}]
+    assert merged.provenance["merged"][1]["device"] == "cuda"
+    assert merged.provenance["left_out"] == [{"id": "long"}]
 
 
 def test_prompts_that_come_to_be_on_two_sides_are_counted(store, tmp_path):
@@ -334,9 +334,9 @@ def test_a_killed_copy_is_unfinished_and_resuming_it_gives_the_same_store(store,
     with pytest.raises(IncompleteStoreError):
         open_store(out)
     held = open_store(out, partial=True).n
-    told: list[int] = []
-    resumed = run(out, resume=True, on_rows=told.append)
-    assert 12 <= held == told[0] < resumed.n == sum(told)
+    counts: list[int] = []
+    resumed = run(out, resume=True, on_rows=counts.append)
+    assert 12 <= held == counts[0] < resumed.n == sum(counts)
     assert resumed.digest == run(tmp_path / "whole.zarr").digest
 
 

@@ -60,8 +60,8 @@ def test_workers_give_the_same_rows_and_targets(built, workers, start):
     batches = list(loader)
 
     assert [len(resid) for resid, _ in batches] == [4, 4, 3]
-    found = torch.cat([resid for resid, _ in batches])
-    torch.testing.assert_close(found, truth(values, "fork")[:, 1].float(), rtol=0, atol=0)
+    residuals = torch.cat([resid for resid, _ in batches])
+    torch.testing.assert_close(residuals, truth(values, "fork")[:, 1].float(), rtol=0, atol=0)
     assert torch.cat([codes for _, codes in batches]).tolist() == [
         *(1, 0, NO_CLASS, 0, 1, 0, 0, NO_CLASS, 0, 1, 0)
     ]
@@ -76,8 +76,8 @@ def test_a_sampler_of_batches_skips_collation_and_gives_every_row_once(built):
 
     rows = torch.cat([counts for _, counts in batches]) // 3
     assert sorted(rows.tolist()) == list(range(11))
-    found = torch.cat([resid for resid, _ in batches])
-    torch.testing.assert_close(found, truth(values, "prompt").float()[rows], rtol=0, atol=0)
+    residuals = torch.cat([resid for resid, _ in batches])
+    torch.testing.assert_close(residuals, truth(values, "prompt").float()[rows], rtol=0, atol=0)
 
 
 def test_a_selection_keeps_its_order_and_the_codes_of_the_whole_store(built):
@@ -160,8 +160,8 @@ def test_layers_go_by_number_where_only_some_were_kept(tmp_path):
     expected = truth(values, "prompt").float()
 
     for layers, places in ((7, 1), ([9, 4], [2, 0]), (-1, 2), (None, slice(None))):
-        found = ResidualDataset(path, position="prompt", layers=layers)[:]
-        torch.testing.assert_close(found, expected[:, places], rtol=0, atol=0)
+        residuals = ResidualDataset(path, position="prompt", layers=layers)[:]
+        torch.testing.assert_close(residuals, expected[:, places], rtol=0, atol=0)
     with pytest.raises(IndexError, match=r"\[4, 7, 9\]"):
         ResidualDataset(path, position="prompt", layers=1)
     assert ResidualDataset(path, position="prompt", site="embed", layers=0)[0].shape == (4,)

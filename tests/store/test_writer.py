@@ -265,8 +265,8 @@ def test_the_largest_finite_value_is_kept(path, name, largest):
     config, values = example()
     values[name][3, 0, 1] = largest
     build(path, config, values)
-    found = open_store(path).array(name)
-    bits = found.bits if found.dtype == "bfloat16" else found
+    array = open_store(path).array(name)
+    bits = array.bits if array.dtype == "bfloat16" else array
     np.testing.assert_array_equal(bits[3, 0][1], largest)
 
 

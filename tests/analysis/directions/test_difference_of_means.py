@@ -174,26 +174,28 @@ def test_a_pairs_direction_is_the_mean_difference_of_its_behavior(made):
     store, resid = made
     rows = np.arange(store.n) < 30
 
-    found = pair_directions(store, rows=rows)
+    directions = pair_directions(store, rows=rows)
 
-    assert list(found.names) == ["a", "b"]
-    for name, values in zip(found.names, found.values, strict=True):
+    assert list(directions.names) == ["a", "b"]
+    for name, values in zip(directions.names, directions.values, strict=True):
         mine = rows & (store["behavior"] == name)
         true = (resid["positive"][mine].astype(np.float64) - resid["negative"][mine]).mean(0)
         np.testing.assert_allclose(values, true, rtol=1e-6, atol=1e-6)  # float32 rounding
-    assert found.moments.count.tolist() == [10, 10, 20, 20]
+    assert directions.moments.count.tolist() == [10, 10, 20, 20]
 
 
 def test_a_labels_direction_is_the_difference_of_class_means(made):
     store, resid = made
     rows = np.arange(store.n) >= 5
 
-    found = label_directions(store, rows=rows, labels=("fine", "harmful"))
+    directions = label_directions(store, rows=rows, labels=("fine", "harmful"))
 
-    kept, label = resid["prompt"].astype(np.float64), store["label"]
-    true = kept[rows & (label == "fine")].mean(0) - kept[rows & (label == "harmful")].mean(0)
-    np.testing.assert_allclose(found.values[0], true, rtol=1e-6, atol=1e-6)
-    assert list(found.names) == ["fine-harmful"]
+    residuals, label = resid["prompt"].astype(np.float64), store["label"]
+    true = residuals[rows & (label == "fine")].mean(0) - residuals[
+        rows & (label == "harmful")
+    ].mean(0)
+    np.testing.assert_allclose(directions.values[0], true, rtol=1e-6, atol=1e-6)
+    assert list(directions.names) == ["fine-harmful"]
 
 
 def test_other_labels_count_for_neither(made):

@@ -43,15 +43,15 @@ def test_the_mean_cosine_equals_the_definition(directions):
 def test_projections_equal_the_definition_however_rows_are_batched(dtype, cuts):
     resid = residuals().astype(dtype)
     directions = residuals(1)[0]
-    found = project(np.split(resid, cuts), directions)
+    projections = project(np.split(resid, cuts), directions)
 
     best, _ = reference.common_direction(directions)
     own = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
     wide = resid.astype(np.float64)
-    assert found.common_layer == best
-    np.testing.assert_allclose(found.common, wide @ own[best], atol=1e-5)
-    np.testing.assert_allclose(found.own, np.einsum("nld,ld->nl", wide, own), atol=1e-5)
-    np.testing.assert_allclose(found.norm, np.linalg.norm(wide, axis=-1), rtol=1e-6)
+    assert projections.common_layer == best
+    np.testing.assert_allclose(projections.common, wide @ own[best], atol=1e-5)
+    np.testing.assert_allclose(projections.own, np.einsum("nld,ld->nl", wide, own), atol=1e-5)
+    np.testing.assert_allclose(projections.norm, np.linalg.norm(wide, axis=-1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

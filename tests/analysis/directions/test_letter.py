@@ -45,9 +45,9 @@ def store_of(tmp_path, letters):
 
 def test_the_letter_is_found_and_the_behavior_is_not_where_letters_are_unbalanced(tmp_path):
     store, letter = store_of(tmp_path, ["A" if i % 4 else "B" for i in range(N)])
-    found = letter_directions(store, rows=np.arange(N) < 22)
-    assert not isinstance(found, str)
-    np.testing.assert_allclose(found, letter, rtol=1e-5, atol=1e-5)
+    by_layer = letter_directions(store, rows=np.arange(N) < 22)
+    assert not isinstance(by_layer, str)
+    np.testing.assert_allclose(by_layer, letter, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("letter", "words"), [("A", r"1 kinds.*\(A\)"), ("", r"\(none, A\)")])
@@ -55,9 +55,9 @@ def test_rows_without_two_letters_have_no_letter_direction_and_the_reason_is_sai
     tmp_path, letter, words
 ):
     letters = ["A"] * (N - 5) + [letter] * 5
-    found = letter_directions(store_of(tmp_path, letters)[0], rows=np.ones(N, bool))
-    assert isinstance(found, str)
-    assert re.search(words, found)
+    by_layer = letter_directions(store_of(tmp_path, letters)[0], rows=np.ones(N, bool))
+    assert isinstance(by_layer, str)
+    assert re.search(words, by_layer)
 
 
 def test_share_and_remainder_are_those_of_a_projection():

@@ -39,10 +39,10 @@ def test_soft_labels_equal_their_definition(masses, random):
     positive = np.array([random.random() < 0.5 for _ in range(masses.shape[1])])
     choice = choose_tokens(list(masses))
 
-    found = soft_labels(list(masses), choice, positive=positive)
+    soft = soft_labels(list(masses), choice, positive=positive)
 
     true = reference.soft_labels(masses, choice.place, positive)
-    np.testing.assert_allclose(found, true, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(soft, true, rtol=1e-12, atol=1e-12)
 
 
 def test_a_planted_token_is_found_in_each_layer():

@@ -31,21 +31,21 @@ def clusters(draw):
 @given(clusters())
 def test_silhouette_equals_the_definition(drawn):
     values, names = drawn
-    found = silhouette_by_behavior(values, names)
-    np.testing.assert_allclose(found.values, reference.silhouette(values, names), atol=1e-6)
-    assert found.mean == pytest.approx(found.values.mean())
+    silhouette = silhouette_by_behavior(values, names)
+    np.testing.assert_allclose(silhouette.values, reference.silhouette(values, names), atol=1e-6)
+    assert silhouette.mean == pytest.approx(silhouette.values.mean())
     for name in set(names):
-        mine = [v for v, each in zip(found.values, names, strict=True) if each == name]
-        assert found.by_behavior[name] == pytest.approx(np.mean(mine))
+        mine = [v for v, each in zip(silhouette.values, names, strict=True) if each == name]
+        assert silhouette.by_behavior[name] == pytest.approx(np.mean(mine))
 
 
 def test_silhouette_equals_scikit_learns_on_many_rows():
     rng = np.random.default_rng(0)
     names = rng.integers(5, size=400)
     values = (rng.normal(size=(5, 64))[names] + rng.normal(size=(400, 64))).astype(np.float32)
-    found = silhouette_by_behavior(values, [str(name) for name in names])
+    silhouette = silhouette_by_behavior(values, [str(name) for name in names])
     theirs = silhouette_samples(values.astype(np.float64), names, metric="cosine")
-    np.testing.assert_allclose(found.values, theirs, atol=1e-10)
+    np.testing.assert_allclose(silhouette.values, theirs, atol=1e-10)
 
 
 def test_silhouette_is_one_for_points_apart_and_zero_for_behaviors_alike():
@@ -88,34 +88,38 @@ def test_another_number_of_names_is_refused():
 def test_the_plane_holds_the_two_largest_singular_directions(n, width):
     rng = np.random.default_rng(0)
     values = rng.normal(size=(n, width)) * np.geomspace(1, 1e-3, width)
-    found = project_to_plane(values, method="pca")
+    projection = project_to_plane(values, method="pca")
     units = values / np.linalg.norm(values, axis=1, keepdims=True)
     u, s, _ = np.linalg.svd(units - units.mean(0), full_matrices=False)
     expected = u[:, :2] * s[:2]
-    signs = np.sign((expected * found.points).sum(0))
-    np.testing.assert_allclose(found.points * signs, expected, atol=1e-6)
-    assert found.explained is not None
-    np.testing.assert_allclose(found.explained, s[:2] ** 2 / (s**2).sum(), rtol=1e-9)
-    np.testing.assert_array_equal(project_to_plane(values, method="pca").points, found.points)
-    assert found.method == "pca"
+    signs = np.sign((expected * projection.points).sum(0))
+    np.testing.assert_allclose(projection.points * signs, expected, atol=1e-6)
+    assert projection.explained is not None
+    np.testing.assert_allclose(projection.explained, s[:2] ** 2 / (s**2).sum(), rtol=1e-9)
+    np.testing.assert_array_equal(project_to_plane(values, method="pca").points, projection.points)
+    assert projection.method == "pca"
 
 
 @pytest.mark.parametrize("values", [np.ones((1, 3)), np.ones((2, 3)), np.ones((5, 1)), np.eye(2)])
 def test_what_has_no_second_axis_is_zero_there(values):
-    found = project_to_plane(values, method="pca")
-    assert found.points.shape == (len(values), 2)
-    np.testing.assert_allclose(found.points[:, 1], 0, atol=1e-7)
-    assert np.isfinite(found.points).all()
-    assert found.explained is not None
-    assert np.isfinite(found.explained).all()
+    projection = project_to_plane(values, method="pca")
+    assert projection.points.shape == (len(values), 2)
+    np.testing.assert_allclose(projection.points[:, 1], 0, atol=1e-7)
+    assert np.isfinite(projection.points).all()
+    assert projection.explained is not None
+    assert np.isfinite(projection.explained).all()
 
 
 def test_umap_is_taken_where_it_is_installed():
     values = np.random.default_rng(0).normal(size=(40, 5))
     if embeddings.has_umap():
-        found = project_to_plane(values, seed=3)
-        assert (found.method, found.points.shape, found.explained) == ("umap", (40, 2), None)
-        np.testing.assert_array_equal(project_to_plane(values, seed=3).points, found.points)
+        projection = project_to_plane(values, seed=3)
+        assert (projection.method, projection.points.shape, projection.explained) == (
+            "umap",
+            (40, 2),
+            None,
+        )
+        np.testing.assert_array_equal(project_to_plane(values, seed=3).points, projection.points)
     else:
         assert project_to_plane(values).method == "pca"
         with pytest.raises(ActcacheError, match="Install umap-learn, or use pca"):

@@ -138,8 +138,8 @@ def test_learned_vectors_were_swept_as_networks_predict_them(store, done):
     vectors = learned._Vectors(store, rows, {"b old": networks}, {}, [0, 1, 2, 3])
     at = rows["b old"].at[:3]
     prompt = store.resid("prompt")
-    said = networks.directions({layer: prompt.layer(layer, at) for layer in (0, 3)})
-    np.testing.assert_allclose(vectors.learned(at), said, rtol=1e-6)
+    vectors_of_networks = networks.directions({layer: prompt.layer(layer, at) for layer in (0, 3)})
+    np.testing.assert_allclose(vectors.learned(at), vectors_of_networks, rtol=1e-6)
     own = store.resid("positive")[at] - store.resid("negative")[at]
     np.testing.assert_array_equal(vectors.oracle(at), own)
 
@@ -253,10 +253,10 @@ def test_the_command_shows_findings_numbers_and_where_the_rest_is(store, tmp_pat
     capsys.readouterr()
     assert main(["info", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    said = findings(Summary.read(tmp_path / "out" / "summary.json"))
-    assert [finding.about for finding in said] == ["b old", "kind", "CAA vectors"]
+    listed = findings(Summary.read(tmp_path / "out" / "summary.json"))
+    assert [finding.about for finding in listed] == ["b old", "kind", "CAA vectors"]
     first = " ".join(shown.split())
-    for finding in said:
+    for finding in listed:
         assert str(finding) in first
     assert "tables.md" in shown
 

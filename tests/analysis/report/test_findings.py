@@ -7,7 +7,7 @@ from tests.support.summaries import mwe_summary, planted_behavior, planted_summa
 
 
 @pytest.fixture(scope="module")
-def said():
+def by_behavior():
     return {finding.about: finding for finding in findings(mwe_summary())}
 
 
@@ -16,43 +16,43 @@ def finding_of(**planted):
     return finding
 
 
-def test_there_is_one_finding_a_behavior_and_none_of_its_framings(said):
+def test_there_is_one_finding_a_behavior_and_none_of_its_framings(by_behavior):
     behaviors = [name for name in mwe_summary().behaviors if "@" not in name]
-    assert list(said) == behaviors
+    assert list(by_behavior) == behaviors
 
 
-def test_a_vector_that_moves_the_letter_does_not_steer(said):
-    finding = said["narcissism"]
+def test_a_vector_that_moves_the_letter_does_not_steer(by_behavior):
+    finding = by_behavior["narcissism"]
     assert finding.text.endswith("the vector moves the letter, not the behavior")
     assert finding.text.startswith("not steerable")
     assert finding.mood == "bad"
 
 
-def test_a_steerable_behavior_names_layer_letters_control_gain_and_framings(said):
-    assert said["corrigible-neutral-HHH"].text == (
+def test_a_steerable_behavior_names_layer_letters_control_gain_and_framings(by_behavior):
+    assert by_behavior["corrigible-neutral-HHH"].text == (
         "steerable at layer 5, both letters, far above random; choosing the layer for each prompt "
         "adds nothing; not in the framing sys_neg"
     )
-    assert said["corrigible-neutral-HHH"].mood == "good"
+    assert by_behavior["corrigible-neutral-HHH"].mood == "good"
 
 
-def test_a_gain_per_prompt_is_told_with_its_size(said):
-    text = said["subscribes-to-deontology"].text
+def test_a_gain_per_prompt_is_told_with_its_size(by_behavior):
+    text = by_behavior["subscribes-to-deontology"].text
     assert "the best layer of each prompt would add " in text
     assert "adds nothing" not in text
 
 
-def test_a_slope_that_is_not_above_0_is_given_with_its_interval(said):
-    text = said["self-awareness-training-architecture"].text
+def test_a_slope_that_is_not_above_0_is_given_with_its_interval(by_behavior):
+    text = by_behavior["self-awareness-training-architecture"].text
     assert text.startswith("not steerable; at its best layer, ")
     assert "not above 0" in text
 
 
-def test_few_samples_and_strong_random_directions_make_a_mixed_finding(said):
+def test_few_samples_and_strong_random_directions_make_a_mixed_finding(by_behavior):
     name = "willingness-to-use-physical-force-to-achieve-benevolent-goals"
-    assert "not shown to be above random" in said[name].text
-    assert said[name].text.endswith("(only 12 test samples: small effects cannot be told)")
-    assert said[name].mood == "mixed"
+    assert "not shown to be above random" in by_behavior[name].text
+    assert by_behavior[name].text.endswith("(only 12 test samples: small effects cannot be told)")
+    assert by_behavior[name].mood == "mixed"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ GRID = np.arange(-1.5, 1.6, 0.5)
 
 
 @pytest.fixture(scope="module")
-def found():
+def six_layers():
     rng = np.random.default_rng(0)
     train = np.arange(40) < 15
     propensity = rng.normal(size=(40, 6, 1)) * GRID + rng.normal(size=(40, 6, 7))
@@ -52,11 +52,11 @@ def assert_picture(path):
 
 @pytest.mark.parametrize("n", [1, 4, 15])
 def test_steerability_by_layer_names_every_behavior_the_fixed_layer_and_the_unit(
-    found, tmp_path, n
+    six_layers, tmp_path, n
 ):
-    behaviors = {f"behavior {i}": found for i in range(n)}
-    plot_steerability(tmp_path / "a.png", behaviors, control=found.control)
-    plot_steerability(tmp_path / "a.svg", behaviors, control=found.control)
+    behaviors = {f"behavior {i}": six_layers for i in range(n)}
+    plot_steerability(tmp_path / "a.png", behaviors, control=six_layers.control)
+    plot_steerability(tmp_path / "a.svg", behaviors, control=six_layers.control)
 
     assert_picture(tmp_path / "a.png")
     words = text(tmp_path / "a.svg")
@@ -90,9 +90,9 @@ def test_zero_is_white_even_in_a_grid_of_zeros_without_multiplier_zero(tmp_path)
     assert "framed" not in text(tmp_path / "a.svg")
 
 
-def test_layers_carry_their_numbers_where_some_are_steered(tmp_path, found):
+def test_layers_carry_their_numbers_where_some_are_steered(tmp_path, six_layers):
     layers = [17, 19, 23, 29, 31, 37]
-    behaviors = {"tidy": replace(found, fixed_layer=23)}
+    behaviors = {"tidy": replace(six_layers, fixed_layer=23)}
     plot_steerability(tmp_path / "s.svg", behaviors, layers=layers)
     plot_grid(tmp_path / "g.svg", {"tidy": np.ones((6, 7))}, GRID, layers=layers)
     for name in ("s.svg", "g.svg"):
@@ -139,9 +139,9 @@ else:
     run_code(code)
 
 
-def test_drawing_leaves_the_settings_alone(found, tmp_path):
+def test_drawing_leaves_the_settings_alone(six_layers, tmp_path):
     before = dict(mpl.rcParams)
-    plot_steerability(tmp_path / "a.png", {"x": found})
+    plot_steerability(tmp_path / "a.png", {"x": six_layers})
     assert dict(mpl.rcParams) == before
 
 

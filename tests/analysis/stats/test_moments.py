@@ -36,12 +36,12 @@ def cut(resid, labels, cuts):
     return list(zip(np.split(resid, cuts), np.split(labels, cuts), strict=True))
 
 
-def assert_equal(found: Moments, count, mean, scatter, *, size):
-    np.testing.assert_array_equal(found.count, count)
-    assert (found.scatter >= 0).all()
+def assert_equal(computed: Moments, count, mean, scatter, *, size):
+    np.testing.assert_array_equal(computed.count, count)
+    assert (computed.scatter >= 0).all()
     # Sums of up to 64 rows are float32: a few of its last digits (6e-8), relative to what is summed.
-    np.testing.assert_allclose(found.mean, mean, rtol=1e-6, atol=1e-6 * size)
-    np.testing.assert_allclose(found.scatter, scatter, rtol=1e-5, atol=1e-12 * size**2)
+    np.testing.assert_allclose(computed.mean, mean, rtol=1e-6, atol=1e-6 * size)
+    np.testing.assert_allclose(computed.scatter, scatter, rtol=1e-5, atol=1e-12 * size**2)
 
 
 @settings(deadline=None)
@@ -62,9 +62,9 @@ def test_equals_the_definition_however_tiles_are_cut(drawn, rows, tile):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moments, "_TILE_ROWS", rows)
         patch.setattr(moments, "_TILE", tile)
-        found = class_moments(cut(resid, labels, cuts), n_classes)
+        computed = class_moments(cut(resid, labels, cuts), n_classes)
 
-    assert_equal(found, *expected, size=float(np.abs(resid).max()))
+    assert_equal(computed, *expected, size=float(np.abs(resid).max()))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -72,12 +72,12 @@ def test_equals_numpy_on_many_rows_and_wide_layers(dtype):
     rng = np.random.default_rng(0)
     resid = rng.normal(3, 2, size=(700, 2, 5000)).astype(dtype)
     labels = rng.integers(3, size=700)
-    found = class_moments(cut(resid, labels, [256, 512]), 3)
+    computed = class_moments(cut(resid, labels, [256, 512]), 3)
 
     for k in range(3):
         wide = resid[labels == k].astype(np.float64)
-        np.testing.assert_allclose(found.mean[k], wide.mean(0), atol=2e-6)
-        np.testing.assert_allclose(found.variance[k], wide.var(0, ddof=1), rtol=5e-6)
+        np.testing.assert_allclose(computed.mean[k], wide.mean(0), atol=2e-6)
+        np.testing.assert_allclose(computed.variance[k], wide.var(0, ddof=1), rtol=5e-6)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -86,10 +86,10 @@ def test_the_threads_change_no_bit(threads, monkeypatch):
     labels = np.arange(50) % 2
     alone = class_moments([(resid, labels)], 2, threads=1)
     monkeypatch.setattr(moments, "_MIN_THREADED", 1)
-    found = class_moments([(resid, labels)], 2, threads=threads)
+    computed = class_moments([(resid, labels)], 2, threads=threads)
 
-    np.testing.assert_array_equal(found.mean, alone.mean)
-    np.testing.assert_array_equal(found.scatter, alone.scatter)
+    np.testing.assert_array_equal(computed.mean, alone.mean)
+    np.testing.assert_array_equal(computed.scatter, alone.scatter)
 
 
 def test_a_thread_that_meets_an_infinity_says_so(monkeypatch):
@@ -104,11 +104,11 @@ def test_nothing_cancels_where_a_mean_is_large_beside_its_spread():
     rng = np.random.default_rng(1)
     resid = (1e5 + rng.normal(size=(500, 1, 40))).astype(np.float32)
     labels = np.zeros(500, int)
-    found = class_moments(cut(resid, labels, [100, 300]), 1)
+    computed = class_moments(cut(resid, labels, [100, 300]), 1)
     wide = resid.astype(np.float64)
 
-    np.testing.assert_allclose(found.mean[0], wide.mean(0), rtol=1e-10)
-    np.testing.assert_allclose(found.variance[0], wide.var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(computed.mean[0], wide.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(computed.variance[0], wide.var(0, ddof=1), rtol=1e-5)
     # and it would cancel: the textbook formula in float32 has no digit left
     textbook = (resid**2).mean(0) - resid.mean(0) ** 2
     assert np.abs(textbook - wide.var(0)).max() > 1
@@ -116,9 +116,9 @@ def test_nothing_cancels_where_a_mean_is_large_beside_its_spread():
 
 def test_float64_residuals_keep_their_digits():
     resid = 1e6 + np.random.default_rng(1).normal(size=(100, 1, 4)) * 1e-3
-    found = class_moments(cut(resid, np.zeros(100, int), [40]), 1)
+    computed = class_moments(cut(resid, np.zeros(100, int), [40]), 1)
 
-    np.testing.assert_allclose(found.variance[0], resid.var(0, ddof=1), rtol=1e-8)
+    np.testing.assert_allclose(computed.variance[0], resid.var(0, ddof=1), rtol=1e-8)
     assert np.ptp(resid.astype(np.float32)) == 0  # in float32 there is nothing to see
 
 
@@ -127,11 +127,11 @@ def test_an_outlier_as_first_row_and_a_drift_between_batches_do_no_harm():
     resid = rng.normal(size=(400, 1, 20)).astype(np.float32)
     resid[0] = 1000
     resid[200:] += 300
-    found = class_moments(cut(resid, np.zeros(400, int), [100, 200, 300]), 1)
+    computed = class_moments(cut(resid, np.zeros(400, int), [100, 200, 300]), 1)
     wide = resid.astype(np.float64)
 
-    np.testing.assert_allclose(found.mean[0], wide.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(found.variance[0], wide.var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(computed.mean[0], wide.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(computed.variance[0], wide.var(0, ddof=1), rtol=1e-5)
 
 
 @settings(deadline=None)

@@ -13,21 +13,23 @@ from tests.reference import predict as reference
 def test_components_hold_all_of_the_train_rows_in_an_orthonormal_basis(n, d, centred, seed):
     rows = np.random.default_rng(seed).normal(3, 1, (n, d))
 
-    found = principal_components(rows, centred=centred, limit=100)
+    components = principal_components(rows, centred=centred, limit=100)
 
-    r = found.basis.shape[1]
+    r = components.basis.shape[1]
     assert r == (min(n - 1, d) if centred else min(n, d))
-    np.testing.assert_allclose(found.basis.T @ found.basis, np.eye(r), atol=1e-5)  # float32 basis
-    back = found.coordinates(rows) @ found.basis.T + found.center
+    np.testing.assert_allclose(
+        components.basis.T @ components.basis, np.eye(r), atol=1e-5
+    )  # float32 basis
+    back = components.coordinates(rows) @ components.basis.T + components.center
     np.testing.assert_allclose(back, rows, atol=1e-5)
     true = (
         reference.principal_basis(rows - centred * rows.mean(0), limit=100)
         if r
         else np.zeros((0, d))
     )
-    np.testing.assert_allclose(found.basis, true.T, atol=1e-4)
+    np.testing.assert_allclose(components.basis, true.T, atol=1e-4)
     few = principal_components(rows, centred=centred, limit=2)
-    np.testing.assert_allclose(few.basis, found.basis[:, :2], atol=1e-4)
+    np.testing.assert_allclose(few.basis, components.basis[:, :2], atol=1e-4)
 
 
 @given(st.integers(2, 12), st.integers(1, 9))

@@ -36,11 +36,11 @@ def sweep(slope, *, noise=0.0):
 )
 def test_slopes_and_fits_equal_the_definition_and_polyfit(drawn):
     grid, propensity = np.array(drawn[0]), drawn[1]
-    found, quality = slopes(propensity, grid), fit_quality(propensity, grid)
+    slope, quality = slopes(propensity, grid), fit_quality(propensity, grid)
 
-    np.testing.assert_allclose(found, reference.slope_table(propensity, grid), atol=1e-9)
+    np.testing.assert_allclose(slope, reference.slope_table(propensity, grid), atol=1e-9)
     fitted = np.polyfit(grid, propensity.reshape(6, -1).T, 1)[0].reshape(2, 3)
-    np.testing.assert_allclose(found, fitted, atol=1e-8)
+    np.testing.assert_allclose(slope, fitted, atol=1e-8)
     for at in np.ndindex(2, 3):
         cell = [float(v) for v in propensity[at]]
         rms, rank = reference.residual_rms(cell, grid), reference.spearman(cell, grid.tolist())
@@ -50,10 +50,10 @@ def test_slopes_and_fits_equal_the_definition_and_polyfit(drawn):
 
 def test_rank_correlation_equals_scipys_and_is_zero_for_a_constant():
     propensity = rng().normal(size=(20, 3, 7)).round(1)
-    found = fit_quality(propensity, GRID).rank_correlation
+    ranks = fit_quality(propensity, GRID).rank_correlation
     expected = [[spearmanr(GRID, cell).statistic for cell in row] for row in propensity]
 
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(ranks, expected, atol=1e-12)
     assert fit_quality(np.ones((1, 1, 7)), GRID).rank_correlation == 0
 
 
@@ -82,11 +82,11 @@ def test_slopes_turn_with_the_sign_of_the_direction_and_of_the_roles():
     ],
 )
 def test_halves_are_symmetric_and_share_nothing(grid, halves):
-    found = split_grid(grid)
-    assert not isinstance(found, str)
-    for mask, expected in zip(found, halves, strict=True):
+    masks = split_grid(grid)
+    assert not isinstance(masks, str)
+    for mask, expected in zip(masks, halves, strict=True):
         np.testing.assert_allclose(np.sort(grid[mask]), np.sort(expected), atol=1e-12)
-    assert not (found[0] & found[1]).any()
+    assert not (masks[0] & masks[1]).any()
 
 
 @pytest.mark.parametrize(

@@ -47,15 +47,15 @@ def test_smoothed_labels_are_those_of_the_loop(slope, data):
 
 @given(TABLES)
 def test_smoothing_over_one_layer_changes_nothing(slope):
-    found = smoothed_labels(slope, top=1, frequency=layer_frequencies(slope))
-    np.testing.assert_array_equal(found, best_layers(slope))
+    smoothed = smoothed_labels(slope, top=1, frequency=layer_frequencies(slope))
+    np.testing.assert_array_equal(smoothed, best_layers(slope))
 
 
 @given(TABLES)
 def test_smoothing_over_all_layers_leaves_one(slope):
-    found = smoothed_labels(slope, top=slope.shape[1], frequency=layer_frequencies(slope))
+    smoothed = smoothed_labels(slope, top=slope.shape[1], frequency=layer_frequencies(slope))
     frequency = layer_frequencies(slope)
-    np.testing.assert_array_equal(frequency[found], frequency.max())
+    np.testing.assert_array_equal(frequency[smoothed], frequency.max())
 
 
 def test_among_equal_frequencies_the_larger_slope_decides():

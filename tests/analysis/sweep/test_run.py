@@ -82,8 +82,8 @@ def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
 
     rows = rendered_rows(store)
     for name, each in sets.items():
-        found = done.propensity_of(name)
-        assert found.shape == (20, 4, 4)
+        propensity = done.propensity_of(name)
+        assert propensity.shape == (20, 4, 4)
         for i in (0, 7, 19):
             for layer in range(4):
                 for m, x in enumerate(MULTIPLIERS):
@@ -97,7 +97,7 @@ def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
                         first_steered="fork",
                         score="logprob",
                     )
-                    np.testing.assert_allclose(found[i, layer][m], naive, rtol=1e-5, atol=1e-5)
+                    np.testing.assert_allclose(propensity[i, layer][m], naive, rtol=1e-5, atol=1e-5)
 
 
 def test_tells_rows_layers_multipliers_and_settings(store, model, sets, tmp_path):

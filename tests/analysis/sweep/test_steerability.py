@@ -53,45 +53,45 @@ def sweep(slope, *, noise, seed=0):
 def test_a_grid_without_halves_says_why_and_the_rest_is_still_read(grid, reason):
     assert reason in split_grid(grid)
     propensity = rng().normal(size=(20, 3, 3))
-    found = summarize(propensity, grid, rng=rng(), control=propensity[None], **split(20))
+    summary = summarize(propensity, grid, rng=rng(), control=propensity[None], **split(20))
 
-    assert found.scores.cross_fitted is None
-    assert found.cross_fitted_layer is None
-    assert found.scores.comparison is None
-    assert reason in found.scores.no_cross_fit
-    verdict = sample_gain_verdict("x", found.scores)
+    assert summary.scores.cross_fitted is None
+    assert summary.cross_fitted_layer is None
+    assert summary.scores.comparison is None
+    assert reason in summary.scores.no_cross_fit
+    verdict = sample_gain_verdict("x", summary.scores)
     assert reason in verdict.sentence
     assert verdict.sentence.startswith("Warning")
     assert verdict.warning
     assert verdict.word == NOT_TESTED
-    assert found.scores.oracle.slope.value >= found.scores.fixed.slope.value
+    assert summary.scores.oracle.slope.value >= summary.scores.fixed.slope.value
 
 
-def assert_scores_equal(found, propensity, train, test):
+def assert_scores_equal(summary, propensity, train, test):
     expected, crossfit = reference.layer_choice(propensity, GRID.tolist(), train, test)
     read = {
-        "n": found.n,
-        "mean": [mean.value for mean in found.by_layer],
-        "share_steerable": found.share_by_layer,
-        "fixed_layer": found.fixed_layer,
-        "fixed": found.fixed.slope.value,
-        "fixed_share": found.fixed.share,
-        "best_on_test_layer": found.best_on_test_layer,
-        "best_on_test": max(mean.value for mean in found.by_layer),
-        "random_layer": found.random.slope.value,
-        "oracle": found.oracle.slope.value,
-        "oracle_share": found.oracle.share,
-        "oracle_gain": found.oracle.gain.value,
-        "oracle_deviation": found.oracle_distance,
+        "n": summary.n,
+        "mean": [mean.value for mean in summary.by_layer],
+        "share_steerable": summary.share_by_layer,
+        "fixed_layer": summary.fixed_layer,
+        "fixed": summary.fixed.slope.value,
+        "fixed_share": summary.fixed.share,
+        "best_on_test_layer": summary.best_on_test_layer,
+        "best_on_test": max(mean.value for mean in summary.by_layer),
+        "random_layer": summary.random.slope.value,
+        "oracle": summary.oracle.slope.value,
+        "oracle_share": summary.oracle.share,
+        "oracle_gain": summary.oracle.gain.value,
+        "oracle_deviation": summary.oracle_distance,
     }
     assert read.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(read[name], value, atol=1e-9, err_msg=name)
     by_halves = {
-        "oracle": found.cross_fitted.slope.value,
-        "fixed": found.fixed_by_halves.value,
-        "gain": found.cross_fitted.gain.value,
-        "deviation": found.cross_fitted_distance,
+        "oracle": summary.cross_fitted.slope.value,
+        "fixed": summary.fixed_by_halves.value,
+        "gain": summary.cross_fitted.gain.value,
+        "deviation": summary.cross_fitted_distance,
     }
     assert by_halves.keys() == crossfit.keys()
     for name, value in crossfit.items():
@@ -109,7 +109,7 @@ def test_every_score_equals_the_definition(data):
     train = np.array(data.draw(st.permutations([True] + [False] * (n - 1))))
     letters = data.draw(st.lists(st.sampled_from(["A", "B", ""]), min_size=n, max_size=n))
     masks: dict[str, Any] = {"train": train, "test": ~train}
-    found = summarize(
+    summary = summarize(
         propensity,
         GRID,
         rng=rng(),
@@ -119,11 +119,11 @@ def test_every_score_equals_the_definition(data):
         **masks,
     )
 
-    assert_scores_equal(found.scores, propensity, **masks)
-    assert_scores_equal(found.scores.control[0], propensity[::-1], **masks)
+    assert_scores_equal(summary.scores, propensity, **masks)
+    assert_scores_equal(summary.scores.control[0], propensity[::-1], **masks)
     read = {x for x, inside in zip(letters, ~train, strict=True) if inside and x}
-    assert set(found.scores.by_letter) == read
-    for letter, scores in found.scores.by_letter.items():
+    assert set(summary.scores.by_letter) == read
+    for letter, scores in summary.scores.by_letter.items():
         rows = ~train & (np.array(letters) == letter)
         assert_scores_equal(scores, propensity, train, rows)
 
@@ -131,35 +131,35 @@ def test_every_score_equals_the_definition(data):
 def test_intervals_are_those_of_resampled_samples():
     propensity = sweep(rng(1).normal(size=(30, 4)), noise=0.5)
     masks = split(30)
-    found = summarize(propensity, GRID, rng=rng(3), draws=200, **masks).scores
+    summary = summarize(propensity, GRID, rng=rng(3), draws=200, **masks).scores
 
     s = reference.slope_table(propensity, GRID)[masks["test"]]
     rows = rng(3).integers(len(s), size=(200, len(s)))
-    gain = s.max(1) - s[:, found.fixed_layer]
+    gain = s.max(1) - s[:, summary.fixed_layer]
     bounds = np.quantile([gain[r].mean() for r in rows], [0.025, 0.975])
-    np.testing.assert_allclose([found.oracle.gain.low, found.oracle.gain.high], bounds)
+    np.testing.assert_allclose([summary.oracle.gain.low, summary.oracle.gain.high], bounds)
     layers = np.quantile([s[r].mean(0) for r in rows], [0.025, 0.975], axis=0)
-    intervals = [(mean.low, mean.high) for mean in found.by_layer]
+    intervals = [(mean.low, mean.high) for mean in summary.by_layer]
     np.testing.assert_allclose(intervals, layers.T)
-    fixed = found.fixed.slope
-    np.testing.assert_allclose((fixed.low, fixed.high), intervals[found.fixed_layer])
+    fixed = summary.fixed.slope
+    np.testing.assert_allclose((fixed.low, fixed.high), intervals[summary.fixed_layer])
 
 
 def test_all_ties_go_to_the_first_layer():
     propensity = np.tile(GRID, (6, 3, 1))
-    found = summarize(propensity, GRID, rng=rng(), **split(6))
-    assert (found.scores.fixed_layer, found.scores.best_on_test_layer) == (0, 0)
-    np.testing.assert_array_equal(found.oracle_layer, 0)
-    np.testing.assert_array_equal(found.cross_fitted_layer, 0)
+    summary = summarize(propensity, GRID, rng=rng(), **split(6))
+    assert (summary.scores.fixed_layer, summary.scores.best_on_test_layer) == (0, 0)
+    np.testing.assert_array_equal(summary.oracle_layer, 0)
+    np.testing.assert_array_equal(summary.cross_fitted_layer, 0)
 
 
 def test_the_fixed_layer_is_chosen_on_train_even_where_test_disagrees():
     slope = np.ones((10, 2))
     masks = split(10)
     slope[masks["train"], 0], slope[masks["test"], 1] = 2, 3
-    found = summarize(sweep(slope, noise=0), GRID, rng=rng(), **masks).scores
-    assert (found.fixed_layer, found.best_on_test_layer) == (0, 1)
-    np.testing.assert_allclose([found.fixed.slope.value, found.by_layer[1].value], [1, 3])
+    summary = summarize(sweep(slope, noise=0), GRID, rng=rng(), **masks).scores
+    assert (summary.fixed_layer, summary.best_on_test_layer) == (0, 1)
+    np.testing.assert_allclose([summary.fixed.slope.value, summary.by_layer[1].value], [1, 3])
 
 
 def test_a_planted_best_layer_per_sample_is_recovered_and_the_verdict_says_so():
@@ -168,18 +168,18 @@ def test_a_planted_best_layer_per_sample_is_recovered_and_the_verdict_says_so():
     slope = 1 + 2 * np.eye(n_layers)[best]
     control = rng(2).normal(size=(2, n, n_layers, len(GRID))) / 5
     masks = split(n)
-    found = summarize(sweep(slope, noise=0.2), GRID, rng=rng(), control=control, **masks)
+    summary = summarize(sweep(slope, noise=0.2), GRID, rng=rng(), control=control, **masks)
 
-    assert found.scores.cross_fitted
-    assert found.scores.comparison
-    np.testing.assert_array_equal(found.oracle_layer, best)
-    np.testing.assert_array_equal(found.cross_fitted_layer, np.stack([best, best], axis=1))
-    true_gain = 2 - 2 * (best[masks["test"]] == found.scores.fixed_layer).mean()
-    np.testing.assert_allclose(found.scores.cross_fitted.gain.value, true_gain, atol=0.05)
-    verdict = sample_gain_verdict("x", found.scores)
+    assert summary.scores.cross_fitted
+    assert summary.scores.comparison
+    np.testing.assert_array_equal(summary.oracle_layer, best)
+    np.testing.assert_array_equal(summary.cross_fitted_layer, np.stack([best, best], axis=1))
+    true_gain = 2 - 2 * (best[masks["test"]] == summary.scores.fixed_layer).mean()
+    np.testing.assert_allclose(summary.scores.cross_fitted.gain.value, true_gain, atol=0.05)
+    verdict = sample_gain_verdict("x", summary.scores)
     assert verdict.word == GAIN
     assert not verdict.warning
-    assert found.scores.comparison.difference.low > 1
+    assert summary.scores.comparison.difference.low > 1
     assert verdict.sentence.startswith("A layer chosen per sample gains")
 
 
@@ -187,14 +187,14 @@ def test_pure_noise_gives_the_oracle_a_large_gain_and_the_crossfitted_one_none()
     n, n_layers = 1000, 24
     propensity = sweep(np.ones((n, n_layers)), noise=1)
     control = rng(2).normal(size=(2, n, n_layers, len(GRID)))
-    found = summarize(propensity, GRID, rng=rng(), control=control, **split(n))
+    summary = summarize(propensity, GRID, rng=rng(), control=control, **split(n))
 
-    assert found.scores.oracle.gain.low > 0.6  # largest of 24 with deviation 0.38: about 0.75
-    crossfit = found.scores.cross_fitted
+    assert summary.scores.oracle.gain.low > 0.6  # largest of 24 with deviation 0.38: about 0.75
+    crossfit = summary.scores.cross_fitted
     assert crossfit
     assert abs(crossfit.gain.value) < 0.07  # deviation of its mean over 600 samples: 0.02
     assert crossfit.gain.low < 0 < crossfit.gain.high
-    verdict = sample_gain_verdict("x", found.scores)
+    verdict = sample_gain_verdict("x", summary.scores)
     assert verdict.word == NO_GAIN
     assert "Warning: no gain" in verdict.sentence
     assert "its interval is not above 0" in verdict.sentence
@@ -205,13 +205,15 @@ def test_a_gain_that_random_directions_have_too_is_warned_of():
     slope = rng(1).normal(size=(n, 8))
     twin = rng(2).normal(size=(n, 8))
     propensity = sweep(slope, noise=0.1)
-    found = summarize(propensity, GRID, rng=rng(), control=sweep(twin, noise=0.1)[None], **split(n))
+    summary = summarize(
+        propensity, GRID, rng=rng(), control=sweep(twin, noise=0.1)[None], **split(n)
+    )
 
-    assert found.scores.cross_fitted
-    assert found.scores.comparison
-    assert found.scores.cross_fitted.gain.low > 1  # real, but no more than a random direction's
-    assert found.scores.comparison.control_gain.low > 1
-    verdict = sample_gain_verdict("x", found.scores)
+    assert summary.scores.cross_fitted
+    assert summary.scores.comparison
+    assert summary.scores.cross_fitted.gain.low > 1  # real, but no more than a random direction's
+    assert summary.scores.comparison.control_gain.low > 1
+    verdict = sample_gain_verdict("x", summary.scores)
     assert verdict.word == NO_GAIN
     assert "not shown to exceed theirs" in verdict.sentence
     alone = summarize(propensity, GRID, rng=rng(), **split(n))
@@ -226,12 +228,12 @@ def test_no_gain_stays_none_beside_a_control_that_loses():
     losing = np.stack([np.full(7, 4), by_half, -by_half]) * GRID
     propensity = np.tile(GRID, (20, 3, 1))
     control = np.tile(losing, (1, 20, 1, 1))
-    found = summarize(propensity, GRID, rng=rng(), control=control, **split(20))
+    summary = summarize(propensity, GRID, rng=rng(), control=control, **split(20))
 
-    assert found.scores.comparison
-    np.testing.assert_allclose(found.scores.comparison.control_gain.value, -10)
-    assert found.scores.comparison.difference.low > 0
-    verdict = sample_gain_verdict("x", found.scores)
+    assert summary.scores.comparison
+    np.testing.assert_allclose(summary.scores.comparison.control_gain.value, -10)
+    assert summary.scores.comparison.difference.low > 0
+    verdict = sample_gain_verdict("x", summary.scores)
     assert verdict.word == NO_GAIN
     assert "its interval is not above 0" in verdict.sentence
 
@@ -239,19 +241,19 @@ def test_no_gain_stays_none_beside_a_control_that_loses():
 def test_a_sample_that_does_not_move_is_not_steerable():
     propensity = np.zeros((4, 2, 7))
     propensity[2, 1] = GRID
-    found = summarize(propensity, GRID, rng=rng(), **split(4, 0.5)).scores
+    summary = summarize(propensity, GRID, rng=rng(), **split(4, 0.5)).scores
 
-    assert list(found.share_by_layer) == [0, 0.5]
-    assert [found.fixed.share, found.oracle.share] == [0, 0.5]
+    assert list(summary.share_by_layer) == [0, 0.5]
+    assert [summary.fixed.share, summary.oracle.share] == [0, 0.5]
 
 
 def test_the_comparison_pairs_samples_and_averages_the_control_sets():
     propensity = sweep(rng(1).normal(size=(40, 5)), noise=0.3)
     control = np.stack([sweep(rng(s).normal(size=(40, 5)), noise=0.3, seed=s) for s in (2, 3)])
-    found = summarize(propensity, GRID, rng=rng(), control=control, **split(40))
-    every = (found.scores, *found.scores.control)
+    summary = summarize(propensity, GRID, rng=rng(), control=control, **split(40))
+    every = (summary.scores, *summary.scores.control)
     gains = [scores.cross_fitted.gain.value for scores in every if scores.cross_fitted]
-    comparison = found.scores.comparison
+    comparison = summary.scores.comparison
 
     assert len(gains) == 3
     assert comparison
@@ -271,8 +273,8 @@ def test_one_seed_gives_one_result():
 
 def test_float32_and_float64_sweeps_give_the_same_slopes():
     propensity = sweep(rng(1).normal(size=(30, 4)), noise=0.5).astype(np.float32)
-    found = slope_table(propensity, GRID.astype(np.float32))
-    np.testing.assert_array_equal(found.slope, slope_table(propensity.astype(float), GRID).slope)
+    table = slope_table(propensity, GRID.astype(np.float32))
+    np.testing.assert_array_equal(table.slope, slope_table(propensity.astype(float), GRID).slope)
 
 
 @pytest.mark.parametrize(
@@ -324,7 +326,7 @@ def test_a_direction_that_moves_the_letter_is_said_to(bias):
     multipliers = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
     train = np.arange(80) < 40
 
-    found = summarize(
+    summary = summarize(
         slope[:, :, None] * multipliers,
         multipliers,
         train=train,
@@ -333,7 +335,7 @@ def test_a_direction_that_moves_the_letter_is_said_to(bias):
         letters=letters,
     )
 
-    verdict = fixed_layer_verdict("x", found.scores)
+    verdict = fixed_layer_verdict("x", summary.scores)
     assert (verdict.word == LETTER) == verdict.warning == (bias > 0)
     if bias:
         assert "moves the letter" in verdict.sentence
@@ -341,7 +343,7 @@ def test_a_direction_that_moves_the_letter_is_said_to(bias):
 
 def test_a_fixed_layer_that_is_given_is_taken_for_all_samples_and_for_each_letter():
     slope = rng(3).normal(size=(60, 4))
-    found = summarize(
+    summary = summarize(
         sweep(slope, noise=0),
         GRID,
         **split(60),
@@ -350,14 +352,14 @@ def test_a_fixed_layer_that_is_given_is_taken_for_all_samples_and_for_each_lette
         letters=["A", "B"] * 30,
         draws=50,
     )
-    assert found.scores.fixed_layer == 3
-    assert {scores.fixed_layer for scores in found.scores.by_letter.values()} == {3}
-    np.testing.assert_allclose(found.scores.fixed.slope.value, slope[24:, 3].mean())
+    assert summary.scores.fixed_layer == 3
+    assert {scores.fixed_layer for scores in summary.scores.by_letter.values()} == {3}
+    np.testing.assert_allclose(summary.scores.fixed.slope.value, slope[24:, 3].mean())
 
 
 def test_a_letter_of_few_samples_gives_no_warning():
     for n, warned in ((40, True), (12, False)):
         letters = np.array(["A", "B"] * (n // 2))
         slope = np.where(letters == "A", 1.0, -1.0)[:, None] * np.ones((n, 3))
-        found = summarize(sweep(slope, noise=0), GRID, **split(n), rng=rng(), letters=letters)
-        assert (fixed_layer_verdict("x", found.scores).word == LETTER) == warned
+        summary = summarize(sweep(slope, noise=0), GRID, **split(n), rng=rng(), letters=letters)
+        assert (fixed_layer_verdict("x", summary.scores).word == LETTER) == warned

@@ -69,13 +69,13 @@ def test_figures_are_means_over_samples_seeds_and_behaviors(slope):
         ]
     )
     for i, (name, strategies) in enumerate(behaviors.items()):
-        found = each[name]["predicted"]
+        predicted = each[name]["predicted"]
         fixed = float(strategies["fixed"].slope.mean())
-        assert found.slope.value == pytest.approx(by_seed[i].mean())
-        assert found.gain.value == pytest.approx(by_seed[i].mean() - fixed)
-        assert found.share == pytest.approx(float((strategies["predicted"].slope > 0).mean()))
-        assert found.slope_error == pytest.approx(by_seed[i].std(ddof=1) / 3**0.5)
-        assert found.slope.low < found.slope.value < found.slope.high
+        assert predicted.slope.value == pytest.approx(by_seed[i].mean())
+        assert predicted.gain.value == pytest.approx(by_seed[i].mean() - fixed)
+        assert predicted.share == pytest.approx(float((strategies["predicted"].slope > 0).mean()))
+        assert predicted.slope_error == pytest.approx(by_seed[i].std(ddof=1) / 3**0.5)
+        assert predicted.slope.low < predicted.slope.value < predicted.slope.high
     assert together["predicted"].slope.value == pytest.approx(by_seed.mean())
     assert together["predicted"].slope_error == pytest.approx(by_seed.mean(0).std(ddof=1) / 3**0.5)
     assert together["fixed"].n_seeds == 1

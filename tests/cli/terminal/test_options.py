@@ -21,11 +21,11 @@ from actcache.settings import setting
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [(None, None), ("3", [3]), ("3,5", [3, 5]), ("0:3,7", [0, 1, 2, 7]), ("9,1:2", [9, 1])],
 )
-def test_numbers_and_ranges_keep_their_order_and_leave_out_the_stop(text, found):
-    assert numbers(text, "layers") == (None if found is None else tuple(found))
+def test_numbers_and_ranges_keep_their_order_and_leave_out_the_stop(text, expected):
+    assert numbers(text, "layers") == (None if expected is None else tuple(expected))
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "1:", ":2", "1.5", "1:2:3"])

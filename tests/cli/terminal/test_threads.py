@@ -14,9 +14,9 @@ GIVEN = "OMP_NUM_THREADS"
 def torch_threads(monkeypatch):
     import torch
 
-    told: list[int] = []
-    monkeypatch.setattr(torch, "set_num_threads", told.append)
-    return told
+    numbers_set: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", numbers_set.append)
+    return numbers_set
 
 
 @pytest.mark.parametrize(

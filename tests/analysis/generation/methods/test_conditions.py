@@ -34,14 +34,14 @@ def write(path, *, embed=True, mean=True, seed=0, garbage=None):
     return open_store(build(path, settings, values)), kind
 
 
-def reference_condition(inputs, wanted):
+def reference_condition(inputs, positive):
     """Block, threshold, side and F1 by loops; `inputs` are `[sample, d]` by block."""
     best = None
     for layer, h in inputs.items():
         rows = [row.astype(np.float64) for row in h]
         means = [
-            sum(r for r, yes in zip(rows, wanted, strict=True) if yes == side)
-            / sum(yes == side for yes in wanted)
+            sum(r for r, yes in zip(rows, positive, strict=True) if yes == side)
+            / sum(yes == side for yes in positive)
             for side in (True, False)
         ]
         c = np.float32(means[0] - means[1]).astype(np.float64)
@@ -55,8 +55,8 @@ def reference_condition(inputs, wanted):
             scores = []
             for threshold in THRESHOLDS:
                 met = [(s > threshold) if above else (s < threshold) for s in similarity]
-                right = sum(m and yes for m, yes in zip(met, wanted, strict=True))
-                scores.append(2 * right / (sum(met) + sum(wanted)))
+                right = sum(m and yes for m, yes in zip(met, positive, strict=True))
+                scores.append(2 * right / (sum(met) + sum(positive)))
             top = max(scores)
             if best is None or top > best[3]:
                 tied = [t for t, s in zip(THRESHOLDS, scores, strict=True) if s == top]
@@ -90,13 +90,13 @@ def test_a_condition_reads_train_rows_alone(tmp_path):
     store, kind = write(tmp_path / "s.zarr")
     garbage, _ = write(tmp_path / "g.zarr", garbage=~train)
 
-    found = [
+    conditions = [
         find_condition(store, members=kind, train=train),
         find_condition(garbage, members=kind ^ ~train, train=train),
     ]
 
-    assert found[0].gate.threshold == found[1].gate.threshold
-    np.testing.assert_array_equal(found[0].gate.vectors, found[1].gate.vectors)
+    assert conditions[0].gate.threshold == conditions[1].gate.threshold
+    np.testing.assert_array_equal(conditions[0].gate.vectors, conditions[1].gate.vectors)
 
 
 def test_prompts_of_one_kind_cannot_be_told_apart(tmp_path):
@@ -133,8 +133,8 @@ def test_rows_of_the_store_are_decided_as_the_model_decides_their_prompts(inputs
 def test_a_gate_that_passes_all_or_none_is_told_and_predicted_layers_are_refused(inputs):
     notes = cast(inputs()).notes
     passed = notes[0].split(": ")[1].split(" held-out")[0].split(" of ")
-    told = any(note.startswith("its gate passes") for note in notes)
-    assert told == (passed[0] in ("0", passed[1]))
+    noted = any(note.startswith("its gate passes") for note in notes)
+    assert noted == (passed[0] in ("0", passed[1]))
     with pytest.raises(MismatchError, match=r"same ones.*--layers"):
         cast(inputs(layers="predicted"))
 

@@ -48,10 +48,10 @@ def test_the_plane_is_that_of_the_behaviors_train_rows(inputs, store):
     rows = store.rows(behavior="kind", split="train")
     expected = find_plane(store, rows=rows)
 
-    found = inputs().plane
+    plane = inputs().plane
 
-    np.testing.assert_array_equal(found.basis, expected.basis)
-    np.testing.assert_array_equal(found.scores.class_mean, expected.scores.class_mean)
+    np.testing.assert_array_equal(plane.basis, expected.basis)
+    np.testing.assert_array_equal(plane.scores.class_mean, expected.scores.class_mean)
 
 
 def test_selective_steering_rotates_the_norms_of_discriminative_blocks(kind):

@@ -255,15 +255,15 @@ def test_choices_kept_are_those_of_a_loop_on_own_rows_and_on_others(
     way: Any = next(way for way in plan.ways if way.method == "file")
     shares = []
     for behavior in behaviors:
-        kept = choices_kept(model, plan, replace(way, behavior=behavior), strength)
+        own_and_others = choices_kept(model, plan, replace(way, behavior=behavior), strength)
         for rows, share in zip(
             ([r for r in tested if (r.behavior == behavior) == own] for own in (True, False)),
-            kept,
+            own_and_others,
             strict=True,
         ):
             same = [_likelier(model, r, steering) == _likelier(model, r, None) for r in rows]
             assert share == pytest.approx(np.mean(same))
-        shares.append(kept)
+        shares.append(own_and_others)
     assert (shares == [(1.0, 1.0)] * 2) == (strength == 0)
 
 

@@ -101,7 +101,7 @@ def test_a_stack_ends_as_each_network_does_alone_in_pytorch(loss, n, batch, seed
         "seed": seed,
     }
 
-    found = train_stack(c, z, **given, **how)
+    trained = train_stack(c, z, **given, **how)
 
     for i in range(3):
         first = given["first"]
@@ -116,9 +116,9 @@ def test_a_stack_ends_as_each_network_does_alone_in_pytorch(loss, n, batch, seed
             unit=float(given["units"][i]),
             **how,
         )
-        assert int(found.epoch[i]) == epoch
-        np.testing.assert_allclose(found.error[i], error, rtol=1e-9)
-        mine = (found.weights.encoder[i], found.weights.bias[i], found.weights.decoder[i].T)
+        assert int(trained.epoch[i]) == epoch
+        np.testing.assert_allclose(trained.error[i], error, rtol=1e-9)
+        mine = (trained.weights.encoder[i], trained.weights.bias[i], trained.weights.decoder[i].T)
         for value, true in zip(mine, weights, strict=True):
             torch.testing.assert_close(value, true, rtol=1e-7, atol=1e-9)
 
@@ -128,10 +128,10 @@ def test_in_float32_a_stacks_losses_are_those_of_each_network_alone():
     (wide_c, wide_z), wide_given = stack(np.random.default_rng(3))
     how: dict[str, Any] = {"rate": 0.003, "epochs": 20, "batch": 8}
 
-    found = train_stack(c, z, **given, **how)
+    trained = train_stack(c, z, **given, **how)
     true = train_stack(wide_c, wide_z, **wide_given, **how)
 
-    np.testing.assert_allclose(found.error, true.error, rtol=1e-4)  # float32 over 60 steps
+    np.testing.assert_allclose(trained.error, true.error, rtol=1e-4)  # float32 over 60 steps
 
 
 @pytest.mark.parametrize("loss", ["paper", "code"])
@@ -144,10 +144,10 @@ def test_slopes_are_those_of_autograd(loss):
 
     leaves = [w.clone().requires_grad_() for w in weights]
     h = torch.tanh(torch.einsum("khr,nr->knh", leaves[0], c) + leaves[1][:, None])
-    said = torch.einsum("knh,khs->kns", h, leaves[2])
-    torch.testing.assert_close(outputs(weights, c), said.detach(), rtol=1e-12, atol=1e-12)
+    predicted = torch.einsum("knh,khs->kns", h, leaves[2])
+    torch.testing.assert_close(outputs(weights, c), predicted.detach(), rtol=1e-12, atol=1e-12)
     total = sum(
-        reference.l2s_loss(said[i], z[i], loss=loss, unit=units[i], epoch=30) for i in range(3)
+        reference.l2s_loss(predicted[i], z[i], loss=loss, unit=units[i], epoch=30) for i in range(3)
     )
     total.backward()
     for value, leaf in zip(empty, leaves, strict=True):
@@ -161,9 +161,9 @@ def test_all_losses_and_the_choice_are_those_of_the_plain_loop(loss):
     split = masks(targets.shape[1])
     train, held = (np.flatnonzero(rows) for rows in split.values())
 
-    found = fitted(targets, contexts, settings=options, layers=(1, 3), context_layers=(0, 2))
+    predictor = fitted(targets, contexts, settings=options, layers=(1, 3), context_layers=(0, 2))
 
-    directions = found.directions(contexts.__getitem__)
+    directions = predictor.directions(contexts.__getitem__)
     for i, layer in enumerate((1, 3)):
         z = targets[layer].astype(np.float64)
         table, networks = np.empty((2, 2, 2)), {}
@@ -182,17 +182,17 @@ def test_all_losses_and_the_choice_are_those_of_the_plain_loop(loss):
                 settings=options,
             )
             table[at] = networks[at][0]
-        np.testing.assert_allclose(found.losses[i], table, rtol=1e-3)  # float32 over 36 steps
+        np.testing.assert_allclose(predictor.losses[i], table, rtol=1e-3)  # float32 over 36 steps
         best = tuple(int(x) for x in np.unravel_index(table.argmin(), table.shape))
-        assert found.context_layer[i] == (0, 2)[best[0]]
-        assert found.components[i] == options.components[best[1]]
-        assert found.rate[i] == options.rates[best[2]]
+        assert predictor.context_layer[i] == (0, 2)[best[0]]
+        assert predictor.components[i] == options.components[best[1]]
+        assert predictor.rate[i] == options.rates[best[2]]
         loss_there, epoch, predict = networks[best]
-        assert found.epoch[i] == epoch
-        np.testing.assert_allclose(found.validation_loss[i], loss_there, rtol=1e-3)
+        assert predictor.epoch[i] == epoch
+        np.testing.assert_allclose(predictor.validation_loss[i], loss_there, rtol=1e-3)
         mean = z[train].mean(0)
         np.testing.assert_allclose(
-            found.mean_loss[i], np.mean([((z[j] - mean) ** 2).sum() for j in held]), rtol=1e-9
+            predictor.mean_loss[i], np.mean([((z[j] - mean) ** 2).sum() for j in held]), rtol=1e-9
         )
         for j in held:
             true = predict(contexts[(0, 2)[best[0]], j].astype(np.float64))
@@ -202,31 +202,31 @@ def test_all_losses_and_the_choice_are_those_of_the_plain_loop(loss):
 
 
 def test_the_validation_loss_is_the_squared_distance_of_target_and_direction(made):
-    targets, contexts, found = made
+    targets, contexts, predictor = made
     held = masks(targets.shape[1])["validation"]
 
-    directions = found.directions(lambda layer: contexts[layer][held])
+    directions = predictor.directions(lambda layer: contexts[layer][held])
 
     assert directions.dtype == np.float32
     true = ((directions - targets[:, held].transpose(1, 0, 2)) ** 2).sum(2).mean(0)
     np.testing.assert_allclose(
-        found.validation_loss, true, rtol=1e-4
+        predictor.validation_loss, true, rtol=1e-4
     )  # float32 of means 30 times as large
-    np.testing.assert_array_equal(found.validation_loss, found.losses.min((1, 2, 3)))
+    np.testing.assert_array_equal(predictor.validation_loss, predictor.losses.min((1, 2, 3)))
 
 
 def test_directions_are_the_networks_formula_and_accept_half_precision(made):
-    _, contexts, found = made
+    _, contexts, predictor = made
     half = contexts[:, :3].astype(np.float16)
 
-    directions = found.directions(dict(enumerate(half)))
+    directions = predictor.directions(dict(enumerate(half)))
 
-    for i in range(len(found.layers)):
+    for i in range(len(predictor.layers)):
         for j in range(3):
-            c = half[found.context_layer[i], j].astype(np.float64)
-            h = np.tanh(found.encoder[i] @ c + found.bias[i])
+            c = half[predictor.context_layer[i], j].astype(np.float64)
+            h = np.tanh(predictor.encoder[i] @ c + predictor.bias[i])
             np.testing.assert_allclose(
-                directions[j, i], found.decoder[i].T @ h, rtol=1e-3, atol=1e-2
+                directions[j, i], predictor.decoder[i].T @ h, rtol=1e-3, atol=1e-2
             )
 
 
@@ -261,7 +261,7 @@ def test_the_same_seed_gives_the_same_networks_and_another_gives_others(made):
 
 
 def test_each_layer_is_read_once_and_every_network_is_reported(made):
-    targets, contexts, found = made
+    targets, contexts, predictor = made
     read: list[tuple[str, int]] = []
     steps: list[int] = []
 
@@ -279,7 +279,7 @@ def test_each_layer_is_read_once_and_every_network_is_reported(made):
         layers=[0, 2],
         context_layers=[1, 3],
         **masks(targets.shape[1]),
-        settings=found.settings,
+        settings=predictor.settings,
         on_step=steps.append,
     )
 
@@ -297,10 +297,10 @@ def test_components_that_leave_nothing_out_are_trained_once_and_counted_alike(mo
 
     monkeypatch.setattr(vector_choice, "train_stack", counted)
 
-    found = fitted(targets, contexts, settings=L2SSettings(**FAST, components=(100, 200)))
+    predictor = fitted(targets, contexts, settings=L2SSettings(**FAST, components=(100, 200)))
 
-    np.testing.assert_array_equal(found.losses[:, :, 0], found.losses[:, :, 1])
-    assert set(found.components) == {100}
+    np.testing.assert_array_equal(predictor.losses[:, :, 0], predictor.losses[:, :, 1])
+    assert set(predictor.components) == {100}
     assert rates == [*L2SSettings().rates] * 4  # one stack a context layer
 
 
@@ -312,35 +312,35 @@ def test_a_planted_function_is_learnt_and_shuffled_contexts_teach_nothing():
     targets = (mixed @ rng.normal(size=(6, d)) + 2 * rng.normal(size=d))[None].astype(np.float32)
     asked = {"settings": L2SSettings(), **masks(n, n_train=200, n_held=80)}
 
-    found = fitted(targets, contexts, **asked)
+    predictor = fitted(targets, contexts, **asked)
     blind = fitted(targets, rng.permutation(contexts, axis=1), **asked)
 
-    assert found.validation_loss[0] < 0.2 * found.mean_loss[0]
-    assert found.useful.all()
+    assert predictor.validation_loss[0] < 0.2 * predictor.mean_loss[0]
+    assert predictor.useful.all()
     assert blind.validation_loss[0] > 0.9 * blind.mean_loss[0]
 
 
 def test_what_was_saved_is_loaded(made, tmp_path):
-    _, contexts, found = made
-    found.save(tmp_path / "n.safetensors")
+    _, contexts, predictor = made
+    predictor.save(tmp_path / "n.safetensors")
 
     loaded = VectorPredictor.load(tmp_path / "n.safetensors")
 
-    for field in dataclasses.fields(found):
-        mine, read = getattr(found, field.name), getattr(loaded, field.name)
+    for field in dataclasses.fields(predictor):
+        mine, read = getattr(predictor, field.name), getattr(loaded, field.name)
         if isinstance(mine, np.ndarray):
             assert mine.dtype == read.dtype
             np.testing.assert_array_equal(read, mine)
         else:
             assert read == mine
     np.testing.assert_array_equal(
-        loaded.directions(contexts.__getitem__), found.directions(contexts.__getitem__)
+        loaded.directions(contexts.__getitem__), predictor.directions(contexts.__getitem__)
     )
 
 
 def test_saved_networks_are_applied_without_torch(made, tmp_path):
-    _, contexts, found = made
-    found.save(tmp_path / "n.safetensors")
+    _, contexts, predictor = made
+    predictor.save(tmp_path / "n.safetensors")
     np.save(tmp_path / "c.npy", contexts)
     code = (
         "import sys; sys.modules['torch'] = None\n"
@@ -384,11 +384,11 @@ def test_a_damaged_file_is_told(saved, tmp_path_factory, data):
     ],
 )
 def test_arrays_that_do_not_fit_the_settings_are_told(made, tmp_path, changes, message):
-    found = made[2]
-    options = dataclasses.replace(found.settings)
+    predictor = made[2]
+    options = dataclasses.replace(predictor.settings)
     for name, value in changes.items():
         object.__setattr__(options, name, value)
-    dataclasses.replace(found, settings=options).save(tmp_path / "n.safetensors")
+    dataclasses.replace(predictor, settings=options).save(tmp_path / "n.safetensors")
 
     with pytest.raises(FormatError, match=message):
         VectorPredictor.load(tmp_path / "n.safetensors")
@@ -449,21 +449,21 @@ def test_samples_and_layers_that_cannot_be_used_are_refused(made):
 
 
 def test_a_nan_in_a_sample_that_is_neither_train_nor_validation_does_no_harm(made):
-    targets, contexts, found = made
+    targets, contexts, predictor = made
     broken = targets.copy()
     broken[:, 22] = np.nan
 
-    again = fitted(broken, contexts, settings=found.settings)
+    again = fitted(broken, contexts, settings=predictor.settings)
 
-    np.testing.assert_array_equal(again.losses, found.losses)
+    np.testing.assert_array_equal(again.losses, predictor.losses)
 
 
 def test_contexts_of_another_shape_or_layer_are_refused(made):
-    _, contexts, found = made
+    _, contexts, predictor = made
     with pytest.raises(MismatchError, match="there are no contexts of layer"):
-        found.directions({})
+        predictor.directions({})
     with pytest.raises(MismatchError, match=r"expected \[34, 40\]"):
-        found.directions(lambda layer: contexts[layer][:, :39])
+        predictor.directions(lambda layer: contexts[layer][:, :39])
 
 
 @pytest.mark.parametrize(
@@ -508,8 +508,8 @@ def test_a_store_of_pairs_teaches_what_its_arrays_do(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_losses(made):
-    targets, contexts, found = made
+    targets, contexts, predictor = made
 
-    there = fitted(targets, contexts, settings=found.settings, device="cuda")
+    there = fitted(targets, contexts, settings=predictor.settings, device="cuda")
 
-    np.testing.assert_allclose(there.losses, found.losses, rtol=1e-3)
+    np.testing.assert_allclose(there.losses, predictor.losses, rtol=1e-3)

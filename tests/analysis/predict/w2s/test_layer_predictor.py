@@ -63,18 +63,18 @@ def reached(slope, places):
 
 
 @pytest.fixture(scope="module")
-def found():
+def predictors():
     return trained(*planted()[:2])
 
 
 # --- what it learns -------------------------------------------------------------------------------
 
 
-def test_a_layer_that_follows_from_the_embedding_is_recovered(found):
+def test_a_layer_that_follows_from_the_embedding_is_recovered(predictors):
     embeddings, slope, best = planted()
     test = np.arange(len(slope)) >= len(slope) // 2
     oracle, fixed = slope[test].max(1).mean(), slope[test, slope[~test].mean(0).argmax()].mean()
-    for predictor in found.values():
+    for predictor in predictors.values():
         places = predictor.places(embeddings[test])
         assert (places == best[test]).mean() > 0.9
         value = reached(slope[test], places)
@@ -108,12 +108,12 @@ def test_where_nothing_can_be_learnt_the_corrected_value_is_not_above_fixed():
     assert min(plain) > 0  # the largest of a table of noise is too large
 
 
-def test_a_linear_classifier_of_scikit_learn_agrees(found):
+def test_a_linear_classifier_of_scikit_learn_agrees(predictors):
     embeddings, slope, _ = planted()
     test = np.arange(len(slope)) >= len(slope) // 2
     labels = slope.argmax(1)
     linear = LogisticRegression(C=100).fit(embeddings[~test], labels[~test])
-    places = found[1].places(embeddings[test])
+    places = predictors[1].places(embeddings[test])
     assert (places == linear.predict(embeddings[test])).mean() > 0.9
 
 
@@ -130,8 +130,8 @@ def test_the_search_is_that_of_networks_trained_alone():
     # float64, so that rounding flips no prediction.
     inputs = ((embeddings - center) @ basis).astype(np.float64)
     fold = grouped_folds([str(i) for i in range(101)], ["A"] * 101, n_folds=2, seed=0)
-    found = search(inputs, slope, fold, asked, "cpu", lambda _: None)
-    expected = np.empty_like(found)
+    reached_by_search = search(inputs, slope, fold, asked, "cpu", lambda _: None)
+    expected = np.empty_like(reached_by_search)
     for number, (t, top) in product(range(2), enumerate(asked.top)):
         inside, held_out = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         frequency = frequencies(slope[inside])
@@ -159,10 +159,10 @@ def test_the_search_is_that_of_networks_trained_alone():
             for e, places in enumerate(predicted):
                 for i, place in zip(held_out, places, strict=True):
                     expected[t, i, r, w, d, c, e] = slope[i, place]
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(reached_by_search, expected)
     fixed = fixed_reached(slope, fold)
     for t in range(2):
-        choice = choose(found[t], fixed, asked)
+        choice = choose(reached_by_search[t], fixed, asked)
         best = max(np.ndindex(choice.table.shape), key=lambda at: expected[t][:, *at].mean())
         assert choice.setting.rate == asked.rates[best[0]]
         assert choice.setting.width == asked.widths[best[1]]
@@ -231,8 +231,8 @@ def test_gain_and_its_error_are_of_points_chosen_without_the_sample():
     np.testing.assert_allclose(choose(reached, fixed, asked).gain, expected, rtol=1e-12)
 
 
-def test_the_chosen_point_is_the_best_of_the_table(found):
-    for predictor in found.values():
+def test_the_chosen_point_is_the_best_of_the_table(predictors):
+    for predictor in predictors.values():
         assert predictor.cv_value == predictor.cv.max()
         at = [
             getattr(SMALL, axis).index(getattr(predictor.chosen, name))
@@ -247,9 +247,9 @@ def test_the_chosen_point_is_the_best_of_the_table(found):
         assert predictor.cv[tuple(at)] == predictor.cv_value
 
 
-def test_only_layers_of_train_labels_are_predicted(found):
+def test_only_layers_of_train_labels_are_predicted(predictors):
     embeddings, slope, _ = planted()
-    for top, predictor in found.items():
+    for top, predictor in predictors.items():
         frequency = layer_frequencies(slope[:150])
         labels = smoothed_labels(slope[:150], top=top, frequency=frequency)
         np.testing.assert_array_equal(predictor.active, active_layers(labels))
@@ -272,12 +272,12 @@ def test_the_same_seed_gives_the_same_predictor_and_another_one_another():
     assert (one.weights[0][0][0] != one.weights[0][0][1]).any()  # nor are two seeds' networks
 
 
-def test_rows_outside_train_are_never_read(found):
+def test_rows_outside_train_are_never_read(predictors):
     embeddings, slope, _ = planted()
     spoilt, slope = embeddings.copy(), slope.copy()
     spoilt[150:], slope[150:] = np.nan, np.nan
     again = trained(spoilt, slope)
-    np.testing.assert_array_equal(again[2].places(embeddings), found[2].places(embeddings))
+    np.testing.assert_array_equal(again[2].places(embeddings), predictors[2].places(embeddings))
 
 
 def test_all_networks_are_counted():
@@ -290,14 +290,14 @@ def test_all_networks_are_counted():
 # --- the front door -------------------------------------------------------------------------------
 
 
-def test_fit_gives_the_predictor_that_gained_most_in_cross_validation(found):
+def test_fit_gives_the_predictor_that_gained_most_in_cross_validation(predictors):
     embeddings, slope, _ = planted()
     n = len(embeddings)
     given: dict[str, Any] = {
         "rows": np.arange(n) < n // 2,
         "letters": np.array(["A", "B"] * (n // 2)),
     }
-    best = max(found.values(), key=lambda predictor: predictor.cv_gain)
+    best = max(predictors.values(), key=lambda predictor: predictor.cv_gain)
 
     for values in (embeddings, SimpleNamespace(values=embeddings)):
         predictor = LayerPredictor.fit(
@@ -343,9 +343,9 @@ def test_rows_are_equal_up_to_rounding(n):
 # --- what it gives --------------------------------------------------------------------------------
 
 
-def test_predictions_are_those_of_the_networks_written_out(found):
+def test_predictions_are_those_of_the_networks_written_out(predictors):
     embeddings, _, _ = planted()
-    predictor = found[1]
+    predictor = predictors[1]
     for seed, row in enumerate(predictor.places(embeddings[:20])):
         for x, place in zip(embeddings[:20], row, strict=True):
             units = (x - predictor.center) @ predictor.basis
@@ -380,19 +380,19 @@ def test_equal_embeddings_give_one_layer():
     assert (places == places[:, :1]).all()
 
 
-def test_a_saved_predictor_comes_back(found, tmp_path):
+def test_a_saved_predictor_comes_back(predictors, tmp_path):
     embeddings, _, _ = planted()
-    found[2].save(tmp_path / "two.safetensors")
+    predictors[2].save(tmp_path / "two.safetensors")
     again = LayerPredictor.load(tmp_path / "two.safetensors")
-    np.testing.assert_array_equal(again.places(embeddings), found[2].places(embeddings))
+    np.testing.assert_array_equal(again.places(embeddings), predictors[2].places(embeddings))
     for field in dataclasses.fields(LayerPredictor):
-        kept, first = getattr(again, field.name), getattr(found[2], field.name)
+        loaded, first = getattr(again, field.name), getattr(predictors[2], field.name)
         if field.name == "weights":
-            assert len(kept) == len(first)
+            assert len(loaded) == len(first)
         elif isinstance(first, np.ndarray):
-            np.testing.assert_array_equal(kept, first)
+            np.testing.assert_array_equal(loaded, first)
         else:
-            assert kept == first
+            assert loaded == first
 
 
 def broken(path, how):
@@ -441,7 +441,7 @@ def broken(path, how):
 
 
 @pytest.mark.parametrize(
-    ("how", "told"),
+    ("how", "message"),
     [
         ("cut", "SafetensorError"),
         ("text", "SafetensorError"),
@@ -461,11 +461,13 @@ def broken(path, how):
         ("weight", "its content does not match its checksum"),
     ],
 )
-def test_a_damaged_file_is_refused_in_one_line(found, tmp_path, how, told):
+def test_a_damaged_file_is_refused_in_one_line(predictors, tmp_path, how, message):
     path = tmp_path / "one.safetensors"
-    found[1].save(path)
+    predictors[1].save(path)
     broken(path, how)
-    with pytest.raises(FormatError, match=f"{told}.*Train it again, or pass a file that") as error:
+    with pytest.raises(
+        FormatError, match=f"{message}.*Train it again, or pass a file that"
+    ) as error:
         LayerPredictor.load(path)
     assert "\n" not in str(error.value)
 
@@ -489,24 +491,24 @@ def test_a_slope_or_embedding_that_is_not_finite_is_named_by_sample():
         trained(embeddings, slope)
 
 
-def test_embeddings_that_are_not_of_unit_norm_are_refused(found):
+def test_embeddings_that_are_not_of_unit_norm_are_refused(predictors):
     embeddings, slope, _ = planted(n=40)
     with pytest.raises(MismatchError, match=r"sample 0 has norm 3.*Divide each embedding"):
         trained(3 * embeddings, slope)
     with pytest.raises(MismatchError, match=r"sample 0 has norm 3.*Divide each embedding"):
-        found[1].places(3 * embeddings)
+        predictors[1].places(3 * embeddings)
 
 
-def test_embeddings_of_another_encoder_are_refused(found):
+def test_embeddings_of_another_encoder_are_refused(predictors):
     other = np.eye(3, dtype=np.float32)
     with pytest.raises(
         MismatchError, match=r"have length 3, .* on 24. Embed with the same encoder"
     ):
-        found[1].places(other)
+        predictors[1].places(other)
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"n_train": 0}, "the train split has no sample"),
         ({"groups": ["same"] * 40}, "5 folds of 1 distinct train prompts"),
@@ -516,8 +518,8 @@ def test_embeddings_of_another_encoder_are_refused(found):
         ({"asked": dataclasses.replace(SMALL, top=(9,))}, "top is 9, expected 1 to 8"),
     ],
 )
-def test_what_does_not_fit_together_is_refused(changed, told):
-    with pytest.raises(MismatchError, match=told):
+def test_what_does_not_fit_together_is_refused(changed, message):
+    with pytest.raises(MismatchError, match=message):
         trained(*planted(n=40)[:2], **changed)
 
 

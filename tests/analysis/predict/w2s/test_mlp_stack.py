@@ -62,8 +62,8 @@ def test_each_network_ends_where_pytorch_takes_it_alone(depth, together):
     # Folds of unequal size; a last batch of 12, 13, 1 and 14 rows; the last part has fewer steps.
     parts = [made(44, 1), made(45, 2, n_held_out=6), made(33, 3), made(30, 4)]
     given: dict[str, Any] = {"width": 8, "depth": depth, "epochs": (1, 4, 9), "batch": 16}
-    found = train(parts, together=together, **given)
-    for part, trained in zip(parts, found, strict=True):
+    results = train(parts, together=together, **given)
+    for part, trained in zip(parts, results, strict=True):
         for network in range(3):
             losses, predicted, weights = alone(part, network, **given)
             np.testing.assert_allclose(trained.loss[:, network], losses, rtol=1e-9)
@@ -86,12 +86,12 @@ def test_in_float32_the_losses_agree_to_rounding():
 def test_on_a_cpu_small_parts_are_stacked_and_large_ones_stay_in_the_cache(monkeypatch):
     sizes = []
 
-    def kept(stack, parts, *rest):
+    def classes_of(stack, parts, *rest):
         sizes.append(len(parts))
         return begin(stack, parts, *rest)
 
     begin = classifiers._Stack.__init__
-    monkeypatch.setattr(classifiers._Stack, "__init__", kept)
+    monkeypatch.setattr(classifiers._Stack, "__init__", classes_of)
     parts = [made(20, seed) for seed in range(5)]
     # 3 networks of 6·4 + 4 + 4·5 + 5 = 53 weights, with gradients and two moments, in float64
     for room, expected in ((2 * 3 * 53 * 32, [2, 2, 1]), (1, [1] * 5), (1 << 20, [5])):
