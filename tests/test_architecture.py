@@ -69,7 +69,17 @@ RULES = {
         )
     ),
     "analysis.stats": Rule(GROUND),
-    "analysis.directions": Rule(("analysis.stats", *STORE)),
+    "analysis.directions": Rule(("analysis.directions.fitting", "analysis.stats", *STORE)),
+    "analysis.directions.fitting": Rule(
+        ("analysis.directions", "analysis.stats", *STORE), heavy=("rfm",)
+    ),
+    "analysis.concepts": Rule(
+        (
+            *("analysis.directions.fitting", "analysis.directions", "analysis.stats"),
+            *("analysis.config", "analysis.names", "analysis.files", "build", "data", *STORE),
+        ),
+        heavy=("stage",),
+    ),
     "analysis.sweep": Rule(
         (
             *("analysis.directions", "analysis.stats", "analysis.config"),
@@ -129,8 +139,15 @@ RULES = {
     "analysis.generation.summary": Rule(("analysis.stats", "analysis.files", *GROUND)),
     "analysis.report": Rule(
         (
+            "analysis.report.html",
             *("analysis.summary", "analysis.generation.summary"),
             *("analysis.names", "analysis.stats", *GROUND),
+        )
+    ),
+    "analysis.report.html": Rule(
+        (
+            *("analysis.report", "analysis.summary", "analysis.generation.summary"),
+            *("analysis.names", "analysis.files", "analysis.stats", *STORE),
         )
     ),
     "analysis": Rule(("analysis", "build", "encoders", "engine", *STORE)),

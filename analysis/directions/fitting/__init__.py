@@ -1,0 +1,1 @@
+"""Fit a direction in every layer: mean, PCA, ridge, logistic, LDA, RFM."""

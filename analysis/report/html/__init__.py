@@ -1,0 +1,1 @@
+"""The report that one opens in a browser: one file, no network."""
