@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
     from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
+    from actcache.analysis.report.findings import Finding, findings
     from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
     from actcache.analysis.results import Results, open_results
     from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
@@ -72,6 +73,7 @@ __all__ = [
     "ChosenSetting",
     "Comparison",
     "Directions",
+    "Finding",
     "FitQuality",
     "GenerationSummary",
     "Generations",
@@ -104,6 +106,7 @@ __all__ = [
     "difference_of_means",
     "directions_of_moments",
     "find_plane",
+    "findings",
     "fit_quality",
     "generate_steered",
     "label_directions",
