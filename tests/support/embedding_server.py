@@ -88,6 +88,10 @@ class Handler(BaseHTTPRequestHandler):
                 items[-1]["embedding"].append(1.0)
             case "nan":
                 items[0]["embedding"][0] = float("nan")
+            case "boolean":
+                items[0]["embedding"][0] = True
+            case "text":
+                items[0]["embedding"][0] = "0.5"
             case "overflow":
                 items[0]["embedding"][0] = 1e300
             case "none":
