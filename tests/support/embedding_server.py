@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
             case "quota":
                 self.fail(429, "you exceeded your quota", {"Retry-After": "999"})
             case "500" | "503":
-                self.fail(int(reply), "the server\nis unwell")
+                self.fail(int(reply), "the server\nis unwell.")
             case "echo 400" | "echo 401" | "echo 404" | "echo 500":
                 self.fail(
                     int(reply[-3:]), f"headers were {key} and so on", {"X-Should-Retry": "false"}
