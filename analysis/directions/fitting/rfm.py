@@ -20,12 +20,18 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from actcache.analysis.directions.fitting.choice import LayerFit, LayerLabels, pearson
-from actcache.analysis.directions.fitting.krylov import (
-    Krylov,
-    largest_diagonal,
-    top_eigenvectors,
-)
 from actcache.analysis.directions.fitting.row_space import CentredRows, RowSpace
+from actcache.analysis.directions.fitting.spectrum import (
+    FEW,
+    TINY,
+    Krylov,
+    decompose,
+    fewest_rows,
+    lanczos,
+    largest_diagonal,
+    shortened,
+    unit,
+)
 from actcache.errors import ActcacheError
 
 log = logging.getLogger("actcache")
@@ -40,8 +46,8 @@ RIDGE = 1e-3
 
 FitBatch = Callable[[Sequence[RowSpace], Sequence[LayerLabels]], list[LayerFit]]
 
-TINY = 1e-150
-"""Squared, still a float64: what zero is divided by."""
+SHORTENED_FROM = 2
+"""Updates of M after which it is worth a try whether its rank has fallen."""
 
 EQUAL = 1e-14
 """Squared distance, as a share of both squared lengths, below which rows are equal but for
@@ -92,18 +98,25 @@ def _fit_batch(spaces: Sequence[RowSpace], labels: Sequence[LayerLabels]) -> lis
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     centred = [space.centred(unit_rows=True) for space in spaces]
     scaled = [(rows, rows.scaled_to_unit()) for rows in centred]
-    tops = torch.stack(
-        list(
-            rfm_iterates(
-                _tensor([[rows.train for rows in both] for both in scaled], device),
-                _tensor([y.train for y in labels], device),
-                [None if s.basis is None else _tensor(s.basis, device) for s in spaces],
-                BANDWIDTHS,
-                ITERATES,
-            )
-        ),
-        dim=3,
-    )  # [layer, scaling, bandwidth, iterate, r]
+    rows = _tensor([[rows.train for rows in both] for both in scaled], device)
+    y = _tensor([layer.train for layer in labels], device)
+    bases = [None if s.basis is None else _tensor(s.basis, device) for s in spaces]
+
+    def together(scalings: slice, bandwidths: Sequence[float]) -> Tensor:
+        return torch.stack(
+            list(rfm_iterates(rows[:, scalings], y, bases, bandwidths, ITERATES)), dim=3
+        )
+
+    if device.type == "cuda":
+        tops = together(slice(None), BANDWIDTHS)
+    else:  # the matrices of one setting stay in the cache, and its M loses rank by itself
+        tops = torch.cat(
+            [
+                torch.cat([together(slice(s, s + 1), [width]) for width in BANDWIDTHS], dim=2)
+                for s in range(2)
+            ],
+            dim=1,
+        )  # [layer, scaling, bandwidth, iterate, r]
     return [
         _chosen(top, both, y.validation)
         for top, both, y in zip(tops.cpu().numpy(), scaled, labels, strict=True)
@@ -168,17 +181,26 @@ def rfm_iterates(
     for iterate in range(iterates):
         # |xᵢ - xⱼ|_M = |yᵢ - yⱼ| for the rows Y = X Fᵀ.
         embedded = x if factor is None else x @ factor.mT
-        gradients = _gradient_weights(embedded, y, width) @ embedded
+        gradients = fewest_rows(_gradient_weights(embedded, y, width) @ embedded)
         factor = gradients if factor is None else gradients @ factor
-        krylov = top_eigenvectors(factor, _unit(top) + 0.1 * noise)
-        top = krylov.top
+        if factor.shape[1] > FEW and iterate >= SHORTENED_FROM:
+            factor = shortened(factor)
+        if factor.shape[1] > FEW:
+            krylov = lanczos(factor, unit(top) + 0.1 * noise)
+            top = krylov.top
+        else:
+            krylov = None
+            top, factor = decompose(factor)
         yield top.reshape(layers, scalings, len(bandwidths), r)
         if iterate + 1 < iterates:
-            factor = factor / _largest_entries(factor, krylov, bases).sqrt()[:, None, None]
+            scale = _largest_entries(factor, bases, krylov)
+            factor = factor / scale.sqrt()[:, None, None]
 
 
 def _largest_entries(
-    factor: Float64[Tensor, "p n r"], krylov: Krylov, bases: Sequence[Float64[Tensor, "d r"] | None]
+    factor: Float64[Tensor, "p n r"],
+    bases: Sequence[Float64[Tensor, "d r"] | None],
+    krylov: Krylov | None,
 ) -> Float64[Tensor, " p"]:
     """The largest entry of each M = FᵀF in the model's basis; the problems of a layer share one."""
     settings = len(factor) // len(bases)
@@ -188,7 +210,7 @@ def _largest_entries(
         largest.append(
             factor[layer].square().sum(1).amax(1)
             if basis is None
-            else largest_diagonal(factor[layer], krylov.of(layer), basis)
+            else largest_diagonal(factor[layer], basis, krylov and krylov.of(layer))
         )
     return torch.cat(largest).clamp(min=TINY)
 
@@ -214,10 +236,6 @@ def _gradient_weights(
     weights.mul_(a.mT)
     weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(2))
     return weights.sub_(weights.mean(1, keepdim=True))
-
-
-def _unit(vectors: Float64[Tensor, "p r"]) -> Float64[Tensor, "p r"]:
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=TINY)
 
 
 def _tensor(values: object, device: torch.device) -> Tensor:

@@ -88,6 +88,17 @@ def test_every_iterate_equals_xrfm(d, bandwidth, again, rows):
         assert 1 - abs(cosine(ours[count - 1], other)) <= 1e-12
 
 
+@SETTINGS
+@pytest.mark.parametrize("d", [220, 149, 130])
+def test_every_iterate_of_many_rows_equals_xrfm(d, bandwidth, again):
+    """More rows than are decomposed as a whole: Lanczos, its bound, and factors that get shorter."""
+    train, _, labels = layer(d, n=150)
+    ours = iterates(train, labels.train, bandwidth=bandwidth, again=again)
+    for count in (1, 3, 9):
+        other = of_xrfm(centred(train, again), labels.train, bandwidth, count)
+        assert 1 - abs(cosine(ours[count - 1], other)) <= 1e-12
+
+
 @WIDTHS
 @SETTINGS
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
