@@ -68,8 +68,7 @@ def dense(
     best, direction = -1.0, np.zeros(0)
     generator = torch.Generator().manual_seed(0)
     y = torch.tensor(layer.labels.train, dtype=dtype)[:, None]
-    grid = [(width, again) for width in rfm.BANDWIDTHS for again in (True, False)]
-    for width, again in grid[:settings]:
+    for again, width in rfm.SETTINGS[:settings]:
         x, v = (torch.tensor(rows, dtype=dtype) for rows in layer.unit)
         if again:
             x, v = (rows / rows.norm(dim=1, keepdim=True) for rows in (x, v))

@@ -11,6 +11,7 @@ columns again. The model's own basis counts in one place, the largest entry s, w
 the kernel is in the next iteration.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
@@ -36,8 +37,8 @@ from actcache.errors import ActcacheError
 
 log = logging.getLogger("actcache")
 
-BANDWIDTHS = (1.0, 10.0, 100.0)
-"""L, each with rows as they are and scaled to norm 1 once more after centring: six settings."""
+SETTINGS = tuple(itertools.product((False, True), (1.0, 10.0, 100.0)))
+"""Whether rows are scaled to norm 1 once more after centring, and L, the width of the kernel."""
 
 ITERATES = 9
 """Of ten iterations, M₁ … M₉. The published code judges M₀ = I too, whose eigenvector is any."""
@@ -96,89 +97,79 @@ def fit_rfm(
 
 def _fit_batch(spaces: Sequence[RowSpace], labels: Sequence[LayerLabels]) -> list[LayerFit]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    centred = [space.centred(unit_rows=True) for space in spaces]
-    scaled = [(rows, rows.scaled_to_unit()) for rows in centred]
-    rows = _tensor([[rows.train for rows in both] for both in scaled], device)
+    scaled = []
+    for space in spaces:
+        rows = space.centred(unit_rows=True)
+        scaled.append([rows.scaled_to_unit() if again else rows for again, _ in SETTINGS])
+    x = _tensor([[rows.train for rows in by_setting] for by_setting in scaled], device)
     y = _tensor([layer.train for layer in labels], device)
+    widths = _tensor([width for _, width in SETTINGS], device)
     bases = [None if s.basis is None else _tensor(s.basis, device) for s in spaces]
 
-    def together(scalings: slice, bandwidths: Sequence[float]) -> Tensor:
-        return torch.stack(
-            list(rfm_iterates(rows[:, scalings], y, bases, bandwidths, ITERATES)), dim=3
-        )
+    def iterates(settings: slice) -> Tensor:
+        tops = rfm_iterates(x[:, settings], y, bases, widths[settings], count=ITERATES)
+        return torch.stack(list(tops), dim=2)
 
     if device.type == "cuda":
-        tops = together(slice(None), BANDWIDTHS)
+        tops = iterates(slice(None))
     else:  # the matrices of one setting stay in the cache, and its M loses rank by itself
-        tops = torch.cat(
-            [
-                torch.cat([together(slice(s, s + 1), [width]) for width in BANDWIDTHS], dim=2)
-                for s in range(2)
-            ],
-            dim=1,
-        )  # [layer, scaling, bandwidth, iterate, r]
+        tops = torch.cat([iterates(slice(i, i + 1)) for i in range(len(SETTINGS))], dim=1)
     return [
-        _chosen(top, both, y.validation)
-        for top, both, y in zip(tops.cpu().numpy(), scaled, labels, strict=True)
+        _chosen(top, by_setting, layer.validation)
+        for top, by_setting, layer in zip(tops.cpu().numpy(), scaled, labels, strict=True)
     ]
 
 
 def _chosen(
-    tops: Float64[np.ndarray, "2 bandwidth iterate r"],
-    scaled: tuple[CentredRows, CentredRows],
+    tops: Float64[np.ndarray, "setting iterate r"],
+    rows: Sequence[CentredRows],
     labels: Float64[np.ndarray, " m"],
 ) -> LayerFit:
     """The setting and iterate whose projections correlate best with validation labels."""
-    flat = [vectors.reshape(-1, vectors.shape[-1]) for vectors in tops]
-    scores = np.abs(
+    scores = np.array(
         [
-            pearson(rows.validation @ vectors.T, labels)
-            for rows, vectors in zip(scaled, flat, strict=True)
+            np.abs(pearson(of_setting.validation @ vectors.T, labels))
+            for of_setting, vectors in zip(rows, tops, strict=True)
         ]
-    ).reshape(tops.shape[:-1])
-    scaling, bandwidth, iterate = np.unravel_index(
-        np.argmax(np.nan_to_num(scores, nan=-1)), scores.shape
     )
+    best = int(np.argmax(np.nan_to_num(scores, nan=-1)))
+    setting, iterate = divmod(best, ITERATES)
+    again, width = SETTINGS[setting]
     return LayerFit(
-        weights=tops[scaling, bandwidth, iterate],
-        setting={
-            "bandwidth": BANDWIDTHS[bandwidth],
-            "unit_again": bool(scaling),
-            "iterate": int(iterate) + 1,
-        },
-        validation=float(scores[scaling, bandwidth, iterate]),
+        weights=tops[setting, iterate],
+        setting={"bandwidth": width, "unit_again": again, "iterate": iterate + 1},
+        validation=float(scores[setting, iterate]),
     )
 
 
 def rfm_iterates(
-    rows: Float64[Tensor, "layer scaling n r"],
+    rows: Float64[Tensor, "layer setting n r"],
     labels: Float64[Tensor, "layer n"],
     bases: Sequence[Float64[Tensor, "d r"] | None],
-    bandwidths: Sequence[float],
-    iterates: int,
-) -> Iterator[Float64[Tensor, "layer scaling bandwidth r"]]:
+    widths: Float64[Tensor, " setting"],
+    *,
+    count: int,
+) -> Iterator[Float64[Tensor, "layer setting r"]]:
     """Yield the top eigenvectors of M₁, M₂, …, of either sign, in the rows' coordinates.
 
     Args:
-        rows: centred rows of each layer, scaled in one or several ways.
+        rows: centred rows of each layer, scaled as a setting wants them.
         labels: of each layer's rows.
         bases: of each layer the model's basis, in which the largest entry of M is looked for; None
             where the rows' coordinates are the model's.
-        bandwidths: L of the kernel.
-        iterates: how many.
+        widths: L of each setting's kernel.
+        count: how many iterates.
     """
-    layers, scalings, n, r = rows.shape
-    settings = scalings * len(bandwidths)
-    x = rows[:, :, None].expand(-1, -1, len(bandwidths), -1, -1).reshape(-1, n, r)
+    layers, settings, n, r = rows.shape
+    x = rows.reshape(-1, n, r)
     y = labels.repeat_interleave(settings, 0)
-    width = torch.tensor(bandwidths, dtype=rows.dtype, device=rows.device)
-    width = width.repeat(layers * scalings)[:, None, None]
+    width = widths.repeat(layers)[:, None, None]
     # A start for the eigenvectors that is near them, and not at right angles to any of them.
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(r, generator=generator, dtype=rows.dtype).to(rows.device) / r**0.5
     top = ((y - y.mean(1, keepdim=True))[:, None, :] @ x)[:, 0]
     factor: Tensor | None = None
-    for iterate in range(iterates):
+    for iterate in range(count):
         # |xᵢ - xⱼ|_M = |yᵢ - yⱼ| for the rows Y = X Fᵀ.
         embedded = x if factor is None else x @ factor.mT
         gradients = fewest_rows(_gradient_weights(embedded, y, width) @ embedded)
@@ -191,8 +182,8 @@ def rfm_iterates(
         else:
             krylov = None
             top, factor = decompose(factor)
-        yield top.reshape(layers, scalings, len(bandwidths), r)
-        if iterate + 1 < iterates:
+        yield top.reshape(layers, settings, r)
+        if iterate + 1 < count:
             scale = _largest_entries(factor, bases, krylov)
             factor = factor / scale.sqrt()[:, None, None]
 
