@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -124,7 +124,7 @@ def rivals(layer: Layer) -> dict[str, tuple[Callable[[], Any], float]]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = arguments(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--d-model", type=int, default=1024, help="default 1024")
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--no-linear", action="store_true", help="RFM alone")
     parser.add_argument("--quick", action="store_true", help="a narrow layer: does it run at all?")
     parser.add_argument("--memory-of", choices=MEMORY_OF, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.quick:
         args.d_model, args.repeats = 64, 1
     torch.set_num_threads(args.threads)
