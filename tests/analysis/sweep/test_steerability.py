@@ -335,7 +335,7 @@ def test_a_direction_that_moves_the_letter_is_said_to(bias):
         letters=letters,
     )
 
-    verdict = fixed_layer_verdict("x", summary.scores)
+    verdict = fixed_layer_verdict("x", summary.scores, None)
     assert (verdict.word == LETTER) == verdict.warning == (bias > 0)
     if bias:
         assert "moves the letter" in verdict.sentence
@@ -362,7 +362,7 @@ def test_a_letter_of_few_samples_gives_no_warning():
         letters = np.array(["A", "B"] * (n // 2))
         slope = np.where(letters == "A", 1.0, -1.0)[:, None] * np.ones((n, 3))
         summary = summarize(sweep(slope, noise=0), GRID, **split(n), rng=rng(), letters=letters)
-        assert (fixed_layer_verdict("x", summary.scores).word == LETTER) == warned
+        assert (fixed_layer_verdict("x", summary.scores, None).word == LETTER) == warned
 
 
 def test_a_control_on_part_of_the_samples_is_compared_by_means_of_what_each_has():
@@ -387,17 +387,14 @@ def test_a_control_on_part_of_the_samples_is_compared_by_means_of_what_each_has(
     others = cross_fitted(
         slope_table(random, GRID).halves[:, sides["test"]], fixed_layer=read.control[0].fixed_layer
     ).gain
-    inside, draws = has[sides["test"]], []
+    inside, draws, again = has[sides["test"]], [], rng(5)
     for _ in range(4000):  # the definition: resample, then one mean minus the other
-        at = rng_of_draws.integers(len(gains), size=len(gains))
+        at = again.integers(len(gains), size=len(gains))
         draws.append(gains[at].mean() - others[at][inside[at]].mean())
     low, high = np.quantile(draws, [0.025, 0.975])
     width = high - low
     assert read.comparison.difference.low == pytest.approx(low, abs=0.15 * width)
     assert read.comparison.difference.high == pytest.approx(high, abs=0.15 * width)
-
-
-rng_of_draws = np.random.default_rng(5)
 
 
 def test_samples_that_were_not_swept_have_no_slope_and_may_be_on_neither_side():
