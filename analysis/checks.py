@@ -126,7 +126,11 @@ def _ignored(store: Store, config: AnalyzeConfig) -> tuple[str, ...]:
     """Say which settings that were given change nothing, and why."""
     default = AnalyzeConfig()
     pairs = not any(store["label"].tolist())
-    unused = dict.fromkeys(("labels", "normalize"), "the rows have pairs") if pairs else {}
+    unused = (
+        dict.fromkeys(("labels", "normalize", "on_calibration"), "the rows have pairs")
+        if pairs
+        else {}
+    )
     if not any(text.startswith("openai:") for text in config.encoders):
         unused |= dict.fromkeys(("base_url", "embeddings"), "no encoder is openai:MODEL")
     sentences = [

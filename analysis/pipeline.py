@@ -5,8 +5,7 @@ only then is torch imported.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,16 +20,16 @@ from actcache.analysis.directions.difference_of_means import (
     label_codes,
     label_directions,
     pair_directions,
-    random_directions,
     two_labels,
 )
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
 from actcache.analysis.directions.planes import Plane, find_plane, norm_sites
 from actcache.analysis.files import typed, write_aside, write_text
-from actcache.analysis.names import METHOD, control_set
+from actcache.analysis.names import L2S, control_set
 from actcache.analysis.report.pages import markdown_page, pictures
 from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.results import (
+    PREDICTORS,
     Results,
     results_folder,
     write_planes,
@@ -39,6 +38,8 @@ from actcache.analysis.results import (
 )
 from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
 from actcache.analysis.sweep.open_sweep import Sweep
+from actcache.analysis.sweep.reuse import WantedSweep
+from actcache.analysis.sweep.sets import sets_of_analysis
 from actcache.analysis.sweep.steerability import Steerability, summarize
 from actcache.conventions import NO_PRESET, sweep_settings
 from actcache.errors import MismatchError
@@ -47,6 +48,7 @@ from actcache.settings import check_names
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
+    from actcache.analysis.predict.learned_vectors import LearnedVectors
     from actcache.engine.model import LanguageModel
 
 
@@ -143,7 +145,7 @@ def _run_stages(
         directions = label_directions(store, rows=train, labels=labels)
         summary = replace(summary, labels=labels)
         if "layers" in config.stages:
-            scores = _score_layers(store, directions, labels, config)
+            scores = _score_layers(store, directions, labels, train, config)
             summary = replace(summary, layers={directions.names[0]: scores})
     if "layers" in config.stages and norm_sites(store):
         try:
@@ -167,7 +169,7 @@ def _run_stages(
                 config=config,
                 directions=directions,
                 train=train,
-                model=cache(load),  # one load for both sweeps
+                model=load,
                 progress=progress,
                 device=device,
             ),
@@ -202,16 +204,23 @@ def _find_planes(
 
 
 def _score_layers(
-    store: Store, directions: Directions, labels: tuple[str, str], config: AnalyzeConfig
+    store: Store,
+    directions: Directions,
+    labels: tuple[str, str],
+    train: Bool[np.ndarray, " n"],
+    config: AnalyzeConfig,
 ) -> LayerScores:
-    """Discriminative layers and their scores, on the samples that made no direction."""
+    """Discriminative layers and their scores, on the samples that made no direction.
+
+    Or on those that did, as the method's equation 9 has it.
+    """
     code = label_codes(store, labels)
-    held_out = (store["split"] != "train") & (code >= 0)
-    batches = store.resid("prompt").batches(rows=BATCH_ROWS, select=held_out)
+    scored = (train if config.on_calibration else store["split"] != "train") & (code >= 0)
+    batches = store.resid("prompt").batches(rows=BATCH_ROWS, select=scored)
     projections = project((resid for _, resid in batches), directions.values[0])
     return layer_scores(
         projections,
-        1 - code[held_out],  # 1 is the positive class
+        1 - code[scored],  # 1 is the positive class
         rng=np.random.default_rng(config.seed),
         normalize=config.normalize,
         draws=config.draws,
@@ -233,51 +242,69 @@ class _Run:
 
 
 def _run_sweep_stages(run: _Run, summary: Summary) -> Summary:
-    """The stages `sweep` and `predictors`; predictors run a sweep where the folder has none."""
-    sweep = _sweep(run)
-    if "sweep" in run.config.stages:
-        summary = replace(summary, sweep=_score_sweep(run, sweep))
-    if "predictors" not in run.config.stages:
-        return summary
-
+    """The stages `sweep` and `predictors`, after one sweep of all that they read."""
     from actcache.analysis.predict.adamw_stack import training_device
-    from actcache.analysis.predict.selections import predictor_rows
+    from actcache.analysis.predict.learned_vectors import LearnedVectors
+    from actcache.analysis.predict.selections import BehaviorRows, predictor_rows
     from actcache.analysis.predict.stage import run_predictors
 
-    try:
-        behaviors = predictor_rows(run.store, vectors=run.config.vectors)
-    except MismatchError as error:  # the other stages were asked for as much
-        return replace(summary, left_out=(*summary.left_out, f"predictors: {error}"))
+    config = run.config
+    behaviors: dict[str, BehaviorRows] | None = None
+    if "predictors" in config.stages:
+        try:
+            behaviors = predictor_rows(run.store, vectors=config.vectors)
+        except MismatchError as error:  # the other stages were asked for as much
+            summary = replace(summary, left_out=(*summary.left_out, f"predictors: {error}"))
+    learned = None
+    if behaviors is not None and L2S in config.vectors:
+        layers = config.layers or range(run.store.n_layers)
+        learned = LearnedVectors(run.store, behaviors, layers=sorted(set(layers)), config=config)
+    sweep = _sweep(run, learned)
+    if "sweep" in config.stages:
+        summary = replace(summary, sweep=_score_sweep(run, sweep))
+    if behaviors is None:
+        return summary
     scores = run_predictors(
         run.out,
         run.store,
         behaviors,
         sweep=sweep,
-        config=run.config,
-        model=run.model,
+        learned=learned,
+        config=config,
         progress=run.progress,
         device=training_device(run.device),
     )
     return replace(summary, predictors=scores)
 
 
-def _sweep(run: _Run) -> Sweep:
-    """The sweep: run, resumed, or as it is."""
+def _sweep(run: _Run, learned: "LearnedVectors | None") -> Sweep:
+    """The sweep: run, resumed, or as it is; before it the networks of L2S are trained."""
+    from actcache.analysis.predict.adamw_stack import training_device
     from actcache.analysis.sweep.run import run_sweep
+    from actcache.engine.steered_scores import SteeringRule
 
-    config, directions = run.config, run.directions
-    rng = np.random.default_rng(config.seed)
-    random = np.stack(  # [behavior, control, layer, d_model]
-        [random_directions(values, rng, count=config.controls) for values in directions.values]
+    config, path = run.config, run.out / "sweep.zarr"
+    sets = sets_of_analysis(
+        run.store, run.directions, config=config, others=learned.sets if learned else {}
     )
-    sets = {METHOD: directions}
-    for i in range(config.controls):
-        sets[control_set(i)] = replace(directions, values=random[:, i])
+    if path.exists():  # refused before minutes of training
+        rule = SteeringRule(first_steered=config.first_steered, score=config.score)
+        wanted = WantedSweep.of(
+            run.store,
+            sets,
+            multipliers=config.multipliers,
+            rule=asdict(rule),
+            layers=config.layers,
+        )
+        wanted.open(path)
+    if learned is not None:
+        device = training_device(run.device)
+        learned.train(run.out / PREDICTORS, progress=run.progress, device=device)
     return run_sweep(
         run.store,
         sets,
         multipliers=config.multipliers,
-        out=run.out / "sweep.zarr",
+        out=path,
         model=run.model,
         first_steered=config.first_steered,
         score=config.score,

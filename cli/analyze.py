@@ -2,8 +2,8 @@
 
 Writes OUT: directions.safetensors, moments.npz, sweep.zarr, steerability.npz, summary.json and
 pictures. A sweep in OUT that was run with the same settings is reused; an interrupted one is
-resumed. Only the stage sweep runs the model that the store was built with; the others read the
-store.
+resumed. Only the sweep, which the stages sweep and predictors read, runs the model that the store
+was built with.
 """
 
 import argparse
@@ -87,6 +87,7 @@ def dry_run(
     store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Estimate what the analysis costs; nothing is written."""
+    from actcache.analysis.predict.selections import learned_sets
     from actcache.analysis.sweep.forecast import forecast_analysis
     from actcache.build.forecast import why_not_loaded
 
@@ -95,6 +96,7 @@ def dry_run(
         store,
         None if args.overwrite else out / "sweep.zarr",  # with --overwrite nothing is reused
         config=config,
+        learned=() if store.kind != "residuals" else learned_sets(store, config),
         model=why_not_loaded(name, revision=store.config.get("revision"))
         or (lambda: _load(store, args)),
     )

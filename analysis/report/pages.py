@@ -113,7 +113,7 @@ def html_page(summary: Summary) -> str:
 def _layer_tables(summary: Summary) -> list[Table]:
     positive = summary.labels[0] if summary.labels else ""
     return [
-        layer_table(name, scores, positive=positive)
+        layer_table(name, scores, positive=positive, on_calibration=summary.config.on_calibration)
         for name, scores in (summary.layers or {}).items()
     ]
 
