@@ -22,6 +22,12 @@ behavior, as the system message or in front of the prompt."""
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+Design = Literal["same", "published"]
+"""How the rows of a concept are made."""
+
+PrefixPlace = Literal["user", "system"]
+"""The message that the prefix of a concept stands in."""
+
 # --- prompts -------------------------------------------------------------------------------------
 
 Space = Literal["one", "add", "none", "strip"]
@@ -122,6 +128,15 @@ MEANINGS: Mapping[Any, Mapping[str, str]] = {
         "auto": "one if the template or the tokenizer adds any",
         "0, 1, 2": "so many",
         "tokenizer": "what the tokenizer adds to the rendered text (steering-bench)",
+    },
+    Design: {
+        "same": "the same statements with the prefix and without, split by statement",
+        "published": "two pools, one with the prefix and one without, in the order of their files "
+        "(Davarmanesh et al. 2026)",
+    },
+    PrefixPlace: {
+        "user": "before the statement",
+        "system": "as the system message",
     },
     Answer: {
         "first": "the first token that differs from the other completion's",

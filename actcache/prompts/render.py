@@ -178,10 +178,14 @@ class Renderer:
         if sample.span is None:
             return None
 
-        def render(prompt: str) -> str:
-            return self.text(replace(sample, prompt=prompt))
+        in_system = sample.span_part == "system"
 
-        characters = span_in_text(render, sample.prompt, sample.span, text=text, name=sample.id)
+        def render(part: str) -> str:
+            changed = replace(sample, system=part) if in_system else replace(sample, prompt=part)
+            return self.text(changed)
+
+        part = sample.system or "" if in_system else sample.prompt
+        characters = span_in_text(render, part, sample.span, text=text, name=sample.id)
         return span_in_tokens(self._tokenizer, prompt, characters, text=text, name=sample.id)
 
     def _completed(

@@ -28,7 +28,7 @@ def span_in_text(
 
     The prompt is rendered once more with a mark on either side of the span, so that a chat template
     may trim the prompt, or contain the same words elsewhere. `text` is `render(prompt)`; `name` is
-    the row's id, for messages.
+    the row's id, for messages. `prompt` may also be the system message, with its own `render`.
     """
     start, end = span
     if start == end:
