@@ -157,7 +157,9 @@ class ConceptRows:
     def _splits(self, n: int) -> list[str]:
         """The split of each statement: drawn, or the file's order in the published design."""
         sizes = _sizes(n, self._fractions)
-        splits = [split for split, size in zip(SPLITS, sizes, strict=True) for _ in range(size)]
+        splits: list[str] = []
+        for split, size in zip(SPLITS, sizes, strict=True):
+            splits += [split] * size
         if not self._is_published:
             random.Random(self.settings.seed).shuffle(splits)
         return splits

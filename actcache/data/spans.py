@@ -51,9 +51,10 @@ def marked_span(row: RawRow, *, prompt: str, system: str | None) -> Mark:
     if value is None:
         return Mark()
     if isinstance(value, str):
+        texts: dict[Part, str] = {"prompt": prompt, "system": system or ""}
         places = [
             Mark((start, start + len(value)), part, value)
-            for part, text in (("prompt", prompt), ("system", system or ""))
+            for part, text in texts.items()
             for start in _occurrences(value, text)
         ]
         if len(places) > 1 or not value:

@@ -16,8 +16,8 @@ PREFIX = "You fear {concept}."
 
 
 def made(concepts=("bees", "fog"), pools=(STATEMENTS,), **settings):
-    settings = ConceptSettings(**{"prefix": PREFIX, **settings})
-    return ConceptRows(concepts=concepts, pools=pools, settings=settings)
+    filled = ConceptSettings(**{"prefix": PREFIX, **settings})
+    return ConceptRows(concepts=concepts, pools=pools, settings=filled)
 
 
 def by_side(rows, behavior):
