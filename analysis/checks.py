@@ -10,7 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.directions.difference_of_means import two_labels
+from actcache.analysis.directions.difference_of_means import (
+    label_groups,
+    prompt_position,
+    two_labels,
+)
 from actcache.analysis.directions.planes import norm_sites
 from actcache.conventions import STAGES
 from actcache.encoders import parse_encoder
@@ -36,7 +40,8 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
     require_names(store)
     left_out = _stages_left_out(store, config.stages)
     if any(store["label"].tolist()):
-        two_labels(store, config.labels)
+        label_groups(store, two_labels(store, config.labels), pooled=config.pooled)
+        prompt_position(store, config.position)
     elif {"sweep", "predictors"} & set(config.stages):
         if device != "auto":
             from actcache.engine.model import pick_device
@@ -126,7 +131,8 @@ def _ignored(store: Store, config: AnalyzeConfig) -> tuple[str, ...]:
     """Say which settings that were given change nothing, and why."""
     default = AnalyzeConfig()
     pairs = not any(store["label"].tolist())
-    unused = dict.fromkeys(("labels", "normalize"), "the rows have pairs") if pairs else {}
+    of_labels = ("labels", "position", "pooled", "normalize")
+    unused = dict.fromkeys(of_labels, "the rows have pairs") if pairs else {}
     if not any(text.startswith("openai:") for text in config.encoders):
         unused |= dict.fromkeys(("base_url", "embeddings"), "no encoder is openai:MODEL")
     sentences = [

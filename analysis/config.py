@@ -74,6 +74,17 @@ class AnalyzeConfig:
         help="which labels, where the data has more than two or another order",
     )
 
+    position: str | None = setting(
+        None,
+        metavar="NAME",
+        help="token of labelled prompts that is read, such as template_-2 (default: the last one, "
+        "else the mean)",
+    )
+
+    pooled: bool = setting(
+        False, help="one direction of all behaviors' labelled prompts, not one each"
+    )
+
     normalize: bool = setting(
         False,
         help="scale residuals to norm 1 for discriminative layers, as Selective Steering's code "

@@ -20,7 +20,9 @@ from actcache.analysis.directions.difference_of_means import (
     Directions,
     label_codes,
     label_directions,
+    label_groups,
     pair_directions,
+    prompt_position,
     random_directions,
     two_labels,
 )
@@ -140,11 +142,13 @@ def _run_stages(
         directions = pair_directions(store, rows=train)
     else:
         labels = two_labels(store, config.labels)
-        directions = label_directions(store, rows=train, labels=labels)
+        directions = label_directions(
+            store, rows=train, labels=labels, position=config.position, pooled=config.pooled
+        )
         summary = replace(summary, labels=labels)
         if "layers" in config.stages:
             scores = _score_layers(store, directions, labels, config)
-            summary = replace(summary, layers={directions.names[0]: scores})
+            summary = replace(summary, layers=scores)
     if "layers" in config.stages and norm_sites(store):
         try:
             planes = _find_planes(store, directions.names, labels, train, config)
@@ -190,11 +194,17 @@ def _find_planes(
     config: AnalyzeConfig,
 ) -> dict[str, Plane]:
     """The plane of each behavior, or of two labels, on train samples."""
+    groups = (
+        label_groups(store, labels, pooled=config.pooled)
+        if labels
+        else {name: store["behavior"] == name for name in names}
+    )
     return {
         name: find_plane(
             store,
-            rows=train if labels else train & (store["behavior"] == name),
+            rows=train & groups[name],
             labels=labels,
+            position=prompt_position(store, config.position) if labels else "prompt",
             normalize=config.normalize,
         )
         for name in names
@@ -203,19 +213,23 @@ def _find_planes(
 
 def _score_layers(
     store: Store, directions: Directions, labels: tuple[str, str], config: AnalyzeConfig
-) -> LayerScores:
+) -> dict[str, LayerScores]:
     """Discriminative layers and their scores, on the samples that made no direction."""
     code = label_codes(store, labels)
-    held_out = (store["split"] != "train") & (code >= 0)
-    batches = store.resid("prompt").batches(rows=BATCH_ROWS, select=held_out)
-    projections = project((resid for _, resid in batches), directions.values[0])
-    return layer_scores(
-        projections,
-        1 - code[held_out],  # 1 is the positive class
-        rng=np.random.default_rng(config.seed),
-        normalize=config.normalize,
-        draws=config.draws,
-    )
+    groups = label_groups(store, labels, pooled=config.pooled)
+    residuals = store.resid(prompt_position(store, config.position))
+    scores = {}
+    for name, values in zip(directions.names, directions.values, strict=True):
+        held_out = (store["split"] != "train") & (code >= 0) & groups[name]
+        batches = residuals.batches(rows=BATCH_ROWS, select=held_out)
+        scores[name] = layer_scores(
+            project((resid for _, resid in batches), values),
+            1 - code[held_out],  # 1 is the positive class
+            rng=np.random.default_rng(config.seed),
+            normalize=config.normalize,
+            draws=config.draws,
+        )
+    return scores
 
 
 @dataclass(frozen=True, kw_only=True)
