@@ -108,6 +108,10 @@ Vectors = Literal["caa", "l2s"]
 VECTORS: tuple[Vectors, ...] = get_args(Vectors)
 """Whose directions a predictor chooses the layer for."""
 
+FitMethod = Literal["mean", "pca", "ridge", "logistic", "lda", "rfm"]
+FIT_METHODS: tuple[FitMethod, ...] = get_args(FitMethod)
+"""How a direction is fitted to labels, in each layer."""
+
 Loss = Literal["paper", "code"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 """Training losses of L2S; `code` takes several times as long."""
