@@ -91,10 +91,11 @@ StoreDtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 # --- the analysis --------------------------------------------------------------------------------
 
-Stage = Literal["vectors", "layers", "sweep", "predictors"]
+Stage = Literal["vectors", "layers", "concepts", "sweep", "predictors"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers
-but of norm outputs; predictors read a sweep, which is run where the results folder has none."""
+but of norm outputs; concepts need attention masses; predictors read a sweep, which is run where the
+results folder has none."""
 
 FirstSteered = Literal["fork", "prompt", "completion"]
 FIRST_STEERED: tuple[FirstSteered, ...] = get_args(FirstSteered)

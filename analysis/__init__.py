@@ -34,7 +34,6 @@ if TYPE_CHECKING:
         TokenChoice,
         choose_tokens,
         soft_labels,
-        token_choice,
     )
     from actcache.analysis.generation.config import SteerConfig
     from actcache.analysis.generation.folder import Generations, open_generations

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from actcache.analysis.concepts.stage import check_concepts
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     label_groups,
@@ -38,9 +39,10 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
     require_all_layers(store)  # the stages know layers by their place
     _require_provenance(store)
     require_names(store)
-    left_out = _stages_left_out(store, config.stages)
-    if any(store["label"].tolist()):
-        label_groups(store, two_labels(store, config.labels), pooled=config.pooled)
+    labels = two_labels(store, config.labels) if any(store["label"].tolist()) else None
+    left_out = _stages_left_out(store, config.stages, labels)
+    if labels:
+        label_groups(store, labels, pooled=config.pooled)
         prompt_position(store, config.position)
     elif {"sweep", "predictors"} & set(config.stages):
         if device != "auto":
@@ -81,7 +83,9 @@ def needs_model(store: Store, out: Path, config: AnalyzeConfig, *, overwrite: bo
     return bool(steers) and (overwrite or not (out / "sweep.zarr").exists())
 
 
-def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
+def _stages_left_out(
+    store: Store, stages: Sequence[str], labels: tuple[str, str] | None
+) -> tuple[str, ...]:
     """A sentence on stages that were asked for one by one and cannot run on a store's rows.
 
     All stages means all that there are. If none can run, or one lacks its split, that is an error.
@@ -92,6 +96,8 @@ def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
     if paired:
         unfit = () if norm_sites(store) else ("layers",)
         have, need = "pairs", "labels, or sites ln1 and ln2 (flag --sites of build)"
+    if "concepts" in stages and tuple(stages) != STAGES:
+        check_concepts(store, labels)
     left = [stage for stage in stages if stage in unfit]
     reason = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
     if left and len(left) == len(stages):

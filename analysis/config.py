@@ -9,6 +9,7 @@ from actcache.conventions import (
     STAGES,
     VECTORS,
     FirstSteered,
+    FitMethod,
     Loss,
     PresetName,
     Score,
@@ -18,7 +19,7 @@ from actcache.conventions import (
 from actcache.errors import ActcacheError
 from actcache.settings import MAX_SEED, check_numbers, check_words, setting
 
-SWEEP, PREDICTORS = "sweep", "predictors"
+SWEEP, PREDICTORS, CONCEPTS = "sweep", "predictors", "concepts"
 """Headings in `actcache analyze --help`."""
 
 MAX_GRID = 1000
@@ -89,6 +90,20 @@ class AnalyzeConfig:
         False,
         help="scale residuals to norm 1 for discriminative layers, as Selective Steering's code "
         "does",
+    )
+
+    methods: Sequence[FitMethod] = setting(
+        ("mean",),
+        group=CONCEPTS,
+        help="how directions are fitted: {words}",
+    )
+
+    shuffles: int = setting(
+        20,
+        group=CONCEPTS,
+        least=20,
+        most=10_000,
+        help="shufflings of the labels, and random directions, that concepts are compared with",
     )
 
     controls: int = setting(
@@ -180,7 +195,7 @@ class AnalyzeConfig:
             from actcache.encoders.connection import endpoint_of
 
             object.__setattr__(self, "base_url", endpoint_of(self.base_url))
-        check_words(self, once=["vectors", "encoders"])
+        check_words(self, once=["vectors", "encoders", "methods"])
         for name in ("top", "encoders", "layers", "context_layers"):
             if getattr(self, name) is not None and not getattr(self, name):
                 raise ActcacheError(f"{name} are [], expected one or more. Pass some.")

@@ -6,7 +6,7 @@ only then is torch imported.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from actcache.analysis.checks import check_analysis
+from actcache.analysis.concepts.stage import fit_concepts
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     BATCH_ROWS,
@@ -30,11 +31,13 @@ from actcache.analysis.directions.discriminative import LayerScores, layer_score
 from actcache.analysis.directions.planes import Plane, find_plane, norm_sites
 from actcache.analysis.files import typed, write_aside, write_text
 from actcache.analysis.names import METHOD, control_set
+from actcache.analysis.report.concept_pages import concepts_page, plot_masses
 from actcache.analysis.report.pages import markdown_page, pictures
 from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.results import (
     Results,
     results_folder,
+    write_directions,
     write_planes,
     write_steerability,
     write_vectors,
@@ -42,7 +45,7 @@ from actcache.analysis.results import (
 from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.steerability import Steerability, summarize
-from actcache.conventions import NO_PRESET, sweep_settings
+from actcache.conventions import ATTENTION, NO_PRESET, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress
 from actcache.settings import check_names
@@ -160,6 +163,11 @@ def _run_stages(
             summary = replace(summary, planes=scores_of)
     if "vectors" in config.stages:
         summary = replace(summary, vectors=write_vectors(out, store, directions))
+    concepts = None
+    if "concepts" in config.stages and ATTENTION in store.sites:
+        concepts, fitted = fit_concepts(store, labels=labels, config=config, progress=progress)
+        write_directions(out, store, fitted)
+        concepts.write(out)
     if paired and {"sweep", "predictors"} & set(config.stages):
         from actcache.build.replay import load_store_model
 
@@ -179,10 +187,13 @@ def _run_stages(
         )
     summary = replace(summary, verdicts=verdicts(summary))
     summary.write(out / "summary.json")
-    if page := markdown_page(summary):
-        write_text(out / "tables.md", page)
+    pages = [markdown_page(summary), concepts_page(concepts) if concepts else ""]
+    if any(pages):
+        write_text(out / "tables.md", "\n".join(filter(None, pages)))
     for name, draw in pictures(summary, out).items():
         write_aside(out / name, draw)
+    if concepts:
+        write_aside(out / "concepts.png", partial(plot_masses, summary=concepts))
     return Results(out)
 
 

@@ -5,7 +5,7 @@ attention-guided steering makes them (Davarmanesh et al. 2026, arXiv 2602.00333)
 that a build with the site `attention` keeps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,7 +108,7 @@ def token_choice(masses: Masses) -> TokenChoice:
         >>> choice.tokens, choice.order
         (['template_-1', 'template_-2'], array([1, 0]))
     """
-    positions = sorted(masses, key=_from_the_end, reverse=True)
+    positions = text_order(masses)
     mean = _head_means(masses, positions)  # [position, n, layer]
     if not mean.shape[1]:
         raise MismatchError(
@@ -153,6 +153,11 @@ def soft_labels(
     labels = np.where(positive[:, None], labels, 0.0)
     low, high = labels.min(0), labels.max(0)
     return np.asarray((labels - low) / np.where(high > low, high - low, 1.0))
+
+
+def text_order(positions: Iterable[str]) -> list[str]:
+    """Sort positions as their tokens follow one another; those that are no prompt token last."""
+    return sorted(positions, key=_from_the_end, reverse=True)
 
 
 def _from_the_end(position: str) -> int:

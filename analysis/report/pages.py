@@ -131,7 +131,7 @@ def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
     The results folder `out` has the arrays that a picture needs.
     """
     drawn: dict[str, Callable[[Path], None]] = {}
-    if summary.layers and summary.labels:
+    if summary.layers and summary.labels and len(summary.layers) == 1:
         (layers,), (positive, negative) = summary.layers.values(), summary.labels
         drawn["layers.png"] = lambda path: plot_layers(
             path, layers, positive=positive, negative=negative
