@@ -64,12 +64,13 @@ Site = Literal[
     "ln1_post",
     "ln2_post",
     "attention",
+    "attention_control",
 ]
 SITES: tuple[Site, ...] = get_args(Site)
 """The residual after a block; what enters block 0; the residual between attention and MLP; what
 attention and MLP add to the residual; the heads' outputs before the output projection, head after
 head, `n_heads · head_dim` wide (ITI); the outputs of a block's norms; and the attention mass on a
-marked span, `n_heads` wide."""
+marked span and on a random one of equal length, `n_heads` wide."""
 
 NORM_SITES: tuple[Site, ...] = ("ln1", "ln1_post", "ln2", "ln2_post")
 """Outputs of a block's norms, learned gain included, in the order in which they are computed: what
@@ -79,6 +80,11 @@ them (`ln1_post`, `ln2_post`: Gemma 2 and 3, OLMo 2)."""
 ATTENTION: Final = "attention"
 """The site of attention masses: how much of the read token's attention, after the softmax, each
 head puts on the marked span of the prompt; from 0 to 1."""
+
+ATTENTION_CONTROL: Final = "attention_control"
+"""The same of a random span of as many tokens, elsewhere in the prompt: what any words get."""
+
+MASS_SITES: Final = (ATTENTION, ATTENTION_CONTROL)
 
 Answer = Literal["first", "last"]
 """The answer token of a completion."""
@@ -198,6 +204,11 @@ def expand_positions(positions: Sequence[str]) -> list[str]:
 
 def check_sites(sites: Sequence[str], positions: Sequence[str]) -> None:
     """Refuse attention at the mean: all tokens' attention would be a square of them."""
+    if ATTENTION_CONTROL in sites and ATTENTION not in sites:
+        raise ActcacheError(
+            f"the site {ATTENTION_CONTROL} is asked for without {ATTENTION}, expected both. Add "
+            f"{ATTENTION} to the sites."
+        )
     if ATTENTION in sites and MEAN in positions:
         raise ActcacheError(
             f"the site {ATTENTION} is asked for at the position {MEAN}, expected single tokens. "

@@ -18,7 +18,7 @@ from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
 from actcache.build.provenance import MODE, columns, model_identity, provenance
 from actcache.build.reuse import Reusable, find_reusable
-from actcache.conventions import ATTENTION
+from actcache.conventions import MASS_SITES
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import DTYPES, LanguageModel, load_model
 from actcache.engine.self_check import CaptureFunction, check_capture
@@ -163,8 +163,8 @@ def _arrays(plan: BuildPlan, model: LanguageModel) -> list[RowArray]:
             f"{site}/{position}",
             n_layers=1 if site == "embed" else model.n_layers,
             width=model.width_of(site),
-            dtype=cast("Dtype", "float32" if site == ATTENTION else store_dtype),  # it checks them
-            dimension_names=("n", "layer", "head" if site == ATTENTION else "d_model"),
+            dtype=cast("Dtype", "float32" if site in MASS_SITES else store_dtype),  # it checks them
+            dimension_names=("n", "layer", "head" if site in MASS_SITES else "d_model"),
         )
         for site in config.sites
         for position in plan.positions

@@ -21,6 +21,9 @@ SPAN = "span"
 """The column of a store with the marked tokens of each prompt, `[n, 2]`; only stores with attention
 have it."""
 
+CONTROL_SPAN = "control_span"
+"""The column with the tokens of a random span of equal length, likewise."""
+
 
 @dataclass(frozen=True)
 class Mark:

@@ -38,6 +38,9 @@ class Rendered:
     span: tuple[int, int] | None = None
     """The marked tokens of the prompt, `[start, end)`; None if the sample marks no span."""
 
+    control_span: tuple[int, int] | None = None
+    """As many tokens elsewhere in the prompt; None where they are not read."""
+
     @property
     def chain(self) -> tuple[int, ...]:
         """Prompt and shared start; the last token is the fork."""

@@ -24,10 +24,8 @@ from actcache.analysis.directions.token_choice import (
     token_choice,
 )
 from actcache.analysis.stats.bootstrap import Interval
+from actcache.conventions import ATTENTION_CONTROL
 from actcache.store.store import Store
-
-CONTROL_SITE = "attention_control"
-"""Attention on a random span of equal length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +79,8 @@ def fit_concept(
         for method, each in fitted.items():
             sets[f"{method}-hard-{position}"] = each
     choices = {ATTENDED: choice}
-    if any(name.startswith(f"{CONTROL_SITE}/") for name in store.arrays):
-        control = read_masses(store, chosen, site=CONTROL_SITE)
+    if any(name.startswith(f"{ATTENTION_CONTROL}/") for name in store.arrays):
+        control = read_masses(store, chosen, site=ATTENTION_CONTROL)
         choices[RANDOM_SPAN] = token_choice(
             {name: values[rows.scanned] for name, values in control.items()}
         )
