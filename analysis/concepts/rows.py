@@ -29,7 +29,7 @@ class ConceptRows:
     @property
     def scanned(self) -> Bool[np.ndarray, " n"]:
         """Rows that the choice of the token reads: train rows with the concept."""
-        return self.positive & (self.split == "train")
+        return np.asarray(self.positive & (self.split == "train"))
 
     @property
     def held_out(self) -> Literal["test", "validation"]:

@@ -53,7 +53,7 @@ class TokenChoice:
 
         So it is with a sliding window that is shorter than the text.
         """
-        return self.peak == 0
+        return np.asarray(self.peak == 0)
 
 
 def choose_tokens(store: Store, *, rows: Bool[np.ndarray, " n"] | None = None) -> TokenChoice:
