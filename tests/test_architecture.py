@@ -71,7 +71,7 @@ RULES = {
     "analysis.stats": Rule(GROUND),
     "analysis.directions": Rule(("analysis.directions.fitting", "analysis.stats", *STORE)),
     "analysis.directions.fitting": Rule(
-        ("analysis.directions", "analysis.stats", *STORE), heavy=("rfm",)
+        ("analysis.directions", "analysis.stats", *STORE), heavy=("rfm", "krylov")
     ),
     "analysis.concepts": Rule(
         (

@@ -31,12 +31,19 @@ def _one_by_one(fit: Callable[[RowSpace, LayerLabels], LayerFit]) -> Fit:
     return lambda spaces, labels: [fit(s, y) for s, y in zip(spaces, labels, strict=True)]
 
 
+def _rfm(spaces: Sequence[RowSpace], labels: Sequence[LayerLabels]) -> list[LayerFit]:
+    from actcache.analysis.directions.fitting.rfm import fit_rfm  # torch, only where it is needed
+
+    return fit_rfm(spaces, labels)
+
+
 METHODS: Mapping[str, Fit] = {
     "mean": _one_by_one(fit_mean),
     "pca": _one_by_one(fit_pca),
     "ridge": _one_by_one(fit_ridge),
     "logistic": _one_by_one(fit_logistic),
     "lda": _one_by_one(fit_lda),
+    "rfm": _rfm,
 }
 """Every method by its name in `conventions.FIT_METHODS`."""
 
@@ -94,6 +101,7 @@ def fit_directions(
     | ridge | (XᵀX + λI)⁻¹ Xᵀy, centred unit rows | λ 1e-4 … 10 | Hoerl & Kennard 1970 |
     | logistic | min ½|u|² + C Σᵢ log loss(yᵢ, u·xᵢ + b), centred unit rows | C 0.1 … 1000 | |
     | lda | ((1 - s) S + s tr(S)/d I)⁻¹ (μ⁺ - μ⁻) | s 0.001 … 0.9 | Friedman 1989 |
+    | rfm | top eigenvector of the gradients' covariance | L, scaling, iterate | see `fit_rfm` |
 
     Args:
         residuals: `[n, layer, d_model]`, or one `[n, d_model]` for each layer in turn: a generator
