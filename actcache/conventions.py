@@ -119,6 +119,10 @@ FitMethod = Literal["mean", "pca", "ridge", "logistic", "lda", "rfm"]
 FIT_METHODS: tuple[FitMethod, ...] = get_args(FitMethod)
 """How a direction is fitted to labels, in each layer."""
 
+Norm = Literal["caa", "residual", "raw"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+"""How long the directions of `--directions` and `--methods` are when they steer."""
+
 Loss = Literal["paper", "code"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
 """Training losses of L2S; `code` takes several times as long."""
@@ -172,6 +176,11 @@ MEANINGS: Mapping[Any, Mapping[str, str]] = {
     Vectors: {
         "caa": "the behavior's own direction",
         "l2s": "a direction learned for each prompt",
+    },
+    Norm: {
+        "caa": "as the behavior's difference of means, in each layer",
+        "residual": "as the mean residual of its answer tokens, and the difference of means too",
+        "raw": "as they are",
     },
     Loss: {
         "paper": "squared error",

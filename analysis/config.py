@@ -11,6 +11,7 @@ from actcache.conventions import (
     FirstSteered,
     FitMethod,
     Loss,
+    Norm,
     PresetName,
     Score,
     Stage,
@@ -115,6 +116,15 @@ class AnalyzeConfig:
     )
 
     draws: int = setting(1000, least=1, most=100_000, help="bootstrap draws of every interval")
+
+    directions: Sequence[str] = setting(
+        (),
+        group=SWEEP,
+        metavar="FILE[:KEY]",
+        help="directions to steer with besides, one norm a layer: safetensors or GGUF",
+    )
+
+    norm: Norm = setting("caa", group=SWEEP, help="how long these are")
 
     batch_tokens: int = setting(
         2048,
