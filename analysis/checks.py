@@ -17,6 +17,7 @@ from actcache.analysis.directions.difference_of_means import (
     two_labels,
 )
 from actcache.analysis.directions.planes import norm_sites
+from actcache.analysis.sweep.direction_files import read_direction_sets
 from actcache.conventions import STAGES
 from actcache.encoders import parse_encoder
 from actcache.encoders.checks import require_encoder
@@ -50,6 +51,7 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
 
             pick_device(device)
         _require_layers("layers to steer", config.layers, store)
+        read_direction_sets(config.directions, store)
         if "predictors" in config.stages:
             _require_predictable(store, config)
     return (*left_out, *_ignored(store, config))
@@ -137,10 +139,16 @@ def _ignored(store: Store, config: AnalyzeConfig) -> tuple[str, ...]:
     """Say which settings that were given change nothing, and why."""
     default = AnalyzeConfig()
     pairs = not any(store["label"].tolist())
-    of_labels = ("labels", "position", "pooled", "normalize")
+    of_labels = ("labels", "position", "pooled", "normalize", "on_calibration")
     unused = dict.fromkeys(of_labels, "the rows have pairs") if pairs else {}
     if not any(text.startswith("openai:") for text in config.encoders):
         unused |= dict.fromkeys(("base_url", "embeddings"), "no encoder is openai:MODEL")
+    if not pairs:
+        unused |= dict.fromkeys(("directions", "norm"), "the rows have labels")
+    elif not {"sweep", "predictors"} & set(config.stages):
+        unused |= dict.fromkeys(("directions", "norm"), "no stage steers")
+    elif not config.directions and set(config.methods) == {"mean"}:
+        unused["norm"] = "the difference of means alone is swept"
     sentences = [
         f"the setting {name}: {reason}"
         for name, reason in unused.items()

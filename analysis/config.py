@@ -93,6 +93,12 @@ class AnalyzeConfig:
         "does",
     )
 
+    on_calibration: bool = setting(
+        False,
+        help="read discriminative layers on the train samples that directions are made of, as "
+        "Selective Steering does (equation 9 on the calibration set), instead of on the others",
+    )
+
     methods: Sequence[FitMethod] = setting(
         ("mean",),
         group=CONCEPTS,
@@ -113,6 +119,22 @@ class AnalyzeConfig:
         least=0,
         most=1000,
         help="sets of random directions, of the same lengths, that are swept as controls",
+    )
+
+    control_rows: int | None = setting(
+        None,
+        group=SWEEP,
+        least=16,
+        most=2**31 - 1,
+        help="rows of each behavior, framing and split that random directions steer, drawn with "
+        "the seed (default: a quarter of those that a figure reads, at least 64)",
+    )
+
+    all_rows: bool = setting(
+        False,
+        group=SWEEP,
+        help="sweep every row with every direction; without it only those that a figure reads: "
+        "base prompts of train, all of test",
     )
 
     draws: int = setting(1000, least=1, most=100_000, help="bootstrap draws of every interval")

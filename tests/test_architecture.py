@@ -84,6 +84,7 @@ RULES = {
     "analysis.sweep": Rule(
         (
             *("analysis.directions", "analysis.stats", "analysis.config"),
+            *("analysis.directions.fitting", "steering.files"),
             *("analysis.names", "build", "engine", "prompts", *STORE),
         ),
         heavy=("run", "forecast"),

@@ -46,6 +46,11 @@ class BehaviorRows:
     prompt: Shaped[np.ndarray, " row"]
     letter: Shaped[np.ndarray, " row"]
 
+    def among(self, chosen: Bool[np.ndarray, " row"]) -> "BehaviorRows":
+        """Train and test on some of the rows alone."""
+        sides = {side: getattr(self, side) & chosen for side in SPLITS}
+        return replace(self, **sides)
+
 
 def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, BehaviorRows]:
     """Find the rows of each behavior of a store of pairs, if there are enough to train and test on.
