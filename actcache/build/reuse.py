@@ -87,12 +87,7 @@ def find_reusable(
         **({"answer": answer} if reads_answers else {}),
         "arrays": {array.name: _shape(array) for array in arrays},
     }
-    sites = {array.name.partition("/")[0] for array in arrays}
-    columns = [
-        column
-        for site, column in ((ATTENTION, SPAN), (ATTENTION_CONTROL, CONTROL_SPAN))
-        if site in sites
-    ]
+    columns = _span_columns(arrays)
     known: dict[bytes, tuple[int, int]] = {}
     for number, store in enumerate(stores):
         _require_compatible(store, required)
@@ -102,10 +97,38 @@ def find_reusable(
             known.setdefault(_key([ids.tolist() for ids in tokens], span), (number, row))
     sources = np.full((2, len(rows)), -1, np.int64)  # store, and row in it
     for i, rendered in enumerate(rows):
-        span = [list(getattr(rendered, column) or (0, 0)) for column in columns]
-        key = _key([list(getattr(rendered, part)) for part in PARTS], span)
-        sources[:, i] = known.get(key, (-1, -1))
+        sources[:, i] = known.get(_key_of(rendered, columns), (-1, -1))
     return Reusable(stores, sources[0], sources[1])
+
+
+def first_equal_rows(
+    rows: Sequence[Rendered], arrays: Sequence[RowArray]
+) -> Int64[np.ndarray, " n"]:
+    """Find for each row of a build the first one that has its tokens, perhaps itself.
+
+    Prompts without a concept are the same for all concepts; they are run once.
+    """
+    columns = _span_columns(arrays)
+    first: dict[bytes, int] = {}
+    return np.array(
+        [first.setdefault(_key_of(row, columns), number) for number, row in enumerate(rows)],
+        np.int64,
+    )
+
+
+def _span_columns(arrays: Sequence[RowArray]) -> list[str]:
+    """The columns of the spans that a build reads attention on."""
+    sites = {array.name.partition("/")[0] for array in arrays}
+    return [
+        column
+        for site, column in ((ATTENTION, SPAN), (ATTENTION_CONTROL, CONTROL_SPAN))
+        if site in sites
+    ]
+
+
+def _key_of(row: Rendered, columns: Sequence[str]) -> bytes:
+    spans = [list(getattr(row, column) or (0, 0)) for column in columns]
+    return _key([list(getattr(row, part)) for part in PARTS], spans)
 
 
 def _spans(store: Store, columns: Sequence[str]) -> Sequence[Sequence[Sequence[int]]]:

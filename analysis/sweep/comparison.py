@@ -76,9 +76,7 @@ def compare_sets(
     others = [name for name in sweep.names if name == CONTROL]
     test = (store["split"] == "test") & (store["variant"] == "base")
     behavior = store["behavior"]
-    groups = [
-        name for name in dict.fromkeys(behavior.tolist()) if (test & (behavior == name)).any()
-    ]
+    groups = list(dict.fromkeys(behavior[test].tolist()))
     slopes = {name: sweep.slopes(name) for name in (METHOD, *names, *others)}
     places: dict[str, dict[str, int]] = {}
     at_fixed: dict[str, Float64[np.ndarray, " n"]] = {}
