@@ -30,7 +30,11 @@ if TYPE_CHECKING:
     from actcache.analysis.directions.fitting.methods import FittedDirections, fit_directions
     from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
     from actcache.analysis.directions.planes import Plane, SiteScores, find_plane, norm_sites
-    from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.directions.token_choice import (
+        TokenChoice,
+        choose_tokens,
+        soft_labels,
+    )
     from actcache.analysis.generation.config import SteerConfig
     from actcache.analysis.generation.folder import Generations, open_generations
     from actcache.analysis.generation.run.stage import generate_steered

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache import conventions
-from actcache.analysis.config import PREDICTORS, SWEEP, AnalyzeConfig
+from actcache.analysis.config import CONCEPTS, PREDICTORS, SWEEP, AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import (
@@ -41,6 +41,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--no-check", action="store_true", help="read the store without its checksums"
     )
     headings = {
+        CONCEPTS: "Directions at the token that attends to the marked span, in each layer.",
         SWEEP: "A preset sets what a published code does. A flag that is given wins.\n"
         f"{preset_help('sweep')}",
         PREDICTORS: "Which layer for which prompt (W2S), and which vector (L2S), with controls.",
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
-    if set(config.stages) - {"vectors", "layers"} and store.kind == "residuals":
+    if set(config.stages) - {"vectors", "layers", "concepts"} and store.kind == "residuals":
         choose_threads(store.d_model)
     check_analysis(store, config, device=args.device)
     if args.dry_run:

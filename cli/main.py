@@ -11,6 +11,7 @@ from actcache.cli import (
     analyze,
     build,
     chat,
+    concepts,
     demo,
     export,
     import_,
@@ -25,7 +26,20 @@ from actcache.cli.terminal.process import is_file_limit, prepare_streams, raise_
 from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 
-COMMANDS = (demo, build, analyze, steer, chat, info, verify, subset, merge, export, import_)
+COMMANDS = (
+    demo,
+    concepts,
+    build,
+    analyze,
+    steer,
+    chat,
+    info,
+    verify,
+    subset,
+    merge,
+    export,
+    import_,
+)
 
 INTERRUPTED = {
     **dict.fromkeys(

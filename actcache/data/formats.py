@@ -197,10 +197,13 @@ def _sample(row: RawRow, row_format: _Format, *, behavior: str, number: int) -> 
             f"{row.place}: both completions are {_quoted(positive.strip())}, expected two that "
             "differ. Change one, or drop the row."
         )
+    mark = marked_span(row, prompt=fields["prompt"], system=fields["system"])
     return Sample(
         **fields,
         letter=letter_of(positive, negative),
-        span=marked_span(row, fields["prompt"]),
+        span=mark.span,
+        span_part=mark.part,
+        span_text=mark.text,
         source=row.source,
     )
 

@@ -65,7 +65,7 @@ def run_trees(
     *,
     read: Int64[Tensor, "b read"],
     mean_over: Bool[Tensor, "b t"] | None = None,
-    span: Bool[Tensor, "b t"] | None = None,
+    span: Bool[Tensor, "*kind b t"] | None = None,
     taps: Mapping[str, Sequence[Tap]] = MappingProxyType({}),
     keep_cache: bool = False,
 ) -> ForwardResult:
@@ -76,7 +76,8 @@ def run_trees(
         tree: `b` trees of width `t`.
         read: columns to read.
         mean_over: tokens whose mean is one more read, the last.
-        span: marked tokens; the attention that they get becomes one of the sites.
+        span: marked tokens, of one kind or several; the attention that they get becomes one of the
+            sites, the heads of the first kind before those of the next.
         taps: further sites, by name, with their place in each block.
         keep_cache: keep keys and values, for cells that join.
 

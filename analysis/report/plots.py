@@ -64,7 +64,7 @@ def plot_steerability(
     for i, (name, scores) in enumerate(behaviors.items()):
         color, dash = line_style(i)
         line = {"color": color, "linestyle": dash, "linewidth": 1.8}
-        _plot_means(axes, scores, 0.18, label=f"{_shown(name)} (n = {scores.n})", **line)
+        _plot_means(axes, scores, 0.18, label=f"{shown_name(name)} (n = {scores.n})", **line)
         axes.plot(
             scores.fixed_layer if layers is None else list(layers).index(scores.fixed_layer),
             scores.fixed.slope.value,
@@ -84,7 +84,7 @@ def plot_steerability(
         axes.legend(frameon=False, fontsize=9)
     else:
         figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_grid(
@@ -130,7 +130,7 @@ def plot_grid(
         image = axes.imshow(
             values, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit
         )
-        axes.set_title(_shown(name), fontsize=10)
+        axes.set_title(shown_name(name), fontsize=10)
         axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
         axes.tick_params(axis="x", labelbottom=True, labelsize=8)
         _number(axes.yaxis, layers)
@@ -158,7 +158,7 @@ def plot_grid(
             image, ax=list(grid.flat)[: len(shown)], shrink=0.9, aspect=30, pad=0.015
         )
         bar.set_label(f"propensity ({unit}), positive minus negative")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_layers(
@@ -190,7 +190,7 @@ def plot_layers(
             layer,
             scores.class_mean[k],
             "os"[k] + "-",
-            label=f"{_shown(name)} (n = {counts[k]})",
+            label=f"{shown_name(name)} (n = {counts[k]})",
             **style,
         )
     top.axhline(0, color="black", linewidth=0.8)
@@ -212,7 +212,7 @@ def plot_layers(
     for axes in (top, bottom):
         _finish_lines(axes)
     top.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_means(axes: "Axes", scores: SteerabilityScores, alpha: float, **line: Any) -> None:
@@ -233,12 +233,12 @@ def new_figure(height: float) -> "Figure":
     return figure
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """Write a name as it is: `$` would begin a formula, and `_` hide a line from the legend."""
     return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
 
 
-def _save(figure: "Figure", path: str | Path) -> None:
+def save_figure(figure: "Figure", path: str | Path) -> None:
     """Write a figure; characters that the font lacks are drawn as boxes, without a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")
@@ -287,13 +287,13 @@ def plot_embeddings(
             color=color,
             markersize=4,
             alpha=0.6,
-            label=_shown(str(name)),
+            label=shown_name(str(name)),
         )
     axes.set_title(title, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])
     figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _require(behaviors: Mapping[str, object]) -> None:
