@@ -26,10 +26,11 @@ from actcache.analysis.directions.difference_of_means import (
 )
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
 from actcache.analysis.directions.planes import Plane, find_plane, norm_sites
-from actcache.analysis.files import typed, write_aside, write_text
+from actcache.analysis.files import typed, write_text
 from actcache.analysis.names import METHOD, control_set
-from actcache.analysis.report.pages import markdown_page, pictures
+from actcache.analysis.report.pages import markdown_page
 from actcache.analysis.report.verdicts import verdicts
+from actcache.analysis.report_files import write_results_report, write_samples
 from actcache.analysis.results import (
     Results,
     results_folder,
@@ -131,6 +132,7 @@ def _run_stages(
             d_model=store.d_model,
             provenance=store.provenance,
             certificate=store.certificate,
+            build=store.config,
         ),
         config=config,
         left_out=left_out,
@@ -173,13 +175,14 @@ def _run_stages(
             ),
             summary,
         )
+        write_samples(out, store)
     summary = replace(summary, verdicts=verdicts(summary))
     summary.write(out / "summary.json")
     if page := markdown_page(summary):
         write_text(out / "tables.md", page)
-    for name, draw in pictures(summary, out).items():
-        write_aside(out / name, draw)
-    return Results(out)
+    results = Results(out)
+    write_results_report(results)  # made again by `actcache report`
+    return results
 
 
 def _find_planes(

@@ -16,6 +16,7 @@ from actcache.cli import (
     import_,
     info,
     merge,
+    report,
     steer,
     subset,
     verify,
@@ -25,7 +26,10 @@ from actcache.cli.terminal.process import is_file_limit, prepare_streams, raise_
 from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 
-COMMANDS = (demo, build, analyze, steer, chat, info, verify, subset, merge, export, import_)
+COMMANDS = (
+    *(demo, build, analyze, steer, report, chat),
+    *(info, verify, subset, merge, export, import_),
+)
 
 INTERRUPTED = {
     **dict.fromkeys(
