@@ -101,6 +101,7 @@ class Page:
 
         folder = Path(os.environ.get(SCREENSHOTS) or self.folder)
         folder.mkdir(parents=True, exist_ok=True)
+        self.run("scrollTo({top: 0, behavior: 'instant'})")
         taken = self.driver.execute_cdp_cmd(
             "Page.captureScreenshot", {"captureBeyondViewport": whole, "format": "png"}
         )

@@ -42,7 +42,7 @@ def _over_strength(field: str) -> Spec:
         band = base.mark_area(opacity=0.15).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), color)
         layers += [zero_line(), band]
     if field == "perplexity":
-        y = y.scale(type="log").axis(tickCount=4)
+        y = y.scale(type="log").axis(tickCount=4, grid=False)
         budget = base.mark_rule(strokeDash=[4, 3], color=GREY)
         layers.append(budget.encode(alt.Y("budget:Q", aggregate="max")))
     layers += [

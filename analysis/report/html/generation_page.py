@@ -80,7 +80,8 @@ def generation_page(
         more={"texts": text_columns(texts)},
         title=f"Steered texts of {summary.source}",
         subtitle=f"{summary.model} ({summary.dtype}); at most {summary.max_new} tokens a text; "
-        f"target: {summary.target}; steered tokens: {summary.tokens}",
+        f"target: {summary.target}"
+        + (f"; steered tokens: {summary.tokens}" if summary.tokens else ""),
         sections=[
             ("findings", "Findings"),
             *([("strengths", "Strengths")] if rows else []),

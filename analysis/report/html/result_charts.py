@@ -216,7 +216,10 @@ def _letters() -> Spec:
                 shape.legend(legend),
                 tooltip=facts,
             ),
-        ).resolve_scale(color="independent"),  # else color and shape have a legend each
+        ).resolve_scale(
+            color="independent",
+            shape="independent",  # else each has a legend of its own
+        ),
         height=14,
         per=("behavior", "letter"),
     )

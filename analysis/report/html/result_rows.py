@@ -1,6 +1,6 @@
 """The rows behind the charts of an analysis, from its summary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from actcache.analysis.names import (
     strategy_label,
 )
 from actcache.analysis.report.html.result_charts import KINDS
+from actcache.analysis.report.plots import change_from_unsteered
 from actcache.analysis.report.predictor_tables import MEAN
 from actcache.analysis.summary import (
     LayerScores,
@@ -70,7 +71,7 @@ def grid_rows(sweep: SweepSummary) -> Rows:
     rows = []
     for behavior, grid in sweep.mean_propensity.items():
         values = np.array(grid)
-        change = change_from_unsteered(values, sweep.multipliers)
+        change = change_from_unsteered(values, np.array(sweep.multipliers))
         fixed = sweep.behaviors[behavior].fixed_layer if behavior in sweep.behaviors else None
         for place, layer in enumerate(sweep.layers):
             for column, multiplier in enumerate(sweep.multipliers):
@@ -85,15 +86,6 @@ def grid_rows(sweep: SweepSummary) -> Rows:
                     }
                 )
     return rows
-
-
-def change_from_unsteered(
-    values: "np.ndarray[Any, Any]", multipliers: Sequence[float]
-) -> "np.ndarray[Any, Any]":
-    """Subtract the column of multiplier 0 `[layer, m]`; without one, the mean over the grid."""
-    if 0.0 in multipliers:
-        return np.asarray(values - values[:, [list(multipliers).index(0.0)]])
-    return np.asarray(values - values.mean(1, keepdims=True))
 
 
 def strategy_rows(summary: Summary) -> Rows:

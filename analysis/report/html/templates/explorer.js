@@ -70,7 +70,7 @@ const explorer = (() => {
     first = Math.max(0, Math.min(first, shown.length - 1 - (shown.length - 1) % PAGE));
     body.replaceChildren(...shown.slice(first, first + PAGE).map(s => {
       const row = element("tr", { tabIndex: 0 },
-        element("th", { scope: "row", className: "text", textContent: printable(s.behavior), title: printable(s.id) }),
+        element("th", { scope: "row", className: "text less", textContent: printable(s.behavior), title: printable(s.id) }),
         ...(data.framing.words.length > 1 ? [element("td", { className: "text less", textContent: s.framing })] : []),
         element("td", { textContent: s.letter }),
         element("td", { textContent: s.best }),
