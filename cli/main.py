@@ -17,6 +17,7 @@ from actcache.cli import (
     import_,
     info,
     merge,
+    report,
     steer,
     subset,
     verify,
@@ -27,18 +28,8 @@ from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 
 COMMANDS = (
-    demo,
-    concepts,
-    build,
-    analyze,
-    steer,
-    chat,
-    info,
-    verify,
-    subset,
-    merge,
-    export,
-    import_,
+    *(demo, concepts, build, analyze, steer, report, chat),
+    *(info, verify, subset, merge, export, import_),
 )
 
 INTERRUPTED = {
