@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.directions.difference_of_means import two_labels
+from actcache.analysis.directions.difference_of_means import require_classes, two_labels
 from actcache.analysis.directions.planes import norm_sites
 from actcache.conventions import STAGES
 from actcache.encoders import parse_encoder
@@ -34,6 +34,7 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
     require_all_layers(store)  # the stages know layers by their place
     _require_provenance(store)
     require_names(store)
+    require_classes(store)
     left_out = _stages_left_out(store, config.stages)
     if any(store["label"].tolist()):
         two_labels(store, config.labels)

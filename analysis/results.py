@@ -43,8 +43,9 @@ if TYPE_CHECKING:
 
 SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
 SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
+CONFIG = "config.toml"
 FILES = (
-    *(SUMMARY, "tables.md", DIRECTIONS, "planes.safetensors"),
+    *(SUMMARY, CONFIG, "tables.md", DIRECTIONS, "planes.safetensors"),
     *("moments.npz", "steerability.npz", "predictors.npz"),
     *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
 )

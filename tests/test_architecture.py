@@ -38,7 +38,7 @@ RULES = {
     "errors": Rule(()),
     "lazy": Rule(()),
     "conventions": Rule(("errors",)),
-    "settings": Rule(("errors",)),
+    "settings": Rule(("errors", "names")),
     "identity": Rule(("errors",)),
     "notebook": Rule(()),
     "names": Rule(()),

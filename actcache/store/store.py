@@ -13,7 +13,7 @@ from actcache.notebook import facts_table
 from actcache.store.array import CONVERTED_BYTES, Residuals
 from actcache.store.columns import Columns
 from actcache.store.layout import Layout, open_layout
-from actcache.store.schema import Kind, Ragged
+from actcache.store.schema import Kind, Ragged, RowKind
 from actcache.store.shard_maps import ShardMaps
 from actcache.store.storage.protocol import Storage
 from actcache.store.verify import Problem, verify
@@ -123,6 +123,15 @@ class Store:
         arrays = self.row_arrays
         widths = [array.width for array in arrays if not array.name.startswith("heads/")]
         return max(widths or [array.width for array in arrays])
+
+    @property
+    def row_kind(self) -> RowKind:
+        """What its rows are: `pairs` of completions, prompts with `labels`, or `prompts` alone."""
+        if any(self.columns.get("label", np.empty(0)).tolist()):
+            return "labels"
+        texts = self.columns.get("positive", np.empty(0)).tolist()
+        of_pairs = {"fork", "positive", "negative"} & {*self.positions}
+        return "pairs" if any(texts) or of_pairs else "prompts"
 
     @property
     def prompts(self) -> np.ndarray:
