@@ -105,11 +105,12 @@ def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
             unknown = next((word for word in value if word not in spec.words), "")
             raise ActcacheError(
                 f"{spec.name} are {list(value)}, expected some of {', '.join(spec.words)}. "
-                f"{suggestion(unknown, spec.words)}Pass them separated by commas."
+                f"{suggestion(unknown, spec.words)}Pass them to {spec.flag}, separated by commas."
             )
         if spec.name in once and len(set(value)) < len(value):
             raise ActcacheError(
-                f"{spec.name} are {list(value)}, expected each once. Pass them separated by commas."
+                f"{spec.name} are {list(value)}, expected each once. Pass them to {spec.flag}, "
+                "separated by commas."
             )
 
 
@@ -121,7 +122,11 @@ def check_numbers(config: Any) -> None:
             continue
         shown, verb = (list(value), "are") if spec.many else (value, "is")
         numbers = value if spec.many else (value,)
-        remedy = "Pass such numbers." if spec.many else f"Try {spec.default}."
+        remedy = (
+            f"Pass such numbers with {spec.flag}."
+            if spec.many
+            else f"Try {spec.flag} {spec.default}."
+        )
         for number in numbers:
             if not math.isfinite(number):
                 expected = "finite numbers"

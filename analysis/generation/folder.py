@@ -26,7 +26,7 @@ TABLES, PICTURE, STEERING = "tables.md", "curve.png", "steering.safetensors"
 STEERINGS = "steerings"
 """Folder of the chosen steering of each behavior, where there are several."""
 
-OURS = (SUMMARY, TABLES, PICTURE, STEERING, STEERINGS, CONFIGURATIONS, TEXTS)
+OURS = (SUMMARY, TABLES, PICTURE, STEERING, STEERINGS, "config.toml", CONFIGURATIONS, TEXTS)
 """Everything in GEN, in the order in which it is removed."""
 
 FORMAT = 1
