@@ -54,5 +54,5 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         >>> suggestion("promt", ["prompt", "label"])
         "Did you mean 'prompt'? "
     """
-    near = get_close_matches(name, list(known), n=1)
+    near = get_close_matches(str(name), list(known), n=1)
     return f"Did you mean '{near[0]}'? " if near else ""

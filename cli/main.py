@@ -22,6 +22,7 @@ from actcache.cli import (
     subset,
     verify,
 )
+from actcache.cli.terminal import completion
 from actcache.cli.terminal.config_file import ReadConfig
 from actcache.cli.terminal.last_resort import keep_trace
 from actcache.cli.terminal.process import is_file_limit, prepare_streams, raise_file_limit
@@ -29,7 +30,20 @@ from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
 from actcache.names import suggestion
 
-COMMANDS = (demo, build, analyze, steer, chat, info, verify, subset, merge, export, import_)
+COMMANDS = (
+    demo,
+    build,
+    analyze,
+    steer,
+    chat,
+    info,
+    verify,
+    subset,
+    merge,
+    export,
+    import_,
+    completion,
+)
 
 INTERRUPTED = {
     **dict.fromkeys(
@@ -67,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {module.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(run=module.run, parser=command)
+        command.set_defaults(run=module.run, parser=command, top=top)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="print one JSON document")
     return top

@@ -43,7 +43,7 @@ RULES = {
     "notebook": Rule(()),
     "names": Rule(()),
     "hub": Rule(()),
-    "progress": Rule(("errors",)),
+    "progress": Rule(("errors", "notebook")),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
     "store": Rule(("store.storage", "store.copies", *GROUND), heavy=("torch_dataset",)),

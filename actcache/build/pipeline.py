@@ -11,7 +11,7 @@ from actcache.conventions import NO_PRESET, build_settings
 from actcache.data.formats import read_samples
 from actcache.data.personas import expand_variants, load_personas
 from actcache.data.sources import Data
-from actcache.progress import SILENT, Progress
+from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_names
 from actcache.store.store import Store, open_store
 
@@ -35,7 +35,7 @@ def build_store(
     overwrite: bool = False,
     reuse: Sequence[str | Path] = (),
     note: Callable[[str], None] | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
     **settings: Any,
 ) -> Store:
     """Run a model once over rows of data, and keep its residuals in a store.
