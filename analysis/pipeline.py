@@ -47,7 +47,7 @@ from actcache.analysis.sweep.sets import sets_of_analysis
 from actcache.analysis.sweep.steerability import Steerability, summarize
 from actcache.conventions import ATTENTION, NO_PRESET, sweep_settings
 from actcache.errors import MismatchError
-from actcache.progress import SILENT, Progress
+from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_names
 from actcache.store.store import Store, open_store
 
@@ -64,7 +64,7 @@ def analyze(
     *,
     config: AnalyzeConfig | None = None,
     model: "Callable[[], LanguageModel] | None" = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
     device: str = "auto",
     overwrite: bool = False,
     check: bool = True,

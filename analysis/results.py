@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
 SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
-REPORT, SAMPLES = "report.html", "samples.json"
+REPORT, SAMPLES, CONFIG = "report.html", "samples.json", "config.toml"
 FILES = (
-    *(SUMMARY, "tables.md", REPORT, SAMPLES, DIRECTIONS, "planes.safetensors"),
+    *(SUMMARY, CONFIG, "tables.md", REPORT, SAMPLES, DIRECTIONS, "planes.safetensors"),
     *("moments.npz", "steerability.npz", "predictors.npz"),
     *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
     *("concepts.json", "concepts.png", "concepts.svg", "concepts.pdf"),

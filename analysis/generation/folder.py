@@ -30,7 +30,7 @@ STEERINGS = "steerings"
 
 OURS = (
     *(SUMMARY, TABLES, REPORT, PICTURE, "curve.svg", "curve.pdf", PROMPTS),
-    *(STEERING, STEERINGS, CONFIGURATIONS, TEXTS),
+    *(STEERING, STEERINGS, "config.toml", CONFIGURATIONS, TEXTS),
 )
 """Everything in GEN, in the order in which it is removed."""
 

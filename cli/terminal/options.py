@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actcache.analysis.config import MAX_GRID
+from actcache.cli.terminal.config_file import add_config
 from actcache.cli.terminal.console import say
 from actcache.conventions import MEANINGS, PRESETS
 from actcache.errors import ActcacheError
@@ -26,7 +27,7 @@ def add_settings(
     *,
     no_default: Collection[str] = (),
 ) -> dict[str, Group]:
-    """Add a flag for each field of a settings dataclass.
+    """Add a flag for each field of a settings dataclass, and `--config`.
 
     Args:
         command: the command's parser.
@@ -38,6 +39,7 @@ def add_settings(
     Returns:
         The headings, for flags that are no settings; the empty one is the command itself.
     """
+    add_config(command)
     groups: dict[str, Group] = {"": command}
     groups |= {name: command.add_argument_group(name, about) for name, about in headings.items()}
     for spec in settings_of(config):
@@ -162,6 +164,17 @@ def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
             "commas. For example 0:100,205."
         ) from None
     return tuple(values)
+
+
+def key_map(text: str | None) -> dict[str, str]:
+    """Read `prompt=question,positive=chosen`: each key of a row, and its name in the data."""
+    pairs = [part.partition("=") for part in text.split(",")] if text else []
+    if not all(name.strip() and key.strip() for name, _, key in pairs) or text == "":
+        raise ActcacheError(
+            f"--map is '{text}', expected pairs NAME=KEY separated by commas. For example "
+            "prompt=question,positive=chosen."
+        )
+    return {name.strip(): key.strip() for name, _, key in pairs}
 
 
 def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
