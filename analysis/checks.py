@@ -12,6 +12,7 @@ import numpy as np
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import two_labels
 from actcache.analysis.directions.planes import norm_sites
+from actcache.analysis.sweep.splits import splits_of
 from actcache.conventions import STAGES
 from actcache.encoders import parse_encoder
 from actcache.encoders.checks import require_encoder
@@ -43,6 +44,7 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
 
             pick_device(device)
         _require_layers("layers to steer", config.layers, store)
+        splits_of(store, config)
         if "predictors" in config.stages:
             _require_predictable(store, config)
     return (*left_out, *_ignored(store, config))

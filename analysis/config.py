@@ -110,6 +110,17 @@ class AnalyzeConfig:
         "base prompts of train, all of test",
     )
 
+    splits: int = setting(
+        1,
+        group=SWEEP,
+        least=1,
+        most=100,
+        help="splits of the base prompts that the fixed layer is chosen and read on, for its "
+        "standard error: the store's own, and random ones. Each random split has directions of "
+        "its own, one more set that the sweep steers its train and test rows with; learned vectors "
+        "are of the store's own split alone",
+    )
+
     draws: int = setting(1000, least=1, most=100_000, help="bootstrap draws of every interval")
 
     batch_tokens: int = setting(

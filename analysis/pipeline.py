@@ -40,7 +40,9 @@ from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSum
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.reuse import WantedSweep
 from actcache.analysis.sweep.sets import sets_of_analysis
+from actcache.analysis.sweep.splits import score_splits, splits_of
 from actcache.analysis.sweep.steerability import Steerability, summarize
+from actcache.analysis.sweep.strategies import SplitScore, over_splits
 from actcache.conventions import NO_PRESET, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress
@@ -325,6 +327,7 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
     propensity = sweep.propensity
     results: dict[str, Steerability] = {}
     means = {}
+    of_splits = score_splits(sweep, splits_of(store, config)) if config.splits > 1 else {}
     for behavior in run.directions.names:
         rows = store["behavior"] == behavior
         test = rows & (store["split"] == "test")
@@ -342,6 +345,8 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
                 layers=layers,
                 draws=config.draws,
             )
+        if behavior in results and behavior in of_splits:
+            results[behavior] = _with_splits(results[behavior], of_splits[behavior])
     write_steerability(run.out, store, sweep, results, controls)
     return SweepSummary(
         layers=tuple(layers),
@@ -351,3 +356,8 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
         behaviors={name: each.scores for name, each in results.items()},
         mean_propensity=means,
     )
+
+
+def _with_splits(result: Steerability, splits: tuple[SplitScore, ...]) -> Steerability:
+    fixed = over_splits(result.scores.fixed, [splits])
+    return replace(result, scores=replace(result.scores, fixed=fixed, splits=splits))

@@ -83,7 +83,7 @@ RULES = {
     "analysis.sweep": Rule(
         (
             *("analysis.directions", "analysis.stats", "analysis.config"),
-            *("analysis.names", "build", "engine", "prompts", *STORE),
+            *("analysis.names", "build", "data", "engine", "prompts", *STORE),
         ),
         heavy=("run", "forecast"),
     ),

@@ -13,9 +13,14 @@ import numpy as np
 from jaxtyping import Bool
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.directions.difference_of_means import Directions, random_directions
-from actcache.analysis.names import METHOD, control_set
+from actcache.analysis.directions.difference_of_means import (
+    Directions,
+    pair_directions,
+    random_directions,
+)
+from actcache.analysis.names import METHOD, OWN_DIFFERENCE, control_set, split_set
 from actcache.analysis.sweep.row_directions import AnyDirections, RowDirections, row_directions
+from actcache.analysis.sweep.splits import splits_of
 from actcache.store.store import Store
 
 CONTROL_SHARE = 4
@@ -52,18 +57,18 @@ def sets_of_analysis(
         config: the settings: how many controls, and on how many rows.
         others: learned or given directions by name of the set; in the order of the file.
     """
-    read = rows_read(store, config)
+    controls = _random(directions, config)
     steered: dict[str, AnyDirections] = {METHOD: directions, **(others or {})}
-    sets = {
-        name: SweepSet(directions=row_directions(store, given, name=name), rows=read)
-        for name, given in steered.items()
-    }
-    few = control_rows(store, read, config)
-    for name, values in _random(directions, config).items():
-        sets[name] = SweepSet(
-            directions=row_directions(store, values, name=name), rows=few, control=True
+    for number, split in enumerate(splits_of(store, config)[1:], start=1):
+        steered[split_set(number)] = pair_directions(store, rows=split.train)
+    return {
+        name: SweepSet(
+            directions=row_directions(store, (steered | controls)[name], name=name),
+            rows=rows,
+            control=name in controls,
         )
-    return sets
+        for name, rows in rows_of_sets(store, config, list(others or {})).items()
+    }
 
 
 def rows_of_sets(
@@ -71,9 +76,13 @@ def rows_of_sets(
 ) -> dict[str, Bool[np.ndarray, " n"]]:
     """Say which rows each set of `sets_of_analysis` steers, before there are directions."""
     read = rows_read(store, config)
+    rows = {METHOD: read, **dict.fromkeys(others, read)}
+    for number, split in enumerate(splits_of(store, config)[1:], start=1):
+        rows[split_set(number)] = np.ones(store.n, bool) if config.all_rows else split.rows
+        if OWN_DIFFERENCE in rows:  # no split changes these vectors
+            rows[OWN_DIFFERENCE] = rows[OWN_DIFFERENCE] | split.rows
     few = control_rows(store, read, config)
-    controls = dict.fromkeys(map(control_set, range(config.controls)), few)
-    return {METHOD: read, **dict.fromkeys(others, read), **controls}
+    return rows | dict.fromkeys(map(control_set, range(config.controls)), few)
 
 
 def rows_read(store: Store, config: AnalyzeConfig) -> Bool[np.ndarray, " n"]:

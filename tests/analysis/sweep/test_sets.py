@@ -21,6 +21,7 @@ from actcache.analysis.sweep.sets import (
 )
 from actcache.data.personas import Persona, expand_variants
 from actcache.engine.model import load_model
+from actcache.engine.steered_scores import score_grid
 from actcache.errors import MismatchError
 from actcache.exchange import export
 from actcache.exchange.archive import read_archive
@@ -114,7 +115,6 @@ def test_rows_that_no_set_steers_are_not_run(store, model, sets, tmp_path, monke
         ran.append(len(rows) * len(directions))
         return score_grid(model, rows, directions=directions, **settings)
 
-    score_grid = module.score_grid
     monkeypatch.setattr(module, "score_grid", counted)
     monkeypatch.setattr(module, "_self_check", lambda _grid: {})
     few = {name: sets[name] for name in ("few-rows", "few")}
@@ -129,7 +129,7 @@ def test_an_interrupted_sweep_of_parts_has_the_bytes_of_a_whole_one(
     whole = sweep(store, model, tmp_path / "whole.zarr", sets, shard_rows=16)
     from actcache.analysis.sweep import run as module
 
-    calls, score_grid = [], module.score_grid
+    calls = []
 
     def breaks(*args, **settings):
         calls.append(1)
