@@ -208,7 +208,7 @@ def test_splits_give_the_fixed_layer_an_error_and_change_nothing_else(store, mod
         assert name.endswith(tuple(f".fixed{part}" for part in errors)), name
         assert ".caa." in name or ".oracle_vectors." in name or name.startswith(".sweep.")
         assert "user_neg" not in name
-    splits, sets = splits_of(store, config), (read.summary.predictors or pytest.fail()).sets
+    splits, sets = splits_of(store, config), read_predictors(read).sets
     for key, own in (("caa", None), ("oracle_vectors", "oracle_vectors")):
         by_behavior = []
         for behavior in ("b old", "kind"):
@@ -409,3 +409,9 @@ def test_train_rows_shuffle_embeddings_and_others_keep_theirs():
     np.testing.assert_array_equal(shuffled[~train], own[~train])
     assert (shuffled[train] != own[train]).any(1).mean() > 0.8
     np.testing.assert_array_equal(np.sort(shuffled[train], axis=0), np.sort(own[train], axis=0))
+
+
+def read_predictors(results):
+    """The scores of a stage that ran."""
+    assert results.summary.predictors is not None
+    return results.summary.predictors
