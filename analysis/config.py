@@ -94,20 +94,21 @@ class AnalyzeConfig:
         help="sets of random directions, of the same lengths, that are swept as controls",
     )
 
-    control_rows: int | None = setting(
-        None,
+    control_rows: int = setting(
+        64,
         group=SWEEP,
         least=16,
         most=2**31 - 1,
-        help="rows of each behavior, framing and split that random directions steer, drawn with "
-        "the seed (default: a quarter of those that a figure reads, at least 64)",
+        help="test rows of each behavior and framing that random directions are read on, drawn "
+        "with the seed: 64 make the interval of their mean slope half as wide as the slopes' "
+        "standard deviation",
     )
 
     all_rows: bool = setting(
         False,
         group=SWEEP,
         help="sweep every row with every direction; without it only those that a figure reads: "
-        "base prompts of train, all of test",
+        "base prompts of train, all framings of test",
     )
 
     splits: int = setting(

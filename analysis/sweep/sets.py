@@ -2,7 +2,7 @@
 
 Figures read the slopes of base train samples, which choose layers, and of test samples of every
 framing. Other rows are not swept. Random directions are there to be compared with, so a part of
-those rows is enough for them. What is to be swept beside these is one more entry of
+the test samples is enough for them. What is to be swept beside these is one more entry of
 `sets_of_analysis`.
 """
 
@@ -22,12 +22,6 @@ from actcache.analysis.names import METHOD, OWN_DIFFERENCE, control_set, split_s
 from actcache.analysis.sweep.row_directions import AnyDirections, RowDirections, row_directions
 from actcache.analysis.sweep.splits import splits_of
 from actcache.store.store import Store
-
-CONTROL_SHARE = 4
-"""Random directions steer one in so many of the rows that a figure reads, …"""
-
-CONTROL_LEAST = 64
-"""… or this many of each behavior, framing and split, where that is more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +90,22 @@ def rows_read(store: Store, config: AnalyzeConfig) -> Bool[np.ndarray, " n"]:
 def control_rows(
     store: Store, read: Bool[np.ndarray, " n"], config: AnalyzeConfig
 ) -> Bool[np.ndarray, " n"]:
-    """Draw the rows that random directions steer, apart in each behavior, framing and split."""
-    columns = [store[name].tolist() for name in ("behavior", "variant", "split")]
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for row, group in enumerate(zip(*columns, strict=True)):
-        if read[row]:
-            groups.setdefault(group, []).append(row)
+    """Choose the rows that random directions steer, of those that a figure `read`s.
+
+    All train rows, so that their layers are chosen as well as those of other sets; of the test rows
+    of each behavior and framing `control_rows`, drawn at random.
+    """
+    test = store["split"] == "test"
+    if config.all_rows:
+        return read
+    chosen = read & ~test
     rng = np.random.default_rng([config.seed, _STREAM])
-    drawn = np.zeros(store.n, bool)
-    for rows in groups.values():
-        usual = max(CONTROL_LEAST, -(-len(rows) // CONTROL_SHARE))
-        count = config.control_rows or (len(rows) if config.all_rows else usual)
-        drawn[rng.permutation(rows)[:count]] = True
-    return drawn
+    for behavior in np.unique(store["behavior"]):
+        for variant in np.unique(store["variant"]):
+            rows = (store["behavior"] == behavior) & (store["variant"] == variant)
+            drawn = rng.permutation(np.flatnonzero(read & test & rows))[: config.control_rows]
+            chosen[drawn] = True
+    return np.asarray(chosen)
 
 
 _STREAM = 3

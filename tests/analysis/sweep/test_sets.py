@@ -12,7 +12,6 @@ from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.sweep.row_directions import shared_directions
 from actcache.analysis.sweep.run import run_sweep
 from actcache.analysis.sweep.sets import (
-    CONTROL_LEAST,
     SweepSet,
     control_rows,
     rows_of_sets,
@@ -235,32 +234,32 @@ def store_of(path, n):
 
 
 @pytest.mark.parametrize(
-    ("n", "settings", "expected"),
+    ("n", "settings", "of_test"),
     [
-        (2000, {}, {"train": 100, "test": 125}),
-        (400, {}, {"train": CONTROL_LEAST, "test": CONTROL_LEAST}),
-        (200, {}, {"train": 40, "test": 50}),
-        (2000, {"control_rows": 30}, {"train": 30, "test": 30}),
-        (2000, {"all_rows": True}, {"train": 400, "test": 500}),
-        (2000, {"all_rows": True, "control_rows": 30}, {"train": 30, "test": 30}),
+        (2000, {}, 64),
+        (200, {}, 50),
+        (2000, {"control_rows": 30}, 30),
+        (2000, {"all_rows": True}, 500),
     ],
 )
-def test_controls_have_a_part_of_each_group_drawn_with_the_seed(tmp_path, n, settings, expected):
+def test_controls_have_all_train_rows_and_a_part_of_test_drawn_with_the_seed(
+    tmp_path, n, settings, of_test
+):
     store, config = store_of(tmp_path / "s.zarr", n), AnalyzeConfig(**settings)
     read = rows_read(store, config)
 
     drawn = control_rows(store, read, config)
 
     assert not (drawn & ~read).any()
-    base = store["variant"] == "base"
-    for split, count in expected.items():
-        assert (drawn & base & (store["split"] == split)).sum() == count, split
-        other = (drawn & ~base & (store["split"] == split)).sum()
-        assert other == (count if split == "test" or config.all_rows else 0), split
+    np.testing.assert_array_equal(
+        drawn & (store["split"] != "test"), read & (store["split"] != "test")
+    )
+    for variant in ("base", "user_neg"):
+        test = (store["split"] == "test") & (store["variant"] == variant)
+        assert (drawn & test).sum() == of_test
     np.testing.assert_array_equal(drawn, control_rows(store, read, config))
-    if count < (read & base & (store["split"] == "test")).sum():
-        other = AnalyzeConfig(**settings, seed=1)
-        assert (drawn != control_rows(store, read, other)).any()
+    if of_test < n / 4:
+        assert (drawn != control_rows(store, read, AnalyzeConfig(**settings, seed=1))).any()
 
 
 def test_the_sets_of_an_analysis_are_named_with_their_rows_before_there_are_directions(store):
