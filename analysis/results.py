@@ -43,12 +43,16 @@ if TYPE_CHECKING:
 
 SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
 SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
+REPORT, SAMPLES, CONFIG = "report.html", "samples.json", "config.toml"
 FILES = (
-    *(SUMMARY, "tables.md", DIRECTIONS, "planes.safetensors"),
+    *(SUMMARY, CONFIG, "tables.md", REPORT, SAMPLES, DIRECTIONS, "planes.safetensors"),
     *("moments.npz", "steerability.npz", "predictors.npz"),
     *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
+    *("concepts.json", "concepts.png", "concepts.svg", "concepts.pdf"),
+    *("steerability.svg", "grid.svg", "layers.svg", "embeddings.svg"),
+    *("steerability.pdf", "grid.pdf", "layers.pdf", "embeddings.pdf"),
 )
-"""Files that `analyze` leaves in a folder, beside the sweep and `predictors/`."""
+"""Files that `analyze` and `report` leave in a folder, beside the sweep and `predictors/`."""
 
 
 @dataclass(frozen=True)
@@ -186,14 +190,27 @@ def _identity(store: Store | StoreSummary) -> dict[str, Any]:
     }
 
 
+def write_directions(out: Path, store: Store, tensors: Mapping[str, np.ndarray]) -> None:
+    """Add to `directions.safetensors`, which holds directions of this store alone."""
+    if not tensors:
+        return
+    path = out / DIRECTIONS
+    earlier: dict[str, np.ndarray] = {}
+    if path.is_file():
+        from safetensors.numpy import load_file
+
+        earlier = load_file(path)
+    about = {"layer": "output of the decoder block, from 0", **_model(store)}
+    write_tensors(path, {**earlier, **tensors}, about=about)
+
+
 def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, VectorSummary]:
     """Write `directions.safetensors` (as they are and of norm 1) and `moments.npz`."""
     tensors = {}
     for name, values in zip(directions.names, directions.values, strict=True):
         tensors[f"{name}/{METHOD}"] = values
         tensors[f"{name}/{METHOD}_unit"] = unit(values)
-    about = {"layer": "output of the decoder block, from 0", **_model(store)}
-    write_tensors(out / "directions.safetensors", tensors, about=about)
+    write_directions(out, store, tensors)
     moments = directions.moments
     classes = [f"{name}/{side}" for name in directions.names for side in ("positive", "negative")]
     write_arrays(
