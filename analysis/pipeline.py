@@ -45,7 +45,7 @@ from actcache.analysis.sweep.reuse import WantedSweep
 from actcache.analysis.sweep.row_directions import RowDirections
 from actcache.analysis.sweep.sets import sets_of_analysis
 from actcache.analysis.sweep.steerability import Steerability, summarize
-from actcache.conventions import ATTENTION, NO_PRESET, sweep_settings
+from actcache.conventions import ATTENTION, NO_PRESET, STAGES, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import SILENT, Progress
 from actcache.settings import check_names
@@ -170,9 +170,15 @@ def _run_stages(
     write_directions(out, store, tensors_of(fitted))
     concepts = None
     if "concepts" in config.stages and ATTENTION in store.sites:
-        concepts, tensors = fit_concepts(store, labels=labels, config=config, progress=progress)
-        write_directions(out, store, tensors)
-        concepts.write(out)
+        try:
+            concepts, tensors = fit_concepts(store, labels=labels, config=config, progress=progress)
+        except MismatchError as error:
+            if tuple(config.stages) != STAGES:
+                raise
+            summary = replace(summary, left_out=(*summary.left_out, f"concepts: {error}"))
+        else:
+            write_directions(out, store, tensors)
+            concepts.write(out)
     if paired and {"sweep", "predictors"} & set(config.stages):
         from actcache.build.replay import load_store_model
 
