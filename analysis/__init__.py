@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
     from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
     from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+    from actcache.analysis.report_files import write_report
     from actcache.analysis.results import Results, open_results
     from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
     from actcache.analysis.stats.float16 import to_float32
@@ -141,6 +142,7 @@ __all__ = [
     "train_vector_predictor",
     "unit",
     "without_letter",
+    "write_report",
 ]
 
 __getattr__ = attach(__name__, __file__)

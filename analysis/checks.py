@@ -14,6 +14,7 @@ from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
     label_groups,
     prompt_position,
+    require_classes,
     two_labels,
 )
 from actcache.analysis.directions.planes import norm_sites
@@ -40,7 +41,8 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
     require_all_layers(store)  # the stages know layers by their place
     _require_provenance(store)
     require_names(store)
-    labels = two_labels(store, config.labels) if any(store["label"].tolist()) else None
+    require_classes(store)
+    labels = two_labels(store, config.labels) if store.row_kind == "labels" else None
     left_out = _stages_left_out(store, config.stages, labels)
     if labels:
         label_groups(store, labels, pooled=config.pooled)

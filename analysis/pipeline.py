@@ -5,7 +5,6 @@ only then is torch imported.
 """
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +21,13 @@ from actcache.analysis.directions.difference_of_means import (
     two_labels,
 )
 from actcache.analysis.directions.planes import norm_sites
-from actcache.analysis.files import typed, write_aside, write_text
+from actcache.analysis.files import typed, write_text
 from actcache.analysis.layers import find_planes, score_layers
 from actcache.analysis.names import L2S, control_set
-from actcache.analysis.report.concept_pages import concepts_page, plot_masses
-from actcache.analysis.report.pages import markdown_page, pictures
+from actcache.analysis.report.concept_pages import concepts_page
+from actcache.analysis.report.pages import markdown_page
 from actcache.analysis.report.verdicts import verdicts
+from actcache.analysis.report_files import write_results_report, write_samples
 from actcache.analysis.results import (
     PREDICTORS,
     Results,
@@ -47,7 +47,7 @@ from actcache.analysis.sweep.sets import sets_of_analysis
 from actcache.analysis.sweep.steerability import Steerability, summarize
 from actcache.conventions import ATTENTION, NO_PRESET, STAGES, sweep_settings
 from actcache.errors import MismatchError
-from actcache.progress import SILENT, Progress
+from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_names
 from actcache.store.store import Store, open_store
 
@@ -64,7 +64,7 @@ def analyze(
     *,
     config: AnalyzeConfig | None = None,
     model: "Callable[[], LanguageModel] | None" = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
     device: str = "auto",
     overwrite: bool = False,
     check: bool = True,
@@ -139,6 +139,7 @@ def _run_stages(
             d_model=store.d_model,
             provenance=store.provenance,
             certificate=store.certificate,
+            build=store.config,
         ),
         config=config,
         left_out=left_out,
@@ -198,16 +199,15 @@ def _run_stages(
             ),
             summary,
         )
+        write_samples(out, store)
     summary = replace(summary, verdicts=verdicts(summary))
     summary.write(out / "summary.json")
     pages = [markdown_page(summary), concepts_page(concepts) if concepts else ""]
     if any(pages):
         write_text(out / "tables.md", "\n".join(filter(None, pages)))
-    for name, draw in pictures(summary, out).items():
-        write_aside(out / name, draw)
-    if concepts:
-        write_aside(out / "concepts.png", partial(plot_masses, summary=concepts))
-    return Results(out)
+    results = Results(out)
+    write_results_report(results)  # made again by `actcache report`
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,13 +43,16 @@ if TYPE_CHECKING:
 
 SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
 SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
+REPORT, SAMPLES, CONFIG = "report.html", "samples.json", "config.toml"
 FILES = (
-    *(SUMMARY, "tables.md", DIRECTIONS, "planes.safetensors"),
+    *(SUMMARY, CONFIG, "tables.md", REPORT, SAMPLES, DIRECTIONS, "planes.safetensors"),
     *("moments.npz", "steerability.npz", "predictors.npz"),
     *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
-    *("concepts.json", "concepts.png"),
+    *("concepts.json", "concepts.png", "concepts.svg", "concepts.pdf"),
+    *("steerability.svg", "grid.svg", "layers.svg", "embeddings.svg"),
+    *("steerability.pdf", "grid.pdf", "layers.pdf", "embeddings.pdf"),
 )
-"""Files that `analyze` leaves in a folder, beside the sweep and `predictors/`."""
+"""Files that `analyze` and `report` leave in a folder, beside the sweep and `predictors/`."""
 
 
 @dataclass(frozen=True)

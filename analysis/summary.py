@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -48,6 +48,9 @@ class StoreSummary:
     d_model: int
     provenance: dict[str, Any]
     certificate: dict[str, Any] | None
+
+    build: dict[str, Any] = field(default_factory=dict)
+    """The settings that it was built with; empty in summaries of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

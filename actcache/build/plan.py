@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from actcache.build.config import BuildConfig
+from actcache.build.row_columns import RowColumns, row_columns
 from actcache.conventions import (
     ATTENTION,
     ATTENTION_CONTROL,
@@ -65,6 +66,12 @@ class BuildPlan:
     model_config: Any = field(repr=False)
     """The model's Hugging Face config."""
 
+    row_columns: RowColumns = field(repr=False)
+    """The columns that the rows bring themselves."""
+
+    reading_notes: Sequence[str] = ()
+    """What reading the rows had to say."""
+
     @property
     def n(self) -> int:
         """Rows of the store."""
@@ -112,15 +119,22 @@ class BuildPlan:
     def notes(self) -> list[str]:
         """What a user should know before the build: model, rows left out, conditions, leaks."""
         return [
+            *self.reading_notes,
+            *self.row_columns.notes,
             *_model_notes(self.config),
             *_left_out_notes(self.left_out),
             *_condition_notes(self),
             *_leak_notes(self.leaks),
+            *_label_notes(self.samples),
         ]
 
 
-def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
+def plan_build(
+    samples: Sequence[Sample], config: BuildConfig, *, reading_notes: Sequence[str] = ()
+) -> BuildPlan:
     """Render and check every sample, leave out what cannot be used, and assign splits.
+
+    `reading_notes` are what `read_samples` had to say; they come first among the plan's notes.
 
     Raises:
         RenderError: a row cannot be rendered or breaks what the preset needs, and bad rows are not
@@ -171,6 +185,8 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
             "context": context,
         },
         model_config=model_config,
+        row_columns=row_columns(usable, config.sites),
+        reading_notes=tuple(reading_notes),
     )
 
 
@@ -229,6 +245,14 @@ def _leak_notes(leaks: dict[str, Leaks]) -> list[str]:
                 "these splits put none there"
             )
     return notes
+
+
+def _label_notes(samples: Sequence[Sample]) -> list[str]:
+    labels = {sample.label for sample in samples}
+    if len(labels) > 1 or None in labels:
+        return []
+    note = f"note: all rows have the label '{labels.pop()}', and analyze compares two; actcache "
+    return [note + "merge joins this store with one of another label"]
 
 
 def _n_rows(names: Sequence[str]) -> str:

@@ -79,7 +79,7 @@ def record_masses(
     with ExitStack() as stack:
         observed: set[tuple[int, str]] = set()
         for layer, module in enumerate(modules):
-            interface = getattr(_python_module(module), "ALL_ATTENTION_FUNCTIONS", None)
+            interface = attention_interface(module)
             if interface is None or _eager_attention(module) is None:
                 hook = _weights_hook(anatomy, layer, read, record)
                 stack.callback(module.register_forward_hook(hook).remove)
@@ -142,7 +142,15 @@ def _observed(interface: Any, name: str, observer: Callable[..., None]) -> Itera
         assert attend is not None
         return attend(module, *inputs, **settings)
 
-    interface[name] = call
+    with replaced_attention(interface, name, call):
+        yield
+
+
+@contextmanager
+def replaced_attention(interface: Any, name: str, attend: Callable[..., Any]) -> Iterator[None]:
+    """Put `attend` in the place of one attention function of Hugging Face's interface."""
+    before = interface.get(name)
+    interface[name] = attend
     try:
         yield
     finally:
@@ -178,6 +186,11 @@ def _take_queries(
 def _python_module(module: nn.Module) -> Any:
     """The Python module that holds a family's code."""
     return sys.modules[type(module).__module__]
+
+
+def attention_interface(module: nn.Module) -> Any:
+    """Return the attention functions of a family's code by name; None where it has no choice."""
+    return getattr(_python_module(module), "ALL_ATTENTION_FUNCTIONS", None)
 
 
 def _eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:

@@ -116,9 +116,15 @@ class Renderer:
                     f"row '{sample.id}' has a system message, but prompts are plain: there is "
                     "no chat template to put it in. Pass --template FILE, or drop 'system'."
                 )
+            if sample.history:
+                raise RenderError(
+                    f"row '{sample.id}' has earlier turns, but prompts are plain: there is no chat "
+                    "template to put them in. Pass --template FILE, or give 'prompt' alone."
+                )
             return self._stripped(sample.prompt)
         system = sample.system if sample.system is not None else self._system
-        messages = [{"role": "user", "content": self._stripped(sample.prompt)}]
+        turns = (*sample.history, ("user", self._stripped(sample.prompt)))
+        messages = [{"role": role, "content": content} for role, content in turns]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         if self._stopped:  # it would be for every row
@@ -144,6 +150,11 @@ class Renderer:
                 f"the chat template drops the system message of row '{sample.id}'. Use a template "
                 "that shows it (--template FILE), or ask for none: no --system, and of --variants "
                 "base, user_pos and user_neg."
+            )
+        if not all(content.strip() in text for _, content in sample.history):
+            raise RenderError(
+                f"the chat template drops an earlier turn of row '{sample.id}'. Use a template "
+                "that shows all (--template FILE), or give 'prompt' alone."
             )
         return self._stripped(text)
 

@@ -76,7 +76,8 @@ def difference_of_means(
             f"mask over {store.n} that chooses one or more. Pass for example "
             "store['split'] == 'train'."
         )
-    if any(store["label"].tolist()):
+    require_classes(store)
+    if store.row_kind == "labels":
         return label_directions(
             store, rows=rows, labels=two_labels(store, labels), position=position, pooled=pooled
         )
@@ -192,6 +193,23 @@ def label_codes(store: Store, labels: tuple[str, str]) -> Int64[np.ndarray, " n"
     """0 for the positive label, 1 for the negative one, -1 for any other."""
     of_row = store["label"]
     return np.where(of_row == labels[0], 0, np.where(of_row == labels[1], 1, -1)).astype(np.int64)
+
+
+def require_classes(store: Store) -> None:
+    """Refuse rows between which there is no difference of means: no pairs, and no two labels."""
+    if store.row_kind == "prompts":
+        raise MismatchError(
+            f"the rows of '{store.path}' are prompts alone, expected pairs or two labels: there is "
+            "no direction between them. Read them with store.residuals('prompt') or actcache "
+            "export; or give the rows labels and build again with --reuse, which runs none again."
+        )
+    labels = set(store["label"].tolist())
+    if store.row_kind == "labels" and len(labels) == 1:
+        raise MismatchError(
+            f"all rows of '{store.path}' have the label '{labels.pop()}', expected two labels: "
+            "there is no direction between them. Join it with a store of another label with "
+            "actcache merge, or read the rows with store.residuals('prompt')."
+        )
 
 
 def two_labels(store: Store, asked: Sequence[str] | None = None) -> tuple[str, str]:

@@ -9,9 +9,12 @@ from actcache.analysis.concepts.summary import (
     ConceptScores,
     ConceptSummary,
 )
-from actcache.analysis.report.plots import PANELS, new_figure, save_figure, shown_name
+from actcache.analysis.report.plots import new_figure, save_figure, shown_name
 from actcache.analysis.report.tables import Table, markdown
 from actcache.analysis.stats.bootstrap import Interval
+
+PANELS = 6
+"""Concepts that the picture and the tables of layers show."""
 
 _DESIGNS = {
     "same": "each text stands on both sides, so that the sides differ by the concept alone",

@@ -154,7 +154,7 @@ def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
             drawn["steerability.png"] = lambda path: plot_steerability(
                 path,
                 base,
-                control=[random for scores in base.values() for random in scores.control[:1]],
+                control={name: scores.control for name, scores in base.items()},
                 layers=sweep.layers,
                 unit=f"{sweep.unit} per unit multiplier",
             )

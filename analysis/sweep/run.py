@@ -24,7 +24,7 @@ from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_cell
 from actcache.engine.steered_scores import SteeringRule, can_move, score_grid
 from actcache.errors import MismatchError, ModelError
-from actcache.progress import SILENT, Progress
+from actcache.progress import AUTOMATIC, Progress
 from actcache.prompts.render import Rendered
 from actcache.store.contents import SWEPT, StoreContents
 from actcache.store.partial import require_room
@@ -48,7 +48,7 @@ def run_sweep(
     layers: Sequence[int] | None = None,
     batch_tokens: int = 2048,
     shard_rows: int | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
     title: str = "sweep",
 ) -> Sweep:
     """Steer samples at every layer with every multiplier; keep the propensities.
