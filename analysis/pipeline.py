@@ -47,7 +47,7 @@ from actcache.analysis.sweep.sets import sets_of_analysis
 from actcache.analysis.sweep.splits import score_splits, splits_of
 from actcache.analysis.sweep.steerability import Steerability, summarize
 from actcache.analysis.sweep.strategies import SplitScore, over_splits
-from actcache.conventions import ATTENTION, NO_PRESET, sweep_settings
+from actcache.conventions import ATTENTION, NO_PRESET, STAGES, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_names
@@ -173,9 +173,15 @@ def _run_stages(
     write_directions(out, store, tensors_of(fitted))
     concepts = None
     if "concepts" in config.stages and ATTENTION in store.sites:
-        concepts, tensors = fit_concepts(store, labels=labels, config=config, progress=progress)
-        write_directions(out, store, tensors)
-        concepts.write(out)
+        try:
+            concepts, tensors = fit_concepts(store, labels=labels, config=config, progress=progress)
+        except MismatchError as error:
+            if tuple(config.stages) != STAGES:
+                raise
+            summary = replace(summary, left_out=(*summary.left_out, f"concepts: {error}"))
+        else:
+            write_directions(out, store, tensors)
+            concepts.write(out)
     if paired and {"sweep", "predictors"} & set(config.stages):
         from actcache.build.replay import load_store_model
 
