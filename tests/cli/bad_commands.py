@@ -43,7 +43,11 @@ BUILD = [
     ("--answer middle", "--answer", "choose from 'first'"),
     ("--batch-tokens 0", "batch_tokens is 0", "Try --batch-tokens 2048"),
     ("--batch-tokens -5", "batch_tokens is -5", "Try --batch-tokens 2048"),
-    ("--batch-tokens 99999999999999", "batch_tokens is 99999999999999", "or less. Try --batch-tokens 2048"),
+    (
+        "--batch-tokens 99999999999999",
+        "batch_tokens is 99999999999999",
+        "or less. Try --batch-tokens 2048",
+    ),
     ("--batch-tokens many", "--batch-tokens", "invalid int value: 'many'"),
     ("--seed -3", "seed is -3", "expected 0 or more"),
     ("--seed 99999999999999999999", "seed is 99999999999999999999", "or less"),

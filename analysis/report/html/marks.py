@@ -31,7 +31,7 @@ def table(name: str) -> alt.NamedData:
 
 
 def specification(
-    chart: alt.LayerChart | alt.Chart, *, height: float, per: tuple[str, ...] = ()
+    chart: alt.LayerChart | alt.Chart, *, height: int, per: tuple[str, ...] = ()
 ) -> Spec:
     """Turn a chart into Vega-Lite; it is as wide as its panel.
 
