@@ -110,7 +110,7 @@ def full_summary(n=3):
 def planted_samples(n=40, names=(HOSTILE, "behavior 1"), prompt=HOSTILE):
     """Samples whose best layers are 3 and 7 in turns; slopes rise with their number."""
     rng = np.random.default_rng(0)
-    slope = rng.normal(0, 0.01, (n, len(LAYERS)))
+    slope = rng.normal(0, 0.001, (n, len(LAYERS)))
     slope[:, 1] += 1
     slope[np.arange(n), np.arange(n) % 2 * 2] += np.arange(n) / n + 1.5
     return Samples(
