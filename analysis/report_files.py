@@ -149,7 +149,8 @@ def _samples(results: Results) -> "Samples | None":
         return None
     texts = _read_texts(path)
     sweep, rows = results.sweep, np.array(texts.row, np.int64)
-    if rows.size and (rows.max() >= sweep.n or sweep.ids[rows].tolist() != list(texts.id)):
+    inside = bool(((rows >= 0) & (rows < sweep.n)).all())
+    if not inside or sweep.ids[rows].tolist() != list(texts.id):
         raise MismatchError(
             f"'{path}' has other samples than the sweep beside it, expected the same. Run analyze "
             "again."

@@ -31,14 +31,16 @@ def table(name: str) -> alt.NamedData:
 
 
 def specification(
-    chart: alt.LayerChart | alt.Chart, *, height: int, per: tuple[str, ...] = ()
+    chart: alt.LayerChart | alt.Chart | alt.FacetChart, *, height: int, per: tuple[str, ...] = ()
 ) -> Spec:
     """Turn a chart into Vega-Lite; it is as wide as its panel.
 
     With `per`, its height is that of one row, and there is a row for each value of these columns.
     """
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    spec: Spec = chart.properties(width="container", height=height, autosize=fit).to_dict()
+    spec: Spec = chart.properties(width="container", height=height, autosize=fit).to_dict(
+        validate=False
+    )
     spec = {name: part for name, part in spec.items() if name not in ("$schema", "config")}
     return {**spec, "usermeta": {"per": list(per)}} if per else spec
 

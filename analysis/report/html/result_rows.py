@@ -22,6 +22,7 @@ from actcache.analysis.report.predictor_tables import MEAN
 from actcache.analysis.summary import (
     LayerScores,
     PredictorScores,
+    SteerabilityScores,
     StrategyScore,
     Summary,
     SweepSummary,
@@ -44,7 +45,7 @@ def layer_rows(sweep: SweepSummary) -> Rows:
     rows = []
     for name, scores in sweep.behaviors.items():
         behavior, framing = framing_of(name)
-        vectors = {"steered": scores}
+        vectors: dict[str, SteerabilityScores] = {"steered": scores}
         if framing == "base":
             vectors |= {f"random {k + 1}": random for k, random in enumerate(scores.control)}
         for vector, of_vector in vectors.items():

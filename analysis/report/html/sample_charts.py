@@ -1,5 +1,7 @@
 """The charts of single prompts: in the plane, and one sample's curves at every layer."""
 
+from typing import Any
+
 import altair as alt
 
 from actcache.analysis.report.html.marks import (
@@ -81,7 +83,7 @@ def _plane(field: str) -> Spec:
     legend = alt.Legend(orient="top", columns=3, symbolOpacity=1, labelLimit=220)
     if field == "best":
         color = alt.Color(f"{field}:Q", title=title, scale=alt.Scale(scheme="viridis"))
-        shape: alt.Shape | alt.ShapeValue = alt.ShapeValue("circle")
+        shape: Any = alt.value("circle")
     else:
         color = alt.Color(
             f"{field}:N", title=title, sort=None, scale=alt.Scale(range=list(COLORS))

@@ -4,6 +4,7 @@ import base64
 import json
 from dataclasses import replace
 from html.parser import HTMLParser
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[str] = []
         self.texts: list[str] = []
-        self.data = None
+        self.data: dict[str, Any] = {}
         self._of: str | None = None
         self.feed(page)
         self.text = "".join(self.texts)
