@@ -98,7 +98,7 @@ def _plane(field: str) -> Spec:
             alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
             alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
             color,
-            shape,
+            shape=shape,
             size=alt.when(is_picked).then(alt.value(220)).otherwise(alt.value(30)),
             opacity=alt.when(is_picked).then(alt.value(1)).otherwise(alt.value(0.7)),
             tooltip=[
