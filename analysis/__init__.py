@@ -27,9 +27,14 @@ if TYPE_CHECKING:
         mean_cosine,
         project,
     )
+    from actcache.analysis.directions.fitting.methods import FittedDirections, fit_directions
     from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
     from actcache.analysis.directions.planes import Plane, SiteScores, find_plane, norm_sites
-    from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.directions.token_choice import (
+        TokenChoice,
+        choose_tokens,
+        soft_labels,
+    )
     from actcache.analysis.generation.config import SteerConfig
     from actcache.analysis.generation.folder import Generations, open_generations
     from actcache.analysis.generation.run.stage import generate_steered
@@ -74,6 +79,7 @@ __all__ = [
     "Comparison",
     "Directions",
     "FitQuality",
+    "FittedDirections",
     "GenerationSummary",
     "Generations",
     "Interval",
@@ -105,6 +111,7 @@ __all__ = [
     "difference_of_means",
     "directions_of_moments",
     "find_plane",
+    "fit_directions",
     "fit_quality",
     "generate_steered",
     "label_directions",

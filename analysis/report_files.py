@@ -9,17 +9,21 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
 
+from actcache.analysis.concepts.summary import FILE as CONCEPTS
+from actcache.analysis.concepts.summary import ConceptSummary
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.files import DocumentError, typed, write_aside, write_json, write_text
 from actcache.analysis.generation.folder import is_generations, open_generations
 from actcache.analysis.generation.report_files import write_generation_report
 from actcache.analysis.names import CAA, W2S_SHUFFLED
+from actcache.analysis.report.concept_pages import plot_masses
 from actcache.analysis.report.pages import pictures
 from actcache.analysis.results import REPORT, SAMPLES, Results, open_results
 from actcache.analysis.summary import Summary
@@ -132,7 +136,10 @@ def write_results_report(results: Results, *, formats: Sequence[str] = ("png",))
     )
     write_text(out / REPORT, page)
     written = [out / REPORT]
-    for name, draw in pictures(summary, out).items():
+    drawn = pictures(summary, out)
+    if (out / CONCEPTS).is_file():
+        drawn["concepts.png"] = partial(plot_masses, summary=ConceptSummary.read(out))
+    for name, draw in drawn.items():
         for form in formats:
             path = (out / name).with_suffix(f".{form}")
             write_aside(path, draw)

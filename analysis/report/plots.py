@@ -190,7 +190,7 @@ def plot_layers(
             layer,
             scores.class_mean[k],
             "os"[k] + "-",
-            label=f"{_shown(name)} (n = {counts[k]})",
+            label=f"{shown_name(name)} (n = {counts[k]})",
             **style,
         )
     top.axhline(0, color="black", linewidth=0.8)
@@ -252,10 +252,10 @@ def _label_bottom(panels: "Sequence[Axes]", label: str) -> None:
 
 def _title(name: str) -> str:
     """Break a long name, so that it stays above its panel."""
-    return _shown("\n".join(textwrap.wrap(name, _TITLE)[:3]))
+    return shown_name("\n".join(textwrap.wrap(name, _TITLE)[:3]))
 
 
-def _shown(name: str) -> str:
+def shown_name(name: str) -> str:
     """Write a name as it is: `$` would begin a formula, and `_` hide a line from the legend."""
     return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
 
@@ -315,7 +315,7 @@ def plot_embeddings(
             markersize=3.5,
             markeredgewidth=0,
             alpha=0.65,
-            label=_shown(str(name)),
+            label=shown_name(str(name)),
         )
     axes.set_title(title, loc="left")
     axes.set_xticks([])
