@@ -53,7 +53,7 @@ def layer_axis() -> alt.Axis:
 def zero_line(axis: str = "y") -> alt.Chart:
     """Draw the line at 0."""
     rule = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeWidth=1, color=GREY, aria=False)
-    return rule.encode(**{axis: alt.datum(0)})
+    return rule.encode(y=alt.datum(0)) if axis == "y" else rule.encode(x=alt.datum(0))
 
 
 def tips(*fields: str, **titles: str) -> list[alt.Tooltip]:

@@ -171,6 +171,7 @@ def class_rows(layers: Mapping[str, LayerScores], labels: tuple[str, str]) -> Ro
     """Mean projection of both classes at every layer, with how well they are told apart."""
     return [
         {
+            "behavior": name,
             "label": label,
             "layer": layer,
             "mean": scores.class_mean[k, layer],
@@ -181,7 +182,7 @@ def class_rows(layers: Mapping[str, LayerScores], labels: tuple[str, str]) -> Ro
             "fisher": scores.fisher[layer],
             "first": k == 0,
         }
-        for scores in layers.values()
+        for name, scores in layers.items()
         for k, label in enumerate(labels)
         for layer in range(len(scores.auc))
     ]
