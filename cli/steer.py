@@ -7,8 +7,8 @@ and tested once on test rows: the largest effect whose texts the unsteered model
 less likely, and that keep their form.
 
 Writes GEN: generations.jsonl (a line a text), configurations.json, summary.json, tables.md,
-curve.png, config.toml for --config, and steering.safetensors, the chosen steering, for chat, export
-and other prompts.
+curve.png, report.html, config.toml for --config, and steering.safetensors, the chosen steering, for
+chat, export and other prompts.
 """
 
 import argparse
