@@ -53,6 +53,11 @@ class Setting:
         """The option, such as `--store-dtype`."""
         return f"--{self.name.replace('_', '-')}"
 
+    @property
+    def verb(self) -> str:
+        """What a sentence on it says: `layers are`, `method is`."""
+        return "are" if self.many and self.name.endswith("s") else "is"
+
 
 def setting(
     default: Any = MISSING,
@@ -104,13 +109,13 @@ def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
         elif spec.words and (not value or not set(value) <= set(spec.words)):
             unknown = next((word for word in value if word not in spec.words), "")
             raise ActcacheError(
-                f"{spec.name} are {list(value)}, expected some of {', '.join(spec.words)}. "
+                f"{spec.name} {spec.verb} {list(value)}, expected some of {', '.join(spec.words)}. "
                 f"{suggestion(unknown, spec.words)}Pass them to {spec.flag}, separated by commas."
             )
         if spec.name in once and len(set(value)) < len(value):
             raise ActcacheError(
-                f"{spec.name} are {list(value)}, expected each once. Pass them to {spec.flag}, "
-                "separated by commas."
+                f"{spec.name} {spec.verb} {list(value)}, expected each once. "
+                f"Pass them to {spec.flag}, separated by commas."
             )
 
 
@@ -120,7 +125,7 @@ def check_numbers(config: Any) -> None:
         value = getattr(config, spec.name)
         if value is None or spec.type not in (int, float):
             continue
-        shown, verb = (list(value), "are") if spec.many else (value, "is")
+        shown = list(value) if spec.many else value
         numbers = value if spec.many else (value,)
         remedy = (
             f"Pass such numbers with {spec.flag}."
@@ -136,7 +141,7 @@ def check_numbers(config: Any) -> None:
                 expected = f"{spec.most:.0f} or less"
             else:
                 continue
-            raise ActcacheError(f"{spec.name} {verb} {shown}, expected {expected}. {remedy}")
+            raise ActcacheError(f"{spec.name} {spec.verb} {shown}, expected {expected}. {remedy}")
 
 
 def check_word(
