@@ -170,7 +170,8 @@ def test_a_build_and_an_analysis_are_repeated_from_their_files(folder, tmp_path)
     stores = [open_store(path) for path in (first, second)]
     assert stores[0].config == stores[1].config
     assert stores[0].n == 14
-    np.testing.assert_array_equal(*(store.residuals("prompt")[:] for store in stores))
+    residuals = [store.residuals("prompt")[:] for store in stores]
+    np.testing.assert_array_equal(residuals[0], residuals[1])
 
     out, other = tmp_path / "out", tmp_path / "other"
     words = ["analyze", str(first), "--stages", "vectors", "--draws", "50"]

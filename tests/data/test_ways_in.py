@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from actcache.build import build_store
 from actcache.build.row_columns import row_columns
 from actcache.data import read_samples
 from actcache.encoders.base import texts_of
-from actcache.store import open_store
+from actcache.exchange import export, import_store
+from actcache.store import merge, open_store
 from actcache.store.verify import verify
 from tests.support.rows import table
 from tests.support.tiny import save
@@ -37,7 +39,12 @@ MESSAGES = [{"messages": [{"role": "user", "content": row["prompt"]}]} for row i
 RENAMED = [
     {"question": row["prompt"], "side": row["label"], "level": row["level"]} for row in LABELS
 ]
-ROWS = {"pairs": PAIRS, "labels": LABELS, "one label": ONE_LABEL, "prompts": PROMPTS}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "pairs": PAIRS,
+    "labels": LABELS,
+    "one label": ONE_LABEL,
+    "prompts": PROMPTS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +232,36 @@ def test_other_keys_become_columns_of_their_kind_or_are_said_to_be_ignored():
         "raw",
     ]
     assert all("is ignored" in note for note in collected.notes)
+
+
+@pytest.mark.model
+def test_stores_with_other_columns_of_their_own_are_merged(folder):
+    rows = [
+        {"prompt": "a", "n": 1, "s": "x", "mix": 1},
+        {"prompt": "b", "n": 2, "s": "y", "mix": 2},
+    ]
+    more = [{"prompt": "c", "mix": "m", "new": True}]
+    paths = [built(folder, {name: part}).path for name, part in (("one", rows), ("two", more))]
+
+    merged = merge(paths, folder / "merged.zarr").store
+    assert verify(merged.path) == []
+    assert merged["n"].tolist()[:2] == [1.0, 2.0]
+    assert np.isnan(merged["n"][2])
+    assert merged["s"].tolist() == ["x", "y", ""]
+    assert merged["mix"].tolist() == ["1", "2", "m"]
+    assert np.isnan(merged["new"][:2]).all()
+    assert merged["new"][2] == 1.0
+    back = merge(paths[::-1], folder / "back.zarr").store
+    assert sorted(back.columns) == sorted(merged.columns)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("form", ["hdf5", "archive"])
+def test_columns_of_rows_survive_export_and_import(folder, of_jsonl, form, tmp_path):
+    store = of_jsonl["pairs"]
+    file = tmp_path / {"hdf5": "s.h5", "archive": "s.tar"}[form]
+    export(store, file, to=form)
+    again = import_store(file, tmp_path / "again.zarr")
+
+    assert_equal(again, store)
+    assert again.digest == store.digest
