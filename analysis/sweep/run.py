@@ -24,7 +24,7 @@ from actcache.engine.reference import reference_cell
 from actcache.engine.steered_scores import SteeringRule, can_move, score_grid
 from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
-from actcache.progress import AUTOMATIC, Progress
+from actcache.progress import SILENT, Progress
 from actcache.prompts.render import Rendered
 from actcache.store.contents import StoreContents
 from actcache.store.copies.selection import require_all_layers
@@ -49,7 +49,7 @@ def run_sweep(
     layers: Sequence[int] | None = None,
     batch_tokens: int = 2048,
     shard_rows: int | None = None,
-    progress: Progress = AUTOMATIC,
+    progress: Progress = SILENT,
     title: str = "sweep",
 ) -> Sweep:
     """Steer every sample at every layer with every multiplier; keep the propensities.
