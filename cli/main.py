@@ -13,11 +13,13 @@ from actcache.cli import (
     analyze,
     build,
     chat,
+    concepts,
     demo,
     export,
     import_,
     info,
     merge,
+    report,
     steer,
     subset,
     verify,
@@ -31,18 +33,8 @@ from actcache.errors import ActcacheError
 from actcache.names import suggestion
 
 COMMANDS = (
-    demo,
-    build,
-    analyze,
-    steer,
-    chat,
-    info,
-    verify,
-    subset,
-    merge,
-    export,
-    import_,
-    completion,
+    *(demo, concepts, build, analyze, steer, report, chat),
+    *(info, verify, subset, merge, export, import_, completion),
 )
 
 INTERRUPTED = {

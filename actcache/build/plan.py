@@ -12,7 +12,14 @@ from typing import Any
 
 from actcache.build.config import BuildConfig
 from actcache.build.row_columns import RowColumns, row_columns
-from actcache.conventions import ATTENTION, NO_PRESET, expand_positions, find_preset
+from actcache.conventions import (
+    ATTENTION,
+    ATTENTION_CONTROL,
+    MASS_SITES,
+    NO_PRESET,
+    expand_positions,
+    find_preset,
+)
 from actcache.data.samples import Sample
 from actcache.data.splits import Leaks, assign_splits, count_leaks
 from actcache.engine.model import (
@@ -25,9 +32,9 @@ from actcache.engine.model import (
 )
 from actcache.engine.tree_capture import tokens_run
 from actcache.prompts.checks import CheckSummary, check_rows, first_ids
-from actcache.prompts.positions import check_template, of_samples
+from actcache.prompts.positions import check_template, from_the_end, of_samples
 from actcache.prompts.render import Rendered, Renderer, Rendering
-from actcache.prompts.spans import require_spans
+from actcache.prompts.spans import random_span, require_spans
 
 N_NAMED = 10
 """How many of the rows that are left out a note names; the store lists all."""
@@ -103,7 +110,7 @@ class BuildPlan:
         row_bytes = {
             "embed": d_model * size,
             "heads": n_layers * n_heads * d_head * size,
-            ATTENTION: n_layers * n_heads * 4,  # always float32
+            **dict.fromkeys(MASS_SITES, n_layers * n_heads * 4),  # always float32
         }
         site_bytes = (row_bytes.get(s, n_layers * d_model * size) for s in self.config.sites)
         return self.n * len(self.positions) * int(sum(site_bytes))
@@ -154,14 +161,21 @@ def plan_build(
     paired = usable[0].positive is not None
     positions = of_samples(expand_positions(config.positions), paired=paired)
     check_template(checked.rendered, positions)
+    rendered = checked.rendered
     if ATTENTION in config.sites:
-        require_spans([row.span for row in checked.rendered], [sample.id for sample in usable])
+        require_spans([row.span for row in rendered], [sample.id for sample in usable])
+    if ATTENTION_CONTROL in config.sites:
+        n_read = max(from_the_end(position) or 1 for position in positions)
+        rendered = tuple(
+            replace(row, control_span=random_span(row.prompt, row.span or (0, 0), n_read=n_read))
+            for row in rendered
+        )
     return BuildPlan(
         config=config,
         samples=[
             replace(sample, split=split) for sample, split in zip(usable, splits, strict=True)
         ],
-        rendered=checked.rendered,
+        rendered=rendered,
         left_out=checked.left_out,
         conditions=checked.conditions,
         positions=positions,

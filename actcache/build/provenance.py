@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actcache.conventions import ATTENTION
+from actcache.conventions import ATTENTION, ATTENTION_CONTROL
 from actcache.data.messages import history_text
 from actcache.data.samples import HISTORY, TEXT_COLUMNS, samples_digest
-from actcache.data.spans import SPAN
+from actcache.data.spans import CONTROL_SPAN, SPAN
 from actcache.prompts.render import PARTS
 from actcache.store.schema import Ragged
 
@@ -33,6 +33,8 @@ def columns(plan: "BuildPlan") -> dict[str, Any]:
     numbers = {"n_tokens": np.array([row.length for row in rendered], np.int64)}
     if ATTENTION in plan.config.sites:
         numbers[SPAN] = np.array([row.span for row in rendered], np.int64)
+    if ATTENTION_CONTROL in plan.config.sites:
+        numbers[CONTROL_SPAN] = np.array([row.control_span for row in rendered], np.int64)
     return {**texts, **tokens, **numbers, **plan.row_columns.values}
 
 

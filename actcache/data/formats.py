@@ -289,10 +289,13 @@ def _sample(
             f"{row.place}: both completions are {_quoted(positive.strip())}, expected two that "
             "differ. Change one, or drop the row."
         )
+    mark = marked_span(row, prompt=fields["prompt"], system=fields["system"])
     return Sample(
         **fields,
         letter=letter_of(positive, negative),
-        span=marked_span(row, fields["prompt"]),
+        span=mark.span,
+        span_part=mark.part,
+        span_text=mark.text,
         source=row.source,
         history=history,
         extra={key: x for key, x in row.values.items() if key not in row_format.read_keys},

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from actcache.data.spans import Part, Span
+
 TEXT_COLUMNS = (
     *("id", "behavior", "variant", "split", "label", "letter"),
     *("prompt", "positive", "negative", "system", "digest"),
@@ -60,9 +62,15 @@ class Sample:
     system: str | None = None
     """The row's own system message; with None the build's is used."""
 
-    span: tuple[int, int] | None = None
-    """The marked part of the prompt, as characters `[start, end)`. An empty one marks nothing on
-    purpose; None where the row does not say."""
+    span: Span | None = None
+    """The marked part of the prompt (see `span_part`), as characters `[start, end)`. An empty one
+    marks nothing on purpose; None where the row does not say."""
+
+    span_part: Part = "prompt"
+    """The text that `span` counts characters of."""
+
+    span_text: str = field(default="", compare=False)
+    """The marked text where the row gave one; looked for in the persona's sentences of variants."""
 
     source: str = field(default="", compare=False)
     """Where the sample was read, for messages: file name and line or row. Not in the store."""
@@ -111,6 +119,8 @@ class Sample:
             content = (*content, self.span, self.history)
         elif self.span is not None:
             content = (*content, self.span)
+        if self.span_part == "system":
+            content = (*content, self.span_part)
         return _sha256(content)[:16]
 
 

@@ -38,6 +38,9 @@ class Rendered:
     span: tuple[int, int] | None = None
     """The marked tokens of the prompt, `[start, end)`; None if the sample marks no span."""
 
+    control_span: tuple[int, int] | None = None
+    """As many tokens elsewhere in the prompt; None where they are not read."""
+
     @property
     def chain(self) -> tuple[int, ...]:
         """Prompt and shared start; the last token is the fork."""
@@ -189,10 +192,14 @@ class Renderer:
         if sample.span is None:
             return None
 
-        def render(prompt: str) -> str:
-            return self.text(replace(sample, prompt=prompt))
+        in_system = sample.span_part == "system"
 
-        characters = span_in_text(render, sample.prompt, sample.span, text=text, name=sample.id)
+        def render(part: str) -> str:
+            changed = replace(sample, system=part) if in_system else replace(sample, prompt=part)
+            return self.text(changed)
+
+        part = sample.system or "" if in_system else sample.prompt
+        characters = span_in_text(render, part, sample.span, text=text, name=sample.id)
         return span_in_tokens(self._tokenizer, prompt, characters, text=text, name=sample.id)
 
     def _completed(

@@ -202,7 +202,7 @@ def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
 def _value(spec: Setting, given: Any) -> Any:
     if given is None or not spec.many:
         return given
-    if not given and spec.default is None and spec.type is str:  # `--labels ''`
+    if not given and not spec.default and spec.type is str:  # `--labels ''`
         return None
     if spec.type not in (int, float):
         return names(given)
@@ -215,7 +215,7 @@ def _help(spec: Setting) -> str:
     if spec.type in MEANINGS:
         meanings = MEANINGS[spec.type].items()
         text += ": " + "; ".join(f"{word} = {meaning}" for word, meaning in meanings)
-    if not (any(spec.default is x for x in (MISSING, None, False)) or "(default" in text):
+    if not (spec.default in (MISSING, None, False, ()) or "(default" in text):
         text += f" (default: {_shown(spec.default)})"
     return text.replace("%", "%%")
 
