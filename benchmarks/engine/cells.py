@@ -73,16 +73,17 @@ class Setting:
 def kept_masks(setting: Setting, *, dense: bool) -> int:
     """Bytes of the masks that the joined tokens of the first batch need."""
     rows, anatomy = setting.batches()[0], setting.model.anatomy
-    tree = pack_trees([row.tree(1, 1) for row in rows], pad=0)  # fork and letters come last
-    width = tree.ids.shape[1]
-    columns = torch.arange(width - NODES, width).expand(len(rows), -1)
+    tree = pack_trees([row.tree(1, 1) for row in rows], pad=0)
+    # The fork, and behind it one letter of either branch.
+    fork = torch.from_numpy(tree.branch_starts.min(1, keepdims=True)) - 1
+    columns = fork + torch.arange(NODES)
     result = run_trees(anatomy, tree, read=columns, keep_cache=True)
     cells = JoinedCells(
         anatomy,
         result,
         columns=columns,
         live=torch.ones(columns.shape, dtype=torch.bool),
-        prefix=torch.from_numpy(tree.valid) & (torch.arange(width) < width - NODES),
+        prefix=torch.from_numpy(tree.valid) & (torch.arange(tree.ids.shape[1]) < fork),
         n_cells=setting.n_joined // NODES,
         dense=dense,
     )

@@ -113,14 +113,14 @@ def test_split_equals_dense(family, dtype):
 def joined_pass(model, *, dense=False, n_cells=2):
     """Run cells of three nodes, a fork and two branches, through the last two blocks."""
     tree = pack_trees([Tree((5, 6, 7, 8), [(9,), (10,)]), Tree((11, 12), [(13,), (14,)])], pad=0)
-    columns = torch.tensor([[3, 4, 5]] * 2)
+    columns = torch.from_numpy(tree.branch_starts.min(1, keepdims=True)) + torch.tensor([-1, 0, 1])
     result = run_trees(model.anatomy, tree, read=columns, keep_cache=True)
     cells = JoinedCells(
         model.anatomy,
         result,
         columns=columns,
         live=torch.ones(2, 3, dtype=torch.bool),
-        prefix=torch.from_numpy(tree.valid) & (torch.arange(6) < 3),
+        prefix=torch.from_numpy(tree.valid) & (torch.arange(6) < columns[:, :1]),
         n_cells=n_cells,
         dense=dense,
     )
