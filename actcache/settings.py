@@ -7,11 +7,11 @@ flag's default, and `setting` adds what `--help` shows.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from actcache.errors import ActcacheError
+from actcache.names import suggestion
 
 MAX_SEED = 2**32 - 1
 """The largest seed that every library takes."""
@@ -53,6 +53,11 @@ class Setting:
         """The option, such as `--store-dtype`."""
         return f"--{self.name.replace('_', '-')}"
 
+    @property
+    def verb(self) -> str:
+        """What a sentence on it says: `layers are`, `method is`."""
+        return "are" if self.many and self.name.endswith("s") else "is"
+
 
 def setting(
     default: Any = MISSING,
@@ -87,10 +92,9 @@ def check_names(config: type, given: Iterable[str]) -> None:
     names = [declared.name for declared in fields(config)]
     for name in given:
         if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
             raise ActcacheError(
-                f"there is no setting '{name}': {hint}Expected some of {', '.join(names)}."
+                f"there is no setting '{name}'. {suggestion(name, names)}Expected some of "
+                f"{', '.join(names)}."
             )
 
 
@@ -103,13 +107,15 @@ def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
         if spec.words and not spec.many:
             check_word(spec.name, value, spec.words)
         elif spec.words and (not value or not set(value) <= set(spec.words)):
+            unknown = next((word for word in value if word not in spec.words), "")
             raise ActcacheError(
-                f"{spec.name} are {list(value)}, expected some of {', '.join(spec.words)}. "
-                "Pass them separated by commas."
+                f"{spec.name} {spec.verb} {list(value)}, expected some of {', '.join(spec.words)}. "
+                f"{suggestion(unknown, spec.words)}Pass them to {spec.flag}, separated by commas."
             )
         if spec.name in once and len(set(value)) < len(value):
             raise ActcacheError(
-                f"{spec.name} are {list(value)}, expected each once. Pass them separated by commas."
+                f"{spec.name} {spec.verb} {list(value)}, expected each once. "
+                f"Pass them to {spec.flag}, separated by commas."
             )
 
 
@@ -119,9 +125,13 @@ def check_numbers(config: Any) -> None:
         value = getattr(config, spec.name)
         if value is None or spec.type not in (int, float):
             continue
-        shown, verb = (list(value), "are") if spec.many else (value, "is")
+        shown = list(value) if spec.many else value
         numbers = value if spec.many else (value,)
-        remedy = "Pass such numbers." if spec.many else f"Try {spec.default}."
+        remedy = (
+            f"Pass such numbers with {spec.flag}."
+            if spec.many
+            else f"Try {spec.flag} {spec.default}."
+        )
         for number in numbers:
             if not math.isfinite(number):
                 expected = "finite numbers"
@@ -131,7 +141,7 @@ def check_numbers(config: Any) -> None:
                 expected = f"{spec.most:.0f} or less"
             else:
                 continue
-            raise ActcacheError(f"{spec.name} {verb} {shown}, expected {expected}. {remedy}")
+            raise ActcacheError(f"{spec.name} {spec.verb} {shown}, expected {expected}. {remedy}")
 
 
 def check_word(
@@ -139,4 +149,5 @@ def check_word(
 ) -> None:
     """Refuse a value that is none of the words of a setting."""
     if value not in words:
-        raise error(f"{name} is '{value}', expected {', '.join(words)}. Pass one of them.")
+        near = suggestion(value, words)
+        raise error(f"{name} is '{value}', expected {', '.join(words)}. {near}Pass one of them.")

@@ -27,9 +27,14 @@ if TYPE_CHECKING:
         mean_cosine,
         project,
     )
+    from actcache.analysis.directions.fitting.methods import FittedDirections, fit_directions
     from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
     from actcache.analysis.directions.planes import Plane, SiteScores, find_plane, norm_sites
-    from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.directions.token_choice import (
+        TokenChoice,
+        choose_tokens,
+        soft_labels,
+    )
     from actcache.analysis.generation.config import SteerConfig
     from actcache.analysis.generation.folder import Generations, open_generations
     from actcache.analysis.generation.run.stage import generate_steered
@@ -50,6 +55,7 @@ if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
     from actcache.analysis.report.findings import Finding, findings
     from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+    from actcache.analysis.report_files import write_report
     from actcache.analysis.results import Results, open_results
     from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
     from actcache.analysis.stats.float16 import to_float32
@@ -75,6 +81,7 @@ __all__ = [
     "Directions",
     "Finding",
     "FitQuality",
+    "FittedDirections",
     "GenerationSummary",
     "Generations",
     "Interval",
@@ -107,6 +114,7 @@ __all__ = [
     "directions_of_moments",
     "find_plane",
     "findings",
+    "fit_directions",
     "fit_quality",
     "generate_steered",
     "label_directions",
@@ -137,6 +145,7 @@ __all__ = [
     "train_vector_predictor",
     "unit",
     "without_letter",
+    "write_report",
 ]
 
 __getattr__ = attach(__name__, __file__)

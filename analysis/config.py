@@ -9,7 +9,9 @@ from actcache.conventions import (
     STAGES,
     VECTORS,
     FirstSteered,
+    FitMethod,
     Loss,
+    Norm,
     PresetName,
     Score,
     Stage,
@@ -18,7 +20,7 @@ from actcache.conventions import (
 from actcache.errors import ActcacheError
 from actcache.settings import MAX_SEED, check_numbers, check_words, setting
 
-SWEEP, PREDICTORS = "sweep", "predictors"
+SWEEP, PREDICTORS, CONCEPTS = "sweep", "predictors", "concepts"
 """Headings in `actcache analyze --help`."""
 
 MAX_GRID = 1000
@@ -74,10 +76,41 @@ class AnalyzeConfig:
         help="which labels, where the data has more than two or another order",
     )
 
+    position: str | None = setting(
+        None,
+        metavar="NAME",
+        help="token of labelled prompts that is read, such as template_-2 (default: the last one, "
+        "else the mean)",
+    )
+
+    pooled: bool = setting(
+        False, help="one direction of all behaviors' labelled prompts, not one each"
+    )
+
     normalize: bool = setting(
         False,
         help="scale residuals to norm 1 for discriminative layers, as Selective Steering's code "
         "does",
+    )
+
+    on_calibration: bool = setting(
+        False,
+        help="read discriminative layers on the train samples that directions are made of, as "
+        "Selective Steering does (equation 9 on the calibration set), instead of on the others",
+    )
+
+    methods: Sequence[FitMethod] = setting(
+        ("mean",),
+        group=CONCEPTS,
+        help="how directions are fitted: {words}",
+    )
+
+    shuffles: int = setting(
+        20,
+        group=CONCEPTS,
+        least=20,
+        most=10_000,
+        help="shufflings of the labels, and random directions, that concepts are compared with",
     )
 
     controls: int = setting(
@@ -88,7 +121,44 @@ class AnalyzeConfig:
         help="sets of random directions, of the same lengths, that are swept as controls",
     )
 
+    control_rows: int = setting(
+        64,
+        group=SWEEP,
+        least=16,
+        most=2**31 - 1,
+        help="test rows of each behavior and framing that random directions are read on, drawn "
+        "with the seed: 64 make the interval of their mean slope half as wide as the slopes' "
+        "standard deviation",
+    )
+
+    all_rows: bool = setting(
+        False,
+        group=SWEEP,
+        help="sweep every row with every direction; without it only those that a figure reads: "
+        "base prompts of train, all framings of test",
+    )
+
+    splits: int = setting(
+        1,
+        group=SWEEP,
+        least=1,
+        most=100,
+        help="splits of the base prompts that the fixed layer is chosen and read on, for its "
+        "standard error: the store's own, and random ones. Each random split has directions of "
+        "its own, one more set that the sweep steers its train and test rows with; learned vectors "
+        "are of the store's own split alone",
+    )
+
     draws: int = setting(1000, least=1, most=100_000, help="bootstrap draws of every interval")
+
+    directions: Sequence[str] = setting(
+        (),
+        group=SWEEP,
+        metavar="FILE[:KEY]",
+        help="directions to steer with besides, one norm a layer: safetensors or GGUF",
+    )
+
+    norm: Norm = setting("caa", group=SWEEP, help="how long these are")
 
     batch_tokens: int = setting(
         2048,
@@ -162,14 +232,16 @@ class AnalyzeConfig:
             shown = list(self.multipliers) if n_multipliers <= MAX_GRID else n_multipliers
             raise ActcacheError(
                 f"multipliers are {shown}, expected 2 to {MAX_GRID}, each once. Pass "
-                "START:STOP:STEP or a list, for example -1.5:1.5:0.5."
+                "--multipliers START:STOP:STEP or a list, for example -1.5:1.5:0.5."
             )
         check_numbers(self)
         if self.base_url is not None:  # it is recorded, whether an encoder needs it or not
             from actcache.encoders.connection import endpoint_of
 
             object.__setattr__(self, "base_url", endpoint_of(self.base_url))
-        check_words(self, once=["vectors", "encoders"])
+        once = ["vectors", "encoders", "layers", "context_layers", "top", "methods"]
+        check_words(self, once=once)
         for name in ("top", "encoders", "layers", "context_layers"):
             if getattr(self, name) is not None and not getattr(self, name):
-                raise ActcacheError(f"{name} are [], expected one or more. Pass some.")
+                flag = f"--{name.replace('_', '-')}"
+                raise ActcacheError(f"{name} are [], expected one or more. Pass some to {flag}.")

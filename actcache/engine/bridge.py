@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actcache.conventions import ATTENTION, MEAN
+from actcache.conventions import ATTENTION, MASS_SITES, MEAN
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import sequence_of
 from actcache.engine.sites import HOOKS
@@ -78,9 +78,10 @@ class BridgeCapture:
                     f"no hook '{missing[0]}', expected one for the site '{site}'. Leave "
                     f"'{site}' out of the sites."
                 )
-            if site == ATTENTION:
-                assert row.span is not None
-                weights = [cache[name][0, :, -back, slice(*row.span)] for name in names]
+            if site in MASS_SITES:
+                span = row.span if site == ATTENTION else row.control_span
+                assert span is not None
+                weights = [cache[name][0, :, -back, slice(*span)] for name in names]
                 values[site] = torch.stack(weights).sum(-1, dtype=torch.float32)
                 continue
             tokens = torch.stack([cache[name].reshape(len(sequence), -1) for name in names])
@@ -96,5 +97,5 @@ def _hook_names(site: str, n_layers: int) -> list[str]:
     """TransformerLens' name of `site` in each block."""
     if site == "embed":
         return ["blocks.0.hook_in"]
-    hook = {**HOOKS, ATTENTION: "attn.hook_pattern"}.get(site, "hook_out")
+    hook = {**HOOKS, **dict.fromkeys(MASS_SITES, "attn.hook_pattern")}.get(site, "hook_out")
     return [f"blocks.{layer}.{hook}" for layer in range(n_layers)]

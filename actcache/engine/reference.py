@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from actcache.conventions import ATTENTION, MEAN, check_sites
+from actcache.conventions import ATTENTION, MASS_SITES, MEAN, check_sites
 from actcache.engine.attention_mass import reference_masses
 from actcache.engine.forward import residual_of
 from actcache.engine.model import LanguageModel
@@ -31,10 +31,11 @@ def reference_capture(
 ) -> Float[Tensor, "layer _"]:
     """Read one site at one position: the row alone, in a plain forward pass of the model."""
     sequence, back = sequence_of(row, position, answer=answer)
-    if site == ATTENTION:
-        check_sites([site], [position])
-        assert row.span is not None
-        return reference_masses(model.hf, model.anatomy, sequence, back=back, span=row.span)
+    if site in MASS_SITES:
+        check_sites(MASS_SITES, [position])
+        span = row.span if site == ATTENTION else row.control_span
+        assert span is not None
+        return reference_masses(model.hf, model.anatomy, sequence, back=back, span=span)
     layers: list[Tensor] = []
 
     def see(value: Tensor) -> None:

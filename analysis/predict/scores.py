@@ -25,11 +25,16 @@ from actcache.analysis.predict.selections import LayerSelections
 from actcache.analysis.stats.bootstrap import Interval
 from actcache.analysis.sweep.layer_ranks import best_layers
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES
-from actcache.analysis.sweep.strategies import LayerStrategy, score_behaviors
+from actcache.analysis.sweep.strategies import (
+    LayerStrategy,
+    SplitScore,
+    over_splits,
+    score_behaviors,
+)
 from actcache.encoders import Embeddings
 
 if TYPE_CHECKING:
-    from actcache.analysis.predict.learned_vectors import Learned
+    from actcache.analysis.predict.learned_vectors import LearnedVectors
 
 Selections = Mapping[str, LayerSelections]
 """By behavior."""
@@ -58,9 +63,11 @@ def score_set(
     top: Sequence[int],
     seed: int,
     draws: int,
+    splits: Mapping[str, Sequence[SplitScore]],
 ) -> DirectionSetScores:
     """Score every strategy with one set of directions.
 
+    `splits` has each behavior's fixed layer on several splits, or is empty.
     `layers` has the number of each layer, `top` the K of the predictors. Each set's bootstrap draws
     are its own, whatever others there are.
     """
@@ -68,6 +75,12 @@ def score_set(
     by_variant = {}
     for variant in variants:
         behaviors, mean = score_behaviors(_tested(selections, variant), rng, draws=draws)
+        if variant == "base" and splits:  # they are of base prompts
+            mean = mean | {FIXED: over_splits(mean[FIXED], [splits[x] for x in behaviors])}
+            behaviors = {
+                behavior: scores | {FIXED: over_splits(scores[FIXED], [splits[behavior]])}
+                for behavior, scores in behaviors.items()
+            }
         by_variant[variant] = VariantScores(mean=mean, behaviors=behaviors)
     by_letter = {}
     for letter in letters:
@@ -94,13 +107,13 @@ def score_set(
 
 
 def score_networks(
-    learned: "Learned", selections: Selections, layers: Sequence[int]
+    learned: "LearnedVectors", selections: Selections, layers: Sequence[int]
 ) -> dict[str, NetworkScore]:
     """Read each behavior's networks, and those at its fixed layer, off their training."""
     scores = {}
     for behavior, networks in learned.networks.items():
         at = selections[behavior].fixed
-        share = learned.letter_share[behavior]
+        share = learned.letter_share(behavior)
         scores[behavior] = NetworkScore(
             fixed_layer=layers[at],
             context_layer=int(networks.context_layer[at]),

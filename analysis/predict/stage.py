@@ -1,6 +1,6 @@
 """The stage `predictors`: W2S and L2S from a sweep to scores and files.
 
-Embeds the prompts, learns vectors and sweeps them, trains layer predictors, scores every strategy.
+Embeds the prompts, trains layer predictors on the sweep's slopes, scores every strategy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from actcache.analysis.names import (
     CAA,
     CONTROL,
     L2S,
+    L2S_WITHOUT_LETTER,
     METHOD,
     OWN_DIFFERENCE,
     W2S_SHUFFLED,
@@ -38,14 +39,19 @@ from actcache.analysis.predict.selections import (
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.sweep.open_sweep import Sweep
-from actcache.analysis.sweep.strategies import SlopeTable, fixed_layer, slope_table
+from actcache.analysis.sweep.splits import score_splits, splits_of
+from actcache.analysis.sweep.strategies import (
+    SlopeTable,
+    SplitScore,
+    fixed_layer,
+    slope_table,
+)
 from actcache.encoders import Embeddings, encode, parse_encoder
 from actcache.progress import Progress
 from actcache.store.store import Store
 
 if TYPE_CHECKING:
-    from actcache.analysis.predict.learned_vectors import Learned
-    from actcache.engine.model import LanguageModel
+    from actcache.analysis.predict.learned_vectors import LearnedVectors
 
 FOLDER = "predictors"
 """Where predictors lie in a results folder, each in `<behavior>/<set>-<encoder>/`."""
@@ -85,16 +91,17 @@ def run_predictors(
     behaviors: Mapping[str, BehaviorRows],
     *,
     sweep: Sweep,
+    learned: "LearnedVectors | None",
     config: AnalyzeConfig,
-    model: "Callable[[], LanguageModel]",
     progress: Progress,
     device: str = "cpu",
 ) -> PredictorScores:
     """Train, select, score; leave `predictors/` and `predictors.npz`.
 
-    The store is of pairs, `behaviors` are its rows as `predictor_rows` gives them. `model` is
-    called only if learned vectors are yet to be swept. `progress` shows what a paid encoder will
-    cost before it is asked. What was trained on another device is reused.
+    The store is of pairs, `behaviors` are its rows as `predictor_rows` gives them. The sweep has
+    the behaviors' directions, random ones, and those of the `learned` vectors, which are trained.
+    `progress` shows what a paid encoder will cost before it is asked. What was trained on another
+    device is reused.
     """
     layers = sweep.layers.tolist()
     specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
@@ -102,21 +109,7 @@ def run_predictors(
         encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
         for spec in specs
     ]
-    learned = None
-    if L2S in config.vectors:
-        from actcache.analysis.predict.learned_vectors import learn_vectors
-
-        learned = learn_vectors(
-            out / FOLDER,
-            store,
-            behaviors,
-            layers=layers,
-            config=config,
-            model=model,
-            progress=progress,
-            device=device,
-        )
-    sets = _steered_sets(sweep, learned, behaviors, config)
+    sets = _steered_sets(sweep, behaviors, config)
     settings = W2SSettings(
         top=tuple(top for top in config.top if top <= len(layers)) or (1,),
         seeds=config.seeds,
@@ -150,6 +143,7 @@ def run_predictors(
     plane = embedding_plane(store, main, seed=config.seed) if len(behaviors) > 1 else None
     write_selections(out, store, by_set, layers, plane)
     variants, letters = variants_of(by_set[first]), letters_of(by_set[first])
+    of_splits = _score_splits(store, sweep, config)
     return PredictorScores(
         behaviors=tuple(behaviors),
         layers=tuple(layers),
@@ -168,6 +162,7 @@ def run_predictors(
                 top=settings.top,
                 seed=config.seed,
                 draws=config.draws,
+                splits=of_splits.get(name, {}),
             )
             for name, of_set in by_set.items()
         },
@@ -180,9 +175,21 @@ def run_predictors(
     )
 
 
+def _score_splits(
+    store: Store, sweep: Sweep, config: AnalyzeConfig
+) -> dict[str, dict[str, tuple[SplitScore, ...]]]:
+    """Fixed layers over splits, by set and behavior: of sets that have vectors for each split."""
+    if config.splits == 1:
+        return {}
+    splits = splits_of(store, config)
+    scores = {CAA: score_splits(sweep, splits)}
+    if OWN_DIFFERENCE in sweep.names:
+        scores[OWN_DIFFERENCE] = score_splits(sweep, splits, own_vectors=OWN_DIFFERENCE)
+    return scores
+
+
 def _steered_sets(
     sweep: Sweep,
-    learned: "Learned | None",
     behaviors: Mapping[str, BehaviorRows],
     config: AnalyzeConfig,
 ) -> dict[str, SteeredSet]:
@@ -190,15 +197,17 @@ def _steered_sets(
     sets = {}
     if CAA in config.vectors:
         sets[CAA] = SteeredSet(slopes=_slopes(sweep, METHOD), predicted=True)
-    if learned is not None:
-        oracle = _slopes(learned.swept, OWN_DIFFERENCE)
+    if L2S in config.vectors:
+        oracle = _slopes(sweep, OWN_DIFFERENCE)
         # L2S is steered where the vectors that it learns from work best ("Where to Steer", 4.5).
         fixed = {
             behavior: fixed_layer(oracle.slope[rows.at], rows.train)
             for behavior, rows in behaviors.items()
         }
-        for name in learned.sets:
-            slopes = oracle if name == OWN_DIFFERENCE else _slopes(learned.swept, name)
+        for name in (L2S, OWN_DIFFERENCE, L2S_WITHOUT_LETTER):
+            if name not in sweep.names:
+                continue
+            slopes = oracle if name == OWN_DIFFERENCE else _slopes(sweep, name)
             sets[name] = SteeredSet(slopes=slopes, predicted=name != OWN_DIFFERENCE, fixed=fixed)
     if config.controls:
         sets[CONTROL] = SteeredSet(slopes=_slopes(sweep, CONTROL), predicted=True)
@@ -219,6 +228,7 @@ def _select(
 ) -> LayerSelections:
     """All strategies of one behavior, with predictors that are trained or reused."""
     slopes = steered.slopes.of(rows.at)
+    rows = rows.among(slopes.rows)
     place = None if steered.fixed is None else steered.fixed[behavior]
     if not steered.predicted:
         return select_layers(rows, slopes, fixed=place)

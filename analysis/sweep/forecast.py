@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int64
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.sweep.run import nodes_added, sweep_costs
+from actcache.analysis.sweep.run import nodes_added
+from actcache.analysis.sweep.sets import rows_of_sets
 from actcache.build.forecast import TimeEstimate, scaled
 from actcache.build.replay import rendered_pairs
 from actcache.engine.batching import plan_batches
@@ -31,6 +32,7 @@ def forecast_analysis(
     *,
     config: AnalyzeConfig,
     model: Callable[[], LanguageModel] | str,
+    learned: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Estimate the cost of an analysis; all stages but the sweep read the store, in seconds.
 
@@ -40,10 +42,12 @@ def forecast_analysis(
             that lies there would be removed first. Its settings are not compared.
         config: the settings. λ = 0 costs nothing.
         model: loads the model that the store was built with; or a sentence on why it cannot.
+        learned: names of the direction sets that are learned before the sweep.
 
     Returns:
-        `rows`, `bytes to read` and `passes`; with the stage `sweep` also `rows done`; `cells`, one
-        a row, direction set, layer and multiplier; `joined rows`, the tokens that cells replace, at
+        `rows`, `bytes to read` and `passes`; with a sweep also `rows done`; `cells`, one a row,
+        direction set, layer and multiplier; `cells saved`, those that no figure reads, of rows or
+        of controls, which are not run; `joined rows`, the tokens that cells replace, at
         most; `token-layers` of prefixes and joined rows, padding not counted; `full passes that it
         replaces`, two a cell (both completions); `bytes of sweep.zarr`, without its columns;
         `estimated seconds` of the rows that are not done, or None, and the basis of that as
@@ -58,11 +62,12 @@ def forecast_analysis(
             f"'{store.path}' holds a {store.kind}, expected residuals. Pass what build wrote."
         )
     facts = {"rows": store.n, "bytes to read": store.n_bytes}
-    if "sweep" not in config.stages or any(store["label"].tolist()):
+    if not {"sweep", "predictors"} & set(config.stages) or any(store["label"].tolist()):
         return {**facts, "passes": 0}
     rule = SteeringRule(first_steered=config.first_steered, score=config.score)
     all_rows = rendered_pairs(store)
-    n_sets = 1 + config.controls  # the directions, and random ones of the same length
+    sets = rows_of_sets(store, config, learned)
+    n_sets = np.sum(list(sets.values()), axis=0)  # of each row
     layers = list(range(store.n_layers)) if config.layers is None else sorted(set(config.layers))
     done = 0 if path is None else _rows_done(Path(path))
     rows = all_rows[done:]
@@ -70,27 +75,40 @@ def forecast_analysis(
     # A cell at layer l runs through the blocks above it.
     blocks = sum(store.n_layers - 1 - layer for layer in layers)
     nodes = np.array([nodes_added(row, rule) for row in all_rows])
-    costs = sweep_costs(rows, rule, n_cells=n_sets * len(layers) * n_steps)
-    work = [
-        store.n_layers * row.length + n_sets * n_steps * blocks * int(n)
-        for row, n in zip(all_rows, nodes, strict=True)
-    ]
-    cells = store.n * n_sets * len(layers) * len(config.multipliers)
+    lengths = np.array([row.length for row in all_rows])
+    costs = (lengths + n_sets * len(layers) * n_steps * nodes)[done:]
+    work = store.n_layers * lengths * (n_sets > 0) + n_sets * n_steps * blocks * nodes
+    a_set = len(layers) * len(config.multipliers)
+    cells = int(n_sets.sum()) * a_set
+    to_run = [np.flatnonzero(n_sets[done:] == count) for count in np.unique(n_sets[done:]) if count]
     if isinstance(model, str):
         estimate = TimeEstimate(None, model)
-    elif not rows:
+    elif not to_run:
         estimate = TimeEstimate(0.0, "every row is done")
     else:
-        estimate = _timed(rows, costs, work[done:], rule, layers, config, model)
+        steered = np.concatenate(to_run)
+        estimate = _timed(
+            [rows[row] for row in steered],
+            n_sets[done:][steered],
+            costs[steered].tolist(),
+            work[done:][steered].tolist(),
+            rule=rule,
+            layers=layers,
+            config=config,
+            load=model,
+        )
     return {
         **facts,
         "rows done": done,
         "cells": cells,
-        "joined rows": int(nodes.sum()) * n_sets * len(layers) * n_steps,
-        "passes": len(plan_batches(costs, budget=config.batch_tokens)) if rows else 0,
-        "token-layers": sum(work),
+        "cells saved": store.n * len(sets) * a_set - cells,
+        "joined rows": int((nodes * n_sets).sum()) * len(layers) * n_steps,
+        "passes": sum(
+            len(plan_batches(costs[group].tolist(), budget=config.batch_tokens)) for group in to_run
+        ),
+        "token-layers": int(work.sum()),
         "full passes that it replaces": 2 * cells,
-        "bytes of sweep.zarr": 4 * cells,
+        "bytes of sweep.zarr": 4 * store.n * len(sets) * a_set,
         "estimated seconds": estimate.seconds,
         "estimate": estimate.basis,
     }
@@ -98,8 +116,10 @@ def forecast_analysis(
 
 def _timed(
     rows: Sequence[Rendered],
+    n_sets: Int64[np.ndarray, " row"],
     costs: Sequence[int],
     work: Sequence[int],
+    *,
     rule: SteeringRule,
     layers: Sequence[int],
     config: AnalyzeConfig,
@@ -109,18 +129,19 @@ def _timed(
     start = time.perf_counter()
     model = load()
     loading = time.perf_counter() - start
-    shape = (1 + config.controls, model.n_layers, model.d_model)
+    shape = (int(n_sets.max()), model.n_layers, model.d_model)
     directions = torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
     def run(chosen: Int64[np.ndarray, " _"]) -> None:
-        score_grid(
-            model,
-            [rows[row] for row in chosen],
-            directions=directions,
-            multipliers=config.multipliers,
-            rule=rule,
-            layers=layers,
-        )
+        for count in np.unique(n_sets[chosen]):
+            score_grid(
+                model,
+                [rows[row] for row in chosen[n_sets[chosen] == count]],
+                directions=directions[:count],
+                multipliers=config.multipliers,
+                rule=rule,
+                layers=layers,
+            )
 
     return scaled(
         costs, work, budget=config.batch_tokens, run=run, place=str(model.device), loading=loading

@@ -9,7 +9,7 @@ layer and the other scores it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
@@ -24,13 +24,16 @@ from actcache.analysis.names import (
     RANKS,
 )
 from actcache.analysis.stats.bootstrap import Interval, bootstrap_means, estimates, mean_intervals
-from actcache.analysis.stats.slopes import slopes, split_grid
+from actcache.analysis.stats.slopes import among, slopes, split_grid, swept_rows
 from actcache.analysis.sweep.layer_ranks import best_layers, ranked_layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlopeTable:
-    """Slopes of every sample at every layer, from all multipliers and from either half of them."""
+    """Slopes of every sample at every layer, from all multipliers and from either half of them.
+
+    NaN of samples that were not swept.
+    """
 
     slope: Float64[np.ndarray, "n layer"]
     """From all multipliers."""
@@ -41,6 +44,11 @@ class SlopeTable:
     reason: str
     """Why the grid has no halves; empty where it has."""
 
+    @property
+    def rows(self) -> Bool[np.ndarray, " n"]:
+        """The samples that were swept."""
+        return swept_rows(self.slope)
+
     def of(self, rows: Bool[np.ndarray, " n"] | Int64[np.ndarray, " _"]) -> "SlopeTable":
         """Take some samples."""
         halves = None if self.halves is None else self.halves[:, rows]
@@ -50,12 +58,17 @@ class SlopeTable:
 def slope_table(
     propensity: Float[np.ndarray, "n layer m"], multipliers: Float[np.ndarray, " m"]
 ) -> SlopeTable:
-    """Fit all cells, on the whole grid and on its `split_grid`; errors of `slopes`."""
-    slope = slopes(propensity, multipliers)
+    """Fit all cells of samples that were swept, on the whole grid and on its `split_grid`.
+
+    Errors of `slopes`.
+    """
+    rows = swept_rows(propensity)
+    swept = propensity[rows]
+    slope = among(rows, slopes(swept, multipliers))
     halves = split_grid(multipliers)
     if isinstance(halves, str):
         return SlopeTable(slope=slope, halves=None, reason=halves)
-    both = np.stack([slopes(propensity[..., half], multipliers[half]) for half in halves])
+    both = np.stack([among(rows, slopes(swept[..., half], multipliers[half])) for half in halves])
     return SlopeTable(slope=slope, halves=both, reason="")
 
 
@@ -158,10 +171,28 @@ class StrategyScore:
     """Trainings that the numbers are a mean of; 1 where nothing is trained."""
 
     slope_error: float
-    """Standard error of `slope` over seeds; 0 for a single one."""
+    """Standard error of `slope` over seeds, of the fixed layer over splits; 0 for a single one."""
 
     share_error: float
     """The same of `share`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitScore:
+    """The fixed layer of one split, and what it is worth on that split's test samples."""
+
+    fixed_layer: int
+    slope: float
+    share: float
+
+
+def over_splits(score: StrategyScore, by_behavior: Sequence[Sequence[SplitScore]]) -> StrategyScore:
+    """Give a fixed layer's score its standard errors over splits, mean over behaviors."""
+    slope, share = (
+        np.mean([[getattr(x, part) for x in splits] for splits in by_behavior], axis=0)
+        for part in ("slope", "share")
+    )
+    return replace(score, slope_error=_standard_error(slope), share_error=_standard_error(share))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from actcache.data.samples import Sample
+from actcache.data.messages import parse_history
+from actcache.data.samples import HISTORY, Sample
 from actcache.data.splits import n_leaked
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, first_difference
 from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.copy import (
     Source,
+    is_row_column,
     join_columns,
     open_source,
     reader,
@@ -65,6 +67,7 @@ def merge(
     """Write the rows of several stores, one store after the other, as one store.
 
     `sources` are two or more finished stores of residuals; the other arguments are as in `subset`.
+    Columns that rows brought themselves may be in some of them only.
 
     Raises:
         MismatchError: the stores are not of one model, rendering, positions or columns, or two rows
@@ -135,6 +138,7 @@ def _comparable(store: Store) -> dict[str, Any]:
         "columns": {
             name: np.asarray(values).tolist() if name in dimensions else _kind(values)
             for name, values in store.columns.with_ragged().items()
+            if name in dimensions or not is_row_column(store, name)
         },
     }
 
@@ -211,11 +215,12 @@ def _n_leaked(store: Store) -> int:
     """Test rows whose prompt is one of train's, where splits are known."""
     if not {"id", "behavior", "prompt", "split"} <= set(store.columns):
         return 0
-    rows = zip(*(store[name].tolist() for name in ("id", "behavior", "prompt")), strict=True)
+    turns = store[HISTORY].tolist() if HISTORY in store.columns else [""] * store.n
+    texts = (store[name].tolist() for name in ("id", "behavior", "prompt"))
     samples = [
         Sample(id=str(i), behavior=str(behavior), prompt=str(prompt), positive=None, negative=None,
-               label=None, letter="")
-        for i, behavior, prompt in rows
+               label=None, letter="", history=parse_history(earlier))
+        for i, behavior, prompt, earlier in zip(*texts, turns, strict=True)
     ]  # fmt: skip
     return n_leaked(samples, store["split"].tolist(), exact=False)
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.directions.difference_of_means import pair_directions
+from actcache.analysis.files import plain
 from actcache.analysis.pipeline import analyze
 from actcache.analysis.predict import learned_vectors as learned
 from actcache.analysis.predict import selections as predicted
@@ -24,6 +26,9 @@ from actcache.analysis.report.findings import findings
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
 from actcache.analysis.results import open_results
 from actcache.analysis.summary import Summary
+from actcache.analysis.sweep.run import run_sweep
+from actcache.analysis.sweep.sets import sets_of_analysis
+from actcache.analysis.sweep.splits import splits_of
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
@@ -32,6 +37,7 @@ from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError
+from actcache.progress import SILENT
 from tests.support import tiny
 
 pytestmark = pytest.mark.model
@@ -135,13 +141,107 @@ def test_learned_vectors_were_swept_as_networks_predict_them(store, done):
     assert list(summary.predictors.sets) == sets
     networks = VectorPredictor.load(out / "predictors" / "b-old" / "l2s" / "networks.safetensors")
     rows = predicted.predictor_rows(store, vectors=("caa", "l2s"))
-    vectors = learned._Vectors(store, rows, {"b old": networks}, {}, [0, 1, 2, 3])
-    at = rows["b old"].at[:3]
+    vectors = learned.LearnedVectors(store, rows, layers=[0, 1, 2, 3], config=CONFIG)
+    vectors.train(out / "predictors", progress=SILENT)
+    at = rows["b old"].at[rows["b old"].test][:3]  # train rows get theirs from other networks
     prompt = store.resid("prompt")
     vectors_of_networks = networks.directions({layer: prompt.layer(layer, at) for layer in (0, 3)})
     np.testing.assert_allclose(vectors.learned(at), vectors_of_networks, rtol=1e-6)
     own = store.resid("positive")[at] - store.resid("negative")[at]
-    np.testing.assert_array_equal(vectors.oracle(at), own)
+    np.testing.assert_array_equal(vectors.own_differences(at), own)
+
+
+def test_one_sweep_gives_what_two_sweeps_of_all_rows_gave(store, model, done, tmp_path):
+    """Before, learned vectors were swept by themselves, and every set on every row."""
+    out, _ = done
+    rows = predicted.predictor_rows(store, vectors=("caa", "l2s"))
+    vectors = learned.LearnedVectors(store, rows, layers=[0, 1, 2, 3], config=CONFIG)
+    vectors.train(out / "predictors", progress=SILENT)
+    base = (store["split"] == "train") & (store["variant"] == "base")
+    sets = sets_of_analysis(store, pair_directions(store, rows=base), config=CONFIG)
+    run = partial(run_sweep, store, multipliers=CONFIG.multipliers, model=model)
+    two = [
+        run({name: each.directions for name, each in sets.items()}, out=tmp_path / "one.zarr"),
+        run(vectors.sets, out=tmp_path / "two.zarr"),
+    ]
+    one = open_results(out).sweep
+
+    assert sorted(one.names) == sorted([*two[0].names, *two[1].names])
+    read = base | (store["split"] == "test")
+    for before in two:
+        for name in before.names:
+            np.testing.assert_array_equal(one.rows(name), read)
+            now = one.propensity_of(name)
+            np.testing.assert_allclose(now[read], before.propensity_of(name)[read], atol=1e-5)
+            assert np.isnan(now[~read]).all()
+
+
+def test_tables_are_those_of_a_sweep_of_all_rows(store, model, done, tmp_path):
+    out, summary = done
+    config = replace(CONFIG, all_rows=True)
+    whole = analyze(store, tmp_path, config=config, model=lambda: model, device="cpu")
+
+    assert whole.sweep.rows("l2s").all()
+    assert (tmp_path / "tables.md").read_text("utf-8") == (out / "tables.md").read_text("utf-8")
+    numbers, others = (numbers_of(plain(each)) for each in (summary, whole.summary))
+    assert numbers.keys() == others.keys()
+    for name, value in numbers.items():
+        assert others[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_splits_give_the_fixed_layer_an_error_and_change_nothing_else(store, model, done, tmp_path):
+    _, summary = done
+    config = replace(CONFIG, splits=3)
+    read = analyze(store, tmp_path, config=config, model=lambda: model, device="cpu")
+
+    numbers, others = (numbers_of(plain(each)) for each in (summary, read.summary))
+    assert {name for name in others if name not in numbers} == {
+        f".sweep.behaviors.{behavior}.splits.{k}.{part}"
+        for behavior in ("kind", "b old")
+        for k in range(3)
+        for part in ("fixed_layer", "slope", "share")
+    }
+    changed = {name for name, value in numbers.items() if abs(others[name] - value) > 1e-5}
+    assert changed
+    errors = (".slope_error", ".share_error")
+    for name in changed:
+        assert name.endswith(tuple(f".fixed{part}" for part in errors)), name
+        assert ".caa." in name or ".oracle_vectors." in name or name.startswith(".sweep.")
+        assert "user_neg" not in name
+    splits, sets = splits_of(store, config), read_predictors(read).sets
+    for key, own in (("caa", None), ("oracle_vectors", "oracle_vectors")):
+        by_behavior = []
+        for behavior in ("b old", "kind"):
+            values = []
+            for k, split in enumerate(splits):
+                slope = read.sweep.slopes(own or (f"split_{k}" if k else "difference_of_means"))
+                rows = store["behavior"] == behavior
+                layer = slope[split.train & rows].mean(0).argmax()
+                values.append(slope[split.test & rows, layer].mean())
+            score = sets[key].base.behaviors[behavior]["fixed"]
+            assert score.slope_error == pytest.approx(np.std(values, ddof=1) / 3**0.5)
+            by_behavior.append(values)
+        score = sets[key].base.mean["fixed"]
+        mean = np.mean(by_behavior, axis=0)
+        assert score.slope_error == pytest.approx(np.std(mean, ddof=1) / 3**0.5)
+    text = (tmp_path / "tables.md").read_text("utf-8")
+    assert "| over splits |" in text
+    assert "over 3 splits of the base prompts (SE)" in text
+    assert Summary.read(tmp_path / "summary.json") == read.summary
+
+
+def numbers_of(document, name=""):
+    """The numbers of a summary by their places, but for the settings and the sweep's self-check."""
+    if not isinstance(document, dict | list):
+        return {name: document} if isinstance(document, int | float) else {}
+    parts = document.items() if isinstance(document, dict) else list(enumerate(document))
+    skipped = {"config", "self_check"}
+    return {
+        place: number
+        for key, part in parts
+        if key not in skipped
+        for place, number in numbers_of(part, f"{name}.{key}").items()
+    }
 
 
 def test_the_fixed_layer_of_learned_vectors_is_chosen_by_the_samples_own_differences(done):
@@ -173,7 +273,6 @@ def test_the_device_reaches_all_that_is_trained_and_is_no_setting(
 ):
     out, _ = done
     shutil.copytree(out / "sweep.zarr", tmp_path / "sweep.zarr")
-    shutil.copytree(out / "predictors" / "learned.zarr", tmp_path / "predictors" / "learned.zarr")
     asked = set()
 
     def seen(name, train):
@@ -310,3 +409,9 @@ def test_train_rows_shuffle_embeddings_and_others_keep_theirs():
     np.testing.assert_array_equal(shuffled[~train], own[~train])
     assert (shuffled[train] != own[train]).any(1).mean() > 0.8
     np.testing.assert_array_equal(np.sort(shuffled[train], axis=0), np.sort(own[train], axis=0))
+
+
+def read_predictors(results):
+    """The scores of a stage that ran."""
+    assert results.summary.predictors is not None
+    return results.summary.predictors

@@ -124,8 +124,8 @@ RANDOM = scores(method="random", control=True, choice=None)
 def test_a_shown_effect_is_said_with_its_control_its_cost_and_its_window():
     [line] = findings(summary(scores(), RANDOM))
     assert line == (
-        "tidy: CAA, fixed layer at λ 0.5 has an effect of 0.50 [0.40, 0.60], 0.40 [0.20, 0.60] above "
-        "that of a random vector. To the unsteered model the texts are 1.1 × as perplexing. Texts "
+        "tidy: CAA, fixed layer at λ 0.5 has an effect of 0.50 [0.40, 0.60] (over a random vector: "
+        "0.40 [0.20, 0.60]). To the unsteered model the texts are 1.1 × as perplexing. Texts "
         "keep their form and ending from λ -0.5 to λ 0.5 (tried: λ -1 to λ 1)."
     )
 
@@ -145,6 +145,19 @@ def test_an_effect_that_is_not_shown_is_said_with_the_reason(changed, words):
     [line] = findings(summary(scores(choice=choice(shown=False, **changed))))
     assert line.startswith("tidy: no effect of CAA, fixed layer is shown. At λ 0.5")
     assert words in line
+
+
+def test_turns_that_keep_form_all_the_way_round_are_said_so():
+    round_ = tuple(replace(at(0.1), strength=s) for s in (90.0, 180.0, 270.0))
+    whole = scores(
+        unit="degrees", curves={"test": round_}, choice=choice(strength=90.0, window=(-180.0, 90.0))
+    )
+    assert (
+        "keep their form and ending at every angle (tried: 90° to 270°)"
+        in findings(summary(whole))[0]
+    )
+    part = replace(whole, choice=choice(strength=90.0, window=(-90.0, 90.0)))
+    assert "from -90° to 90° (tried" in findings(summary(part))[0]
 
 
 def test_no_strength_and_no_window_are_said():
@@ -266,9 +279,9 @@ def panels_of(tmp_path, drawn, monkeypatch):
 
     save = Figure.savefig
 
-    def keep_and_save(figure, path):
+    def keep_and_save(figure, path, **how):
         figures.append(figure)
-        save(figure, path)
+        save(figure, path, **how)
 
     monkeypatch.setattr(Figure, "savefig", keep_and_save)
     plot_generation(tmp_path / "curve.png", drawn)
@@ -295,10 +308,13 @@ def test_the_picture_has_a_panel_a_method_and_a_line_a_behavior(tmp_path, monkey
     assert list(lines[0].get_ydata()) == [-1, -0.5, 0, 0.5, 1]
 
 
-def test_of_many_behaviors_six_are_drawn_and_the_title_says_so(tmp_path, monkeypatch):
-    methods = [scores(f"behavior {i}") for i in range(8)]
+def test_every_behavior_is_drawn(tmp_path, monkeypatch):
+    methods = [scores(f"behavior {i}") for i in range(13)]
     axes = panels_of(tmp_path, summary(*methods), monkeypatch)
-    assert "first 6 of 8 behaviors" in axes[0].figure.get_suptitle()
+
+    [legend] = axes[0].figure.legends
+    named = {text.get_text() for text in legend.get_texts()}
+    assert named >= {f"behavior {i}" for i in range(13)}
 
 
 def test_nothing_to_draw_is_refused(tmp_path):
