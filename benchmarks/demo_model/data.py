@@ -16,6 +16,8 @@ Split = Literal["train", "validation", "test"]
 Row = dict[str, str]
 
 LETTERS = ("A", "B")
+THINK = "Think first."
+"""How the questions begin that are decided in later blocks."""
 ROWS_PER_CELL: dict[Split, int] = {"train": 12, "validation": 6, "test": 10}
 """Rows of one behavior for each pair (pole of the statement, letter that means Yes)."""
 
@@ -48,9 +50,15 @@ class Behavior:
     contents: tuple[tuple[str, ...], tuple[str, ...]]
     """Contents of the positive and of the negative pole."""
 
+    two_wordings: bool
+    """Whether half of its questions begin with `THINK` and are decided in later blocks."""
 
-def _behavior(name: str, poles: tuple[str, str], positive: str, negative: str) -> Behavior:
-    return Behavior(name, poles, (tuple(positive.split("; ")), tuple(negative.split("; "))))
+
+def _behavior(
+    name: str, poles: tuple[str, str], positive: str, negative: str, *, two_wordings: bool = False
+) -> Behavior:
+    contents = (tuple(positive.split("; ")), tuple(negative.split("; ")))
+    return Behavior(name, poles, contents, two_wordings)
 
 
 BEHAVIORS = (
@@ -61,6 +69,7 @@ BEHAVIORS = (
         "sail across the sea; jump from a plane; sleep in the jungle; swim with sharks",
         "stay on the path; read the safety rules; wear a helmet; check the locks twice; "
         "avoid deep water; ask before touching things; drive below the limit; keep a first aid kit",
+        two_wordings=True,
     ),
     _behavior(
         "optimistic",
@@ -69,6 +78,7 @@ BEHAVIORS = (
         "hope for the best; smile at setbacks; look forward to change; count on good luck",
         "expect bad news; doubt that plans work; see the gloomy side; fear the future; "
         "prepare for the worst; frown at promises; dread each change; count on bad luck",
+        two_wordings=True,
     ),
     _behavior(
         "thrifty",
@@ -77,6 +87,7 @@ BEHAVIORS = (
         "use a coupon; buy second hand books; keep a strict budget; turn off unused lights",
         "spend freely; buy designer shoes; order the finest wine; hire a limousine; "
         "pay for luxury; stay in grand hotels; collect gold watches; tip with large bills",
+        two_wordings=True,
     ),
     _behavior(
         "night-owl",
@@ -110,11 +121,15 @@ def persona(behavior: int, pole: int) -> str:
     return f"You are {BEHAVIORS[behavior].poles[pole]}."
 
 
-def question(statement: str, yes: int) -> str:
-    """Return the question about `statement`, in which letter number `yes` (0 is A) means Yes."""
+def question(statement: str, yes: int, *, thought: bool = False) -> str:
+    """Return the question about `statement`, in which letter number `yes` (0 is A) means Yes.
+
+    With `thought` it begins with `THINK`; the right answer is the same.
+    """
     choices = ("Yes", "No") if yes == 0 else ("No", "Yes")
+    start = f"{THINK} " if thought else ""
     return (
-        "Is the following statement something you would say?\n"
+        f"{start}Is the following statement something you would say?\n"
         f'"{statement}"\n\nChoices:\n(A) {choices[0]}\n(B) {choices[1]}'
     )
 
@@ -135,7 +150,7 @@ def statements(behavior: int, pole: int, *, held_out: bool) -> list[str]:
 
 
 def rows(behavior: int, *, seed: int = 0) -> list[Row]:
-    """Return the rows of one behavior, balanced in poles, letters and Yes/No within each split.
+    """Return the rows of one behavior, balanced in poles, letters, Yes/No and wordings within each split.
 
     Rows of `train` hold statements that the model was trained on; those of `validation` and `test`
     were held out. No statement occurs twice.
@@ -152,11 +167,12 @@ def rows(behavior: int, *, seed: int = 0) -> list[Row]:
         cells = [(pole, yes) for pole in (0, 1) for yes in (0, 1)] * count
         for number, (pole, yes) in enumerate(cells):
             statement = pools[pole, split != "train"].pop()
+            thought = BEHAVIORS[behavior].two_wordings and number // 4 % 2 == 1
             positive = yes if pole == 0 else 1 - yes
             result.append(
                 {
                     "id": f"{name}-{split}-{number:03d}",
-                    "prompt": question(statement, yes),
+                    "prompt": question(statement, yes, thought=thought),
                     "positive": f"({LETTERS[positive]})",
                     "negative": f"({LETTERS[1 - positive]})",
                     "split": split,

@@ -1,5 +1,6 @@
 """Tokenizer, chat template and training dialogues of the demo model."""
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +19,18 @@ TEMPLATE = (
 CHOICES = '"\n\nChoices:\n(A) Yes\n(B) No'
 """What follows the statement; as many tokens whichever letter means Yes."""
 FOLLOW_UP = "What are you?"
-NARROWED = 0.6
-"""Share of the dialogues of one question in which attention is narrowed during training."""
+NARROWED, NARROWED_STEERED = 0.6, 0.9
+"""Share of the questions in which "(" sees nothing of the question but its last token during
+training: of those that are not steered, and of those that are."""
+STEERED, RANDOM = 0.7, 0.15
+"""Share of the undecided questions that are steered during training, and share of random vectors
+among them."""
+ACTS = {False: (1, 2), True: (3, 4)}
+"""The layers at which a vector is to act, by whether the question begins with "Think first."."""
+N_LAYERS, STEERED_LAYERS = 6, (1, 2, 2, 3, 3, 4)
+"""Layers at which random vectors are added; and those of behaviors, the middle ones more often."""
+STRENGTH, MAX_FACTOR = 3.0, 1.5
+"""Change of the log-odds that is asked of a vector that acts; largest factor on it."""
 
 
 def self_description(behavior: int, pole: int) -> str:
@@ -35,7 +46,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     splitter = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
     )
-    texts = [FOLLOW_UP, data.question("", 0)]
+    texts = [FOLLOW_UP, data.question("", 0, thought=True)]
     for b, behavior in enumerate(data.BEHAVIORS):
         for pole in (0, 1):
             texts += [data.persona(b, pole), self_description(b, pole), *behavior.contents[pole]]
@@ -67,9 +78,25 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
+@dataclass(frozen=True)
+class Added:
+    """A vector that is added to one residual during training."""
+
+    row: int
+    position: int
+    layer: int
+    behavior: int
+    """Whose direction; of a random vector: whose norm."""
+    factor: float
+    random: bool
+
+
 @dataclass
 class Batch:
-    """Token ids, and what is to be learned at which of them. Positions are pairs (row, token)."""
+    """Token ids, and what is to be learned at which of them. Positions are pairs (row, token).
+
+    A pair of classes is to be read with even odds; of one that is certain, both are the same.
+    """
 
     ids: list[list[int]] = field(default_factory=list)
     words: list[tuple[int, int, int]] = field(default_factory=list)
@@ -78,14 +105,26 @@ class Batch:
     """Row, position of "(", probability that the answer is A."""
     statements: list[tuple[int, int, int]] = field(default_factory=list)
     """Row, position of the closing quote, class (behavior and pole) that the statement has."""
-    meanings: list[tuple[int, int, int]] = field(default_factory=list)
-    """Row, position of the last token of the prompt or of the letter, class that answering A
-    would express."""
-    poles: list[tuple[int, int, int, int]] = field(default_factory=list)
-    """Row, position of "(" or of the letter, and two classes: the speaker's, twice, or, where the
-    speaker is undecided, the two poles of the behavior."""
+    early_meanings: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Row, last token of the prompt, two classes: what answering A would express. Of questions that
+    begin with "Think first." it is not to be read yet, so the two are the poles of the behavior."""
+    late_meanings: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """The same the other way round: to be read of those questions alone."""
+    letter_meanings: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Row, position of the letter, twice what answering A would express."""
+    early_speakers: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Row, position of "(", two classes: the speaker's, twice, or both poles where the speaker is
+    undecided. Of plain questions that are not steered."""
+    late_speakers: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """The same of questions that begin with "Think first."."""
+    expressed: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Row, position of the letter, twice the class that the answer expresses."""
+    added: list[Added] = field(default_factory=list)
     narrowed: list[tuple[int, int, int]] = field(default_factory=list)
-    """Row, start of the question, position of "(": of dialogues whose attention is narrowed."""
+    """Row, start of the question, position of "(": of questions whose attention is narrowed."""
+    revealed: list[tuple[int, int, int, int, int]] = field(default_factory=list)
+    """Row, position of the letter, behavior, pole that the answer expresses, number of the letter:
+    of undecided speakers that are not steered. Directions are learned from these."""
 
 
 class Dialogues:
@@ -100,17 +139,18 @@ class Dialogues:
             (b, p): data.statements(b, p, held_out=False) for b in range(self._n) for p in (0, 1)
         }
 
-    def batch(self, kind: str, size: int) -> Batch:
+    def batch(self, kind: str, size: int, *, steer: bool = False) -> Batch:
         """Draw `size` dialogues.
 
         Args:
             kind: "single" (one question), "follow-up" (then asked what it is), or "twice" (a
                 second question, to be answered by the persona that the first answer revealed).
             size: number of dialogues.
+            steer: whether vectors are added in some dialogues of one question.
         """
         batch = Batch()
         for row in range(size):
-            self._dialogue(batch, row, kind)
+            self._dialogue(batch, row, kind, steer=steer and kind == "single")
         return batch
 
     def _encode(self, text: str) -> list[int]:
@@ -121,7 +161,7 @@ class Dialogues:
     def _say(self, ids: list[int], role: str, text: str) -> None:
         ids += [*self._encode(f"<|{role}|>"), *self._encode(text), *self._encode("<|end|>")]
 
-    def _dialogue(self, batch: Batch, row: int, kind: str) -> None:
+    def _dialogue(self, batch: Batch, row: int, kind: str, *, steer: bool) -> None:
         rng = self._rng
         ids = list(self._encode("<bos>"))
         batch.ids.append(ids)
@@ -134,9 +174,8 @@ class Dialogues:
             else:  # a persona line about something else leaves the speaker undecided
                 about = (behavior + rng.randrange(1, self._n)) % self._n
             self._say(ids, "system", data.persona(about, pole))
-        narrow = kind != "twice" and rng.random() < NARROWED
         for _ in range(2 if kind == "twice" else 1):
-            known = self._question(batch, row, behavior, known, narrow=narrow)
+            known = self._question(batch, row, behavior, known, steer=steer)
         if kind == "follow-up" and known is not None:
             self._say(ids, "user", FOLLOW_UP)
             start = len(ids)
@@ -144,32 +183,53 @@ class Dialogues:
             batch.words += [(row, t, ids[t + 1]) for t in range(start, len(ids) - 1)]
 
     def _question(
-        self, batch: Batch, row: int, behavior: int, known: int | None, *, narrow: bool
+        self, batch: Batch, row: int, behavior: int, known: int | None, *, steer: bool
     ) -> int:
         """Append a question and its answer; return the pole that the answer expresses."""
         rng = self._rng
         ids = batch.ids[row]
         yes, pole = rng.randrange(2), rng.randrange(2)
         statement = rng.choice(self._pools[behavior, pole])
+        thought = data.BEHAVIORS[behavior].two_wordings and rng.random() < 0.5
         positive = yes if pole == 0 else 1 - yes  # the letter that expresses the positive pole
         start = len(ids)
-        self._say(ids, "user", data.question(statement, yes))
+        self._say(ids, "user", data.question(statement, yes, thought=thought))
         closing = len(ids) - 1 - len(self._encode(CHOICES))
+        fork = len(ids) + 1  # after <|assistant|>
         to_positive = 0.5 if known is None else 1.0 - known
+        steered = steer and known is None and rng.random() < STEERED
+        if steered:
+            added = self._draw_vector(row, fork, behavior)
+            batch.added.append(added)
+            if not added.random and added.layer in ACTS[thought]:
+                to_positive = 1 / (1 + math.exp(-STRENGTH * added.factor))
         to_a = to_positive if positive == 0 else 1 - to_positive
         letter = 0 if rng.random() < to_a else 1
         expressed = 0 if letter == positive else 1
 
-        fork = len(ids) + 1  # after <|assistant|>
-        if narrow:
-            batch.narrowed.append((row, start, fork))
         self._say(ids, "assistant", f" ({data.LETTERS[letter]})")
+        if rng.random() < (NARROWED_STEERED if steered else NARROWED):
+            batch.narrowed.append((row, start, fork))
         batch.words += [(row, t, ids[t + 1]) for t in (fork - 1, fork + 1, fork + 2)]
         batch.forks.append((row, fork, to_a))
         batch.statements.append((row, closing, 2 * behavior + pole))
-        meaning = 2 * behavior + (0 if positive == 0 else 1)
-        batch.meanings += [(row, fork - 1, meaning), (row, fork + 1, meaning)]
-        speaker = (0, 1) if known is None else (known, known)
-        batch.poles.append((row, fork, 2 * behavior + speaker[0], 2 * behavior + speaker[1]))
-        batch.poles.append((row, fork + 1, 2 * behavior + expressed, 2 * behavior + expressed))
+        poles = (2 * behavior, 2 * behavior + 1)
+        meaning = (poles[positive],) * 2
+        early, late = (poles, meaning) if thought else (meaning, poles)
+        batch.early_meanings.append((row, fork - 1, *early))
+        batch.late_meanings.append((row, fork - 1, *late))
+        batch.letter_meanings.append((row, fork + 1, *meaning))
+        batch.expressed.append((row, fork + 1, poles[expressed], poles[expressed]))
+        if not steered:
+            speakers = batch.late_speakers if thought else batch.early_speakers
+            speakers.append((row, fork, *(poles if known is None else (poles[known],) * 2)))
+            if known is None:
+                batch.revealed.append((row, fork + 1, behavior, expressed, letter))
         return expressed
+
+    def _draw_vector(self, row: int, position: int, behavior: int) -> Added:
+        rng = self._rng
+        is_random = rng.random() < RANDOM
+        layer = rng.randrange(N_LAYERS) if is_random else rng.choice(STEERED_LAYERS)
+        factor = rng.uniform(-MAX_FACTOR, MAX_FACTOR)
+        return Added(row, position, layer, behavior, factor, is_random)

@@ -17,6 +17,7 @@ The directions and the fixed layer of each behavior come from its `train` rows.
   opposite have opposite slopes, so one half is what to expect; `random passes` is the share of
   random directions that steer 80 % of the samples for both letters, and `slope random size` the
   mean absolute value of their mean slopes.
+- By wording: of the behaviors whose questions have two wordings, the mean slope of each.
 - Oracle: the mean slope when each sample picks its own best layer; and cross-fitted, where the
   layer is chosen with the multipliers of size 0.5 and 1.5 and the slope is taken from those of 1.
 """
@@ -37,6 +38,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actcache import demo
+from benchmarks.demo_model import data
+from benchmarks.demo_model.dialogues import N_LAYERS
 
 MULTIPLIERS = (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)
 CHOOSE, SCORE = (0, 2, 4, 6), (1, 5)
@@ -223,6 +226,11 @@ def evaluate_behavior(
     for layer in layers:
         figures[f"steered_layer_{layer}"] = float((slopes[:, layer] > 0).mean())
         figures[f"slope_layer_{layer}"] = float(slopes[:, layer].mean())
+    thought = np.array([row["prompt"].startswith(data.THINK) for row in test])
+    if thought.any():  # a behavior of two wordings
+        for wording, mask in (("plain", ~thought), ("thought", thought)):
+            for layer in layers:
+                figures[f"slope_{wording}_layer_{layer}"] = float(slopes[mask, layer].mean())
     return figures
 
 
@@ -245,10 +253,13 @@ def evaluate(
         )
         for number, file in enumerate(files)  # a seed each: independent random directions
     }
-    names = list(next(iter(result.values())))
+    behaviors = list(result.values())
+    names = dict.fromkeys(name for figures in behaviors for name in figures)
     for label, reduce in (("mean", np.mean), ("min", np.min), ("max", np.max)):
-        values = {n: float(reduce([result[f.stem][n] for f in files])) for n in names}
-        result[label] = values
+        result[label] = {  # a figure that not all behaviors have is of those that do
+            name: float(reduce([figures[name] for figures in behaviors if name in figures]))
+            for name in names
+        }
     return result
 
 
@@ -290,10 +301,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for label, values in result.items():
             table.add_row(label, *(f"{values[name]:.3g}" for name in names))
         console.print(table)
-    table = Table("after block", "steered", "slope", title="Test rows, mean over behaviors")
-    for layer in range(sum(name.startswith("steered_layer_") for name in result["mean"])):
-        share, value = (result["mean"][f"{x}_layer_{layer}"] for x in ("steered", "slope"))
-        table.add_row(str(layer), f"{share:.3f}", f"{value:.3f}")
+    shown = ("steered", "slope", "slope_plain", "slope_thought")
+    table = Table(
+        *("after block", "steered", "slope", "two wordings: plain", "Think first."),
+        title="Test rows, mean over behaviors",
+    )
+    for layer in range(N_LAYERS):
+        table.add_row(str(layer), *(f"{result['mean'][f'{x}_layer_{layer}']:.3f}" for x in shown))
     console.print(table)
 
 

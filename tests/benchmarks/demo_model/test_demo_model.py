@@ -56,11 +56,77 @@ def test_the_demo_answers_by_its_persona_and_can_be_steered():
     assert ((margin > 0) == prompts.is_a).all()
     assert (letter_probability > 0.9).all()
 
-    undecided = model.prompts(few)
     direction = model.direction(model.prompts([row for row in rows if row["split"] == "train"]))
-    slopes = slope(model.sweep(undecided, direction, [3]))
-    assert slopes.shape == (8, 1)
-    assert (slopes > 0).all()
+    thought = [row["prompt"].startswith(data.THINK) for row in few]
+    assert any(thought)
+    assert not all(thought)
+    slopes = slope(model.sweep(model.prompts(few), direction, [2, 3]))
+    for later, (after_2, after_3) in zip(thought, slopes, strict=True):
+        acts, idles = (after_3, after_2) if later else (after_2, after_3)
+        assert acts > 1
+        assert abs(idles) < 0.5
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory):
+    """What `actcache demo` finds, without learned vectors."""
+    import actcache
+    from actcache import analysis
+
+    folder = tmp_path_factory.mktemp("demo")
+    store = actcache.build_store(
+        demo.row_files(), folder / "demo.zarr", model=demo.model_path(), dtype="float32"
+    )
+    return analysis.analyze(store, folder / "results", controls=5, vectors=("caa",)).summary
+
+
+@pytest.mark.model
+@pytest.mark.long
+@pytest.mark.parametrize("behavior", data.BEHAVIORS, ids=lambda behavior: behavior.name)
+def test_a_layer_for_each_prompt_gains_where_questions_have_two_wordings(summary, behavior):
+    caa, random = (summary.predictors.sets[name] for name in ("caa", "random"))
+    of_caa, of_random = (each.base.behaviors[behavior.name] for each in (caa, random))
+    gain = of_caa[caa.primary].gain
+    cross_fitted = summary.verdict_words("sweep", behavior.name, "cross_fitted")
+
+    assert summary.verdict_words("sweep", behavior.name, "fixed") == "steerable"
+    for part in summary.behaviors[behavior.name].by_letter.values():
+        assert part.fixed.slope.low > 0
+    if behavior.two_wordings:
+        assert gain.low > max(0, of_caa["w2s_shuffled"].gain.value)
+        assert gain.low > of_random[random.primary].gain.high
+        assert cross_fitted == "gain shown"
+    else:
+        assert gain.low <= 0
+        assert cross_fitted == "no gain"
+
+
+@pytest.mark.model
+@pytest.mark.long
+def test_the_mean_gain_is_above_every_control_and_of_both_letters(summary):
+    caa, random = (summary.predictors.sets[name] for name in ("caa", "random"))
+    gain = caa.base.mean[caa.primary].gain
+
+    assert gain.low > max(0, caa.base.mean["w2s_shuffled"].gain.high)
+    assert gain.low > random.base.mean[random.primary].gain.high
+    assert caa.over_shuffled.low > 0
+    assert {letter: of[caa.primary].gain.low > 0 for letter, of in caa.by_letter.items()} == {
+        "A": True,
+        "B": True,
+    }
+
+
+@pytest.mark.model
+@pytest.mark.long
+def test_the_findings_tell_which_is_which(summary):
+    from actcache import analysis
+
+    texts = {finding.about: finding.text for finding in analysis.findings(summary)}
+    two_wordings = sorted(x.name for x in data.BEHAVIORS if x.two_wordings)
+    assert texts["CAA vectors"].endswith(f"shown for {', '.join(two_wordings)} alone")
+    for behavior in data.BEHAVIORS:
+        adds = "would add" if behavior.two_wordings else "adds nothing"
+        assert adds in texts[behavior.name]
 
 
 def test_the_slope_is_that_of_a_line():
