@@ -85,7 +85,7 @@ RULES = {
         (
             *("analysis.directions", "analysis.stats", "analysis.config"),
             *("analysis.directions.fitting", "steering.files"),
-            *("analysis.names", "build", "engine", "prompts", *STORE),
+            *("analysis.names", "build", "data", "engine", "prompts", *STORE),
         ),
         heavy=("run", "forecast"),
     ),
