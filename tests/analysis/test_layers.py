@@ -1,5 +1,7 @@
 """The stage `layers`: which samples discriminative layers are read on."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("labels") / "s.zarr"
     rng = np.random.default_rng(0)
     array = RowArray("resid_post/prompt", LAYERS, WIDTH, "float32")
-    columns = {
+    columns: dict[str, Any] = {
         "id": [f"r{i}" for i in range(N)],
         "behavior": ["mood"] * N,
         "variant": ["base"] * N,
