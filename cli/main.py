@@ -42,6 +42,7 @@ INTERRUPTED = {
         ("build", "subset", "merge", "import"), "what was committed is kept, see --resume"
     ),
     "analyze": "what was committed is kept, run the same command to resume",
+    "concepts": "concepts that are done are kept, run the same command to go on",
     "steer": "texts that were written are kept, see --resume",
     "demo": "the same command starts over",
 }

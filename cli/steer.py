@@ -77,6 +77,12 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         console.print_result(forecast_generation(plan), as_json=args.json)
         return
+    from actcache.analysis.generation.folder import is_generations
+
+    if args.resume and args.overwrite:
+        console.say("actcache: --resume is ignored: --overwrite starts over")
+    elif args.resume and not is_generations(Path(args.output)):
+        console.say(f"actcache: --resume is ignored: nothing was begun at '{args.output}'")
     texts = run_plan(
         plan,
         Path(args.output),

@@ -1,5 +1,7 @@
 """The stage `concepts`: directions of every concept of a store, and what they are compared with."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float32
 
@@ -43,6 +45,7 @@ def fit_concepts(
     *,
     labels: tuple[str, str] | None,
     config: AnalyzeConfig,
+    names: Sequence[str] | None = None,
     progress: Progress = SILENT,
 ) -> tuple[ConceptSummary, dict[str, Float32[np.ndarray, "layer d_model"]]]:
     """Fit directions of every concept, one after the other.
@@ -51,6 +54,7 @@ def fit_concepts(
         store: with attention masses, and residuals at the same positions.
         labels: of rows with the concept and without it; None for pairs in variants.
         config: its methods, draws, shuffles and seed.
+        names: the concepts; by default all of the store.
         progress: shows how many concepts are done.
 
     Returns:
@@ -60,7 +64,7 @@ def fit_concepts(
         MismatchError: as `check_concepts`; or a method needs validation rows and there are none.
     """
     check_concepts(store, labels)
-    names = concept_names(store)
+    names = concept_names(store) if names is None else names
     positions = text_order(_positions(store, "resid_post"))
     pools = None
     if POOLS in store["behavior"].tolist():

@@ -246,3 +246,38 @@ def test_attention_is_reused_only_where_the_same_tokens_are_marked(tmp_path):
     )
     assert reusable.row.tolist() == [1, -1, 2]
     assert reusable.store.tolist() == [0, -1, 0]
+
+
+def test_equal_prompts_are_run_once_whatever_their_behavior(folder, tmp_path):
+    rows = [{"prompt": f"well {i}?", "label": "without"} for i in range(6)]
+    some = [{"prompt": f"you fear bees. well {i}?", "label": "with"} for i in range(6)]
+    for name in ("bees", "fog", "snow"):
+        mine = [{**row, "prompt": row["prompt"].replace("bees", name)} for row in some]
+        lines = "\n".join(json.dumps(row) for row in [*mine, *rows])
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    samples = read_samples([tmp_path / f"{name}.jsonl" for name in ("bees", "fog", "snow")])
+    plan = plan_build(samples, replace(settings(folder), positions=("prompt",)))
+    run: list[tuple[int, ...]] = []
+
+    def read(model, batch, **reading):
+        run.extend(row.prompt for row in batch)
+        return capture(model, batch, **reading)
+
+    for shard_rows in (7, 36):
+        run.clear()
+        store = run_build(plan, tmp_path / f"{shard_rows}.zarr", shard_rows=shard_rows, read=read)
+        # Two rows are run once more, by the check before a build.
+        assert len(run) - 2 == len(set(run)) == 24
+        values = store.resid("prompt")[:]
+        alone = [
+            capture(load_model(settings(folder).model), [row], **plan.reading)["resid_post"][
+                0, :, 0
+            ]
+            for row in plan.rendered[:2]
+        ]
+        np.testing.assert_allclose(values[:2], torch.stack(alone).numpy(), atol=1e-5)
+        without = values[np.flatnonzero(store["label"] == "without")].reshape(
+            3, 6, *values.shape[1:]
+        )
+        np.testing.assert_array_equal(without[1:], without[:1].repeat(2, 0))
+        assert verify(store.path) == []

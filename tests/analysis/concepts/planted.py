@@ -82,11 +82,16 @@ def save_planted(folder: Path) -> str:
     return str(folder)
 
 
-def write_planted_rows(path: Path, *, concepts: tuple[str, ...] = ("7",), n: int = 60) -> Path:
-    """Write rows whose prefix holds the concept word `#`, on statements of random letters."""
+def planted_statements(n: int = 60) -> list[str]:
+    """Statements of random letters, all of which have an embedding."""
     rng = np.random.default_rng(1)
     letters = list("abcdefghijklmnopqrstuvwxyz")
-    statements = ["".join(rng.choice(letters, rng.integers(12, 30))) for _ in range(n)]
+    return ["".join(rng.choice(letters, rng.integers(12, 30))) for _ in range(n)]
+
+
+def write_planted_rows(path: Path, *, concepts: tuple[str, ...] = ("7",), n: int = 60) -> Path:
+    """Write rows whose prefix holds the concept word `#`, on statements of random letters."""
+    statements = planted_statements(n)
     settings = ConceptSettings(prefix="#{concept}")
     rows = ConceptRows(concepts=concepts, pools=[statements], settings=settings)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows.rows()))

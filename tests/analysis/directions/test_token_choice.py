@@ -119,7 +119,7 @@ def test_a_store_without_masses_says_what_to_build(tmp_path):
         choose_tokens(store)
 
 
-def write_store(path, arrays, *, columns):
+def write_store(path, arrays, *, columns, provenance=None):
     n = len(next(iter(arrays.values())))
     contents = StoreContents(
         kind="residuals",
@@ -127,7 +127,7 @@ def write_store(path, arrays, *, columns):
         arrays=[RowArray(name, *values.shape[1:], "float32") for name, values in arrays.items()],
         columns=columns,
         config={},
-        provenance={},
+        provenance=provenance or {},
         shard_rows=4,
     )
     with Writer.create(path, contents) as writer:
