@@ -203,7 +203,7 @@ def _value(spec: Setting, given: Any) -> Any:
     if given is None or not spec.many:
         return given
     if not given and not spec.default and spec.type is str:  # `--labels ''`
-        return None
+        return spec.default
     if spec.type not in (int, float):
         return names(given)
     read = numbers if spec.type is int else multipliers
