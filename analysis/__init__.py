@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     )
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
     from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
+    from actcache.analysis.report.findings import Finding, findings
     from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
     from actcache.analysis.report_files import write_report
     from actcache.analysis.results import Results, open_results
@@ -78,6 +79,7 @@ __all__ = [
     "ChosenSetting",
     "Comparison",
     "Directions",
+    "Finding",
     "FitQuality",
     "FittedDirections",
     "GenerationSummary",
@@ -111,6 +113,7 @@ __all__ = [
     "difference_of_means",
     "directions_of_moments",
     "find_plane",
+    "findings",
     "fit_directions",
     "fit_quality",
     "generate_steered",

@@ -19,6 +19,7 @@ from actcache.analysis.directions.difference_of_means import (
 )
 from actcache.analysis.directions.planes import norm_sites
 from actcache.analysis.sweep.direction_files import read_direction_sets
+from actcache.analysis.sweep.splits import splits_of
 from actcache.conventions import STAGES
 from actcache.encoders import parse_encoder
 from actcache.encoders.checks import require_encoder
@@ -53,6 +54,7 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
 
             pick_device(device)
         _require_layers("layers to steer", config.layers, store)
+        splits_of(store, config)
         read_direction_sets(config.directions, store)
         if "predictors" in config.stages:
             _require_predictable(store, config)

@@ -121,20 +121,32 @@ class AnalyzeConfig:
         help="sets of random directions, of the same lengths, that are swept as controls",
     )
 
-    control_rows: int | None = setting(
-        None,
+    control_rows: int = setting(
+        64,
         group=SWEEP,
         least=16,
         most=2**31 - 1,
-        help="rows of each behavior, framing and split that random directions steer, drawn with "
-        "the seed (default: a quarter of those that a figure reads, at least 64)",
+        help="test rows of each behavior and framing that random directions are read on, drawn "
+        "with the seed: 64 make the interval of their mean slope half as wide as the slopes' "
+        "standard deviation",
     )
 
     all_rows: bool = setting(
         False,
         group=SWEEP,
         help="sweep every row with every direction; without it only those that a figure reads: "
-        "base prompts of train, all of test",
+        "base prompts of train, all framings of test",
+    )
+
+    splits: int = setting(
+        1,
+        group=SWEEP,
+        least=1,
+        most=100,
+        help="splits of the base prompts that the fixed layer is chosen and read on, for its "
+        "standard error: the store's own, and random ones. Each random split has directions of "
+        "its own, one more set that the sweep steers its train and test rows with; learned vectors "
+        "are of the store's own split alone",
     )
 
     draws: int = setting(1000, least=1, most=100_000, help="bootstrap draws of every interval")

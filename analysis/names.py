@@ -64,6 +64,11 @@ def control_set(number: int) -> str:
     return CONTROL if number == 0 else f"{CONTROL}_{number}"
 
 
+def split_set(number: int) -> str:
+    """Name the directions of a random split in sweep.zarr; the store's own split is 0."""
+    return f"split_{number}"
+
+
 def w2s(top: int) -> str:
     """Key of the predictor with label smoothing over the best `top` layers."""
     return f"w2s_top{top}"

@@ -44,7 +44,9 @@ from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.reuse import WantedSweep
 from actcache.analysis.sweep.row_directions import RowDirections
 from actcache.analysis.sweep.sets import sets_of_analysis
+from actcache.analysis.sweep.splits import score_splits, splits_of
 from actcache.analysis.sweep.steerability import Steerability, summarize
+from actcache.analysis.sweep.strategies import SplitScore, over_splits
 from actcache.conventions import ATTENTION, NO_PRESET, STAGES, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import AUTOMATIC, Progress
@@ -316,6 +318,7 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
     propensity = sweep.propensity
     results: dict[str, Steerability] = {}
     means = {}
+    of_splits = score_splits(sweep, splits_of(store, config)) if config.splits > 1 else {}
     for behavior in run.directions.names:
         rows = store["behavior"] == behavior
         test = rows & (store["split"] == "test")
@@ -333,6 +336,8 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
                 layers=layers,
                 draws=config.draws,
             )
+        if behavior in results and behavior in of_splits:
+            results[behavior] = _with_splits(results[behavior], of_splits[behavior])
     write_steerability(run.out, store, sweep, results, [*controls, *run.given])
     compared = None
     if run.given:
@@ -354,3 +359,8 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
         mean_propensity=means,
         compared=compared,
     )
+
+
+def _with_splits(result: Steerability, splits: tuple[SplitScore, ...]) -> Steerability:
+    fixed = over_splits(result.scores.fixed, [splits])
+    return replace(result, scores=replace(result.scores, fixed=fixed, splits=splits))

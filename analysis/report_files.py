@@ -156,11 +156,14 @@ def _samples(results: Results) -> "Samples | None":
         return None
     texts = _read_texts(path)
     sweep, rows = results.sweep, np.array(texts.row, np.int64)
-    if rows.size and (rows.max() >= sweep.n or sweep.ids[rows].tolist() != list(texts.id)):
+    inside = bool(((rows >= 0) & (rows < sweep.n)).all())
+    if not inside or sweep.ids[rows].tolist() != list(texts.id):
         raise MismatchError(
             f"'{path}' has other samples than the sweep beside it, expected the same. Run analyze "
             "again."
         )
+    swept = sweep.rows(sweep.main_set)[rows]
+    rows = rows[swept]
     predicted = plane = None
     if (scores := results.summary.predictors) is not None:
         arrays = _arrays(results.path / "predictors.npz")
@@ -168,12 +171,16 @@ def _samples(results: Results) -> "Samples | None":
             plane = arrays["plane"][rows]
         if CAA in scores.sets and scores.sets[CAA].primary:
             predicted = arrays[f"{CAA}/{scores.sets[CAA].primary}/layer"][0, rows]
+
+    def taken(values: Sequence[str]) -> list[str]:
+        return [value for value, is_swept in zip(values, swept, strict=True) if is_swept]
+
     return Samples(
-        id=texts.id,
-        behavior=texts.behavior,
-        variant=texts.variant,
-        letter=texts.letter,
-        prompt=[texts.text[i] for i in texts.prompt],
+        id=taken(texts.id),
+        behavior=taken(texts.behavior),
+        variant=taken(texts.variant),
+        letter=taken(texts.letter),
+        prompt=taken([texts.text[i] for i in texts.prompt]),
         layers=sweep.layers.tolist(),
         multipliers=sweep.multipliers.tolist(),
         slope=sweep.slopes()[rows],

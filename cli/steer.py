@@ -7,8 +7,8 @@ and tested once on test rows: the largest effect whose texts the unsteered model
 less likely, and that keep their form.
 
 Writes GEN: generations.jsonl (a line a text), configurations.json, summary.json, tables.md,
-curve.png, config.toml for --config, and steering.safetensors, the chosen steering, for chat, export
-and other prompts.
+curve.png, report.html, config.toml for --config, and steering.safetensors, the chosen steering, for
+chat, export and other prompts.
 """
 
 import argparse
@@ -77,6 +77,12 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         console.print_result(forecast_generation(plan), as_json=args.json)
         return
+    from actcache.analysis.generation.folder import is_generations
+
+    if args.resume and args.overwrite:
+        console.say("actcache: --resume is ignored: --overwrite starts over")
+    elif args.resume and not is_generations(Path(args.output)):
+        console.say(f"actcache: --resume is ignored: nothing was begun at '{args.output}'")
     texts = run_plan(
         plan,
         Path(args.output),

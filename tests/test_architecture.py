@@ -71,7 +71,7 @@ RULES = {
     "analysis.stats": Rule(GROUND),
     "analysis.directions": Rule(("analysis.directions.fitting", "analysis.stats", *STORE)),
     "analysis.directions.fitting": Rule(
-        ("analysis.directions", "analysis.stats", *STORE), heavy=("rfm", "krylov")
+        ("analysis.directions", "analysis.stats", *STORE), heavy=("rfm", "spectrum")
     ),
     "analysis.concepts": Rule(
         (
@@ -85,7 +85,7 @@ RULES = {
         (
             *("analysis.directions", "analysis.stats", "analysis.config"),
             *("analysis.directions.fitting", "steering.files"),
-            *("analysis.names", "build", "engine", "prompts", *STORE),
+            *("analysis.names", "build", "data", "engine", "prompts", *STORE),
         ),
         heavy=("run", "forecast"),
     ),

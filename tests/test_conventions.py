@@ -107,7 +107,7 @@ def run(material, out, preset, *more):
     assert main([str(word) for word in build]) == 0
     layers = ",".join(map(str, LAYERS))
     analyze = ["analyze", out / "s.zarr", "-o", out / "results", "--layers", layers]
-    analyze += ["--stages", "vectors,sweep", "--controls", 0, "--draws", 10]
+    analyze += ["--stages", "vectors,sweep", "--controls", 0, "--draws", 10, "--all-rows"]
     assert main([str(word) for word in analyze]) == 0
     summary = json.loads((out / "results" / "summary.json").read_text("utf-8"))
     return open_store(out / "s.zarr"), open_store(out / "results" / "sweep.zarr"), summary

@@ -18,7 +18,17 @@ _EXACT = 2**53
 """Up to which float64 holds every whole number."""
 
 _TAKEN = (
-    *(*TEXT_COLUMNS, HISTORY, SPAN, COMMITS, "n_tokens", "n", "layer", "d_model", "head"),
+    *(
+        *TEXT_COLUMNS,
+        HISTORY,
+        SPAN,
+        COMMITS,
+        "control_span",
+        "n_tokens",
+        "layer",
+        "d_model",
+        "head",
+    ),
     *(f"{part}_tokens{end}" for part in PARTS for end in ("", "_offsets")),
 )
 

@@ -25,7 +25,12 @@ from actcache.analysis.predict.selections import LayerSelections
 from actcache.analysis.stats.bootstrap import Interval
 from actcache.analysis.sweep.layer_ranks import best_layers
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES
-from actcache.analysis.sweep.strategies import LayerStrategy, score_behaviors
+from actcache.analysis.sweep.strategies import (
+    LayerStrategy,
+    SplitScore,
+    over_splits,
+    score_behaviors,
+)
 from actcache.encoders import Embeddings
 
 if TYPE_CHECKING:
@@ -58,9 +63,11 @@ def score_set(
     top: Sequence[int],
     seed: int,
     draws: int,
+    splits: Mapping[str, Sequence[SplitScore]],
 ) -> DirectionSetScores:
     """Score every strategy with one set of directions.
 
+    `splits` has each behavior's fixed layer on several splits, or is empty.
     `layers` has the number of each layer, `top` the K of the predictors. Each set's bootstrap draws
     are its own, whatever others there are.
     """
@@ -68,6 +75,12 @@ def score_set(
     by_variant = {}
     for variant in variants:
         behaviors, mean = score_behaviors(_tested(selections, variant), rng, draws=draws)
+        if variant == "base" and splits:  # they are of base prompts
+            mean = mean | {FIXED: over_splits(mean[FIXED], [splits[x] for x in behaviors])}
+            behaviors = {
+                behavior: scores | {FIXED: over_splits(scores[FIXED], [splits[behavior]])}
+                for behavior, scores in behaviors.items()
+            }
         by_variant[variant] = VariantScores(mean=mean, behaviors=behaviors)
     by_letter = {}
     for letter in letters:

@@ -39,7 +39,13 @@ from actcache.analysis.predict.selections import (
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.sweep.open_sweep import Sweep
-from actcache.analysis.sweep.strategies import SlopeTable, fixed_layer, slope_table
+from actcache.analysis.sweep.splits import score_splits, splits_of
+from actcache.analysis.sweep.strategies import (
+    SlopeTable,
+    SplitScore,
+    fixed_layer,
+    slope_table,
+)
 from actcache.encoders import Embeddings, encode, parse_encoder
 from actcache.progress import Progress
 from actcache.store.store import Store
@@ -137,6 +143,7 @@ def run_predictors(
     plane = embedding_plane(store, main, seed=config.seed) if len(behaviors) > 1 else None
     write_selections(out, store, by_set, layers, plane)
     variants, letters = variants_of(by_set[first]), letters_of(by_set[first])
+    of_splits = _score_splits(store, sweep, config)
     return PredictorScores(
         behaviors=tuple(behaviors),
         layers=tuple(layers),
@@ -155,6 +162,7 @@ def run_predictors(
                 top=settings.top,
                 seed=config.seed,
                 draws=config.draws,
+                splits=of_splits.get(name, {}),
             )
             for name, of_set in by_set.items()
         },
@@ -165,6 +173,19 @@ def run_predictors(
         },
         plane=None if plane is None else Plane(method=plane.method, explained=plane.explained),
     )
+
+
+def _score_splits(
+    store: Store, sweep: Sweep, config: AnalyzeConfig
+) -> dict[str, dict[str, tuple[SplitScore, ...]]]:
+    """Fixed layers over splits, by set and behavior: of sets that have vectors for each split."""
+    if config.splits == 1:
+        return {}
+    splits = splits_of(store, config)
+    scores = {CAA: score_splits(sweep, splits)}
+    if OWN_DIFFERENCE in sweep.names:
+        scores[OWN_DIFFERENCE] = score_splits(sweep, splits, own_vectors=OWN_DIFFERENCE)
+    return scores
 
 
 def _steered_sets(

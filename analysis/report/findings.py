@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from actcache.analysis.names import CONTROL, CROSS_FITTED, DIRECTION_SETS, FIXED
+from actcache.analysis.names import CONTROL, CROSS_FITTED, DIRECTION_SETS, FIXED, W2S_SHUFFLED
 from actcache.analysis.report.verdicts import (
     AS_RANDOM,
     GAIN,
@@ -157,6 +157,20 @@ def _predicted(name: str, scores: DirectionSetScores, summary: Summary) -> Findi
     if GAIN in words and scores.primary is not None:
         text += (
             f"adds {mean[scores.primary].gain} to the fixed layer's {mean[FIXED].slope.value:.3g}"
+            f"{_where(scores.primary, scores)}"
         )
         return Finding(about=about, text=text, mood="good")
     return Finding(about=about, text=f"{text}adds nothing to the fixed layer", mood="mixed")
+
+
+def _where(primary: str, scores: DirectionSetScores) -> str:
+    """Which behaviors the mean gain comes from: those whose interval is above shuffled prompts."""
+    behaviors = scores.base.behaviors
+    gaining = [
+        name
+        for name, strategies in behaviors.items()
+        if strategies[primary].gain.low > max(0.0, strategies[W2S_SHUFFLED].gain.value)
+    ]
+    if not 0 < len(gaining) < len(behaviors):
+        return ""
+    return f", shown for {', '.join(gaining)} alone"

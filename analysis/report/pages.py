@@ -31,7 +31,7 @@ from actcache.analysis.summary import Summary
 
 def short_tables(summary: Summary) -> list[Table]:
     """Make the tables that a terminal and a notebook show."""
-    tables = _layer_tables(summary)
+    tables = layer_tables(summary)
     if summary.planes:
         tables.append(plane_table(summary.planes))
     if summary.sweep is not None:
@@ -49,7 +49,7 @@ def terminal_tables(summary: Summary) -> list[Table]:
 
     Predictors have theirs where no sweep was asked for: their findings say what matters.
     """
-    tables = _layer_tables(summary)
+    tables = layer_tables(summary)
     if summary.sweep is not None:
         tables.append(sweep_table(summary).without("oracle", "by letter", "verdict"))
         if summary.sweep.compared:
@@ -82,9 +82,9 @@ def markdown_page(summary: Summary) -> str:
     """Write tables.md: every table, and the sentences behind the verdicts; empty without tables."""
     pages = []
     for title, stage, tables in (
-        ("Discriminative layers", "layers", _layer_tables(summary)),
-        ("Planes", "planes", _plane_tables(summary)),
-        ("Steerability", "sweep", _sweep_tables(summary)),
+        ("Discriminative layers", "layers", layer_tables(summary)),
+        ("Planes", "planes", plane_tables(summary)),
+        ("Steerability", "sweep", sweep_tables(summary)),
         ("Predictors", "predictors", predictor_tables(summary) if summary.predictors else []),
     ):
         if tables:
@@ -115,7 +115,8 @@ def html_page(summary: Summary) -> str:
     )
 
 
-def _layer_tables(summary: Summary) -> list[Table]:
+def layer_tables(summary: Summary) -> list[Table]:
+    """Make the tables of discriminative layers, one a direction."""
     positive = summary.labels[0] if summary.labels else ""
     return [
         layer_table(name, scores, positive=positive, on_calibration=summary.config.on_calibration)
@@ -123,14 +124,16 @@ def _layer_tables(summary: Summary) -> list[Table]:
     ]
 
 
-def _sweep_tables(summary: Summary) -> list[Table]:
+def sweep_tables(summary: Summary) -> list[Table]:
+    """Make the tables of steerability; none without a sweep."""
     if summary.sweep is None:
         return []
     compared = summary.sweep.compared
     return [sweep_table(summary), *(comparison_tables(compared, summary) if compared else [])]
 
 
-def _plane_tables(summary: Summary) -> list[Table]:
+def plane_tables(summary: Summary) -> list[Table]:
+    """Make the tables of norm outputs and their planes."""
     if not summary.planes:
         return []
     tables = [site_table(name, scores) for name, scores in summary.planes.items()]

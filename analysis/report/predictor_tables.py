@@ -62,11 +62,21 @@ def _strategy_table(summary: Summary, only: tuple[str, ...] | None = None) -> Ta
         ],
         f"Slope of propensity per unit multiplier; {n_behaviors} behavior"
         f"{'s' if n_behaviors > 1 else ''}, each counting the same. SE: over "
-        f"{scores.seeds} trainings of the predictor, 0 where nothing is trained. Gain: with "
+        f"{scores.seeds} trainings of the predictor, 0 where nothing is trained"
+        f"{_over_splits(summary)}. Gain: with "
         "its 95 % interval, samples resampled. Oracle, second, third and fourth look at the "
         "test samples' own slopes; cross-fitted chooses with one half of the multipliers and "
         "is read with the other. Halves of a curved response have other slopes than the whole "
         "grid, so its slope stands beside the fixed layer's in the same halves.",
+    )
+
+
+def _over_splits(summary: Summary) -> str:
+    if summary.config.splits == 1:
+        return ""
+    return (
+        f"; of the fixed layer with CAA vectors and own differences over {summary.config.splits} "
+        "splits (base prompts)"
     )
 
 

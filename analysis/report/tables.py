@@ -80,6 +80,7 @@ def sweep_table(summary: Summary) -> Table:
                 "n": str(scores.n),
                 "layer": str(scores.fixed_layer),
                 "fixed": str(scores.fixed.slope),
+                **_splits_cell(summary, scores),
                 "oracle": f"{scores.oracle.slope.value:.3g}",
                 "cross-fitted gain": f"{scores.cross_fitted.gain.value:+.2g}"
                 if scores.cross_fitted
@@ -92,9 +93,30 @@ def sweep_table(summary: Summary) -> Table:
             for name, scores in summary.behaviors.items()
         ],
         "Layer: the fixed one, with the largest mean slope on train. Steerable: share of "
-        "samples with a slope above 0 there. Random direction: slope and share at that layer"
-        f"{_part(summary)}. "
+        f"samples with a slope above 0 there. {_splits_note(summary)}Random direction: slope and "
+        f"share at that layer{_part(summary)}. "
         "Verdict: on the fixed layer; on a layer chosen per sample.",
+    )
+
+
+def _splits_cell(summary: Summary, scores: BehaviorScores) -> dict[str, str]:
+    """The fixed layer over splits, where there are several."""
+    if summary.config.splits == 1:
+        return {}
+    if not scores.splits:
+        return {"over splits": "-"}
+    mean = sum(split.slope for split in scores.splits) / len(scores.splits)
+    layers = sorted({split.fixed_layer for split in scores.splits})
+    numbers = ", ".join(map(str, layers))
+    return {"over splits": f"{mean:.3f} ({scores.fixed.slope_error:.3f}), {numbers}"}
+
+
+def _splits_note(summary: Summary) -> str:
+    if summary.config.splits == 1:
+        return ""
+    return (
+        f"Over splits: mean slope over {summary.config.splits} splits of the base prompts (SE), "
+        "each with directions and a fixed layer of its own; those layers. "
     )
 
 

@@ -2,7 +2,7 @@
 
 Figures read the slopes of base train samples, which choose layers, and of test samples of every
 framing. Other rows are not swept. Random directions are there to be compared with, so a part of
-those rows is enough for them. What is to be swept beside these is one more entry of
+the test samples is enough for them. What is to be swept beside these is one more entry of
 `sets_of_analysis`.
 """
 
@@ -13,16 +13,15 @@ import numpy as np
 from jaxtyping import Bool
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.directions.difference_of_means import Directions, random_directions
-from actcache.analysis.names import METHOD, control_set
+from actcache.analysis.directions.difference_of_means import (
+    Directions,
+    pair_directions,
+    random_directions,
+)
+from actcache.analysis.names import METHOD, OWN_DIFFERENCE, control_set, split_set
 from actcache.analysis.sweep.row_directions import AnyDirections, RowDirections, row_directions
+from actcache.analysis.sweep.splits import splits_of
 from actcache.store.store import Store
-
-CONTROL_SHARE = 4
-"""Random directions steer one in so many of the rows that a figure reads, …"""
-
-CONTROL_LEAST = 64
-"""… or this many of each behavior, framing and split, where that is more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +51,18 @@ def sets_of_analysis(
         config: the settings: how many controls, and on how many rows.
         others: learned or given directions by name of the set; in the order of the file.
     """
-    read = rows_read(store, config)
+    controls = _random(directions, config)
     steered: dict[str, AnyDirections] = {METHOD: directions, **(others or {})}
-    sets = {
-        name: SweepSet(directions=row_directions(store, given, name=name), rows=read)
-        for name, given in steered.items()
-    }
-    few = control_rows(store, read, config)
-    for name, values in _random(directions, config).items():
-        sets[name] = SweepSet(
-            directions=row_directions(store, values, name=name), rows=few, control=True
+    for number, split in enumerate(splits_of(store, config)[1:], start=1):
+        steered[split_set(number)] = pair_directions(store, rows=split.train)
+    return {
+        name: SweepSet(
+            directions=row_directions(store, (steered | controls)[name], name=name),
+            rows=rows,
+            control=name in controls,
         )
-    return sets
+        for name, rows in rows_of_sets(store, config, list(others or {})).items()
+    }
 
 
 def rows_of_sets(
@@ -71,9 +70,13 @@ def rows_of_sets(
 ) -> dict[str, Bool[np.ndarray, " n"]]:
     """Say which rows each set of `sets_of_analysis` steers, before there are directions."""
     read = rows_read(store, config)
+    rows = {METHOD: read, **dict.fromkeys(others, read)}
+    for number, split in enumerate(splits_of(store, config)[1:], start=1):
+        rows[split_set(number)] = np.ones(store.n, bool) if config.all_rows else split.rows
+        if OWN_DIFFERENCE in rows:  # no split changes these vectors
+            rows[OWN_DIFFERENCE] = rows[OWN_DIFFERENCE] | split.rows
     few = control_rows(store, read, config)
-    controls = dict.fromkeys(map(control_set, range(config.controls)), few)
-    return {METHOD: read, **dict.fromkeys(others, read), **controls}
+    return rows | dict.fromkeys(map(control_set, range(config.controls)), few)
 
 
 def rows_read(store: Store, config: AnalyzeConfig) -> Bool[np.ndarray, " n"]:
@@ -87,19 +90,22 @@ def rows_read(store: Store, config: AnalyzeConfig) -> Bool[np.ndarray, " n"]:
 def control_rows(
     store: Store, read: Bool[np.ndarray, " n"], config: AnalyzeConfig
 ) -> Bool[np.ndarray, " n"]:
-    """Draw the rows that random directions steer, apart in each behavior, framing and split."""
-    columns = [store[name].tolist() for name in ("behavior", "variant", "split")]
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for row, group in enumerate(zip(*columns, strict=True)):
-        if read[row]:
-            groups.setdefault(group, []).append(row)
+    """Choose the rows that random directions steer, of those that a figure `read`s.
+
+    All train rows, so that their layers are chosen as well as those of other sets; of the test rows
+    of each behavior and framing `control_rows`, drawn at random.
+    """
+    test = store["split"] == "test"
+    if config.all_rows:
+        return read
+    chosen = read & ~test
     rng = np.random.default_rng([config.seed, _STREAM])
-    drawn = np.zeros(store.n, bool)
-    for rows in groups.values():
-        usual = max(CONTROL_LEAST, -(-len(rows) // CONTROL_SHARE))
-        count = config.control_rows or (len(rows) if config.all_rows else usual)
-        drawn[rng.permutation(rows)[:count]] = True
-    return drawn
+    for behavior in np.unique(store["behavior"]):
+        for variant in np.unique(store["variant"]):
+            rows = (store["behavior"] == behavior) & (store["variant"] == variant)
+            drawn = rng.permutation(np.flatnonzero(read & test & rows))[: config.control_rows]
+            chosen[drawn] = True
+    return np.asarray(chosen)
 
 
 _STREAM = 3

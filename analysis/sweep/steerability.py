@@ -16,6 +16,7 @@ from actcache.analysis.sweep.layer_ranks import best_layers
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.strategies import (
     SlopeTable,
+    SplitScore,
     SteerabilityScores,
     cross_fitted,
     fixed_layer,
@@ -54,6 +55,9 @@ class BehaviorScores(SteerabilityScores):
 
     no_cross_fit: str
     """Why the grid has no halves to cross-fit with; empty where it has."""
+
+    splits: tuple[SplitScore, ...] = ()
+    """The fixed layer on the store's own split and on random ones; base prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ layer and the other scores it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
@@ -171,10 +171,28 @@ class StrategyScore:
     """Trainings that the numbers are a mean of; 1 where nothing is trained."""
 
     slope_error: float
-    """Standard error of `slope` over seeds; 0 for a single one."""
+    """Standard error of `slope` over seeds, of the fixed layer over splits; 0 for a single one."""
 
     share_error: float
     """The same of `share`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitScore:
+    """The fixed layer of one split, and what it is worth on that split's test samples."""
+
+    fixed_layer: int
+    slope: float
+    share: float
+
+
+def over_splits(score: StrategyScore, by_behavior: Sequence[Sequence[SplitScore]]) -> StrategyScore:
+    """Give a fixed layer's score its standard errors over splits, mean over behaviors."""
+    slope, share = (
+        np.mean([[getattr(x, part) for x in splits] for splits in by_behavior], axis=0)
+        for part in ("slope", "share")
+    )
+    return replace(score, slope_error=_standard_error(slope), share_error=_standard_error(share))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 A synthetic store in float16 (positions prompt, positive, negative) with what predictors look for:
 targets and a best layer that are nonlinear functions of the prompt, and balanced letters. No model
-is run: `pretended_sweep` replaces both sweeps, which `benchmarks.engine.sweep` times; like a sweep
+is run: `pretended_sweep` replaces the sweep, which `benchmarks.engine.sweep` times; like a sweep
 it reads all learned vectors. Everything else is `analyze` itself, in its own process, with as many
 threads for NumPy as for torch. Peak memory includes mapped files.
 """
@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
-from actcache.analysis.sweep.row_directions import row_directions
 from actcache.progress import SILENT, Progress
 from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
@@ -127,7 +126,7 @@ def make_store(path: Path, *, n: int, layers: int, d: int) -> Store:
 
 def pretended_sweep(
     store: Store,
-    sets: Mapping[str, Any],
+    sets: Mapping[str, Any],  # of SweepSet
     *,
     multipliers: Sequence[float],
     out: str | Path,
@@ -141,7 +140,7 @@ def pretended_sweep(
     truth = planted(store.n, store.n_layers)
     away = (np.array(swept) - truth.best[:, None]) / (store.n_layers / 12)
     arrays, values = [], {}
-    directions = {name: row_directions(store, given, name=name) for name, given in sets.items()}
+    directions = {name: given.directions for name, given in sets.items()}
     for number, (name, direction_set) in enumerate(directions.items()):
         for start in range(0, store.n, 16):  # about the rows of a pass
             direction_set.rows(np.arange(start, min(start + 16, store.n)))

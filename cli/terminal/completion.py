@@ -14,6 +14,10 @@ EXAMPLE = "actcache completion bash"
 
 SHELLS = ("bash", "zsh", "fish")
 
+_BEFORE_ZSH = """(( $+functions[compdef] )) || { autoload -U +X compinit && compinit }
+autoload -U +X bashcompinit && bashcompinit
+"""
+
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
@@ -36,7 +40,7 @@ def completion(top: argparse.ArgumentParser, shell: str) -> str:
     if shell == "fish":
         about = {action.dest: action.help or "" for action in choices._choices_actions}
         return _fish(commands, about)
-    return ("autoload -U +X bashcompinit && bashcompinit\n" * (shell == "zsh")) + _bash(commands)
+    return (_BEFORE_ZSH if shell == "zsh" else "") + _bash(commands)
 
 
 def _bash(commands: dict[str, argparse.ArgumentParser]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actcache.cli.terminal.console import say
 from actcache.conventions import NO_PRESET, find_preset
 from actcache.errors import ActcacheError
 from actcache.names import suggestion
@@ -18,6 +19,9 @@ from actcache.settings import settings_of
 
 NOT_SETTINGS = ("help", "config", "output", "json", "resume", "overwrite", "dry_run")
 """Flags that say what to do now, not what a run computes: no file holds them."""
+
+
+_HEAD = "# Written by actcache"
 
 
 class ReadConfig(Exception):  # noqa: N818 - it carries a path out of argparse
@@ -165,7 +169,10 @@ def write_config(path: Path, args: argparse.Namespace, config: Any) -> None:
         if getattr(args, action.dest) not in (action.default, None)
     }
     repeat = f"actcache {args.command} … --config {path.name} -o OTHER"
-    head = f"# Written by actcache {version('actcache')}. To repeat the run: {repeat}\n"
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(_HEAD):
+        say(f"actcache: the settings are not written: '{path}' is a file of yours")
+        return
+    head = f"{_HEAD} {version('actcache')}. To repeat the run: {repeat}\n"
     write_text(path, head + toml(args.command, settings | given))
 
 

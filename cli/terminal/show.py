@@ -32,7 +32,7 @@ def show_or_print(summary: "Summary", *, as_json: bool, out: Path) -> None:
         console.print_json(plain(summary))
     else:
         show(summary)
-        console.say(f"results: {out}")
+        console.say(f"results: {out}; to look at: {out / 'report.html'}")
 
 
 def show(summary: "Summary") -> None:

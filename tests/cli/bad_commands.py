@@ -99,13 +99,45 @@ ROWS = [
     ("build {w}/socket.jsonl --model {model} -o {new}", "socket.jsonl", "Check the file"),
     ("build {pairs} {pairs} --model {model} -o {new}", "the id 'pairs/0'", "pass each file once"),
     ("build {pairs} {labels} --model {model} -o {new}", "has a label", "Build two stores"),
-    ("build {labels} --limit 1 --model {model} -o {new}", "the label 'fine'", "Raise --limit"),
+    (
+        "build {pairs} --map prompt=promt --model {model} -o {new}",
+        "'promt'",
+        "Did you mean 'prompt'?",
+    ),
+    ("build {pairs} --map prompt --model {model} -o {new}", "--map is 'prompt'", "For example"),
+    ("build {pairs} --map '' --model {model} -o {new}", "--map is ''", "For example"),
+    (
+        "build {pairs} --map id=prompt --model {model} -o {new}",
+        "'positive' is text",
+        "add a 'prompt'",
+    ),
+    (
+        "build {saved} --split trian --model {model} -o {new}",
+        "no split 'trian', only train",
+        "--split",
+    ),
+    ("build {saved}:dev --model {model} -o {new}", "no split 'dev', only train", "--split"),
+    ("build {w}/text.parquet --model {model} -o {new}", "text.parquet", "copied whole"),
+    ("build {w}/text.jsonl.gz --model {model} -o {new}", "no", "Compress it again"),
+    ("build {w}/ragged.tsv --model {model} -o {new}", "ragged.tsv' line 2 has 1 cell", "a tab"),
+    ("build {w}/half.jsonl --model {model} -o {new}", "half.jsonl' line 1", "Rename the keys"),
+    ("build {w}/turns.jsonl --model {model} -o {new}", "the role 'bot'", "drop the row"),
+    (
+        "build {w}/history.jsonl --template none --model {model} -o {new}",
+        "has earlier turns",
+        "Pass --template FILE",
+    ),
     ("build {pairs} --model {model}", "-o/--output", "required"),
     ("build --model {model} -o {new}", "DATA", "required"),
     ("build {pairs} -o {new}", "--model", "required"),
 ]
 
 ANALYZE = [
+    ("analyze {prompts} -o {out}", "are prompts alone", "store.residuals('prompt')"),
+    ("analyze {prompts} -o {out} --dry-run", "are prompts alone", "build again with --reuse"),
+    ("analyze {one_label} -o {out}", "have the label 'fine'", "actcache merge"),
+    ("--config {w}/nowhere.toml", "nowhere.toml", "Check the path"),
+    ("--config {w}/other.toml", "sets 'sede'", "Did you mean 'seed'?"),
     ("--stages x", "stages are ['x']", "expected some of vectors"),
     ("--stages ''", "stages are ['']", "expected some of vectors"),
     ("--stages layers", "have pairs, expected labels", "Pass --stages vectors"),
@@ -274,6 +306,13 @@ EXCHANGE = [
     ("demo -o ''", "--output is empty", "Pass one"),
     ("demo --sauce", "--sauce", "unrecognized"),
     ("bake", "'bake'", "choose from 'demo'"),
+    ("biuld", "'biuld'", "Did you mean 'build'?"),
+    (
+        "build {pairs} -o {new} --model {model} --varaints base",
+        "--varaints",
+        "Did you mean '--variants'",
+    ),
+    ("completion", "SHELL", "required"),
     ("--sauce", "--sauce", "unrecognized"),
 ]
 

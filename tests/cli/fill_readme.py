@@ -18,9 +18,16 @@ INTRODUCTION = """\
 Written by `python -m tests.cli.fill_readme` from the commands' own `--help`; do not edit it by hand.
 
 Results go to stdout, progress and messages to stderr; `--json` prints one JSON document. Every long
-loop shows a progress bar where stderr is a terminal. Exit codes: 0 done; 1 an error that you can
-fix, in one line that says what was found, what was expected and what to do; 2 wrong usage; 130
-Ctrl-C. A flag that is given wins over a preset, a preset wins over the defaults.
+loop shows a progress bar where stderr is a terminal, and a line every 30 seconds where it is none.
+Colors are left out in files and pipes, with NO_COLOR, and where TERM is dumb. Exit codes: 0 done; 1
+an error that you can fix, in one line that says what was found, what was expected and what to do; 2
+wrong usage; 130 Ctrl-C.
+
+A flag that is given wins over `--config`, that over a preset, a preset over the defaults. FILE of
+`--config` is TOML with a table for each command, `[build]` or `[analyze]`; its keys are the flags
+without the dashes. Each run writes one beside its results, with all settings as they were:
+`actcache analyze STORE --config OUT/config.toml -o OTHER` repeats it. A flag without a value that
+the file sets cannot be unset by another flag: edit the file.
 """
 
 

@@ -18,7 +18,12 @@ from tests.support.rows import GOOD, LABEL
 def places(folder, built, tmp_path_factory):
     """Paths of the table's words: good things to start from, and bad things to point at."""
     w = tmp_path_factory.mktemp("w")
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    datasets.DatasetDict(train=datasets.Dataset.from_list([GOOD])).save_to_disk(w / "saved")
     assert build(folder, folder / "labelled.zarr", data="labels") == 0
+    assert build(folder, folder / "one_label.zarr", "--limit", "1", data="labels") == 0
+    topics = ["--map", "topic=label"]
+    assert build(folder, folder / "prompts.zarr", *topics, data="labels") == 0
     results = ["analyze", built, "-o", folder / "results", "--draws", "10"]
     assert main([str(word) for word in [*results, "--stages", "vectors,sweep"]]) == 0
     for name, content in {
@@ -31,6 +36,10 @@ def places(folder, built, tmp_path_factory):
         "object.json": b'{"a": 1}',
         "keys.csv": b"a,b\n1,2\n",
         "text.h5": b"hi",
+        "text.parquet": b"x",
+        "text.jsonl.gz": b"x",
+        "ragged.tsv": b"prompt\tlabel\na\n",
+        "other.toml": b"[analyze]\nsede = 3\n",
         "broken.h5": b"\x89HDF\r\n\x1a\n" + bytes(50),
         "full/file": b"x",
         "damaged/summary.json": b"[1]",
@@ -44,6 +53,9 @@ def places(folder, built, tmp_path_factory):
                 "line": {**GOOD, "id": "a\nb"},
                 "long": {**GOOD, "behavior": "ü" * 150},
                 "label": {**LABEL, "label": ".."},
+                "half": {"prompt": "a", "positive": "b"},
+                "turns": {"messages": [{"role": "bot", "content": "a"}]},
+                "history": {"messages": [{"role": "user", "content": word} for word in "ab"]},
             }.items()
         },
     }.items():
@@ -60,7 +72,8 @@ def places(folder, built, tmp_path_factory):
         **{name: folder / f"{name}.jsonl" for name in ("pairs", "labels")},
         "model": folder / "model",
         "store": built,
-        "labelled": folder / "labelled.zarr",
+        **{name: folder / f"{name}.zarr" for name in ("labelled", "one_label", "prompts")},
+        "saved": w / "saved",
         "results": folder / "results",
         "sweep": folder / "results" / "sweep.zarr",
         "w": w,

@@ -159,6 +159,16 @@ def test_the_file_of_a_run_gives_its_settings(tmp_path, words):
     assert (again.limit, again.map, again.reuse) == (args.limit, args.map, [])
 
 
+def test_a_file_of_the_users_is_left_alone(tmp_path, capsys):
+    path = tmp_path / "s.toml"
+    path.write_text("[build] # mine\n", encoding="utf-8")
+    args = parse(["build", "DATA", "-o", "S", "--model", "m"])
+    write_config(path, args, build.config_of(args))
+
+    assert path.read_text(encoding="utf-8") == "[build] # mine\n"
+    assert "is a file of yours" in capsys.readouterr().err
+
+
 @pytest.mark.model
 def test_a_build_and_an_analysis_are_repeated_from_their_files(folder, tmp_path):
     first, second = tmp_path / "first.zarr", tmp_path / "second.zarr"
@@ -170,7 +180,8 @@ def test_a_build_and_an_analysis_are_repeated_from_their_files(folder, tmp_path)
     stores = [open_store(path) for path in (first, second)]
     assert stores[0].config == stores[1].config
     assert stores[0].n == 14
-    np.testing.assert_array_equal(*(store.residuals("prompt")[:] for store in stores))
+    residuals = [store.residuals("prompt")[:] for store in stores]
+    np.testing.assert_array_equal(residuals[0], residuals[1])
 
     out, other = tmp_path / "out", tmp_path / "other"
     words = ["analyze", str(first), "--stages", "vectors", "--draws", "50"]

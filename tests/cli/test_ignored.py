@@ -1,8 +1,11 @@
 """What changes nothing is said: flags that exclude each other, or that find nothing to act on."""
 
+import json
+
 import pytest
 
 from actcache.cli.main import main
+from tests.cli.commands import build
 
 
 @pytest.mark.model
@@ -44,3 +47,34 @@ def test_a_template_that_loops_stops_the_build(folder, tmp_path, capsys, monkeyp
     assert "does not end within 0.5 s" in message
     assert message.count("\n") == 1
     assert not (tmp_path / "s.zarr.partial").exists()
+
+
+@pytest.mark.model
+def test_what_a_build_reads_past_is_said_before_the_model_is_loaded(folder, tmp_path, capsys):
+    datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    data = datasets.Dataset.from_list([row | {"sytem": "x", "digest": "y"} for row in rows])
+    datasets.DatasetDict(train=data, test=data).save_to_disk(tmp_path / "mood")
+    words = ["build", str(tmp_path / "mood"), "--model", str(folder / "model"), "--dry-run"]
+
+    assert main([*words, "-o", str(tmp_path / "s.zarr"), "--revision", "main"]) == 0
+
+    notes = capsys.readouterr().err
+    assert "the split 'train' is read, test is ignored; --split reads another" in notes
+    assert "If 'system' was meant: --map system=sytem" in notes
+    assert "the key 'digest' of the rows is ignored" in notes
+    assert "--revision main is ignored" in notes
+    assert "warning" not in notes.lower()
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.model
+def test_a_split_of_files_and_an_answer_are_said_to_be_ignored(folder, tmp_path, capsys):
+    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"}]
+    (folder / "talk.jsonl").write_text(json.dumps({"messages": turns}))
+
+    assert build(folder, tmp_path / "s.zarr", "--split", "test", data="talk") == 0
+
+    notes = capsys.readouterr().err
+    assert "--split test is ignored: no data has splits to choose from" in notes
+    assert "in 1 row the answer that ends 'messages' is ignored" in notes

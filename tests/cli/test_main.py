@@ -26,7 +26,7 @@ def test_build_info_and_analyze_of_pairs(folder, tmp_path, capsys):
     names = {path.name for path in out.iterdir()}
     assert names == {
         *("directions.safetensors", "moments.npz", "sweep.zarr", "steerability.npz"),
-        *("summary.json", "tables.md", "steerability.png", "grid.png"),
+        *("summary.json", "tables.md", "steerability.png", "grid.png", "config.toml"),
     }
     assert main(["info", str(out)]) == 0
     assert "Steerability" in capsys.readouterr().out

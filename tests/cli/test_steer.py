@@ -5,7 +5,9 @@ import shutil
 
 import pytest
 
-from actcache.cli.main import main
+from actcache.analysis.generation.config import SteerConfig
+from actcache.cli.main import main, parse
+from actcache.cli.terminal.options import given_settings
 from tests.cli.commands import WITHOUT_PREDICTORS, build, refused
 
 
@@ -146,12 +148,17 @@ def test_a_model_without_an_end_token_is_named(folder, analyzed, tmp_path, capsy
 def test_a_run_is_written_shown_refused_and_resumed(analyzed, tmp_path, capsys):
     gen = tmp_path / "gen"
     grid = ["--strength", "-1,1", "--limit", "3"]
-    assert main(steer(analyzed, gen, *grid)) == 0
+    command = steer(analyzed, gen, *grid)
+    assert main([*command, "--resume"]) == 0
     shown = capsys.readouterr()
+    assert "--resume is ignored: nothing was begun at" in shown.err
     assert "Noise: " in shown.out
     assert {path.name for path in gen.iterdir()} >= {
         *("generations.jsonl", "configurations.json", "summary.json", "tables.md", "curve.png"),
+        "config.toml",
     }
+    again = parse(["steer", "OUT", "-o", "X", "--config", str(gen / "config.toml")])
+    assert given_settings(again, SteerConfig) == given_settings(parse(command), SteerConfig)
     lines = (gen / "generations.jsonl").read_text(encoding="utf-8")
     n_rows = 2 + 3  # of validation there are two
     assert lines.count("\n") == n_rows * (2 + 2 * 2)  # unsteered twice; caa and random

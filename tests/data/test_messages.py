@@ -59,7 +59,7 @@ def test_earlier_turns_are_part_of_the_digest_and_nothing_else_changes_it():
 
 
 def test_an_answer_at_the_end_is_ignored_and_said():
-    notes = []
+    notes: list[str] = []
     sample = read(TURNS[1], TURNS[2], note=notes.append)
 
     assert sample.prompt == "Hello."
@@ -71,7 +71,7 @@ def test_an_answer_at_the_end_is_ignored_and_said():
 
 
 def test_a_prompt_beside_messages_is_read_and_that_is_said():
-    notes = []
+    notes: list[str] = []
     [sample] = read_samples([{"prompt": "Well?", "messages": TURNS}], note=notes.append)
 
     assert (sample.prompt, sample.history, sample.extra) == ("Well?", (), {"messages": TURNS})

@@ -4,12 +4,17 @@ import gzip
 import io
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 
 from actcache.build import build_store
-from actcache.store import open_store
+from actcache.build.row_columns import row_columns
+from actcache.data import read_samples
+from actcache.encoders.base import texts_of
+from actcache.exchange import export, import_store
+from actcache.store import merge, open_store
 from actcache.store.verify import verify
 from tests.support.rows import table
 from tests.support.tiny import save
@@ -34,7 +39,12 @@ MESSAGES = [{"messages": [{"role": "user", "content": row["prompt"]}]} for row i
 RENAMED = [
     {"question": row["prompt"], "side": row["label"], "level": row["level"]} for row in LABELS
 ]
-ROWS = {"pairs": PAIRS, "labels": LABELS, "one label": ONE_LABEL, "prompts": PROMPTS}
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "pairs": PAIRS,
+    "labels": LABELS,
+    "one label": ONE_LABEL,
+    "prompts": PROMPTS,
+}
 
 
 @pytest.fixture(scope="module")
@@ -167,3 +177,91 @@ def test_other_keys_are_columns(of_jsonl):
     assert store["level"].tolist() == [*range(6)]
     assert store.rows(topic="ü").tolist() == [False, True] * 3
     assert [kind for kind in of_jsonl if of_jsonl[kind].row_kind == "prompts"] == ["prompts"]
+
+
+@pytest.mark.model
+def test_a_conversation_is_rendered_turn_by_turn(folder):
+    from transformers import AutoTokenizer
+
+    talks = [
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"Hello {i}."},
+            {"role": "assistant", "content": "Hi!"},
+            {"role": "user", "content": "And you?"},
+        ]
+        for i in range(3)
+    ]
+    store = built(folder, {"talk": [{"messages": talk} for talk in talks]})
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+
+    assert [json.loads(text) for text in store["history"]] == [talk[1:3] for talk in talks]
+    assert store["system"].tolist() == ["Be brief."] * 3
+    assert store["prompt"].tolist() == ["And you?"] * 3
+    for tokens, talk in zip(store.ragged("prompt_tokens"), talks, strict=True):
+        text = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokens.tolist()[-len(ids) :] == ids
+        assert len(tokens) - len(ids) <= 1  # BOS
+    assert texts_of(store)[1] == "Be brief.\n\nHello 1.\n\nHi!\n\nAnd you?"
+
+
+def test_other_keys_become_columns_of_their_kind_or_are_said_to_be_ignored():
+    rows = [
+        {"prompt": "a", "n": 1, "x": 1, "ok": True, "big": 2**60, "mix": 1, "j": {"k": [1]}},
+        {"prompt": "b", "n": 2, "x": None, "ok": False, "big": None, "mix": "b", "j": None},
+        {"prompt": "c", "n": 3, "x": 0.5, "ok": True, "big": 1, "mix": True, "late": "\ud800"},
+    ]
+    bad = {"digest": "a", "Label": "b", "a/b": 1, ".hidden": 1, "raw": b"x", "none": None}
+    collected = row_columns(read_samples([rows[0] | bad, *rows[1:]]), ["resid_post"])
+
+    assert {name: [*values] for name, values in collected.values.items()} == {
+        "n": [1, 2, 3],
+        "x": [1.0, pytest.approx(float("nan"), nan_ok=True), 0.5],
+        "ok": [True, False, True],
+        "big": [str(2**60), "", "1"],
+        "mix": ["1", "b", "true"],
+        "j": ['{"k": [1]}', "", ""],
+        "late": ["", "", "?"],
+    }
+    assert [note.split("'")[1] for note in collected.notes] == [
+        "digest",
+        "Label",
+        "a/b",
+        ".hidden",
+        "raw",
+    ]
+    assert all("is ignored" in note for note in collected.notes)
+
+
+@pytest.mark.model
+def test_stores_with_other_columns_of_their_own_are_merged(folder):
+    rows = [
+        {"prompt": "a", "n": 1, "s": "x", "mix": 1},
+        {"prompt": "b", "n": 2, "s": "y", "mix": 2},
+    ]
+    more = [{"prompt": "c", "mix": "m", "new": True}]
+    paths = [built(folder, {name: part}).path for name, part in (("one", rows), ("two", more))]
+
+    merged = merge(paths, folder / "merged.zarr").store
+    assert verify(merged.path) == []
+    assert merged["n"].tolist()[:2] == [1.0, 2.0]
+    assert np.isnan(merged["n"][2])
+    assert merged["s"].tolist() == ["x", "y", ""]
+    assert merged["mix"].tolist() == ["1", "2", "m"]
+    assert np.isnan(merged["new"][:2]).all()
+    assert merged["new"][2] == 1.0
+    back = merge(paths[::-1], folder / "back.zarr").store
+    assert sorted(back.columns) == sorted(merged.columns)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("form", ["hdf5", "archive"])
+def test_columns_of_rows_survive_export_and_import(folder, of_jsonl, form, tmp_path):
+    store = of_jsonl["pairs"]
+    file = tmp_path / {"hdf5": "s.h5", "archive": "s.tar"}[form]
+    export(store, file, to=form)
+    again = import_store(file, tmp_path / "again.zarr")
+
+    assert_equal(again, store)
+    assert again.digest == store.digest

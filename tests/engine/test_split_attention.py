@@ -29,7 +29,7 @@ def test_two_parts_make_one_softmax(dtype, kv_heads, windows):
     def some(heads: int, tokens: int) -> torch.Tensor:
         return torch.randn(b, tokens, heads, e, generator=generator).transpose(1, 2).to(dtype)
 
-    query, key, value = some(4, cells * nodes), *(some(kv_heads, cells * nodes) for _ in "kv")
+    query, key, value = (some(heads, cells * nodes) for heads in (4, kv_heads, kv_heads))
     tree_keys, tree_values = some(kv_heads, t + 2), some(kv_heads, t + 2)
     prefix = torch.ones(b, nodes, t, dtype=torch.bool)
     prefix[0, :, :3] = False  # padding
@@ -44,8 +44,8 @@ def test_two_parts_make_one_softmax(dtype, kv_heads, windows):
         query, key, value, tree_keys, tree_values, NodeMasks(prefix, own), scale=0.3
     )
 
-    arrays = [x.double().numpy() for x in (query, key, value, tree_keys, tree_values)]
-    whole = cell_attention(*arrays, prefix.numpy(), own.numpy(), scale=0.3)
+    tensors = (query, key, value, tree_keys, tree_values, prefix, own)
+    whole = cell_attention(*(x.double().numpy() for x in tensors), scale=0.3)
     assert split.dtype == dtype
     room = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]
     np.testing.assert_allclose(split.double(), whole, rtol=0, atol=room)
@@ -64,7 +64,10 @@ def shapes() -> dict[str, list[Rendered]]:
     rng = np.random.default_rng(1)
 
     def row(prompt: int, shared: int, positive: int, negative: int) -> Rendered:
-        return Rendered(*(random_tokens(rng, n) for n in (prompt, shared, positive, negative)))
+        chain, start, first, second = (
+            random_tokens(rng, n) for n in (prompt, shared, positive, negative)
+        )
+        return Rendered(chain, start, first, second)
 
     return {
         "ragged": ragged_rows(),
@@ -110,14 +113,14 @@ def test_split_equals_dense(family, dtype):
 def joined_pass(model, *, dense=False, n_cells=2):
     """Run cells of three nodes, a fork and two branches, through the last two blocks."""
     tree = pack_trees([Tree((5, 6, 7, 8), [(9,), (10,)]), Tree((11, 12), [(13,), (14,)])], pad=0)
-    columns = torch.tensor([[3, 4, 5]] * 2)
+    columns = torch.from_numpy(tree.branch_starts.min(1, keepdims=True)) + torch.tensor([-1, 0, 1])
     result = run_trees(model.anatomy, tree, read=columns, keep_cache=True)
     cells = JoinedCells(
         model.anatomy,
         result,
         columns=columns,
         live=torch.ones(2, 3, dtype=torch.bool),
-        prefix=torch.from_numpy(tree.valid) & (torch.arange(6) < 3),
+        prefix=torch.from_numpy(tree.valid) & (torch.arange(6) < columns[:, :1]),
         n_cells=n_cells,
         dense=dense,
     )

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped
 
-from actcache.data.samples import rows_digest
+from actcache.data.samples import TEXT_COLUMNS, rows_digest
+from actcache.data.spans import SPAN
 from actcache.errors import MismatchError
 from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Read, fill_store
@@ -137,7 +138,11 @@ def open_source(path: str | Path) -> Store:
 
 
 def join_columns(sources: Sequence[Source], arrays: Sequence[RowArray]) -> dict[str, ColumnValues]:
-    """The columns of several stores that have the same ones, rows one store after the other."""
+    """The columns of several stores, rows one store after the other.
+
+    All have the columns of the first, but for those that rows brought themselves: where a store
+    lacks one, its rows have an empty text or NaN.
+    """
     dimensions = coordinates(arrays)
     joined: dict[str, ColumnValues] = {}
     for name, first in sources[0].store.columns.with_ragged().items():
@@ -146,9 +151,38 @@ def join_columns(sources: Sequence[Source], arrays: Sequence[RowArray]) -> dict[
         elif isinstance(first, Ragged):
             joined[name] = _join_ragged([(s.store.ragged(name), s.rows) for s in sources])
         else:
-            parts = [source.store[name][source.rows] for source in sources]
-            joined[name] = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            joined[name] = _join_column(sources, name)
+    for source in sources[1:]:
+        new = [name for name in source.store.columns if name not in {*joined, *dimensions}]
+        joined |= {name: _join_column(sources, name) for name in new}
     return joined
+
+
+def is_row_column(store: Store, name: str) -> bool:
+    """Whether rows brought a column themselves, so that other stores need not have it."""
+    built = {*TEXT_COLUMNS, *store.columns.ragged_names, SPAN, "n_tokens"}
+    return name not in built and name in store.columns and store.columns[name].ndim == 1
+
+
+def _join_column(sources: Sequence[Source], name: str) -> np.ndarray:
+    """One column of several stores, as numbers if all values are."""
+    parts = [
+        source.store[name][source.rows] if name in source.store.columns else None
+        for source in sources
+    ]
+    present = [part for part in parts if part is not None]
+    kinds = {part.dtype.kind for part in present}
+    if len(present) == len(parts) and (kinds <= set("UO") or len(kinds) == 1):
+        return np.concatenate(present) if len(parts) > 1 else present[0]
+    dtype, missing = (np.float64, np.nan) if kinds <= set("biuf") else (object, "")
+    return np.concatenate(
+        [
+            np.full(source.rows.size, missing, dtype)
+            if part is None
+            else part.astype(dtype if dtype is np.float64 else str).astype(dtype)
+            for source, part in zip(sources, parts, strict=True)
+        ]
+    )
 
 
 def with_data_digest(

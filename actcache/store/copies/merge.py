@@ -20,6 +20,7 @@ from actcache.identity import IDENTITY, first_difference
 from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.copy import (
     Source,
+    is_row_column,
     join_columns,
     open_source,
     reader,
@@ -66,6 +67,7 @@ def merge(
     """Write the rows of several stores, one store after the other, as one store.
 
     `sources` are two or more finished stores of residuals; the other arguments are as in `subset`.
+    Columns that rows brought themselves may be in some of them only.
 
     Raises:
         MismatchError: the stores are not of one model, rendering, positions or columns, or two rows
@@ -136,6 +138,7 @@ def _comparable(store: Store) -> dict[str, Any]:
         "columns": {
             name: np.asarray(values).tolist() if name in dimensions else _kind(values)
             for name, values in store.columns.with_ragged().items()
+            if name in dimensions or not is_row_column(store, name)
         },
     }
 

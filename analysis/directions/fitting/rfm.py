@@ -11,6 +11,7 @@ columns again. The model's own basis counts in one place, the largest entry s, w
 the kernel is in the next iteration.
 """
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,18 +21,24 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from actcache.analysis.directions.fitting.choice import LayerFit, LayerLabels, pearson
-from actcache.analysis.directions.fitting.krylov import (
-    Krylov,
-    largest_diagonal,
-    top_eigenvectors,
-)
 from actcache.analysis.directions.fitting.row_space import CentredRows, RowSpace
+from actcache.analysis.directions.fitting.spectrum import (
+    FEW,
+    TINY,
+    Krylov,
+    decompose,
+    fewest_rows,
+    lanczos,
+    largest_diagonal,
+    shortened,
+    unit,
+)
 from actcache.errors import ActcacheError
 
 log = logging.getLogger("actcache")
 
-BANDWIDTHS = (1.0, 10.0, 100.0)
-"""L, each with rows as they are and scaled to norm 1 once more after centring: six settings."""
+SETTINGS = tuple(itertools.product((False, True), (1.0, 10.0, 100.0)))
+"""Whether rows are scaled to norm 1 once more after centring, and L, the width of the kernel."""
 
 ITERATES = 9
 """Of ten iterations, M₁ … M₉. The published code judges M₀ = I too, whose eigenvector is any."""
@@ -40,8 +47,8 @@ RIDGE = 1e-3
 
 FitBatch = Callable[[Sequence[RowSpace], Sequence[LayerLabels]], list[LayerFit]]
 
-TINY = 1e-150
-"""Squared, still a float64: what zero is divided by."""
+SHORTENED_FROM = 2
+"""Updates of M after which it is worth a try whether its rank has fallen."""
 
 EQUAL = 1e-14
 """Squared distance, as a share of both squared lengths, below which rows are equal but for
@@ -90,95 +97,101 @@ def fit_rfm(
 
 def _fit_batch(spaces: Sequence[RowSpace], labels: Sequence[LayerLabels]) -> list[LayerFit]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    centred = [space.centred(unit_rows=True) for space in spaces]
-    scaled = [(rows, rows.scaled_to_unit()) for rows in centred]
-    tops = torch.stack(
-        list(
-            rfm_iterates(
-                _tensor([[rows.train for rows in both] for both in scaled], device),
-                _tensor([y.train for y in labels], device),
-                [None if s.basis is None else _tensor(s.basis, device) for s in spaces],
-                BANDWIDTHS,
-                ITERATES,
-            )
-        ),
-        dim=3,
-    )  # [layer, scaling, bandwidth, iterate, r]
+    scaled = []
+    for space in spaces:
+        rows = space.centred(unit_rows=True)
+        scaled.append([rows.scaled_to_unit() if again else rows for again, _ in SETTINGS])
+    x = _tensor([[rows.train for rows in by_setting] for by_setting in scaled], device)
+    y = _tensor([layer.train for layer in labels], device)
+    widths = _tensor([width for _, width in SETTINGS], device)
+    bases = [None if s.basis is None else _tensor(s.basis, device) for s in spaces]
+
+    def iterates(settings: slice) -> Tensor:
+        tops = rfm_iterates(x[:, settings], y, bases, widths[settings], count=ITERATES)
+        return torch.stack(list(tops), dim=2)
+
+    if device.type == "cuda":
+        tops = iterates(slice(None))
+    else:  # the matrices of one setting stay in the cache, and its M loses rank by itself
+        tops = torch.cat([iterates(slice(i, i + 1)) for i in range(len(SETTINGS))], dim=1)
     return [
-        _chosen(top, both, y.validation)
-        for top, both, y in zip(tops.cpu().numpy(), scaled, labels, strict=True)
+        _chosen(top, by_setting, layer.validation)
+        for top, by_setting, layer in zip(tops.cpu().numpy(), scaled, labels, strict=True)
     ]
 
 
 def _chosen(
-    tops: Float64[np.ndarray, "2 bandwidth iterate r"],
-    scaled: tuple[CentredRows, CentredRows],
+    tops: Float64[np.ndarray, "setting iterate r"],
+    rows: Sequence[CentredRows],
     labels: Float64[np.ndarray, " m"],
 ) -> LayerFit:
     """The setting and iterate whose projections correlate best with validation labels."""
-    flat = [vectors.reshape(-1, vectors.shape[-1]) for vectors in tops]
-    scores = np.abs(
+    scores = np.array(
         [
-            pearson(rows.validation @ vectors.T, labels)
-            for rows, vectors in zip(scaled, flat, strict=True)
+            np.abs(pearson(of_setting.validation @ vectors.T, labels))
+            for of_setting, vectors in zip(rows, tops, strict=True)
         ]
-    ).reshape(tops.shape[:-1])
-    scaling, bandwidth, iterate = np.unravel_index(
-        np.argmax(np.nan_to_num(scores, nan=-1)), scores.shape
     )
+    best = int(np.argmax(np.nan_to_num(scores, nan=-1)))
+    setting, iterate = divmod(best, ITERATES)
+    again, width = SETTINGS[setting]
     return LayerFit(
-        weights=tops[scaling, bandwidth, iterate],
-        setting={
-            "bandwidth": BANDWIDTHS[bandwidth],
-            "unit_again": bool(scaling),
-            "iterate": int(iterate) + 1,
-        },
-        validation=float(scores[scaling, bandwidth, iterate]),
+        weights=tops[setting, iterate],
+        setting={"bandwidth": width, "unit_again": again, "iterate": iterate + 1},
+        validation=float(scores[setting, iterate]),
     )
 
 
 def rfm_iterates(
-    rows: Float64[Tensor, "layer scaling n r"],
+    rows: Float64[Tensor, "layer setting n r"],
     labels: Float64[Tensor, "layer n"],
     bases: Sequence[Float64[Tensor, "d r"] | None],
-    bandwidths: Sequence[float],
-    iterates: int,
-) -> Iterator[Float64[Tensor, "layer scaling bandwidth r"]]:
+    widths: Float64[Tensor, " setting"],
+    *,
+    count: int,
+) -> Iterator[Float64[Tensor, "layer setting r"]]:
     """Yield the top eigenvectors of M₁, M₂, …, of either sign, in the rows' coordinates.
 
     Args:
-        rows: centred rows of each layer, scaled in one or several ways.
+        rows: centred rows of each layer, scaled as a setting wants them.
         labels: of each layer's rows.
         bases: of each layer the model's basis, in which the largest entry of M is looked for; None
             where the rows' coordinates are the model's.
-        bandwidths: L of the kernel.
-        iterates: how many.
+        widths: L of each setting's kernel.
+        count: how many iterates.
     """
-    layers, scalings, n, r = rows.shape
-    settings = scalings * len(bandwidths)
-    x = rows[:, :, None].expand(-1, -1, len(bandwidths), -1, -1).reshape(-1, n, r)
+    layers, settings, n, r = rows.shape
+    x = rows.reshape(-1, n, r)
     y = labels.repeat_interleave(settings, 0)
-    width = torch.tensor(bandwidths, dtype=rows.dtype, device=rows.device)
-    width = width.repeat(layers * scalings)[:, None, None]
+    width = widths.repeat(layers)[:, None, None]
     # A start for the eigenvectors that is near them, and not at right angles to any of them.
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(r, generator=generator, dtype=rows.dtype).to(rows.device) / r**0.5
     top = ((y - y.mean(1, keepdim=True))[:, None, :] @ x)[:, 0]
     factor: Tensor | None = None
-    for iterate in range(iterates):
+    for iterate in range(count):
         # |xᵢ - xⱼ|_M = |yᵢ - yⱼ| for the rows Y = X Fᵀ.
         embedded = x if factor is None else x @ factor.mT
-        gradients = _gradient_weights(embedded, y, width) @ embedded
+        gradients = fewest_rows(_gradient_weights(embedded, y, width) @ embedded)
         factor = gradients if factor is None else gradients @ factor
-        krylov = top_eigenvectors(factor, _unit(top) + 0.1 * noise)
-        top = krylov.top
-        yield top.reshape(layers, scalings, len(bandwidths), r)
-        if iterate + 1 < iterates:
-            factor = factor / _largest_entries(factor, krylov, bases).sqrt()[:, None, None]
+        if factor.shape[1] > FEW and iterate >= SHORTENED_FROM:
+            factor = shortened(factor)
+        if factor.shape[1] > FEW:
+            krylov = lanczos(factor, unit(top) + 0.1 * noise)
+            top = krylov.top
+        else:
+            krylov = None
+            top, factor = decompose(factor)
+        yield top.reshape(layers, settings, r)
+        if iterate + 1 < count:
+            scale = _largest_entries(factor, bases, krylov)
+            factor = factor / scale.sqrt()[:, None, None]
 
 
 def _largest_entries(
-    factor: Float64[Tensor, "p n r"], krylov: Krylov, bases: Sequence[Float64[Tensor, "d r"] | None]
+    factor: Float64[Tensor, "p n r"],
+    bases: Sequence[Float64[Tensor, "d r"] | None],
+    krylov: Krylov | None,
 ) -> Float64[Tensor, " p"]:
     """The largest entry of each M = FᵀF in the model's basis; the problems of a layer share one."""
     settings = len(factor) // len(bases)
@@ -188,7 +201,7 @@ def _largest_entries(
         largest.append(
             factor[layer].square().sum(1).amax(1)
             if basis is None
-            else largest_diagonal(factor[layer], krylov.of(layer), basis)
+            else largest_diagonal(factor[layer], basis, krylov and krylov.of(layer))
         )
     return torch.cat(largest).clamp(min=TINY)
 
@@ -214,10 +227,6 @@ def _gradient_weights(
     weights.mul_(a.mT)
     weights.diagonal(dim1=1, dim2=2).sub_(weights.sum(2))
     return weights.sub_(weights.mean(1, keepdim=True))
-
-
-def _unit(vectors: Float64[Tensor, "p r"]) -> Float64[Tensor, "p r"]:
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=TINY)
 
 
 def _tensor(values: object, device: torch.device) -> Tensor:

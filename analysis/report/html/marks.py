@@ -31,14 +31,16 @@ def table(name: str) -> alt.NamedData:
 
 
 def specification(
-    chart: alt.LayerChart | alt.Chart, *, height: float, per: tuple[str, ...] = ()
+    chart: alt.LayerChart | alt.Chart | alt.FacetChart, *, height: int, per: tuple[str, ...] = ()
 ) -> Spec:
     """Turn a chart into Vega-Lite; it is as wide as its panel.
 
     With `per`, its height is that of one row, and there is a row for each value of these columns.
     """
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
-    spec: Spec = chart.properties(width="container", height=height, autosize=fit).to_dict()
+    spec: Spec = chart.properties(width="container", height=height, autosize=fit).to_dict(
+        validate=False
+    )
     spec = {name: part for name, part in spec.items() if name not in ("$schema", "config")}
     return {**spec, "usermeta": {"per": list(per)}} if per else spec
 
@@ -51,7 +53,7 @@ def layer_axis() -> alt.Axis:
 def zero_line(axis: str = "y") -> alt.Chart:
     """Draw the line at 0."""
     rule = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeWidth=1, color=GREY, aria=False)
-    return rule.encode(**{axis: alt.datum(0)})
+    return rule.encode(y=alt.datum(0)) if axis == "y" else rule.encode(x=alt.datum(0))
 
 
 def tips(*fields: str, **titles: str) -> list[alt.Tooltip]:

@@ -51,7 +51,6 @@ def _layers() -> Spec:
     x = alt.X("layer:O", title="steered layer", axis=layer_axis())
     y = alt.Y("slope:Q", title="steerability")
     facts = tips("framing:N", "layer:O", "slope", "low", "high", share="steerable")
-    line = {"color": BLUE, "strokeWidth": 2.2}
     return specification(
         alt.layer(
             zero_line(),
@@ -60,7 +59,7 @@ def _layers() -> Spec:
             .mark_line(strokeWidth=1.1, strokeDash=[4, 2], color=ORANGE, opacity=0.7)
             .encode(x, y, detail="framing:N", tooltip=tips("framing:N", "layer:O", "slope")),
             shown.mark_area(opacity=0.22, color=BLUE).encode(x, alt.Y("low:Q"), alt.Y2("high:Q")),
-            shown.mark_line(**line).encode(x, y),
+            shown.mark_line(color=BLUE, strokeWidth=2.2).encode(x, y),
             shown.transform_filter("datum.fixed")
             .mark_point(size=75, filled=True, color=BLUE, opacity=1, stroke="white")
             .encode(x, y),
@@ -240,7 +239,7 @@ def _classes() -> Spec:
     return specification(
         alt.layer(
             shade.mark_bar(color="#F0E442", opacity=0.3, width=alt.RelativeBandSize(1)).encode(
-                x, alt.YValue(0), alt.Y2Value("height")
+                x, y=alt.value(0), y2=alt.value("height")
             ),
             zero_line(),
             base.mark_area(opacity=0.25).encode(x, alt.Y("low:Q"), alt.Y2("high:Q"), color),

@@ -22,6 +22,7 @@ from actcache.analysis.report.predictor_tables import MEAN
 from actcache.analysis.summary import (
     LayerScores,
     PredictorScores,
+    SteerabilityScores,
     StrategyScore,
     Summary,
     SweepSummary,
@@ -44,7 +45,7 @@ def layer_rows(sweep: SweepSummary) -> Rows:
     rows = []
     for name, scores in sweep.behaviors.items():
         behavior, framing = framing_of(name)
-        vectors = {"steered": scores}
+        vectors: dict[str, SteerabilityScores] = {"steered": scores}
         if framing == "base":
             vectors |= {f"random {k + 1}": random for k, random in enumerate(scores.control)}
         for vector, of_vector in vectors.items():
@@ -170,6 +171,7 @@ def class_rows(layers: Mapping[str, LayerScores], labels: tuple[str, str]) -> Ro
     """Mean projection of both classes at every layer, with how well they are told apart."""
     return [
         {
+            "behavior": name,
             "label": label,
             "layer": layer,
             "mean": scores.class_mean[k, layer],
@@ -180,7 +182,7 @@ def class_rows(layers: Mapping[str, LayerScores], labels: tuple[str, str]) -> Ro
             "fisher": scores.fisher[layer],
             "first": k == 0,
         }
-        for scores in layers.values()
+        for name, scores in layers.items()
         for k, label in enumerate(labels)
         for layer in range(len(scores.auc))
     ]

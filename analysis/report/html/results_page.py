@@ -20,14 +20,9 @@ from actcache.analysis.report.html.result_rows import (
 )
 from actcache.analysis.report.html.sample_charts import sample_charts
 from actcache.analysis.report.html.samples import Samples, sample_columns
+from actcache.analysis.report.pages import layer_tables, plane_tables, sweep_tables
 from actcache.analysis.report.predictor_tables import predictor_tables
-from actcache.analysis.report.tables import (
-    Table,
-    layer_table,
-    plane_table,
-    site_table,
-    sweep_table,
-)
+from actcache.analysis.report.tables import Table
 from actcache.analysis.summary import Summary
 
 SECTIONS = {
@@ -131,7 +126,7 @@ def _sweep_content(summary: Summary, tables: Mapping[str, Rows]) -> dict[str, An
         "unit": "" if sweep is None else sweep.unit,
         "grid_note": note,
         "letters": bool(tables["letters"]),
-        "sweep_tables": [] if sweep is None else [sweep_table(summary)],
+        "sweep_tables": sweep_tables(summary),
         "strategy_sets": _different(tables["strategies"], "vectors"),
         "strategy_behaviors": _different(tables["strategies"], "behavior"),
         "strategy_framings": _different(tables["strategies"], "framing"),
@@ -176,15 +171,11 @@ def _predictor_content(summary: Summary, tables: Mapping[str, Rows]) -> dict[str
 
 
 def _label_content(summary: Summary) -> dict[str, Any]:
-    layers, planes = summary.layers or {}, summary.planes or {}
-    positive = summary.labels[0] if summary.labels else ""
-    sites = [site_table(name, scores) for name, scores in planes.items()]
+    layers = summary.layers or {}
     return {
-        "classes": next(iter(layers.values()), None) if summary.labels else None,
-        "layer_tables": [
-            layer_table(name, scores, positive=positive) for name, scores in layers.items()
-        ],
-        "plane_tables": [plane_table(planes), *sites] if planes else [],
+        "classes": layers if summary.labels else {},
+        "layer_tables": layer_tables(summary),
+        "plane_tables": plane_tables(summary),
     }
 
 

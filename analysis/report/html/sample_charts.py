@@ -1,5 +1,7 @@
 """The charts of single prompts: in the plane, and one sample's curves at every layer."""
 
+from typing import Any
+
 import altair as alt
 
 from actcache.analysis.report.html.marks import (
@@ -81,7 +83,7 @@ def _plane(field: str) -> Spec:
     legend = alt.Legend(orient="top", columns=3, symbolOpacity=1, labelLimit=220)
     if field == "best":
         color = alt.Color(f"{field}:Q", title=title, scale=alt.Scale(scheme="viridis"))
-        shape: alt.Shape | alt.ShapeValue = alt.ShapeValue("circle")
+        shape: Any = alt.value("circle")
     else:
         color = alt.Color(
             f"{field}:N", title=title, sort=None, scale=alt.Scale(range=list(COLORS))
@@ -96,7 +98,7 @@ def _plane(field: str) -> Spec:
             alt.X("x:Q", axis=None, scale=alt.Scale(zero=False)),
             alt.Y("y:Q", axis=None, scale=alt.Scale(zero=False)),
             color,
-            shape,
+            shape=shape,
             size=alt.when(is_picked).then(alt.value(220)).otherwise(alt.value(30)),
             opacity=alt.when(is_picked).then(alt.value(1)).otherwise(alt.value(0.7)),
             tooltip=[

@@ -9,13 +9,14 @@ from jaxtyping import Float, Int64
 
 from actcache.analysis.report.html.columns import coded, packed, rounded, scaled
 
-SLOPE_BYTES, CURVE_BYTES, TEXT_BYTES = 600_000, 450_000, 500_000
-"""How much of the page slopes, curves and texts of samples may take."""
+ROW_BYTES, CURVE_BYTES = 1_100_000, 350_000
+"""How much of the page samples with their texts and slopes, and their curves, may take."""
 
 SHORTEST, LONGEST = 80, 240
 """Characters of a prompt that are shown, depending on how many there are."""
 
 _BASE64 = 4 / 3
+_OVERHEAD = 40  # bytes of a sample's codes, place in the plane and punctuation
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +74,9 @@ def sample_columns(samples: Samples, fixed_layers: Mapping[str, int]) -> dict[st
     """Write samples as columns of numbers and words: as many as the page has room for."""
     n_layers, n_multipliers = samples.propensity.shape[1:]
     groups = list(zip(samples.behavior, samples.variant, strict=True))
-    rows = spread(groups, int(SLOPE_BYTES / (2 * n_layers * _BASE64)))
+    numbers = _mean_bytes(samples.id) + 2 * n_layers * _BASE64 + _OVERHEAD
+    shortest = _mean_bytes([text[:SHORTEST] for text in samples.prompt])
+    rows = spread(groups, int(ROW_BYTES / (numbers + shortest)))
     groups = [groups[row] for row in rows]
     with_curve = spread(groups, int(CURVE_BYTES / (n_layers * n_multipliers * _BASE64)))
     slope, step = scaled(samples.slope[rows], np.int16)
@@ -83,7 +86,8 @@ def sample_columns(samples: Samples, fixed_layers: Mapping[str, int]) -> dict[st
         return [values[row] for row in rows]
 
     texts = taken(samples.prompt)
-    limit = min(LONGEST, max(SHORTEST, TEXT_BYTES // max(1, len(set(texts)))))
+    room = (ROW_BYTES - len(rows) * numbers) / max(1, len(set(texts)))
+    limit = min(LONGEST, max(SHORTEST, int(room * SHORTEST / max(1, shortest))))
     return {
         "n_tested": samples.n_tested,
         "layers": list(samples.layers),
@@ -101,6 +105,10 @@ def sample_columns(samples: Samples, fixed_layers: Mapping[str, int]) -> dict[st
         if samples.plane is None
         else [[rounded(x) for x in column] for column in samples.plane[rows].T.tolist()],
     }
+
+
+def _mean_bytes(texts: Sequence[str]) -> float:
+    return float(np.mean([len(text.encode("utf-8", "replace")) for text in texts or [""]]))
 
 
 def _curves(propensity: Float[np.ndarray, "n layer m"]) -> tuple[Any, list[float]]:

@@ -28,6 +28,7 @@ from actcache.analysis.results import open_results
 from actcache.analysis.summary import Summary
 from actcache.analysis.sweep.run import run_sweep
 from actcache.analysis.sweep.sets import sets_of_analysis
+from actcache.analysis.sweep.splits import splits_of
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
@@ -188,14 +189,52 @@ def test_tables_are_those_of_a_sweep_of_all_rows(store, model, done, tmp_path):
         assert others[name] == pytest.approx(value, abs=1e-5), name
 
 
+def test_splits_give_the_fixed_layer_an_error_and_change_nothing_else(store, model, done, tmp_path):
+    _, summary = done
+    config = replace(CONFIG, splits=3)
+    read = analyze(store, tmp_path, config=config, model=lambda: model, device="cpu")
+
+    numbers, others = (numbers_of(plain(each)) for each in (summary, read.summary))
+    assert {name for name in others if name not in numbers} == {
+        f".sweep.behaviors.{behavior}.splits.{k}.{part}"
+        for behavior in ("kind", "b old")
+        for k in range(3)
+        for part in ("fixed_layer", "slope", "share")
+    }
+    changed = {name for name, value in numbers.items() if abs(others[name] - value) > 1e-5}
+    assert changed
+    errors = (".slope_error", ".share_error")
+    for name in changed:
+        assert name.endswith(tuple(f".fixed{part}" for part in errors)), name
+        assert ".caa." in name or ".oracle_vectors." in name or name.startswith(".sweep.")
+        assert "user_neg" not in name
+    splits, sets = splits_of(store, config), read_predictors(read).sets
+    for key, own in (("caa", None), ("oracle_vectors", "oracle_vectors")):
+        by_behavior = []
+        for behavior in ("b old", "kind"):
+            values = []
+            for k, split in enumerate(splits):
+                slope = read.sweep.slopes(own or (f"split_{k}" if k else "difference_of_means"))
+                rows = store["behavior"] == behavior
+                layer = slope[split.train & rows].mean(0).argmax()
+                values.append(slope[split.test & rows, layer].mean())
+            score = sets[key].base.behaviors[behavior]["fixed"]
+            assert score.slope_error == pytest.approx(np.std(values, ddof=1) / 3**0.5)
+            by_behavior.append(values)
+        score = sets[key].base.mean["fixed"]
+        mean = np.mean(by_behavior, axis=0)
+        assert score.slope_error == pytest.approx(np.std(mean, ddof=1) / 3**0.5)
+    text = (tmp_path / "tables.md").read_text("utf-8")
+    assert "| over splits |" in text
+    assert "over 3 splits of the base prompts (SE)" in text
+    assert Summary.read(tmp_path / "summary.json") == read.summary
+
+
 def numbers_of(document, name=""):
     """The numbers of a summary by their places, but for the settings and the sweep's self-check."""
-    if isinstance(document, dict):
-        parts = document.items()
-    elif isinstance(document, list):
-        parts = enumerate(document)
-    else:
+    if not isinstance(document, dict | list):
         return {name: document} if isinstance(document, int | float) else {}
+    parts = document.items() if isinstance(document, dict) else list(enumerate(document))
     skipped = {"config", "self_check"}
     return {
         place: number
@@ -370,3 +409,9 @@ def test_train_rows_shuffle_embeddings_and_others_keep_theirs():
     np.testing.assert_array_equal(shuffled[~train], own[~train])
     assert (shuffled[train] != own[train]).any(1).mean() > 0.8
     np.testing.assert_array_equal(np.sort(shuffled[train], axis=0), np.sort(own[train], axis=0))
+
+
+def read_predictors(results):
+    """The scores of a stage that ran."""
+    assert results.summary.predictors is not None
+    return results.summary.predictors

@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from actcache.analysis.predict.outcome import DirectionSetScores, PredictorScores, VariantScores
+from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.report.findings import findings
-from actcache.analysis.report.verdicts import random_slope
+from actcache.analysis.report.verdicts import random_slope, verdicts
 from actcache.analysis.stats.bootstrap import Interval
+from actcache.analysis.sweep.strategies import StrategyScore
 from tests.support.summaries import LAYERS, mwe_summary, planted_behavior, planted_summary
 
 
@@ -87,3 +90,56 @@ def test_random_directions_are_compared_at_the_same_layer(random, words):
 def test_one_letter_alone_is_told():
     finding = finding_of(slope=0.5, by_letter=0.5)
     assert "shown for letter A alone" in finding.text
+
+
+def predicted_finding(**gains):
+    """The finding on CAA's predicted layers; of each behavior its gain, and shuffled prompts'."""
+
+    def scored(gain):
+        return StrategyScore(
+            slope=Interval(1.0, 0.9, 1.1),
+            share=1.0,
+            gain=Interval(gain, gain - 0.1, gain + 0.1),
+            n_seeds=1,
+            slope_error=0.0,
+            share_error=0.0,
+        )
+
+    behaviors = {
+        name: {"fixed": scored(0.0), "w2s_top1": scored(gain), "w2s_shuffled": scored(shuffled)}
+        for name, (gain, shuffled) in gains.items()
+    }
+    mean = {"fixed": scored(0.0), "w2s_top1": scored(0.5), "w2s_shuffled": scored(0.0)}
+    caa = DirectionSetScores(
+        fixed_layer={},
+        primary="w2s_top1",
+        variants={"base": VariantScores(mean=mean, behaviors=behaviors)},
+        by_letter={},
+        over_shuffled=Interval(0.4, 0.3, 0.5),
+        training={},
+        accuracy={},
+        oracle_distance={},
+    )
+    scores = PredictorScores(
+        behaviors=tuple(gains),
+        layers=(0, 1),
+        top=(1,),
+        seeds=1,
+        encoder="cache",
+        settings=W2SSettings(),
+        variants=("base",),
+        letters=(),
+        sets={"caa": caa},
+        networks={},
+        encoders={},
+        plane=None,
+    )
+    summary = replace(planted_summary({}), predictors=scores)
+    [finding] = findings(replace(summary, verdicts=verdicts(summary)))
+    return finding.text
+
+
+def test_a_gain_of_predicted_layers_names_the_behaviors_that_it_comes_from():
+    text = predicted_finding(tidy=(1.0, 0.0), kind=(0.05, 0.0), bold=(0.9, 0.85))
+    assert text.endswith(" to the fixed layer's 1, shown for tidy alone")
+    assert "alone" not in predicted_finding(tidy=(1.0, 0.0), kind=(0.5, 0.0))

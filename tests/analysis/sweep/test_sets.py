@@ -12,7 +12,6 @@ from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.sweep.row_directions import shared_directions
 from actcache.analysis.sweep.run import run_sweep
 from actcache.analysis.sweep.sets import (
-    CONTROL_LEAST,
     SweepSet,
     control_rows,
     rows_of_sets,
@@ -21,6 +20,7 @@ from actcache.analysis.sweep.sets import (
 )
 from actcache.data.personas import Persona, expand_variants
 from actcache.engine.model import load_model
+from actcache.engine.steered_scores import score_grid
 from actcache.errors import MismatchError
 from actcache.exchange import export
 from actcache.exchange.archive import read_archive
@@ -114,7 +114,6 @@ def test_rows_that_no_set_steers_are_not_run(store, model, sets, tmp_path, monke
         ran.append(len(rows) * len(directions))
         return score_grid(model, rows, directions=directions, **settings)
 
-    score_grid = module.score_grid
     monkeypatch.setattr(module, "score_grid", counted)
     monkeypatch.setattr(module, "_self_check", lambda _grid: {})
     few = {name: sets[name] for name in ("few-rows", "few")}
@@ -129,7 +128,7 @@ def test_an_interrupted_sweep_of_parts_has_the_bytes_of_a_whole_one(
     whole = sweep(store, model, tmp_path / "whole.zarr", sets, shard_rows=16)
     from actcache.analysis.sweep import run as module
 
-    calls, score_grid = [], module.score_grid
+    calls = []
 
     def breaks(*args, **settings):
         calls.append(1)
@@ -235,32 +234,32 @@ def store_of(path, n):
 
 
 @pytest.mark.parametrize(
-    ("n", "settings", "expected"),
+    ("n", "settings", "of_test"),
     [
-        (2000, {}, {"train": 100, "test": 125}),
-        (400, {}, {"train": CONTROL_LEAST, "test": CONTROL_LEAST}),
-        (200, {}, {"train": 40, "test": 50}),
-        (2000, {"control_rows": 30}, {"train": 30, "test": 30}),
-        (2000, {"all_rows": True}, {"train": 400, "test": 500}),
-        (2000, {"all_rows": True, "control_rows": 30}, {"train": 30, "test": 30}),
+        (2000, {}, 64),
+        (200, {}, 50),
+        (2000, {"control_rows": 30}, 30),
+        (2000, {"all_rows": True}, 500),
     ],
 )
-def test_controls_have_a_part_of_each_group_drawn_with_the_seed(tmp_path, n, settings, expected):
+def test_controls_have_all_train_rows_and_a_part_of_test_drawn_with_the_seed(
+    tmp_path, n, settings, of_test
+):
     store, config = store_of(tmp_path / "s.zarr", n), AnalyzeConfig(**settings)
     read = rows_read(store, config)
 
     drawn = control_rows(store, read, config)
 
     assert not (drawn & ~read).any()
-    base = store["variant"] == "base"
-    for split, count in expected.items():
-        assert (drawn & base & (store["split"] == split)).sum() == count, split
-        other = (drawn & ~base & (store["split"] == split)).sum()
-        assert other == (count if split == "test" or config.all_rows else 0), split
+    np.testing.assert_array_equal(
+        drawn & (store["split"] != "test"), read & (store["split"] != "test")
+    )
+    for variant in ("base", "user_neg"):
+        test = (store["split"] == "test") & (store["variant"] == variant)
+        assert (drawn & test).sum() == of_test
     np.testing.assert_array_equal(drawn, control_rows(store, read, config))
-    if count < (read & base & (store["split"] == "test")).sum():
-        other = AnalyzeConfig(**settings, seed=1)
-        assert (drawn != control_rows(store, read, other)).any()
+    if of_test < n / 4:
+        assert (drawn != control_rows(store, read, AnalyzeConfig(**settings, seed=1))).any()
 
 
 def test_the_sets_of_an_analysis_are_named_with_their_rows_before_there_are_directions(store):

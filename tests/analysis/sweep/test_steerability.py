@@ -372,7 +372,9 @@ def test_a_control_on_part_of_the_samples_is_compared_by_means_of_what_each_has(
     has = np.arange(60) % 3 == 0
     part = np.where(has[:, None, None], random, np.nan)
 
-    read = summarize(propensity, GRID, rng=rng(), control=part[None], draws=400, **sides).scores
+    read: Any = summarize(
+        propensity, GRID, rng=rng(), control=part[None], draws=400, **sides
+    ).scores
 
     few = {name: side & has for name, side in sides.items()}
     assert_scores_equal(read, propensity, **sides)
@@ -381,12 +383,12 @@ def test_a_control_on_part_of_the_samples_is_compared_by_means_of_what_each_has(
     beside = reference.layer_choice(random, GRID.tolist(), *few.values())[1]["gain"]
     assert read.comparison.control_gain.value == pytest.approx(beside)
     assert read.comparison.difference.value == pytest.approx(own - beside)
-    gains = cross_fitted(
-        slope_table(propensity, GRID).halves[:, sides["test"]], fixed_layer=read.fixed_layer
-    ).gain
-    others = cross_fitted(
-        slope_table(random, GRID).halves[:, sides["test"]], fixed_layer=read.control[0].fixed_layer
-    ).gain
+    tables: list[Any] = [slope_table(each, GRID).of(sides["test"]) for each in (propensity, random)]
+    fixed = [read.fixed_layer, read.control[0].fixed_layer]
+    gains, others = (
+        cross_fitted(table.halves, fixed_layer=layer).gain
+        for table, layer in zip(tables, fixed, strict=True)
+    )
     inside, draws, again = has[sides["test"]], [], rng(5)
     for _ in range(4000):  # the definition: resample, then one mean minus the other
         at = again.integers(len(gains), size=len(gains))
@@ -405,7 +407,7 @@ def test_samples_that_were_not_swept_have_no_slope_and_may_be_on_neither_side():
     with pytest.raises(MismatchError, match="1 of 8 train samples were not swept"):
         summarize(propensity, GRID, rng=rng(), **sides)
     sides["train"] = sides["train"] & (np.arange(20) != 4)
-    read = summarize(propensity, GRID, rng=rng(), draws=5, **sides)
+    read: Any = summarize(propensity, GRID, rng=rng(), draws=5, **sides)
     assert np.isnan(read.slope[4]).all()
     assert read.oracle_layer[4] == -1
     assert read.cross_fitted_layer[4].tolist() == [-1, -1]
