@@ -11,6 +11,8 @@ from actcache.analysis.pipeline import analyze
 from actcache.analysis.results import open_results
 from actcache.analysis.sweep.comparison import _over_behaviors
 from actcache.errors import MismatchError
+from actcache.exchange import export
+from actcache.steering.steering import Steering
 from tests.support.tiny import lettered_rows, save
 
 pytestmark = pytest.mark.model
@@ -116,3 +118,20 @@ def test_intervals_resample_behaviors_too():
     same = [values - values.mean() for values in apart]
     narrow = _over_behaviors(same, seed=0, draws=2000)
     assert narrow.high - narrow.low < 0.05
+
+
+def test_other_directions_can_be_steered_with_and_exported(store, tmp_path):
+    out = tmp_path / "out"
+    results = analyze(store, out, methods=("mean", "ridge"), **SETTINGS)
+    left = load_file(out / "directions.safetensors")
+
+    steering = Steering.from_results(out, "tidy", directions="ridge", strength=2)
+
+    fixed = results.summary.sweep.compared.sets["ridge"].fixed_layers["tidy"]
+    assert steering.layers == (fixed,)
+    np.testing.assert_array_equal(steering.vectors[0], left["tidy/ridge"][fixed])
+    assert steering.source.method == "ridge"
+    with pytest.raises(MismatchError, match="expected directions of that name"):
+        Steering.from_results(out, "tidy", directions="rfm")
+    export(out, tmp_path / "v.gguf", to="gguf", directions=["tidy/ridge"])
+    assert (tmp_path / "v.gguf").exists()
