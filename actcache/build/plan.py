@@ -22,7 +22,7 @@ from actcache.engine.model import (
     pickled_weights,
     tokenizer_digest,
 )
-from actcache.engine.tree_capture import tokens_run
+from actcache.engine.tree_capture import capture_head, tokens_run
 from actcache.prompts.checks import CheckSummary, check_rows, first_ids
 from actcache.prompts.positions import check_template, of_samples
 from actcache.prompts.render import Rendered, Renderer, Rendering
@@ -82,6 +82,10 @@ class BuildPlan:
             tokens_run(row, positions=self.positions, answer=self.config.answer)
             for row in self.rendered
         ]
+
+    def heads(self, rows: Sequence[int]) -> list[tuple[int, ...]]:
+        """Take the tokens of some rows that a pass may share with others."""
+        return [capture_head(self.rendered[row], positions=self.positions) for row in rows]
 
     @property
     def n_bytes(self) -> int:

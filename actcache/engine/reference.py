@@ -1,9 +1,11 @@
 """The definitions that the fast paths must equal: one row alone, plain forward passes.
 
 No batch, no padding, no tree, no cache. The checks before a build or a sweep, the certificate of a
-store and the tests compare with these.
+store and the tests compare with these. `BridgeCapture` reads through a TransformerBridge's own
+hooks instead: the slow reference that users know.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +16,10 @@ from actcache.conventions import ATTENTION, MEAN, check_sites
 from actcache.engine.attention_mass import reference_masses
 from actcache.engine.forward import residual_of
 from actcache.engine.model import LanguageModel
-from actcache.engine.sites import find_taps
+from actcache.engine.sites import HOOKS, find_taps
 from actcache.engine.steered_scores import SteeringRule, first_steered_position
 from actcache.engine.tree_capture import branch_length
+from actcache.errors import ModelError
 from actcache.prompts.positions import from_the_end
 from actcache.prompts.render import Rendered
 
@@ -106,3 +109,86 @@ def reference_cell(
         scores.append(logits[predictor, target].sum())
     difference = scores[0] - scores[1]
     return float(torch.sigmoid(difference) if rule.score == "probability" else difference)
+
+
+class BridgeCapture:
+    """Reads the same values as `capture`, and is called in the same way.
+
+    One sequence at a time, unpadded, `run_with_cache`.
+
+    Args:
+        hf: a Hugging Face model that nothing else uses: a bridge rewrites it in place.
+    """
+
+    def __init__(self, hf: Any):
+        from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+
+        architecture = (hf.config.architectures or [type(hf).__name__])[0]
+        self._n_layers = int(hf.config.get_text_config().num_hidden_layers)
+        self._bridge = build_bridge_from_module(hf, architecture, hf_config=hf.config)
+
+    def __call__(
+        self,
+        model: LanguageModel,
+        rows: Sequence[Rendered],
+        *,
+        positions: Sequence[str],
+        answer: str,
+        sites: Sequence[str],
+    ) -> dict[str, Float[Tensor, "b layer position _"]]:
+        """Read `sites` at `positions`; see `capture`."""
+        by_row: dict[str, list[Tensor]] = {site: [] for site in sites}
+        for row in rows:
+            by_position = [
+                self._read(row, position, answer, sites, model.device) for position in positions
+            ]
+            for site in sites:
+                by_row[site].append(torch.stack([values[site] for values in by_position], 1))
+        return {site: torch.stack(values) for site, values in by_row.items()}
+
+    def _read(
+        self,
+        row: Rendered,
+        position: str,
+        answer: str,
+        sites: Sequence[str],
+        device: torch.device,
+    ) -> dict[str, Tensor]:
+        """Read each site at one position, `[layer, width]`."""
+        sequence, back = sequence_of(row, position, answer=answer)
+        hooks = {site: _hook_names(site, self._n_layers) for site in sites}
+        with torch.inference_mode():
+            _, cache = self._bridge.run_with_cache(
+                torch.tensor([sequence], device=device),
+                names_filter=[name for names in hooks.values() for name in names],
+            )
+        values = {}
+        for site, names in hooks.items():
+            # A wrong name in `names_filter` is dropped without a word, hence this check.
+            missing = [name for name in names if name not in cache]
+            if missing:
+                raise ModelError(
+                    f"the TransformerBridge of '{type(self._bridge.original_model).__name__}' has "
+                    f"no hook '{missing[0]}', expected one for the site '{site}'. Leave "
+                    f"'{site}' out of the sites."
+                )
+            if site == ATTENTION:
+                assert row.span is not None
+                weights = [cache[name][0, :, -back, slice(*row.span)] for name in names]
+                values[site] = torch.stack(weights).sum(-1, dtype=torch.float32)
+                continue
+            tokens = torch.stack([cache[name].reshape(len(sequence), -1) for name in names])
+            if position == MEAN:
+                wide = torch.promote_types(tokens.dtype, torch.float32)
+                values[site] = tokens.mean(1, dtype=wide).to(tokens.dtype)
+            else:
+                values[site] = tokens[:, -back]
+        return values
+
+
+def _hook_names(site: str, n_layers: int) -> list[str]:
+    """TransformerLens' name of `site` in each block."""
+    if site == "embed":
+        return ["blocks.0.hook_in"]
+    hook = {**HOOKS, ATTENTION: "attn.hook_pattern"}.get(site, "hook_out")
+    return [f"blocks.{layer}.{hook}" for layer in range(n_layers)]

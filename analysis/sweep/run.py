@@ -21,10 +21,11 @@ from actcache.build.replay import load_store_model, rendered_pairs, require_stor
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_cell
-from actcache.engine.steered_scores import SteeringRule, can_move, score_grid
+from actcache.engine.steered_scores import SteeringRule, can_move, score_grid, sweep_head
 from actcache.errors import MismatchError, ModelError
 from actcache.identity import IDENTITY, require_same
 from actcache.progress import SILENT, Progress
+from actcache.prompts.beginnings import group_by_beginning
 from actcache.prompts.render import Rendered
 from actcache.store.contents import StoreContents
 from actcache.store.copies.selection import require_all_layers
@@ -197,7 +198,9 @@ class _Grid:
             for i, name in enumerate(self.sets):
                 propensity[f"{name}/propensity"][batch] = scores[:, i]
 
-        run_batches(costs, budget=budget, run=run)
+        heads = [sweep_head(row, self.rule) for row in rows]
+        shares = bool(group_by_beginning(heads)) and self.model.can_share_beginnings
+        run_batches(costs, budget=budget, run=run, heads=heads if shares else None)
         return propensity
 
     def score(
