@@ -207,10 +207,9 @@ class _Shards:
 
     def _heads(self, rows: Sequence[int]) -> Heads:
         """What these rows may share; None where nothing would be run once."""
-        if self.plan.config.engine == "transformer-lens":  # one row at a time
-            return None
         heads = self.plan.heads(rows)
-        return heads if group_by_beginning(heads) and self.model.can_share_beginnings else None
+        shares = heads is not None and group_by_beginning(heads) and self.model.can_share_beginnings
+        return heads if shares else None
 
     def _run_batch(
         self,

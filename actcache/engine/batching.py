@@ -23,7 +23,7 @@ log = logging.getLogger("actcache")
 
 
 def plan_batches(
-    costs: Sequence[int], *, budget: int, heads: Heads = None
+    costs: Sequence[int], *, budget: int, heads: Heads = None, shard_rows: int | None = None
 ) -> list[Int64[np.ndarray, " _"]]:
     """Group rows that begin alike, and rows of similar cost, so that a batch holds little padding.
 
@@ -34,10 +34,20 @@ def plan_batches(
         costs: tokens of each row, without padding.
         budget: tokens of a batch, as `batch_cost` counts them.
         heads: the tokens of each row that a pass runs once for rows which share them, if it does.
+        shard_rows: plan each so many rows alone.
 
     Returns:
         Row numbers, batch by batch; each row once.
     """
+    if shard_rows is not None:
+        batches = []
+        for start in range(0, len(costs), shard_rows):
+            shard = slice(start, start + shard_rows)
+            shared = None if heads is None else heads[shard]
+            batches += [
+                start + batch for batch in plan_batches(costs[shard], budget=budget, heads=shared)
+            ]
+        return batches
     by_cost = np.asarray(costs, np.int64)
     groups = group_by_beginning(heads) if heads is not None else []
     batches = []
@@ -52,10 +62,12 @@ def plan_batches(
 
 def batch_cost(batch: Int64[np.ndarray, " _"], costs: Sequence[int], heads: Heads = None) -> int:
     """Count the tokens of a batch: all rows padded to the longest, shared beginnings once."""
-    padded = len(batch) * max(int(costs[row]) for row in batch)
-    if heads is None or len(batch) < 2:
-        return padded
-    return padded - find_beginnings([heads[row] for row in batch]).n_saved
+    return len(batch) * max(int(costs[row]) for row in batch) - n_shared(batch, heads)
+
+
+def n_shared(batch: Int64[np.ndarray, " _"], heads: Heads) -> int:
+    """Count the tokens of a batch that need not be run, since another row has run them."""
+    return 0 if heads is None else find_beginnings([heads[row] for row in batch]).n_saved
 
 
 def _longest_first(

@@ -135,3 +135,34 @@ def test_equal_prompts_share_all_but_what_is_read(family):
         alone = reference_capture(model, rows[0], position=position, answer="first")
         for i in range(2):
             torch.testing.assert_close(values[i, :, j], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_family_whose_blocks_drop_what_they_are_given_runs_rows_whole():
+    model = adopt_model(make("llama"), name="llama")
+
+    def drop(_attention, args, kwargs):
+        return args, {**kwargs, "past_key_values": None}
+
+    attention = model.anatomy.blocks[2].get_submodule("self_attn")
+    attention.register_forward_pre_hook(drop, with_kwargs=True)
+    rows = sharing_rows()
+
+    assert not model.can_share_beginnings
+    values = capture(model, rows, positions=["prompt", "mean"], answer="first")["resid_post"]
+
+    for i, row in enumerate(rows):
+        for j, position in enumerate(("prompt", "mean")):
+            alone = reference_capture(model, row, position=position, answer="first")
+            torch.testing.assert_close(values[i, :, j], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_family_that_counts_its_own_positions_runs_rows_whole():
+    model = adopt_model(make("llama"), name="llama")
+
+    def from_zero(_rotary, args, kwargs):
+        positions = kwargs["position_ids"]
+        return args, {**kwargs, "position_ids": positions - positions[:, :1]}
+
+    model.anatomy.decoder.rotary_emb.register_forward_pre_hook(from_zero, with_kwargs=True)
+
+    assert not model.can_share_beginnings
