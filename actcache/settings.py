@@ -53,6 +53,11 @@ class Setting:
         """The option, such as `--store-dtype`."""
         return f"--{self.name.replace('_', '-')}"
 
+    @property
+    def verb(self) -> str:
+        """What a sentence on it says: `layers are`, `method is`."""
+        return "are" if self.many and self.name.endswith("s") else "is"
+
 
 def setting(
     default: Any = MISSING,
@@ -104,12 +109,13 @@ def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
             check_word(spec.name, value, spec.words)
         elif spec.words and (not value or not set(value) <= set(spec.words)):
             raise ActcacheError(
-                f"{spec.name} are {list(value)}, expected some of {', '.join(spec.words)}. "
-                "Pass them separated by commas."
+                f"{spec.name} {spec.verb} {list(value)}, expected some of {', '.join(spec.words)}. "
+                f"Pass them to {spec.flag}, separated by commas."
             )
         if spec.name in once and len(set(value)) < len(value):
             raise ActcacheError(
-                f"{spec.name} are {list(value)}, expected each once. Pass them separated by commas."
+                f"{spec.name} {spec.verb} {list(value)}, expected each once. "
+                f"Pass them to {spec.flag}, separated by commas."
             )
 
 
@@ -119,9 +125,13 @@ def check_numbers(config: Any) -> None:
         value = getattr(config, spec.name)
         if value is None or spec.type not in (int, float):
             continue
-        shown, verb = (list(value), "are") if spec.many else (value, "is")
+        shown = list(value) if spec.many else value
         numbers = value if spec.many else (value,)
-        remedy = "Pass such numbers." if spec.many else f"Try {spec.default}."
+        remedy = (
+            f"Pass such numbers with {spec.flag}."
+            if spec.many
+            else f"Try {spec.flag} {spec.default}."
+        )
         for number in numbers:
             if not math.isfinite(number):
                 expected = "finite numbers"
@@ -131,7 +141,7 @@ def check_numbers(config: Any) -> None:
                 expected = f"{spec.most:.0f} or less"
             else:
                 continue
-            raise ActcacheError(f"{spec.name} {verb} {shown}, expected {expected}. {remedy}")
+            raise ActcacheError(f"{spec.name} {spec.verb} {shown}, expected {expected}. {remedy}")
 
 
 def check_word(

@@ -162,14 +162,15 @@ class AnalyzeConfig:
             shown = list(self.multipliers) if n_multipliers <= MAX_GRID else n_multipliers
             raise ActcacheError(
                 f"multipliers are {shown}, expected 2 to {MAX_GRID}, each once. Pass "
-                "START:STOP:STEP or a list, for example -1.5:1.5:0.5."
+                "--multipliers START:STOP:STEP or a list, for example -1.5:1.5:0.5."
             )
         check_numbers(self)
         if self.base_url is not None:  # it is recorded, whether an encoder needs it or not
             from actcache.encoders.connection import endpoint_of
 
             object.__setattr__(self, "base_url", endpoint_of(self.base_url))
-        check_words(self, once=["vectors", "encoders"])
+        check_words(self, once=["vectors", "encoders", "layers", "context_layers", "top"])
         for name in ("top", "encoders", "layers", "context_layers"):
             if getattr(self, name) is not None and not getattr(self, name):
-                raise ActcacheError(f"{name} are [], expected one or more. Pass some.")
+                flag = f"--{name.replace('_', '-')}"
+                raise ActcacheError(f"{name} are [], expected one or more. Pass some to {flag}.")

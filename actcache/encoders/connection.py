@@ -155,7 +155,8 @@ class Connection:
         if self._key != _NO_KEY and any(self._key[i : i + _KEY_PART] in message for i in parts):
             return ""
         line = "".join(c if c.isprintable() else " " for c in " ".join(message.split()))
-        return f": {line[:200]}" if line else ""
+        line = line[:200].rstrip(". ")  # ours ends the sentence
+        return f": {line}" if line else ""
 
 
 def endpoint_of(base_url: str | None) -> str:

@@ -1,5 +1,6 @@
 """One request to a service that speaks OpenAI's protocol for embeddings, and its checked answer."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,12 +74,13 @@ class Client:
         problem = ""
         for _ in range(_ATTEMPTS):
             try:
-                response = self._request(texts)
-                vectors = _checked_vectors(response, len(texts), width)
+                answer = _parse(self._request(texts))
+                vectors = _checked_vectors(answer.get("data"), len(texts), width)
             except WrongAnswerError as error:
                 problem = str(error)
                 continue
-            counted = getattr(getattr(response, "usage", None), "prompt_tokens", None)
+            usage = answer.get("usage")
+            counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
             return vectors, counted if isinstance(counted, int) and counted > 0 else 0
         of_width = "" if width is None else f" of {width} dimensions"
         raise ActcacheError(
@@ -87,31 +89,49 @@ class Client:
             "try again; if a model's width has changed, cache its embeddings in another file."
         )
 
-    def _request(self, texts: Sequence[str]) -> Any:
+    def _request(self, texts: Sequence[str]) -> bytes:
         service = self.service
         asked = None if service.dimensions is None else {"dimensions": service.dimensions}
-        return self._connection.request(
+        content: bytes = self._connection.request(
             # Floats, not base64: not every compatible server knows the latter.
-            lambda client: client.embeddings.create(
-                model=service.model,
-                input=list(texts),
-                encoding_format="float",
-                extra_body=asked,
+            # The raw answer: the client's types would turn true into 1.0.
+            lambda client: (
+                client.embeddings.with_raw_response.create(
+                    model=service.model,
+                    input=list(texts),
+                    encoding_format="float",
+                    extra_body=asked,
+                ).http_response.content
             )
         )
+        return content
 
 
-def _checked_vectors(response: Any, n: int, width: int | None) -> Float32[np.ndarray, "n e"]:
-    """The vectors of an answer in order; the client checks nothing of it."""
+def _parse(content: bytes) -> dict[str, Any]:
     try:
-        items = sorted(response.data, key=lambda item: int(item.index))
+        answer = json.loads(content)
+    except (ValueError, RecursionError):
+        raise WrongAnswerError("no answer of the protocol (no JSON)") from None
+    if not isinstance(answer, dict):
+        raise WrongAnswerError(f"no answer of the protocol ({type(answer).__name__})")
+    return answer
+
+
+def _checked_vectors(items: Any, n: int, width: int | None) -> Float32[np.ndarray, "n e"]:
+    """The vectors of an answer in order; nothing of it was checked."""
+    try:
+        items = sorted(items, key=lambda item: int(item["index"]))
         with np.errstate(over="ignore"):
-            vectors = np.array([item.embedding for item in items], np.float32)  # [n, e]
-    except (AttributeError, TypeError, ValueError) as error:
+            vectors = np.array([item["embedding"] for item in items], np.float32)  # [n, e]
+        others = {type(x) for item in items for x in item["embedding"]} - {int, float}
+    except (KeyError, TypeError, ValueError) as error:
         raise WrongAnswerError(f"no answer of the protocol ({type(error).__name__})") from None
+    # NumPy reads true as 1 and "0.5" as 0.5: neither is a number of the protocol.
+    if others:
+        raise WrongAnswerError(f"values of type {', '.join(sorted(x.__name__ for x in others))}")
     if len(items) != n:
         raise WrongAnswerError(f"{len(items)} vectors for {n} texts")
-    if [int(item.index) for item in items] != list(range(n)):
+    if [int(item["index"]) for item in items] != list(range(n)):
         raise WrongAnswerError("vectors whose indices do not run from 0")
     if vectors.ndim != 2 or not vectors.size:
         raise WrongAnswerError("vectors without values")

@@ -198,8 +198,8 @@ class Steering(AnySteering):
 
     tokens: SteeredTokens = "prompt"
     window: tuple[int, int | None] | None = None
-    """Decode steps start:stop whose tokens are steered; None is all. Step 0 computes the prompt,
-    and so the first generated token's logits, step 1 the first generated token."""
+    """Decode steps start:stop whose tokens are steered; None is all. Step 0 computes the whole
+    prompt, and so the first generated token's logits, step 1 the first generated token."""
 
     gate: TokenGate | PromptGate | None = None
     renorm: bool = False

@@ -18,6 +18,7 @@ from actcache.analysis.generation.summary import GenerationSummary
 from actcache.analysis.generation.texts import Configuration, GeneratedText
 from actcache.errors import ActcacheError, FormatError, StoreExistsError, StoreNotFoundError
 from actcache.identity import require_same
+from actcache.store.partial import require_outside_stores
 from actcache.store.storage.atomic import os_errors_explained, remove, sync_path
 from actcache.store.storage.local import LocalStorage
 
@@ -124,9 +125,10 @@ def require_writable(
 
     Raises:
         StoreExistsError: it holds texts, and neither `resume` nor `overwrite` was asked for; or
-            files that are not ours.
+            files that are not ours; or is inside a store.
         MismatchError: its texts are of other settings, rows or another model; names the field.
     """
+    require_outside_stores(folder / TABLES)
     if folder.exists() and not folder.is_dir():
         raise StoreExistsError(f"'{folder}' is a file, expected a folder. Choose another path.")
     if overwrite or not folder.exists():

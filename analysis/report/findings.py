@@ -6,7 +6,17 @@ from typing import Literal
 import numpy as np
 
 from actcache.analysis.names import CONTROL, CROSS_FITTED, DIRECTION_SETS, FIXED
-from actcache.analysis.report.verdicts import GAIN, LETTER, MOSTLY_LETTER, NO_GAIN, NOT_STEERABLE
+from actcache.analysis.report.verdicts import (
+    AS_RANDOM,
+    GAIN,
+    LETTER,
+    MOSTLY_LETTER,
+    NO_GAIN,
+    NOT_STEERABLE,
+    STEERABLE,
+    random_slope,
+)
+from actcache.analysis.stats.bootstrap import Interval
 from actcache.analysis.summary import (
     LETTER_SAMPLES,
     BehaviorScores,
@@ -58,8 +68,8 @@ def _labels(name: str, scores: LayerScores) -> Finding:
     apart = f"told apart best at layer {best} (AUC {auc:.2f})"
     if not layers:
         return Finding(about=name, text=f"{apart}; no layer is discriminative", mood="mixed")
-    listed = ", ".join(map(str, layers))
-    text = f"{apart}; class means lie on both sides of 0 at layer{'s'[: len(layers) > 1]} {listed}"
+    listed = ("layers " if len(layers) > 1 else "layer ") + ", ".join(map(str, layers))
+    text = f"{apart}; class means lie on both sides of 0 at {listed}"
     return Finding(about=name, text=text, mood="good")
 
 
@@ -73,9 +83,13 @@ def _behavior(name: str, scores: BehaviorScores, summary: Summary) -> Finding:
     if word == NOT_STEERABLE:
         text = f"not steerable; at its best layer, {layer}, the slope is {slope}, not above 0"
         return Finding(about=name, text=text + few, mood="bad")
-    beside, above = _beside_random(scores, summary)
-    parts = [f"steerable at layer {layer}", *_letters(scores), beside]
-    mood: Literal["good", "mixed"] = "good" if above and not few else "mixed"
+    random = random_slope(scores, summary.sweep.layers if summary.sweep else ())
+    if word == AS_RANDOM:
+        text = f"not shown to be steerable; at its best layer, {layer}, the slope is {slope}, "
+        text += f"but random directions of the same norm reach {random:.2g}"
+        return Finding(about=name, text=text + few, mood="mixed")
+    parts = [f"steerable at layer {layer}", *_letters(scores), _beside_random(slope, random)]
+    mood: Literal["good", "mixed"] = "mixed" if random is None or few else "good"
     sentences = [", ".join(parts), _gain(name, scores, summary), _framings(name, summary)]
     return Finding(about=name, text="; ".join(filter(None, sentences)) + few, mood=mood)
 
@@ -92,16 +106,10 @@ def _letters(scores: BehaviorScores) -> list[str]:
     return [f"shown for letter {' and '.join(moved)} alone"]
 
 
-def _beside_random(scores: BehaviorScores, summary: Summary) -> tuple[str, bool]:
-    """How the slope compares with random directions at the same layer, and whether it is above."""
-    if summary.sweep is None or not scores.control:
-        return "no random direction was tried", False
-    place = summary.sweep.layers.index(scores.fixed_layer)
-    highest = max(control.by_layer[place].high for control in scores.control)
-    low = scores.fixed.slope.low
-    if low > FAR * max(highest, 0):
-        return "far above random", True
-    return ("above random", True) if low > highest else ("not shown to be above random", False)
+def _beside_random(slope: Interval, random: float | None) -> str:
+    if random is None:
+        return "no random direction was tried"
+    return "far above random" if slope.low > FAR * random else "above random"
 
 
 def _gain(name: str, scores: BehaviorScores, summary: Summary) -> str:
@@ -115,13 +123,13 @@ def _gain(name: str, scores: BehaviorScores, summary: Summary) -> str:
 
 def _framings(name: str, summary: Summary) -> str:
     """In how many other framings of the prompts the fixed layer still steers."""
-    lost = {
+    words = {
         variant.partition("@")[2]: summary.verdict_words("sweep", variant, FIXED)
         for variant in summary.behaviors
         if variant.startswith(f"{name}@")
     }
-    gone = [variant for variant, word in lost.items() if word in (LETTER, NOT_STEERABLE)]
-    if not lost:
+    gone = [variant for variant, word in words.items() if word != STEERABLE]
+    if not words:
         return ""
     if not gone:
         return "also in other framings"

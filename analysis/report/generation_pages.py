@@ -2,6 +2,7 @@
 
 from actcache.analysis.generation.summary import Choice, GenerationSummary, MethodScores
 from actcache.analysis.report.generation_tables import (
+    EVERY_ANGLE,
     control_label,
     effect_table,
     generation_tables,
@@ -63,7 +64,8 @@ def findings(summary: GenerationSummary) -> list[str]:
 
 def _finding(scores: MethodScores, choice: Choice, budget: float) -> str:
     method = method_label(scores)
-    window = f"Texts keep their form and ending from {window_label(scores)}"
+    label = window_label(scores)
+    window = f"Texts keep their form and ending {'at' if label == EVERY_ANGLE else 'from'} {label}"
     if choice.window is None:
         window = "No strength keeps form and ending"
     grid = [s.strength for curve in scores.curves.values() for s in curve]
@@ -79,10 +81,11 @@ def _finding(scores: MethodScores, choice: Choice, budget: float) -> str:
     test = choice.test
     if test is None or test.effect is None:
         return f"{method} at {strength} is not tested: no test row has a target. {window}{tried}"
-    over = "".join(
-        f", {difference} above that of a {control_label(name)}"
+    beside = "; ".join(
+        f"over {control_phrase(name)}: {difference}"
         for name, difference in choice.over_control.items()
     )
+    over = f" ({beside})" if beside else ""
     cost = ""
     if test.perplexity_ratio is not None:
         cost = f" To the unsteered model the texts are {test.perplexity_ratio:.3g} × as perplexing"
@@ -95,6 +98,12 @@ def _finding(scores: MethodScores, choice: Choice, budget: float) -> str:
     )
 
 
+def control_phrase(name: str) -> str:
+    """Name a control within a sentence: `a random vector`."""
+    label = control_label(name)
+    return f"a {label}" if name.startswith("random") else label
+
+
 def _why_not(choice: Choice) -> str:
     assert choice.test is not None
     assert choice.test.effect is not None
@@ -102,7 +111,6 @@ def _why_not(choice: Choice) -> str:
         return "its interval is not above 0"
     unclear = [name for name, over in choice.over_control.items() if over.low <= 0]
     if unclear:
-        names = dict.fromkeys(map(control_label, unclear))
-        controls = " and ".join(f"a {name}" for name in names)
+        controls = " and ".join(dict.fromkeys(map(control_phrase, unclear)))
         return f"the difference to {controls} has an interval that is not above 0"
     return "there are too few test rows, or a control was not run at this strength"

@@ -16,6 +16,10 @@ NONE = "-"
 """Shown where there is no number."""
 
 
+EVERY_ANGLE = "every angle"
+"""The window of a plane's turns that goes round."""
+
+
 def generation_tables(summary: GenerationSummary) -> list[Table]:
     """Make all tables of a run; those that would be empty are left out."""
     tables = [
@@ -93,8 +97,7 @@ def coherence_table(summary: GenerationSummary) -> Table:
         f"within {summary.budget:g} ×. Repetition: share of 4-grams of words that occurred before, "
         "of texts with four words. Compression: zlib, bytes after over bytes before (mean length); "
         "short texts are above 1, so compare texts of one length. Script: share of letters of the "
-        "expected scripts. Refusal: share of texts with a refusal phrase, also on benign prompts. "
-        f"{noise_sentence(summary)}",
+        "expected scripts. Refusal: share of texts with a refusal phrase, also on benign prompts.",
     )
 
 
@@ -206,8 +209,7 @@ def threshold_table(summary: GenerationSummary) -> Table:
             if curve_on_test(scores) and "test" in summary.unsteered.get(scores.behavior, {})
         ],
         "Of all strengths but the identity, on test rows. By the unsteered model's perplexity, "
-        "and by that of the model that wrote the text, which hides collapse. "
-        f"{noise_sentence(summary)}",
+        "and by that of the model that wrote the text, which hides collapse.",
     )
 
 
@@ -344,6 +346,9 @@ def window_label(scores: MethodScores) -> str:
     if scores.choice is None or scores.choice.window is None:
         return "none"
     low, high = scores.choice.window
+    tried = sorted({at.strength for curve in scores.curves.values() for at in curve})
+    if scores.unit == "degrees" and len(tried) > 1 and high - low + tried[1] - tried[0] >= 360:
+        return EVERY_ANGLE
     return f"{strength_label(low, scores.unit)} to {strength_label(high, scores.unit)}"
 
 

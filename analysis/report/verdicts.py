@@ -5,7 +5,7 @@ layer by the slopes that score it, so its control is random directions. A predic
 samples that score it; its control is a predictor that was trained on shuffled prompts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -32,6 +32,7 @@ from actcache.analysis.summary import (
 )
 
 STEERABLE, NOT_STEERABLE = "steerable", "not steerable"
+AS_RANDOM = "not above random"
 LETTER, MOSTLY_LETTER, BEYOND_LETTER = "letter, not behavior", "mostly letter", "not only letter"
 GAIN, NO_GAIN, NOT_TESTED = "gain shown", "no gain", "gain not tested"
 
@@ -39,15 +40,37 @@ GAIN, NO_GAIN, NOT_TESTED = "gain shown", "no gain", "gain not tested"
 def verdicts(summary: Summary) -> tuple[Verdict, ...]:
     """Judge every behavior of the sweep and every direction set of the predictors."""
     judged = []
+    layers = summary.sweep.layers if summary.sweep is not None else ()
     for behavior, scores in summary.behaviors.items():
-        judged += [fixed_layer_verdict(behavior, scores), sample_gain_verdict(behavior, scores)]
+        judged += [
+            fixed_layer_verdict(behavior, scores, random_slope(scores, layers)),
+            sample_gain_verdict(behavior, scores),
+        ]
     if summary.predictors is not None:
         judged += predictor_verdicts(summary.predictors)
     return tuple(judged)
 
 
-def fixed_layer_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
-    """Judge the direction at the fixed layer: the behavior, or only the answer's letter?"""
+def random_slope(scores: BehaviorScores, layers: Sequence[int]) -> float | None:
+    """Bound the slope that random directions have at the fixed layer; None without a control.
+
+    The end of the widest interval on either side of 0, since a random direction has no sign.
+    """
+    if not scores.control:
+        return None
+    place = layers.index(scores.fixed_layer)
+    intervals = [control.by_layer[place] for control in scores.control]
+    return max(max(abs(x.low), abs(x.high)) for x in intervals)
+
+
+def fixed_layer_verdict(behavior: str, scores: BehaviorScores, random: float | None) -> Verdict:
+    """Judge the direction at the fixed layer: behavior, letter, or no more than chance?
+
+    Args:
+        behavior: or one framing of its prompts.
+        scores: of its test samples.
+        random: what `random_slope` says.
+    """
     enough = {x: each for x, each in scores.by_letter.items() if each.n >= LETTER_SAMPLES}
     split = _letter_split({x: each.fixed.slope for x, each in enough.items()})
     slope, layer = scores.fixed.slope, scores.fixed_layer
@@ -57,6 +80,12 @@ def fixed_layer_verdict(behavior: str, scores: BehaviorScores) -> Verdict:
             LETTER,
             f"Warning: the direction moves the letter, not the behavior: slope by letter {split}. "
             "A layer chosen per sample then gains by the letter too.",
+        )
+    if slope.low > 0 and random is not None and slope.low <= random:
+        return verdict(
+            AS_RANDOM,
+            f"At fixed layer {layer} the slope is {slope}, but random directions of the same norm "
+            f"reach {random:.3g} there.",
         )
     if slope.low > 0:
         return verdict(

@@ -135,6 +135,10 @@ def names(text: str | None) -> tuple[str, ...] | None:
     return None if text is None else tuple(text.split(","))
 
 
+def _given(what: str, text: str) -> str:
+    return f"{what} {'are' if what.endswith('s') else 'is'} '{text}'"
+
+
 def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
     """Read whole numbers and ranges START:STOP, without STOP; None for None.
 
@@ -149,12 +153,12 @@ def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
             numbers = range(int(start), int(stop) if colon else int(start) + 1)
             if len(numbers) > MAX_NUMBERS:  # before it takes memory
                 raise ActcacheError(
-                    f"{what} are '{text}', expected at most {MAX_NUMBERS:,} numbers. Pass fewer."
+                    f"{_given(what, text)}, expected at most {MAX_NUMBERS:,} numbers. Pass fewer."
                 )
             values += numbers
     except (ValueError, OverflowError):
         raise ActcacheError(
-            f"{what} are '{text}', expected whole numbers and ranges START:STOP separated by "
+            f"{_given(what, text)}, expected whole numbers and ranges START:STOP separated by "
             "commas. For example 0:100,205."
         ) from None
     return tuple(values)
@@ -171,12 +175,12 @@ def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
         n_steps, start, stop, step = -1, 0.0, 0.0, 0.0
     if n_steps < 1 or abs(start + n_steps * step - stop) > 1e-9:
         raise ActcacheError(
-            f"{what} are '{text}', expected START:STOP:STEP with whole steps or a list of "
+            f"{_given(what, text)}, expected START:STOP:STEP with whole steps or a list of "
             "numbers. For example -1.5:1.5:0.5."
         )
     if n_steps > MAX_GRID:  # before they take memory
         raise ActcacheError(
-            f"{what} are '{text}', which is {n_steps + 1:,} numbers, expected at most {MAX_GRID}. "
+            f"{_given(what, text)}, which is {n_steps + 1:,} numbers, expected at most {MAX_GRID}. "
             "Pass a larger STEP."
         )
     return tuple(round(start + i * step, 12) for i in range(n_steps + 1))

@@ -101,5 +101,6 @@ def test_is_one_line_and_changes_nothing(places, monkeypatch, capsys, line, name
     assert named.format(**places) in message, message
     assert remedy in message, message
     assert "mistake in actcache" not in message
+    assert not message.endswith("..")
     assert not shown.out
     assert files(places) == before

@@ -46,7 +46,7 @@ def test_rows_over_the_context_are_named_on_stderr(folder, tmp_path, capsys):
         (["--sites", "resid_sauce"], "expected some of resid_post, embed"),
         (["--variants", "base,upside_down"], "sys_pos"),
         (["--variants", "sys_pos"], "persona"),
-        (["--batch-tokens", "0"], "Try 2048"),
+        (["--batch-tokens", "0"], "Try --batch-tokens 2048"),
         (["--store-dtype", "int8"], "expected auto, float32, float16, bfloat16"),
         (["--limit", "0"], "limit"),
         (["--reuse", "nowhere.zarr", "--dry-run"], "nowhere.zarr"),

@@ -66,6 +66,8 @@ def test_answers_are_sorted_by_index():
         ("nan", "a vector that is not finite, 3 times, .* Use another model"),
         ("fewer", "4 vectors for 5 texts, 3 times"),
         ("null", "no answer of the protocol"),
+        ("boolean", "values of type bool, 3 times"),
+        ("text", "values of type str, 3 times"),
     ],
 )
 def test_a_lasting_failure_is_one_line_and_keeps_what_was_received(reply, message):

@@ -45,7 +45,7 @@ class Handler(BaseHTTPRequestHandler):
             case "quota":
                 self.fail(429, "you exceeded your quota", {"Retry-After": "999"})
             case "500" | "503":
-                self.fail(int(reply), "the server\nis unwell")
+                self.fail(int(reply), "the server\nis unwell.")
             case "echo 400" | "echo 401" | "echo 404" | "echo 500":
                 self.fail(
                     int(reply[-3:]), f"headers were {key} and so on", {"X-Should-Retry": "false"}
@@ -88,6 +88,10 @@ class Handler(BaseHTTPRequestHandler):
                 items[-1]["embedding"].append(1.0)
             case "nan":
                 items[0]["embedding"][0] = float("nan")
+            case "boolean":
+                items[0]["embedding"][0] = True
+            case "text":
+                items[0]["embedding"][0] = "0.5"
             case "overflow":
                 items[0]["embedding"][0] = 1e300
             case "none":

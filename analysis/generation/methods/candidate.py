@@ -3,17 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from actcache.steering.checks import Operator
+from actcache.steering.checks import OPERATOR_UNITS, Operator
 from actcache.steering.steering import AnySteering, Steering
-
-OPERATOR_UNITS: dict[Operator, str] = {
-    "add": "multiplier",
-    "ablate": "share",
-    "set": "projection",
-    "turn_to": "degrees",
-    "rotate": "degrees",
-}
-"""What the strength of an operator is in."""
 
 Make = Callable[[int | None], AnySteering | None]
 """Makes the steering of a row of the store, at any strength; of None that of any prompt."""

@@ -7,10 +7,9 @@ import numpy as np
 
 from actcache.analysis.directions.difference_of_means import unit
 from actcache.analysis.generation.config import SteerConfig
-from actcache.analysis.generation.methods import OPERATOR_UNITS
 from actcache.analysis.generation.methods.behavior import list_selection, summed
 from actcache.analysis.generation.targets import ReadBack
-from actcache.steering.checks import PLANE_OPERATORS
+from actcache.steering.checks import OPERATOR_UNITS, PLANE_OPERATORS
 from actcache.steering.steering import AnySteering, Steering
 
 FILE = "file"

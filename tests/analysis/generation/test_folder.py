@@ -16,6 +16,7 @@ from actcache.analysis.generation.folder import (
 )
 from actcache.analysis.generation.texts import Configuration, GeneratedText
 from actcache.errors import ActcacheError, FormatError, MismatchError, StoreExistsError
+from tests.support.stores import build, example, file_bytes
 
 SETTINGS = {"config": {"seed": 0, "method": ["caa"]}, "rows": "abc"}
 ABOUT = Configuration(
@@ -119,6 +120,15 @@ def test_a_line_is_durable_when_append_returns(tmp_path, monkeypatch):
         log.append([text(0)])
         assert len(synced) == before + 1
         assert Generations(tmp_path / "gen").texts() == [text(0)]
+
+
+def test_texts_are_not_written_into_a_store(tmp_path):
+    settings, values = example()
+    store = build(tmp_path / "a.zarr", settings, values)
+    before = file_bytes(store)
+    with pytest.raises(ActcacheError, match="is inside the store .* outside of stores"):
+        write(store / "gen", [text(0)])
+    assert file_bytes(store) == before
 
 
 def test_texts_of_other_settings_are_refused_by_field(tmp_path):

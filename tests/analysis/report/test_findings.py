@@ -1,9 +1,13 @@
 """Findings say in plain words what the numbers show, and only that."""
 
+from dataclasses import replace
+
 import pytest
 
 from actcache.analysis.report.findings import findings
-from tests.support.summaries import mwe_summary, planted_behavior, planted_summary
+from actcache.analysis.report.verdicts import random_slope
+from actcache.analysis.stats.bootstrap import Interval
+from tests.support.summaries import LAYERS, mwe_summary, planted_behavior, planted_summary
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +52,33 @@ def test_a_slope_that_is_not_above_0_is_given_with_its_interval(by_behavior):
     assert "not above 0" in text
 
 
-def test_few_samples_and_strong_random_directions_make_a_mixed_finding(by_behavior):
-    name = "willingness-to-use-physical-force-to-achieve-benevolent-goals"
-    assert "not shown to be above random" in by_behavior[name].text
-    assert by_behavior[name].text.endswith("(only 12 test samples: small effects cannot be told)")
-    assert by_behavior[name].mood == "mixed"
+def test_what_random_directions_reach_as_well_is_not_called_steerable(by_behavior):
+    finding = by_behavior["willingness-to-use-physical-force-to-achieve-benevolent-goals"]
+    assert finding.text.startswith("not shown to be steerable; at its best layer, ")
+    assert "but random directions of the same norm reach" in finding.text
+    assert finding.text.endswith("(only 12 test samples: small effects cannot be told)")
+    assert finding.mood == "mixed"
+
+
+def test_a_random_direction_against_the_behavior_is_as_strong_as_one_for_it():
+    scores = planted_behavior(1.0, random=9.0)
+    place = LAYERS.index(scores.fixed_layer)
+    [control] = scores.control
+    against = replace(
+        control,
+        by_layer=(
+            *control.by_layer[:place],
+            Interval(value=-2.0, low=-3.0, high=-1.0),
+            *control.by_layer[place + 1 :],
+        ),
+    )
+    assert random_slope(replace(scores, control=(against,)), LAYERS) == 3
+    assert random_slope(replace(scores, control=()), LAYERS) is None
 
 
 @pytest.mark.parametrize(
     ("random", "words"),
-    [(0.01, "far above random"), (1.5, ", above random"), (9.0, "not shown to")],
+    [(0.01, "far above random"), (1.5, ", above random"), (9.0, "not shown to be steerable")],
 )
 def test_random_directions_are_compared_at_the_same_layer(random, words):
     assert words in finding_of(slope=1.0, random=random).text

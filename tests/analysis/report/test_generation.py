@@ -124,8 +124,8 @@ RANDOM = scores(method="random", control=True, choice=None)
 def test_a_shown_effect_is_said_with_its_control_its_cost_and_its_window():
     [line] = findings(summary(scores(), RANDOM))
     assert line == (
-        "tidy: CAA, fixed layer at λ 0.5 has an effect of 0.50 [0.40, 0.60], 0.40 [0.20, 0.60] above "
-        "that of a random vector. To the unsteered model the texts are 1.1 × as perplexing. Texts "
+        "tidy: CAA, fixed layer at λ 0.5 has an effect of 0.50 [0.40, 0.60] (over a random vector: "
+        "0.40 [0.20, 0.60]). To the unsteered model the texts are 1.1 × as perplexing. Texts "
         "keep their form and ending from λ -0.5 to λ 0.5 (tried: λ -1 to λ 1)."
     )
 
@@ -145,6 +145,19 @@ def test_an_effect_that_is_not_shown_is_said_with_the_reason(changed, words):
     [line] = findings(summary(scores(choice=choice(shown=False, **changed))))
     assert line.startswith("tidy: no effect of CAA, fixed layer is shown. At λ 0.5")
     assert words in line
+
+
+def test_turns_that_keep_form_all_the_way_round_are_said_so():
+    round_ = tuple(replace(at(0.1), strength=s) for s in (90.0, 180.0, 270.0))
+    whole = scores(
+        unit="degrees", curves={"test": round_}, choice=choice(strength=90.0, window=(-180.0, 90.0))
+    )
+    assert (
+        "keep their form and ending at every angle (tried: 90° to 270°)"
+        in findings(summary(whole))[0]
+    )
+    part = replace(whole, choice=choice(strength=90.0, window=(-90.0, 90.0)))
+    assert "from -90° to 90° (tried" in findings(summary(part))[0]
 
 
 def test_no_strength_and_no_window_are_said():

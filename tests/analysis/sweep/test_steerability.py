@@ -335,7 +335,7 @@ def test_a_direction_that_moves_the_letter_is_said_to(bias):
         letters=letters,
     )
 
-    verdict = fixed_layer_verdict("x", summary.scores)
+    verdict = fixed_layer_verdict("x", summary.scores, None)
     assert (verdict.word == LETTER) == verdict.warning == (bias > 0)
     if bias:
         assert "moves the letter" in verdict.sentence
@@ -362,4 +362,4 @@ def test_a_letter_of_few_samples_gives_no_warning():
         letters = np.array(["A", "B"] * (n // 2))
         slope = np.where(letters == "A", 1.0, -1.0)[:, None] * np.ones((n, 3))
         summary = summarize(sweep(slope, noise=0), GRID, **split(n), rng=rng(), letters=letters)
-        assert (fixed_layer_verdict("x", summary.scores).word == LETTER) == warned
+        assert (fixed_layer_verdict("x", summary.scores, None).word == LETTER) == warned

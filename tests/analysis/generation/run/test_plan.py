@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from actcache.analysis.generation.config import SteerConfig
-from actcache.analysis.generation.methods import OPERATOR_UNITS
 from actcache.analysis.generation.methods.registry import CONTROLS as RANDOM
 from actcache.analysis.generation.methods.registry import METHODS as REGISTERED
 from actcache.analysis.generation.run.file_way import FileWay, file_way, random_like
@@ -16,7 +15,7 @@ from actcache.analysis.generation.run.rows import PromptRow
 from actcache.analysis.generation.run.summarize import is_control_of
 from actcache.analysis.generation.units import CONTROLS, METHODS, UNITS, Tokens
 from actcache.errors import ActcacheError
-from actcache.steering.checks import STEERED_TOKENS
+from actcache.steering.checks import OPERATOR_UNITS, STEERED_TOKENS
 from actcache.steering.steering import Steering
 
 ROWS = [
