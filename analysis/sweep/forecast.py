@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Int64
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.sweep.run import nodes_added, sweep_costs
+from actcache.analysis.sweep.run import nodes_added, sweep_costs, sweep_shard_rows
 from actcache.build.forecast import TimeEstimate, scaled
 from actcache.build.replay import rendered_pairs
-from actcache.engine.batching import plan_batches
+from actcache.engine.batching import n_shared, plan_batches
 from actcache.engine.model import LanguageModel
-from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.steered_scores import SteeringRule, score_grid, sweep_head
 from actcache.errors import IncompleteStoreError, MismatchError, StoreNotFoundError
 from actcache.prompts.render import Rendered
 from actcache.store.store import Store, open_store
@@ -44,7 +44,8 @@ def forecast_analysis(
     Returns:
         `rows`, `bytes to read` and `passes`; with the stage `sweep` also `rows done`; `cells`, one
         a row, direction set, layer and multiplier; `joined rows`, the tokens that cells replace, at
-        most; `token-layers` of prefixes and joined rows, padding not counted; `full passes that it
+        most; `tokens shared`, which a pass need not run, since another of its rows begins with
+        them; `token-layers` of prefixes and joined rows, padding not counted; `full passes that it
         replaces`, two a cell (both completions); `bytes of sweep.zarr`, without its columns;
         `estimated seconds` of the rows that are not done, or None, and the basis of that as
         `estimate`.
@@ -76,19 +77,41 @@ def forecast_analysis(
         for row, n in zip(all_rows, nodes, strict=True)
     ]
     cells = store.n * n_sets * len(layers) * len(config.multipliers)
+    batching: dict[str, Any] = {
+        "budget": config.batch_tokens,
+        "heads": [sweep_head(row, rule) for row in rows],
+        "shard_rows": sweep_shard_rows(store.n, len(layers), len(config.multipliers)),
+    }
     if isinstance(model, str):
         estimate = TimeEstimate(None, model)
     elif not rows:
         estimate = TimeEstimate(0.0, "every row is done")
     else:
-        estimate = _timed(rows, costs, work[done:], rule, layers, config, model)
+        start = time.perf_counter()
+        loaded = model()
+        loading = time.perf_counter() - start
+        if not loaded.can_share_beginnings:
+            batching["heads"] = None
+        run = _runner(loaded, rows, rule, layers, config)
+        estimate = scaled(
+            costs,
+            work[done:],
+            run=run,
+            place=str(loaded.device),
+            loading=loading,
+            a_token=store.n_layers,
+            **batching,
+        )
+    batches = plan_batches(costs, **batching)
+    tokens_shared = sum(n_shared(batch, batching["heads"]) for batch in batches)
     return {
         **facts,
         "rows done": done,
         "cells": cells,
         "joined rows": int(nodes.sum()) * n_sets * len(layers) * n_steps,
-        "passes": len(plan_batches(costs, budget=config.batch_tokens)) if rows else 0,
-        "token-layers": sum(work),
+        "tokens shared": tokens_shared,
+        "passes": len(batches),
+        "token-layers": sum(work) - store.n_layers * tokens_shared,
         "full passes that it replaces": 2 * cells,
         "bytes of sweep.zarr": 4 * cells,
         "estimated seconds": estimate.seconds,
@@ -96,19 +119,14 @@ def forecast_analysis(
     }
 
 
-def _timed(
+def _runner(
+    model: LanguageModel,
     rows: Sequence[Rendered],
-    costs: Sequence[int],
-    work: Sequence[int],
     rule: SteeringRule,
     layers: Sequence[int],
     config: AnalyzeConfig,
-    load: Callable[[], LanguageModel],
-) -> TimeEstimate:
-    """Time one batch of these rows with random directions."""
-    start = time.perf_counter()
-    model = load()
-    loading = time.perf_counter() - start
+) -> Callable[[Int64[np.ndarray, " _"]], None]:
+    """Make a function that sweeps some of the rows, with random directions."""
     shape = (1 + config.controls, model.n_layers, model.d_model)
     directions = torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
@@ -122,9 +140,7 @@ def _timed(
             layers=layers,
         )
 
-    return scaled(
-        costs, work, budget=config.batch_tokens, run=run, place=str(model.device), loading=loading
-    )
+    return run
 
 
 def _rows_done(path: Path) -> int:

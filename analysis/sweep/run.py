@@ -30,7 +30,7 @@ from actcache.prompts.render import Rendered
 from actcache.store.contents import StoreContents
 from actcache.store.copies.selection import require_all_layers
 from actcache.store.partial import require_room
-from actcache.store.schema import RowArray
+from actcache.store.schema import RowArray, shard_rows
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
 
@@ -158,6 +158,16 @@ def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -
     return [row.length + n_cells * nodes_added(row, rule) for row in rows]
 
 
+def sweep_shard_rows(n: int, n_layers: int, n_multipliers: int) -> int:
+    """Count the samples of a shard, whose passes hold no others."""
+    return shard_rows([_array("set", n_layers, n_multipliers)], n)[0]
+
+
+def _array(name: str, n_layers: int, n_multipliers: int) -> RowArray:
+    dims = ("n", "layer", "multiplier")
+    return RowArray(f"{name}/propensity", n_layers, n_multipliers, "float32", dims)
+
+
 def nodes_added(row: Rendered, rule: SteeringRule) -> int:
     """Count the tokens that one cell of a sample replaces, at most."""
     branches = len(row.positive) + len(row.negative) if rule.whole else 0
@@ -178,8 +188,7 @@ class _Grid:
     @property
     def arrays(self) -> list[RowArray]:
         """One array of propensities for each direction set."""
-        size, dims = (len(self.layers), len(self.multipliers)), ("n", "layer", "multiplier")
-        return [RowArray(f"{name}/propensity", *size, "float32", dims) for name in self.sets]
+        return [_array(name, len(self.layers), len(self.multipliers)) for name in self.sets]
 
     def sweep_rows(self, shard: slice, budget: Budget) -> dict[str, np.ndarray]:
         """Propensities of one shard's rows, by name of the array."""
