@@ -67,7 +67,11 @@ def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
     if model is not None and not model.can_share_beginnings:
         heads = None
     rows_of_a_shard, _ = shard_rows(plan.arrays, plan.n)
-    batching = {"budget": config.batch_tokens, "heads": heads, "shard_rows": rows_of_a_shard}
+    batching: dict[str, Any] = {
+        "budget": config.batch_tokens,
+        "heads": heads,
+        "shard_rows": rows_of_a_shard,
+    }
     batches = plan_batches(plan.costs, **batching)
     n_saved = sum(n_shared(batch, heads) for batch in batches)
     if model is None:

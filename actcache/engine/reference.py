@@ -5,7 +5,8 @@ store and the tests compare with these. `BridgeCapture` reads through a Transfor
 hooks instead: the slow reference that users know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,31 +34,76 @@ def reference_capture(
     site: str = "resid_post",
 ) -> Float[Tensor, "layer _"]:
     """Read one site at one position: the row alone, in a plain forward pass of the model."""
-    sequence, back = sequence_of(row, position, answer=answer)
-    if site == ATTENTION:
-        check_sites([site], [position])
+    values = reference_values(model, row, positions=[position], answer=answer, sites=[site])
+    return values[site][:, 0]
+
+
+def reference_values(
+    model: LanguageModel,
+    row: Rendered,
+    *,
+    positions: Sequence[str],
+    answer: str,
+    sites: Sequence[str],
+) -> dict[str, Float[Tensor, "layer position _"]]:
+    """Read sites at positions: the row alone, in as few plain forward passes as hold them all.
+
+    A token's value is the same in every sequence that continues it, so the prompt is read in the
+    pass of a completion; a model that looks ahead differs from `capture` there, and is refused.
+    """
+    check_sites(sites, positions)
+    sequences = {name: sequence_of(row, name, answer=answer) for name in positions}
+    values: dict[str, dict[str, list[Tensor]]] = {
+        site: {name: [] for name in positions} for site in sites if site != ATTENTION
+    }
+
+    def see(site: str, names: Sequence[str], value: Tensor) -> None:
+        value = value.reshape(-1, value.shape[-1])
+        for name in names:
+            sequence, back = sequences[name]
+            if name == MEAN:
+                wide = torch.promote_types(value.dtype, torch.float32)
+                token = value[: len(sequence)].mean(0, dtype=wide).to(value.dtype)
+            else:
+                token = value[len(sequence) - back].clone()
+            values[site][name].append(token.to(model.device))
+
+    for run, names in _runs({name: tokens for name, (tokens, _) in sequences.items()}).items():
+        handles = [
+            tap.attach(partial(see, site, names))
+            for site in values
+            for tap in find_taps(model.anatomy, site)
+        ]
+        try:
+            if values:
+                with torch.inference_mode():
+                    ids = torch.tensor([run], device=model.device)
+                    model.anatomy.decoder(input_ids=ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+    stacked = {
+        site: torch.stack([torch.stack(by_position[name]) for name in positions], 1)
+        for site, by_position in values.items()
+    }
+    if ATTENTION in sites:
         assert row.span is not None
-        return reference_masses(model.hf, model.anatomy, sequence, back=back, span=row.span)
-    layers: list[Tensor] = []
+        masses = [
+            reference_masses(model.hf, model.anatomy, tokens, back=back, span=row.span)
+            for tokens, back in sequences.values()
+        ]
+        stacked[ATTENTION] = torch.stack(masses, 1)
+    return stacked
 
-    def see(value: Tensor) -> None:
-        value = value.reshape(len(sequence), -1)
-        if position == MEAN:
-            wide = torch.promote_types(value.dtype, torch.float32)
-            token = value.mean(0, dtype=wide).to(value.dtype)
-        else:
-            token = value[-back].clone()
-        layers.append(token.to(model.device))
 
-    handles = [tap.attach(see) for tap in find_taps(model.anatomy, site)]
-    try:
-        with torch.inference_mode():
-            ids = torch.tensor([sequence], device=model.device)
-            model.anatomy.decoder(input_ids=ids, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.stack(layers)
+def _runs(sequences: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], list[str]]:
+    """Which sequences to run, and the positions that each holds."""
+    runs: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted(sequences, key=lambda name: -len(sequences[name])):
+        tokens = sequences[name]
+        run = next((run for run in runs if run[: len(tokens)] == tokens), tokens)
+        runs.setdefault(run, []).append(name)
+    return runs
 
 
 def sequence_of(row: Rendered, position: str, *, answer: str) -> tuple[tuple[int, ...], int]:

@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.n, tokens=args.tokens, shared=args.tokens * percent // 100, vocab=vocab
         )
         settings: dict[str, Any] = {"rows": rows, "budget": args.batch_tokens}
-        work = {"build": partial(build, **settings)}
+        work: dict[str, Any] = {"build": partial(build, **settings)}
         for multipliers in ((-1.0, 0.0, 1.0), (-1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5)):
             work[f"sweep of {len(multipliers)} multipliers"] = partial(
                 sweep, directions=directions, multipliers=multipliers, **settings
