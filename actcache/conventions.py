@@ -22,6 +22,12 @@ behavior, as the system message or in front of the prompt."""
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
+Design = Literal["same", "published"]
+"""How the rows of a concept are made."""
+
+PrefixPlace = Literal["user", "system"]
+"""The message that the prefix of a concept stands in."""
+
 # --- prompts -------------------------------------------------------------------------------------
 
 Space = Literal["one", "add", "none", "strip"]
@@ -58,12 +64,13 @@ Site = Literal[
     "ln1_post",
     "ln2_post",
     "attention",
+    "attention_control",
 ]
 SITES: tuple[Site, ...] = get_args(Site)
 """The residual after a block; what enters block 0; the residual between attention and MLP; what
 attention and MLP add to the residual; the heads' outputs before the output projection, head after
 head, `n_heads · head_dim` wide (ITI); the outputs of a block's norms; and the attention mass on a
-marked span, `n_heads` wide."""
+marked span and on a random one of equal length, `n_heads` wide."""
 
 NORM_SITES: tuple[Site, ...] = ("ln1", "ln1_post", "ln2", "ln2_post")
 """Outputs of a block's norms, learned gain included, in the order in which they are computed: what
@@ -73,6 +80,11 @@ them (`ln1_post`, `ln2_post`: Gemma 2 and 3, OLMo 2)."""
 ATTENTION: Final = "attention"
 """The site of attention masses: how much of the read token's attention, after the softmax, each
 head puts on the marked span of the prompt; from 0 to 1."""
+
+ATTENTION_CONTROL: Final = "attention_control"
+"""The same of a random span of as many tokens, elsewhere in the prompt: what any words get."""
+
+MASS_SITES: Final = (ATTENTION, ATTENTION_CONTROL)
 
 Answer = Literal["first", "last"]
 """The answer token of a completion."""
@@ -85,10 +97,11 @@ StoreDtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 # --- the analysis --------------------------------------------------------------------------------
 
-Stage = Literal["vectors", "layers", "sweep", "predictors"]
+Stage = Literal["vectors", "layers", "concepts", "sweep", "predictors"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 """In their order. Labelled prompts have no sweep and no predictors, pairs no discriminative layers
-but of norm outputs; predictors read a sweep, which is run where the results folder has none."""
+but of norm outputs; concepts need attention masses; predictors read a sweep, which is run where the
+results folder has none."""
 
 FirstSteered = Literal["fork", "prompt", "completion"]
 FIRST_STEERED: tuple[FirstSteered, ...] = get_args(FirstSteered)
@@ -101,6 +114,14 @@ SCORES: tuple[Score, ...] = get_args(Score)
 Vectors = Literal["caa", "l2s"]
 VECTORS: tuple[Vectors, ...] = get_args(Vectors)
 """Whose directions a predictor chooses the layer for."""
+
+FitMethod = Literal["mean", "pca", "ridge", "logistic", "lda", "rfm"]
+FIT_METHODS: tuple[FitMethod, ...] = get_args(FitMethod)
+"""How a direction is fitted to labels, in each layer."""
+
+Norm = Literal["caa", "residual", "raw"]
+NORMS: tuple[Norm, ...] = get_args(Norm)
+"""How long the directions of `--directions` and `--methods` are when they steer."""
 
 Loss = Literal["paper", "code"]
 LOSSES: tuple[Loss, ...] = get_args(Loss)
@@ -122,6 +143,15 @@ MEANINGS: Mapping[Any, Mapping[str, str]] = {
         "auto": "one if the template or the tokenizer adds any",
         "0, 1, 2": "so many",
         "tokenizer": "what the tokenizer adds to the rendered text (steering-bench)",
+    },
+    Design: {
+        "same": "the same statements with the prefix and without, split by statement",
+        "published": "two pools, one with the prefix and one without, in the order of their files "
+        "(Davarmanesh et al. 2026)",
+    },
+    PrefixPlace: {
+        "user": "before the statement",
+        "system": "as the system message",
     },
     Answer: {
         "first": "the first token that differs from the other completion's",
@@ -146,6 +176,11 @@ MEANINGS: Mapping[Any, Mapping[str, str]] = {
     Vectors: {
         "caa": "the behavior's own direction",
         "l2s": "a direction learned for each prompt",
+    },
+    Norm: {
+        "caa": "as the behavior's difference of means, in each layer",
+        "residual": "as the mean residual of its answer tokens, and the difference of means too",
+        "raw": "as they are",
     },
     Loss: {
         "paper": "squared error",
@@ -178,6 +213,11 @@ def expand_positions(positions: Sequence[str]) -> list[str]:
 
 def check_sites(sites: Sequence[str], positions: Sequence[str]) -> None:
     """Refuse attention at the mean: all tokens' attention would be a square of them."""
+    if ATTENTION_CONTROL in sites and ATTENTION not in sites:
+        raise ActcacheError(
+            f"the site {ATTENTION_CONTROL} is asked for without {ATTENTION}, expected both. Add "
+            f"{ATTENTION} to the sites."
+        )
     if ATTENTION in sites and MEAN in positions:
         raise ActcacheError(
             f"the site {ATTENTION} is asked for at the position {MEAN}, expected single tokens. "

@@ -4,6 +4,8 @@ Such names become part of files, arrays and tables, and are shown on terminals.
 """
 
 import unicodedata
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 MAX_BYTES = 200
 """Of the name of a behavior or a label in UTF-8; file systems take 255 with a suffix."""
@@ -43,3 +45,14 @@ def name_problem(name: str, *, is_id: bool = False) -> str | None:
     elif VARIANT_MARK in name:
         expected = "@, which is put before a variant"
     return expected and f"is {name[:60]!r}, expected a name without {expected}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Ask for the nearest of the known names, with a space at the end; else empty.
+
+    Example:
+        >>> suggestion("promt", ["prompt", "label"])
+        "Did you mean 'prompt'? "
+    """
+    near = get_close_matches(str(name), list(known), n=1)
+    return f"Did you mean '{near[0]}'? " if near else ""

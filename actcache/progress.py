@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, runtime_checkable
 
+from actcache.notebook import in_notebook, notebook_bar
+
 
 @runtime_checkable
 class Progress(Protocol):
@@ -31,7 +33,7 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Shows nothing; the default of every function that takes a `Progress`."""
+    """Shows nothing; the default of most functions that take a `Progress`."""
 
     @contextmanager
     def steps(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
@@ -43,4 +45,21 @@ class Silent:
 
 
 SILENT = Silent()
+"""The one that everything can share."""
+
+
+class Automatic:
+    """Draws a bar in a notebook, and nothing elsewhere; the default of the front door."""
+
+    def steps(self, title: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+        """Open a bar, if this runs in a notebook."""
+        return notebook_bar(title, total) if in_notebook() else SILENT.steps(title, total)
+
+    def cost(self, estimate: object) -> None:
+        """Accept any cost; print it in a notebook."""
+        if in_notebook():
+            print(estimate)  # noqa: T201 - a cell's output
+
+
+AUTOMATIC = Automatic()
 """The one that everything can share."""

@@ -7,11 +7,11 @@ flag's default, and `setting` adds what `--help` shows.
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from actcache.errors import ActcacheError
+from actcache.names import suggestion
 
 MAX_SEED = 2**32 - 1
 """The largest seed that every library takes."""
@@ -92,10 +92,9 @@ def check_names(config: type, given: Iterable[str]) -> None:
     names = [declared.name for declared in fields(config)]
     for name in given:
         if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f"did you mean '{near[0]}'? " if near else ""
             raise ActcacheError(
-                f"there is no setting '{name}': {hint}Expected some of {', '.join(names)}."
+                f"there is no setting '{name}'. {suggestion(name, names)}Expected some of "
+                f"{', '.join(names)}."
             )
 
 
@@ -108,9 +107,10 @@ def check_words(config: Any, *, once: Sequence[str] = ()) -> None:
         if spec.words and not spec.many:
             check_word(spec.name, value, spec.words)
         elif spec.words and (not value or not set(value) <= set(spec.words)):
+            unknown = next((word for word in value if word not in spec.words), "")
             raise ActcacheError(
                 f"{spec.name} {spec.verb} {list(value)}, expected some of {', '.join(spec.words)}. "
-                f"Pass them to {spec.flag}, separated by commas."
+                f"{suggestion(unknown, spec.words)}Pass them to {spec.flag}, separated by commas."
             )
         if spec.name in once and len(set(value)) < len(value):
             raise ActcacheError(
@@ -149,4 +149,5 @@ def check_word(
 ) -> None:
     """Refuse a value that is none of the words of a setting."""
     if value not in words:
-        raise error(f"{name} is '{value}', expected {', '.join(words)}. Pass one of them.")
+        near = suggestion(value, words)
+        raise error(f"{name} is '{value}', expected {', '.join(words)}. {near}Pass one of them.")

@@ -27,9 +27,14 @@ if TYPE_CHECKING:
         mean_cosine,
         project,
     )
+    from actcache.analysis.directions.fitting.methods import FittedDirections, fit_directions
     from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
     from actcache.analysis.directions.planes import Plane, SiteScores, find_plane, norm_sites
-    from actcache.analysis.directions.token_choice import TokenChoice, choose_tokens, soft_labels
+    from actcache.analysis.directions.token_choice import (
+        TokenChoice,
+        choose_tokens,
+        soft_labels,
+    )
     from actcache.analysis.generation.config import SteerConfig
     from actcache.analysis.generation.folder import Generations, open_generations
     from actcache.analysis.generation.run.stage import generate_steered
@@ -49,6 +54,7 @@ if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
     from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
     from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+    from actcache.analysis.report_files import write_report
     from actcache.analysis.results import Results, open_results
     from actcache.analysis.stats.bootstrap import Interval, bootstrap_means
     from actcache.analysis.stats.float16 import to_float32
@@ -73,6 +79,7 @@ __all__ = [
     "Comparison",
     "Directions",
     "FitQuality",
+    "FittedDirections",
     "GenerationSummary",
     "Generations",
     "Interval",
@@ -104,6 +111,7 @@ __all__ = [
     "difference_of_means",
     "directions_of_moments",
     "find_plane",
+    "fit_directions",
     "fit_quality",
     "generate_steered",
     "label_directions",
@@ -134,6 +142,7 @@ __all__ = [
     "train_vector_predictor",
     "unit",
     "without_letter",
+    "write_report",
 ]
 
 __getattr__ = attach(__name__, __file__)

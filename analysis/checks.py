@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from actcache.analysis.concepts.stage import check_concepts
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.directions.difference_of_means import two_labels
+from actcache.analysis.directions.difference_of_means import (
+    label_groups,
+    prompt_position,
+    require_classes,
+    two_labels,
+)
 from actcache.analysis.directions.planes import norm_sites
+from actcache.analysis.sweep.direction_files import read_direction_sets
 from actcache.conventions import STAGES
 from actcache.encoders import parse_encoder
 from actcache.encoders.checks import require_encoder
@@ -34,15 +41,19 @@ def check_analysis(store: Store, config: AnalyzeConfig, *, device: str = "auto")
     require_all_layers(store)  # the stages know layers by their place
     _require_provenance(store)
     require_names(store)
-    left_out = _stages_left_out(store, config.stages)
-    if any(store["label"].tolist()):
-        two_labels(store, config.labels)
+    require_classes(store)
+    labels = two_labels(store, config.labels) if store.row_kind == "labels" else None
+    left_out = _stages_left_out(store, config.stages, labels)
+    if labels:
+        label_groups(store, labels, pooled=config.pooled)
+        prompt_position(store, config.position)
     elif {"sweep", "predictors"} & set(config.stages):
         if device != "auto":
             from actcache.engine.model import pick_device
 
             pick_device(device)
         _require_layers("layers to steer", config.layers, store)
+        read_direction_sets(config.directions, store)
         if "predictors" in config.stages:
             _require_predictable(store, config)
     return (*left_out, *_ignored(store, config))
@@ -76,7 +87,9 @@ def needs_model(store: Store, out: Path, config: AnalyzeConfig, *, overwrite: bo
     return bool(steers) and (overwrite or not (out / "sweep.zarr").exists())
 
 
-def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
+def _stages_left_out(
+    store: Store, stages: Sequence[str], labels: tuple[str, str] | None
+) -> tuple[str, ...]:
     """A sentence on stages that were asked for one by one and cannot run on a store's rows.
 
     All stages means all that there are. If none can run, or one lacks its split, that is an error.
@@ -87,6 +100,8 @@ def _stages_left_out(store: Store, stages: Sequence[str]) -> tuple[str, ...]:
     if paired:
         unfit = () if norm_sites(store) else ("layers",)
         have, need = "pairs", "labels, or sites ln1 and ln2 (flag --sites of build)"
+    if "concepts" in stages and tuple(stages) != STAGES:
+        check_concepts(store, labels)
     left = [stage for stage in stages if stage in unfit]
     reason = f"{' and '.join(left)}: the rows of '{store.path}' have {have}, expected {need}"
     if left and len(left) == len(stages):
@@ -126,9 +141,16 @@ def _ignored(store: Store, config: AnalyzeConfig) -> tuple[str, ...]:
     """Say which settings that were given change nothing, and why."""
     default = AnalyzeConfig()
     pairs = not any(store["label"].tolist())
-    unused = dict.fromkeys(("labels", "normalize"), "the rows have pairs") if pairs else {}
+    of_labels = ("labels", "position", "pooled", "normalize", "on_calibration")
+    unused = dict.fromkeys(of_labels, "the rows have pairs") if pairs else {}
     if not any(text.startswith("openai:") for text in config.encoders):
         unused |= dict.fromkeys(("base_url", "embeddings"), "no encoder is openai:MODEL")
+    if not pairs:
+        unused |= dict.fromkeys(("directions", "norm"), "the rows have labels")
+    elif not {"sweep", "predictors"} & set(config.stages):
+        unused |= dict.fromkeys(("directions", "norm"), "no stage steers")
+    elif not config.directions and set(config.methods) == {"mean"}:
+        unused["norm"] = "the difference of means alone is swept"
     sentences = [
         f"the setting {name}: {reason}"
         for name, reason in unused.items()

@@ -9,7 +9,9 @@ from actcache.conventions import (
     STAGES,
     VECTORS,
     FirstSteered,
+    FitMethod,
     Loss,
+    Norm,
     PresetName,
     Score,
     Stage,
@@ -18,7 +20,7 @@ from actcache.conventions import (
 from actcache.errors import ActcacheError
 from actcache.settings import MAX_SEED, check_numbers, check_words, setting
 
-SWEEP, PREDICTORS = "sweep", "predictors"
+SWEEP, PREDICTORS, CONCEPTS = "sweep", "predictors", "concepts"
 """Headings in `actcache analyze --help`."""
 
 MAX_GRID = 1000
@@ -74,10 +76,41 @@ class AnalyzeConfig:
         help="which labels, where the data has more than two or another order",
     )
 
+    position: str | None = setting(
+        None,
+        metavar="NAME",
+        help="token of labelled prompts that is read, such as template_-2 (default: the last one, "
+        "else the mean)",
+    )
+
+    pooled: bool = setting(
+        False, help="one direction of all behaviors' labelled prompts, not one each"
+    )
+
     normalize: bool = setting(
         False,
         help="scale residuals to norm 1 for discriminative layers, as Selective Steering's code "
         "does",
+    )
+
+    on_calibration: bool = setting(
+        False,
+        help="read discriminative layers on the train samples that directions are made of, as "
+        "Selective Steering does (equation 9 on the calibration set), instead of on the others",
+    )
+
+    methods: Sequence[FitMethod] = setting(
+        ("mean",),
+        group=CONCEPTS,
+        help="how directions are fitted: {words}",
+    )
+
+    shuffles: int = setting(
+        20,
+        group=CONCEPTS,
+        least=20,
+        most=10_000,
+        help="shufflings of the labels, and random directions, that concepts are compared with",
     )
 
     controls: int = setting(
@@ -88,7 +121,32 @@ class AnalyzeConfig:
         help="sets of random directions, of the same lengths, that are swept as controls",
     )
 
+    control_rows: int | None = setting(
+        None,
+        group=SWEEP,
+        least=16,
+        most=2**31 - 1,
+        help="rows of each behavior, framing and split that random directions steer, drawn with "
+        "the seed (default: a quarter of those that a figure reads, at least 64)",
+    )
+
+    all_rows: bool = setting(
+        False,
+        group=SWEEP,
+        help="sweep every row with every direction; without it only those that a figure reads: "
+        "base prompts of train, all of test",
+    )
+
     draws: int = setting(1000, least=1, most=100_000, help="bootstrap draws of every interval")
+
+    directions: Sequence[str] = setting(
+        (),
+        group=SWEEP,
+        metavar="FILE[:KEY]",
+        help="directions to steer with besides, one norm a layer: safetensors or GGUF",
+    )
+
+    norm: Norm = setting("caa", group=SWEEP, help="how long these are")
 
     batch_tokens: int = setting(
         2048,
@@ -169,7 +227,8 @@ class AnalyzeConfig:
             from actcache.encoders.connection import endpoint_of
 
             object.__setattr__(self, "base_url", endpoint_of(self.base_url))
-        check_words(self, once=["vectors", "encoders", "layers", "context_layers", "top"])
+        once = ["vectors", "encoders", "layers", "context_layers", "top", "methods"]
+        check_words(self, once=once)
         for name in ("top", "encoders", "layers", "context_layers"):
             if getattr(self, name) is not None and not getattr(self, name):
                 flag = f"--{name.replace('_', '-')}"

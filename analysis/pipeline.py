@@ -4,9 +4,7 @@ Stages run in order and each reads what the ones before it gave. Only the sweep 
 only then is torch imported.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,39 +12,49 @@ import numpy as np
 from jaxtyping import Bool
 
 from actcache.analysis.checks import check_analysis
+from actcache.analysis.concepts.stage import fit_concepts
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
-    BATCH_ROWS,
     Directions,
-    label_codes,
     label_directions,
     pair_directions,
-    random_directions,
     two_labels,
 )
-from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
-from actcache.analysis.directions.planes import Plane, find_plane, norm_sites
-from actcache.analysis.files import typed, write_aside, write_text
-from actcache.analysis.names import METHOD, control_set
-from actcache.analysis.report.pages import markdown_page, pictures
+from actcache.analysis.directions.planes import norm_sites
+from actcache.analysis.files import typed, write_text
+from actcache.analysis.layers import find_planes, score_layers
+from actcache.analysis.names import L2S, control_set
+from actcache.analysis.report.concept_pages import concepts_page
+from actcache.analysis.report.pages import markdown_page
 from actcache.analysis.report.verdicts import verdicts
+from actcache.analysis.report_files import write_results_report, write_samples
 from actcache.analysis.results import (
+    PREDICTORS,
     Results,
     results_folder,
+    write_directions,
     write_planes,
     write_steerability,
     write_vectors,
 )
 from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
+from actcache.analysis.sweep.comparison import compare_sets
+from actcache.analysis.sweep.given import fit_pairs, given_sets, tensors_of
 from actcache.analysis.sweep.open_sweep import Sweep
+from actcache.analysis.sweep.reuse import WantedSweep
+from actcache.analysis.sweep.row_directions import RowDirections
+from actcache.analysis.sweep.sets import sets_of_analysis
 from actcache.analysis.sweep.steerability import Steerability, summarize
-from actcache.conventions import NO_PRESET, sweep_settings
+from actcache.conventions import ATTENTION, NO_PRESET, sweep_settings
 from actcache.errors import MismatchError
-from actcache.progress import SILENT, Progress
+from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_names
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
+    from collections.abc import Callable
+
+    from actcache.analysis.predict.learned_vectors import LearnedVectors
     from actcache.engine.model import LanguageModel
 
 
@@ -56,7 +64,7 @@ def analyze(
     *,
     config: AnalyzeConfig | None = None,
     model: "Callable[[], LanguageModel] | None" = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
     device: str = "auto",
     overwrite: bool = False,
     check: bool = True,
@@ -131,6 +139,7 @@ def _run_stages(
             d_model=store.d_model,
             provenance=store.provenance,
             certificate=store.certificate,
+            build=store.config,
         ),
         config=config,
         left_out=left_out,
@@ -140,14 +149,16 @@ def _run_stages(
         directions = pair_directions(store, rows=train)
     else:
         labels = two_labels(store, config.labels)
-        directions = label_directions(store, rows=train, labels=labels)
+        directions = label_directions(
+            store, rows=train, labels=labels, position=config.position, pooled=config.pooled
+        )
         summary = replace(summary, labels=labels)
         if "layers" in config.stages:
-            scores = _score_layers(store, directions, labels, config)
-            summary = replace(summary, layers={directions.names[0]: scores})
+            scores = score_layers(store, directions, labels, train, config)
+            summary = replace(summary, layers=scores)
     if "layers" in config.stages and norm_sites(store):
         try:
-            planes = _find_planes(store, directions.names, labels, train, config)
+            planes = find_planes(store, directions.names, labels, train, config)
         except MismatchError as error:  # the other stages were asked for as much
             summary = replace(summary, left_out=(*left_out, f"layers: {error}"))
         else:
@@ -156,66 +167,41 @@ def _run_stages(
             summary = replace(summary, planes=scores_of)
     if "vectors" in config.stages:
         summary = replace(summary, vectors=write_vectors(out, store, directions))
+    fitted = fit_pairs(store, config) if paired else {}
+    write_directions(out, store, tensors_of(fitted))
+    concepts = None
+    if "concepts" in config.stages and ATTENTION in store.sites:
+        concepts, tensors = fit_concepts(store, labels=labels, config=config, progress=progress)
+        write_directions(out, store, tensors)
+        concepts.write(out)
     if paired and {"sweep", "predictors"} & set(config.stages):
         from actcache.build.replay import load_store_model
 
         load = model or (lambda: load_store_model(store, device=device))
+        swept, given = given_sets(store, directions, config=config, fitted=fitted, train=train)
         summary = _run_sweep_stages(
             _Run(
                 store=store,
                 out=out,
                 config=config,
-                directions=directions,
+                directions=swept,
+                given=given,
                 train=train,
-                model=cache(load),  # one load for both sweeps
+                model=load,
                 progress=progress,
                 device=device,
             ),
             summary,
         )
+        write_samples(out, store)
     summary = replace(summary, verdicts=verdicts(summary))
     summary.write(out / "summary.json")
-    if page := markdown_page(summary):
-        write_text(out / "tables.md", page)
-    for name, draw in pictures(summary, out).items():
-        write_aside(out / name, draw)
-    return Results(out)
-
-
-def _find_planes(
-    store: Store,
-    names: Sequence[str],
-    labels: tuple[str, str] | None,
-    train: Bool[np.ndarray, " n"],
-    config: AnalyzeConfig,
-) -> dict[str, Plane]:
-    """The plane of each behavior, or of two labels, on train samples."""
-    return {
-        name: find_plane(
-            store,
-            rows=train if labels else train & (store["behavior"] == name),
-            labels=labels,
-            normalize=config.normalize,
-        )
-        for name in names
-    }
-
-
-def _score_layers(
-    store: Store, directions: Directions, labels: tuple[str, str], config: AnalyzeConfig
-) -> LayerScores:
-    """Discriminative layers and their scores, on the samples that made no direction."""
-    code = label_codes(store, labels)
-    held_out = (store["split"] != "train") & (code >= 0)
-    batches = store.resid("prompt").batches(rows=BATCH_ROWS, select=held_out)
-    projections = project((resid for _, resid in batches), directions.values[0])
-    return layer_scores(
-        projections,
-        1 - code[held_out],  # 1 is the positive class
-        rng=np.random.default_rng(config.seed),
-        normalize=config.normalize,
-        draws=config.draws,
-    )
+    pages = [markdown_page(summary), concepts_page(concepts) if concepts else ""]
+    if any(pages):
+        write_text(out / "tables.md", "\n".join(filter(None, pages)))
+    results = Results(out)
+    write_results_report(results)  # made again by `actcache report`
+    return results
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +212,11 @@ class _Run:
     out: Path
     config: AnalyzeConfig
     directions: Directions
+    """The difference of means as it is swept."""
+
+    given: dict[str, RowDirections]
+    """Further sets to sweep, by name."""
+
     train: Bool[np.ndarray, " n"]
     model: "Callable[[], LanguageModel]"
     progress: Progress
@@ -233,51 +224,72 @@ class _Run:
 
 
 def _run_sweep_stages(run: _Run, summary: Summary) -> Summary:
-    """The stages `sweep` and `predictors`; predictors run a sweep where the folder has none."""
-    sweep = _sweep(run)
-    if "sweep" in run.config.stages:
-        summary = replace(summary, sweep=_score_sweep(run, sweep))
-    if "predictors" not in run.config.stages:
-        return summary
-
+    """The stages `sweep` and `predictors`, after one sweep of all that they read."""
     from actcache.analysis.predict.adamw_stack import training_device
-    from actcache.analysis.predict.selections import predictor_rows
+    from actcache.analysis.predict.learned_vectors import LearnedVectors
+    from actcache.analysis.predict.selections import BehaviorRows, predictor_rows
     from actcache.analysis.predict.stage import run_predictors
 
-    try:
-        behaviors = predictor_rows(run.store, vectors=run.config.vectors)
-    except MismatchError as error:  # the other stages were asked for as much
-        return replace(summary, left_out=(*summary.left_out, f"predictors: {error}"))
+    config = run.config
+    behaviors: dict[str, BehaviorRows] | None = None
+    if "predictors" in config.stages:
+        try:
+            behaviors = predictor_rows(run.store, vectors=config.vectors)
+        except MismatchError as error:  # the other stages were asked for as much
+            summary = replace(summary, left_out=(*summary.left_out, f"predictors: {error}"))
+    learned = None
+    if behaviors is not None and L2S in config.vectors:
+        layers = config.layers or range(run.store.n_layers)
+        learned = LearnedVectors(run.store, behaviors, layers=sorted(set(layers)), config=config)
+    sweep = _sweep(run, learned)
+    if "sweep" in config.stages:
+        summary = replace(summary, sweep=_score_sweep(run, sweep))
+    if behaviors is None:
+        return summary
     scores = run_predictors(
         run.out,
         run.store,
         behaviors,
         sweep=sweep,
-        config=run.config,
-        model=run.model,
+        learned=learned,
+        config=config,
         progress=run.progress,
         device=training_device(run.device),
     )
     return replace(summary, predictors=scores)
 
 
-def _sweep(run: _Run) -> Sweep:
-    """The sweep: run, resumed, or as it is."""
+def _sweep(run: _Run, learned: "LearnedVectors | None") -> Sweep:
+    """The sweep: run, resumed, or as it is; before it the networks of L2S are trained."""
+    from actcache.analysis.predict.adamw_stack import training_device
     from actcache.analysis.sweep.run import run_sweep
+    from actcache.engine.steered_scores import SteeringRule
 
-    config, directions = run.config, run.directions
-    rng = np.random.default_rng(config.seed)
-    random = np.stack(  # [behavior, control, layer, d_model]
-        [random_directions(values, rng, count=config.controls) for values in directions.values]
+    config, path = run.config, run.out / "sweep.zarr"
+    sets = sets_of_analysis(
+        run.store,
+        run.directions,
+        config=config,
+        others={**(learned.sets if learned else {}), **run.given},
     )
-    sets = {METHOD: directions}
-    for i in range(config.controls):
-        sets[control_set(i)] = replace(directions, values=random[:, i])
+    if path.exists():  # refused before minutes of training
+        rule = SteeringRule(first_steered=config.first_steered, score=config.score)
+        wanted = WantedSweep.of(
+            run.store,
+            sets,
+            multipliers=config.multipliers,
+            rule=asdict(rule),
+            layers=config.layers,
+        )
+        wanted.open(path)
+    if learned is not None:
+        device = training_device(run.device)
+        learned.train(run.out / PREDICTORS, progress=run.progress, device=device)
     return run_sweep(
         run.store,
         sets,
         multipliers=config.multipliers,
-        out=run.out / "sweep.zarr",
+        out=path,
         model=run.model,
         first_steered=config.first_steered,
         score=config.score,
@@ -315,7 +327,18 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
                 layers=layers,
                 draws=config.draws,
             )
-    write_steerability(run.out, store, sweep, results, controls)
+    write_steerability(run.out, store, sweep, results, [*controls, *run.given])
+    compared = None
+    if run.given:
+        compared = compare_sets(
+            store,
+            sweep,
+            list(run.given),
+            norm=config.norm,
+            train=run.train,
+            seed=config.seed,
+            draws=config.draws,
+        )
     return SweepSummary(
         layers=tuple(layers),
         multipliers=tuple(sweep.multipliers.tolist()),
@@ -323,4 +346,5 @@ def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
         self_check=typed(SelfCheck, sweep.certificate),
         behaviors={name: each.scores for name, each in results.items()},
         mean_propensity=means,
+        compared=compared,
     )

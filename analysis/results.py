@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from actcache.analysis.directions.difference_of_means import Directions, unit
 from actcache.analysis.directions.planes import Plane
@@ -18,7 +18,7 @@ from actcache.analysis.files import plain, tensor_header, write_arrays, write_te
 from actcache.analysis.names import CAA, L2S, METHOD, slugs, w2s
 from actcache.analysis.predict.reuse import FINGERPRINT, remove_artifact
 from actcache.analysis.report.pages import html_page
-from actcache.analysis.stats.slopes import fit_quality
+from actcache.analysis.stats.slopes import among, fit_quality
 from actcache.analysis.summary import StoreSummary, Summary, VectorSummary, read_store
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.analysis.sweep.steerability import Steerability
@@ -43,12 +43,16 @@ if TYPE_CHECKING:
 
 SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
 SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
+REPORT, SAMPLES, CONFIG = "report.html", "samples.json", "config.toml"
 FILES = (
-    *(SUMMARY, "tables.md", DIRECTIONS, "planes.safetensors"),
+    *(SUMMARY, CONFIG, "tables.md", REPORT, SAMPLES, DIRECTIONS, "planes.safetensors"),
     *("moments.npz", "steerability.npz", "predictors.npz"),
     *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
+    *("concepts.json", "concepts.png", "concepts.svg", "concepts.pdf"),
+    *("steerability.svg", "grid.svg", "layers.svg", "embeddings.svg"),
+    *("steerability.pdf", "grid.pdf", "layers.pdf", "embeddings.pdf"),
 )
-"""Files that `analyze` leaves in a folder, beside the sweep and `predictors/`."""
+"""Files that `analyze` and `report` leave in a folder, beside the sweep and `predictors/`."""
 
 
 @dataclass(frozen=True)
@@ -186,14 +190,27 @@ def _identity(store: Store | StoreSummary) -> dict[str, Any]:
     }
 
 
+def write_directions(out: Path, store: Store, tensors: Mapping[str, np.ndarray]) -> None:
+    """Add to `directions.safetensors`, which holds directions of this store alone."""
+    if not tensors:
+        return
+    path = out / DIRECTIONS
+    earlier: dict[str, np.ndarray] = {}
+    if path.is_file():
+        from safetensors.numpy import load_file
+
+        earlier = load_file(path)
+    about = {"layer": "output of the decoder block, from 0", **_model(store)}
+    write_tensors(path, {**earlier, **tensors}, about=about)
+
+
 def write_vectors(out: Path, store: Store, directions: Directions) -> dict[str, VectorSummary]:
     """Write `directions.safetensors` (as they are and of norm 1) and `moments.npz`."""
     tensors = {}
     for name, values in zip(directions.names, directions.values, strict=True):
         tensors[f"{name}/{METHOD}"] = values
         tensors[f"{name}/{METHOD}_unit"] = unit(values)
-    about = {"layer": "output of the decoder block, from 0", **_model(store)}
-    write_tensors(out / "directions.safetensors", tensors, about=about)
+    write_directions(out, store, tensors)
     moments = directions.moments
     classes = [f"{name}/{side}" for name in directions.names for side in ("positive", "negative")]
     write_arrays(
@@ -233,21 +250,23 @@ def write_steerability(
 ) -> None:
     """Write `steerability.npz`: slopes of every sample, how good the fits are, the best layers.
 
-    `results` are by behavior, or `behavior@variant`; `controls` name the random direction sets.
+    Samples that were not swept have slopes of NaN and best layers of -1. `results` are by behavior,
+    or `behavior@variant`; `controls` name the random direction sets.
     """
     first = next(iter(results.values()))
-    layers = sweep.layers
+    layers, swept = sweep.layers, sweep.rows()
+    quality = fit_quality(sweep.propensity[swept], sweep.multipliers)
     names = ("id", "behavior", "variant", "split", "letter")
     arrays: dict[str, np.ndarray] = {
         **{name: np.asarray(store[name], dtype=str) for name in names},
         "layer": layers,
         "multiplier": sweep.multipliers,
         "slope": first.slope,
-        **asdict(fit_quality(sweep.propensity, sweep.multipliers)),
-        "oracle_layer": layers[first.oracle_layer],
+        **{name: among(swept, values) for name, values in asdict(quality).items()},
+        "oracle_layer": _numbers(layers, first.oracle_layer),
     }
     if first.cross_fitted_layer is not None:
-        arrays["crossfit_layer"] = layers[first.cross_fitted_layer]
+        arrays["crossfit_layer"] = _numbers(layers, first.cross_fitted_layer)
     for name in controls:
         arrays[f"{name}/slope"] = sweep.slopes(name)
     for behavior, result in results.items():
@@ -258,6 +277,13 @@ def write_steerability(
                 if name in arrays:
                     arrays[f"{behavior}/{name}"] = arrays[name][rows]
     write_arrays(out / "steerability.npz", arrays)
+
+
+def _numbers(
+    layers: Int64[np.ndarray, " layer"], places: Int64[np.ndarray, " n *half"]
+) -> Int64[np.ndarray, " n *half"]:
+    """Numbers of the layers at some places; -1 stays."""
+    return np.where(places < 0, -1, layers[places])
 
 
 @contextmanager

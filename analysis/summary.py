@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +11,7 @@ from actcache.analysis.directions.discriminative import LayerScores
 from actcache.analysis.directions.planes import SiteScores
 from actcache.analysis.files import plain, typed, write_json
 from actcache.analysis.predict.outcome import DirectionSetScores, PredictorScores
+from actcache.analysis.sweep.comparison import ComparedSets, SetSlopes
 from actcache.analysis.sweep.steerability import LETTER_SAMPLES, BehaviorScores
 from actcache.analysis.sweep.strategies import SteerabilityScores, StrategyScore
 from actcache.errors import ActcacheError, FormatError, MismatchError
@@ -18,10 +19,12 @@ from actcache.errors import ActcacheError, FormatError, MismatchError
 __all__ = [  # the types that the report reads
     "LETTER_SAMPLES",
     "BehaviorScores",
+    "ComparedSets",
     "DirectionSetScores",
     "LayerScores",
     "PredictorScores",
     "SelfCheck",
+    "SetSlopes",
     "SiteScores",
     "SteerabilityScores",
     "StoreSummary",
@@ -45,6 +48,9 @@ class StoreSummary:
     d_model: int
     provenance: dict[str, Any]
     certificate: dict[str, Any] | None
+
+    build: dict[str, Any] = field(default_factory=dict)
+    """The settings that it was built with; empty in summaries of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,9 @@ class SweepSummary:
 
     mean_propensity: dict[str, tuple[tuple[float, ...], ...]]
     """`[layer, multiplier]` of each behavior, mean over test samples of all variants."""
+
+    compared: ComparedSets | None = None
+    """Other direction sets beside the difference of means; None where none was swept."""
 
 
 @dataclass(frozen=True, kw_only=True)

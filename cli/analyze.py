@@ -1,9 +1,9 @@
 """Answer from a store: directions, discriminative layers, the exact sweep, steerability.
 
-Writes OUT: directions.safetensors, moments.npz, sweep.zarr, steerability.npz, summary.json and
-pictures. A sweep in OUT that was run with the same settings is reused; an interrupted one is
-resumed. Only the stage sweep runs the model that the store was built with; the others read the
-store.
+Writes OUT: directions.safetensors, moments.npz, sweep.zarr, steerability.npz, summary.json,
+config.toml for --config, tables.md, report.html and pictures. A sweep in OUT that was run with the
+same settings is reused; an interrupted one is resumed. Only the sweep, which the stages sweep and
+predictors read, runs the model that the store was built with.
 """
 
 import argparse
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache import conventions
-from actcache.analysis.config import PREDICTORS, SWEEP, AnalyzeConfig
+from actcache.analysis.config import CONCEPTS, PREDICTORS, SWEEP, AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.cli.terminal import console
+from actcache.cli.terminal.config_file import write_config
 from actcache.cli.terminal.options import (
     add_dry_run,
     add_output,
@@ -41,6 +42,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--no-check", action="store_true", help="read the store without its checksums"
     )
     headings = {
+        CONCEPTS: "Directions at the token that attends to the marked span, in each layer.",
         SWEEP: "A preset sets what a published code does. A flag that is given wins.\n"
         f"{preset_help('sweep')}",
         PREDICTORS: "Which layer for which prompt (W2S), and which vector (L2S), with controls.",
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
-    if set(config.stages) - {"vectors", "layers"} and store.kind == "residuals":
+    if set(config.stages) - {"vectors", "layers", "concepts"} and store.kind == "residuals":
         choose_threads(store.d_model)
     check_analysis(store, config, device=args.device)
     if args.dry_run:
@@ -68,6 +70,7 @@ def run(args: argparse.Namespace) -> None:
         return
     _check_model(store, out, config, args)
     from actcache.analysis.pipeline import analyze
+    from actcache.analysis.results import CONFIG
     from actcache.cli.terminal.show import show_or_print  # imports rich
 
     results = analyze(
@@ -80,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
         check=not args.no_check,
     )
+    write_config(out / CONFIG, args, config)
     show_or_print(results.summary, as_json=args.json, out=out)
 
 
@@ -87,6 +91,7 @@ def dry_run(
     store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Estimate what the analysis costs; nothing is written."""
+    from actcache.analysis.predict.selections import learned_sets
     from actcache.analysis.sweep.forecast import forecast_analysis
     from actcache.build.forecast import why_not_loaded
 
@@ -95,6 +100,7 @@ def dry_run(
         store,
         None if args.overwrite else out / "sweep.zarr",  # with --overwrite nothing is reused
         config=config,
+        learned=() if store.kind != "residuals" else learned_sets(store, config),
         model=why_not_loaded(name, revision=store.config.get("revision"))
         or (lambda: _load(store, args)),
     )

@@ -1,22 +1,27 @@
 """Run a model once over prompts and store the residuals of the decisive tokens.
 
-DATA are .jsonl, .json or .csv files, a Hugging Face data set saved to a folder, or the id of one on
-the Hub; each file is a behavior. The format is recognized by its keys: prompt, positive, negative;
-question, answer_matching_behavior, answer_not_matching_behavior (MWE, CAA); positive and negative
-with prompt and response each (steering-bench); prompt, label. Every row is checked before the model
-is loaded.
+DATA are .jsonl, .json, .csv or .tsv files (also as .gz), .parquet files, a Hugging Face data set
+saved to a folder, the id of one on the Hub, or - for JSON on stdin; each file is a behavior. The
+format is recognized by its keys: prompt, positive, negative; question, answer_matching_behavior,
+answer_not_matching_behavior (MWE, CAA); positive and negative with prompt and response each
+(steering-bench); prompt, label; prompt alone. OpenAI's messages may stand for prompt; other keys
+become columns of the store. Every row is checked before the model is loaded. The settings are
+written to STORE.toml, for --config.
 """
 
 import argparse
+from pathlib import Path
 
 from actcache import conventions
 from actcache.build.config import KEPT, MODEL, PROMPTS, RUN, BuildConfig
 from actcache.cli.terminal import console
+from actcache.cli.terminal.config_file import write_config
 from actcache.cli.terminal.options import (
     add_dry_run,
     add_new_store,
     add_settings,
     given_settings,
+    key_map,
     note_ignored,
     preset_help,
 )
@@ -40,6 +45,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = groups[PROMPTS].add_argument
     add("--personas", metavar="FILE", help="JSON of the persona sentences that variants need")
     add("--limit", type=int, metavar="N", help="only the first N rows of each file")
+    add("--split", metavar="NAME", help="of data sets with splits, which to read (default: train)")
+    add(
+        "--map",
+        metavar="NAME=KEY,…",
+        help="read the key KEY of each row as NAME, for example prompt=question",
+    )
     groups[RUN].add_argument(
         "--reuse",
         action="append",
@@ -65,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
         args.data,
         config,
         limit=args.limit,
+        split=args.split,
+        map=key_map(args.map),
         personas=args.personas,
         reuse=args.reuse,
     )
@@ -81,6 +94,7 @@ def run(args: argparse.Namespace) -> None:
         reuse=args.reuse,
         progress=console.Bars(quiet=args.json),
     )
+    write_config(Path(f"{store.path}.toml"), args, config)
     console.print_result(describe(store), as_json=args.json)
 
 

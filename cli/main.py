@@ -2,30 +2,40 @@
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import NoReturn
 
 from actcache.cli import (
     analyze,
     build,
     chat,
+    concepts,
     demo,
     export,
     import_,
     info,
     merge,
+    report,
     steer,
     subset,
     verify,
 )
+from actcache.cli.terminal import completion
+from actcache.cli.terminal.config_file import ReadConfig
 from actcache.cli.terminal.last_resort import keep_trace
 from actcache.cli.terminal.process import is_file_limit, prepare_streams, raise_file_limit
 from actcache.cli.terminal.text import printable
 from actcache.errors import ActcacheError
+from actcache.names import suggestion
 
-COMMANDS = (demo, build, analyze, steer, chat, info, verify, subset, merge, export, import_)
+COMMANDS = (
+    *(demo, concepts, build, analyze, steer, report, chat),
+    *(info, verify, subset, merge, export, import_, completion),
+)
 
 INTERRUPTED = {
     **dict.fromkeys(
@@ -38,9 +48,19 @@ INTERRUPTED = {
 """What is left of a command after Ctrl-C; of all others nothing."""
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that names the nearest of the words that it takes."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with 2; of a wrong choice, ask whether the nearest one was meant."""
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        hint = suggestion(wrong[1], re.findall(r"'(.*?)'", wrong[2])) if wrong else ""
+        super().error(f"{message}. {hint}".rstrip() if hint else message.rstrip(". "))
+
+
 def parser() -> argparse.ArgumentParser:
     """Make the command line; each command's help is its module's docstring."""
-    top = argparse.ArgumentParser(prog="actcache", description=__doc__)
+    top = Parser(prog="actcache", description=__doc__)
     top.add_argument("--version", action="store_true", help="print the version and exit")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for module in COMMANDS:
@@ -53,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {module.EXAMPLE}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, parser=command, top=top)
         module.add_arguments(command)
         command.add_argument("--json", action="store_true", help="print one JSON document")
     return top
@@ -61,7 +81,15 @@ def parser() -> argparse.ArgumentParser:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; exits where help was asked for, or the usage is wrong."""
-    return parser().parse_args(_with_joined_multipliers(argv))
+    top, words = parser(), _with_joined_multipliers(argv)
+    try:
+        args, unknown = top.parse_known_args(words)
+    except ReadConfig:  # its settings are the defaults now
+        args, unknown = top.parse_known_args(words)
+    if unknown:
+        flags = getattr(args, "parser", top)._option_string_actions
+        top.error(f"unrecognized arguments: {' '.join(unknown)}. {suggestion(unknown[0], flags)}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = parse(sys.argv[1:] if argv is None else argv)
     except SystemExit as stop:
         return int(stop.code or 0)
+    except ActcacheError as error:  # of --config
+        return _fail(str(error))
     if args.version:
         from importlib.metadata import version
 

@@ -7,7 +7,8 @@ and tested once on test rows: the largest effect whose texts the unsteered model
 less likely, and that keep their form.
 
 Writes GEN: generations.jsonl (a line a text), configurations.json, summary.json, tables.md,
-curve.png and steering.safetensors, the chosen steering, for chat, export and other prompts.
+curve.png, config.toml for --config, and steering.safetensors, the chosen steering, for chat, export
+and other prompts.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from actcache.analysis.generation.config import CHOICE, JUDGE, STEERING, TEXTS, SteerConfig
 from actcache.cli.chat import add_model_options
 from actcache.cli.terminal import console
+from actcache.cli.terminal.config_file import write_config
 from actcache.cli.terminal.options import (
     add_dry_run,
     add_output,
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
         save=args.save,
         progress=console.Bars(quiet=args.json),
     )
+    write_config(Path(args.output) / "config.toml", args, config)
     from actcache.cli.terminal.show import show_texts
 
     if args.json:

@@ -38,12 +38,12 @@ RULES = {
     "errors": Rule(()),
     "lazy": Rule(()),
     "conventions": Rule(("errors",)),
-    "settings": Rule(("errors",)),
+    "settings": Rule(("errors", "names")),
     "identity": Rule(("errors",)),
     "notebook": Rule(()),
     "names": Rule(()),
     "hub": Rule(()),
-    "progress": Rule(("errors",)),
+    "progress": Rule(("errors", "notebook")),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
     "store": Rule(("store.storage", "store.copies", *GROUND), heavy=("torch_dataset",)),
@@ -71,18 +71,20 @@ RULES = {
     "analysis.stats": Rule(GROUND),
     "analysis.directions": Rule(("analysis.directions.fitting", "analysis.stats", *STORE)),
     "analysis.directions.fitting": Rule(
-        ("analysis.directions", "analysis.stats", *STORE), heavy=("rfm",)
+        ("analysis.directions", "analysis.stats", *STORE), heavy=("rfm", "krylov")
     ),
     "analysis.concepts": Rule(
         (
-            *("analysis.directions.fitting", "analysis.directions", "analysis.stats"),
+            *("analysis.concepts.summary", "analysis.directions.fitting"),
+            *("analysis.directions", "analysis.stats"),
             *("analysis.config", "analysis.names", "analysis.files", "build", "data", *STORE),
         ),
-        heavy=("stage",),
     ),
+    "analysis.concepts.summary": Rule(("analysis.files", "analysis.stats", *GROUND)),
     "analysis.sweep": Rule(
         (
             *("analysis.directions", "analysis.stats", "analysis.config"),
+            *("analysis.directions.fitting", "steering.files"),
             *("analysis.names", "build", "engine", "prompts", *STORE),
         ),
         heavy=("run", "forecast"),
@@ -140,7 +142,7 @@ RULES = {
     "analysis.report": Rule(
         (
             "analysis.report.html",
-            *("analysis.summary", "analysis.generation.summary"),
+            *("analysis.summary", "analysis.generation.summary", "analysis.concepts.summary"),
             *("analysis.names", "analysis.stats", *GROUND),
         )
     ),

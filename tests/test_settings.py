@@ -81,5 +81,5 @@ def test_configs_and_all_parsers_are_made_without_numpy_and_torch():
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():
-    with pytest.raises(ActcacheError, match="no setting 'wieght': did you mean 'weight'"):
+    with pytest.raises(ActcacheError, match=r"no setting 'wieght'\. Did you mean 'weight'"):
         check_names(Basket, ["owner", "wieght"])

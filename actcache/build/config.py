@@ -119,7 +119,8 @@ class BuildConfig:
         group=KEPT,
         help="where to read, of {words}; ln1 and ln2 are the outputs of a block's norms, _post of "
         "those after attention and MLP (Gemma 2 and 3); attention is its mass on the part of the "
-        'prompt that a row marks under "span"',
+        'prompt that a row marks under "span", attention_control that on a random part of equal '
+        "length",
     )
 
     answer: Answer = setting("first", group=KEPT, help="the answer token of a completion")

@@ -1,7 +1,7 @@
 """The whole build in one call: data files and a model's name in, a finished store out."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,13 @@ from actcache.build.place import require_place
 from actcache.conventions import NO_PRESET, build_settings
 from actcache.data.formats import read_samples
 from actcache.data.personas import expand_variants, load_personas
-from actcache.progress import SILENT, Progress
+from actcache.data.sources import Data
+from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_names
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:
     from actcache.build.plan import BuildPlan
-
-Data = str | Path | Sequence[str | Path]
-"""A file, a glob such as "rows/*.jsonl", a data set folder or a Hub id; or several of these."""
 
 log = logging.getLogger("actcache")
 
@@ -30,12 +28,14 @@ def build_store(
     model: str | Path,
     preset: str = NO_PRESET,
     limit: int | None = None,
+    split: str | None = None,
+    map: Mapping[str, str] | None = None,
     personas: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
     reuse: Sequence[str | Path] = (),
     note: Callable[[str], None] | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
     **settings: Any,
 ) -> Store:
     """Run a model once over rows of data, and keep its residuals in a store.
@@ -43,12 +43,16 @@ def build_store(
     All rows, the settings and the free disk space are checked before the model is loaded.
 
     Args:
-        data: files of rows, see `read_samples`; each file is a behavior.
+        data: files of rows, each a behavior; or rows in memory: a list of mappings, a DataFrame, a
+            `datasets.Dataset`; or a mapping of behaviors to any of these or to a list of prompts.
+            See `read_samples`.
         path: where the store will be; until it is complete it is `PATH.partial`.
         model: Hub id or local folder.
         preset: whose conventions to use: none, steering-bench, repepo or caa. Settings that are
             given win over it.
         limit: only the first so many rows of each file.
+        split: of data sets with several splits, which to read; by default `train`.
+        map: for keys that have another name in the data, `{"prompt": "question"}`.
         personas: JSON of the persona sentences that variants need, see `load_personas`.
         resume: continue an interrupted build.
         overwrite: replace a store at `path`.
@@ -66,11 +70,14 @@ def build_store(
 
     Example:
         `build_store("rows/*.jsonl", "tidy.zarr", model="gpt2", preset="caa", limit=100)`
+        `build_store({"greetings": ["Hello.", "How are you?"]}, "greetings.zarr", model="gpt2")`
     """
     check_names(BuildConfig, settings)
     config = BuildConfig(**build_settings(preset, {"model": str(model), **settings}))
     require_place(path, resume=resume, overwrite=overwrite)
-    plan = plan_store(data, config, limit=limit, personas=personas, reuse=reuse)
+    plan = plan_store(
+        data, config, limit=limit, split=split, map=map, personas=personas, reuse=reuse
+    )
     for sentence in plan.notes:
         if note is None:
             log.warning("actcache: %s", sentence)
@@ -86,6 +93,8 @@ def plan_store(
     config: BuildConfig,
     *,
     limit: int | None = None,
+    split: str | None = None,
+    map: Mapping[str, str] | None = None,
     personas: str | Path | None = None,
     reuse: Sequence[str | Path] = (),
 ) -> "BuildPlan":
@@ -95,12 +104,13 @@ def plan_store(
     """
     for store in reuse:
         open_store(store)
+    notes: list[str] = []
     samples = expand_variants(
-        read_samples(data, limit=limit),
+        read_samples(data, limit=limit, split=split, map=map, note=notes.append),
         config.variants,
         personas=load_personas(personas),
         separator=config.separator,
     )
     from actcache.build.plan import plan_build  # imports torch
 
-    return plan_build(samples, config)
+    return plan_build(samples, config, reading_notes=notes)

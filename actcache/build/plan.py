@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from actcache.build.config import BuildConfig
-from actcache.conventions import ATTENTION, NO_PRESET, expand_positions, find_preset
+from actcache.build.row_columns import RowColumns, row_columns
+from actcache.conventions import (
+    ATTENTION,
+    ATTENTION_CONTROL,
+    MASS_SITES,
+    NO_PRESET,
+    expand_positions,
+    find_preset,
+)
 from actcache.data.samples import Sample
 from actcache.data.splits import Leaks, assign_splits, count_leaks
 from actcache.engine.batching import Heads
@@ -25,9 +33,9 @@ from actcache.engine.model import (
 )
 from actcache.engine.tree_capture import capture_head, tokens_run
 from actcache.prompts.checks import CheckSummary, check_rows, first_ids
-from actcache.prompts.positions import check_template, of_samples
+from actcache.prompts.positions import check_template, from_the_end, of_samples
 from actcache.prompts.render import Rendered, Renderer, Rendering
-from actcache.prompts.spans import require_spans
+from actcache.prompts.spans import random_span, require_spans
 from actcache.store.schema import RowArray
 
 N_NAMED = 10
@@ -59,6 +67,12 @@ class BuildPlan:
 
     model_config: Any = field(repr=False)
     """The model's Hugging Face config."""
+
+    row_columns: RowColumns = field(repr=False)
+    """The columns that the rows bring themselves."""
+
+    reading_notes: Sequence[str] = ()
+    """What reading the rows had to say."""
 
     @property
     def n(self) -> int:
@@ -98,7 +112,7 @@ class BuildPlan:
         n_layers, n_heads = shape.num_hidden_layers, shape.num_attention_heads
         d_model = shape.hidden_size
         d_head = getattr(shape, "head_dim", None) or d_model // n_heads
-        widths = {"heads": n_heads * d_head, ATTENTION: n_heads}
+        widths = {"heads": n_heads * d_head, **dict.fromkeys(MASS_SITES, n_heads)}
         dtypes = (self.config.store_dtype, self.config.dtype, str(shape.dtype))
         dtype = next(dtype for dtype in dtypes if dtype != "auto").removeprefix("torch.")
         half = dtype in ("float16", "bfloat16")
@@ -107,7 +121,7 @@ class BuildPlan:
                 f"{site}/{position}",
                 n_layers=1 if site == "embed" else n_layers,
                 width=widths.get(site, d_model),
-                dtype="float16" if half and site != ATTENTION else "float32",
+                dtype="float16" if half and site not in MASS_SITES else "float32",
             )
             for site in self.config.sites
             for position in self.positions
@@ -122,15 +136,22 @@ class BuildPlan:
     def notes(self) -> list[str]:
         """What a user should know before the build: model, rows left out, conditions, leaks."""
         return [
+            *self.reading_notes,
+            *self.row_columns.notes,
             *_model_notes(self.config),
             *_left_out_notes(self.left_out),
             *_condition_notes(self),
             *_leak_notes(self.leaks),
+            *_label_notes(self.samples),
         ]
 
 
-def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
+def plan_build(
+    samples: Sequence[Sample], config: BuildConfig, *, reading_notes: Sequence[str] = ()
+) -> BuildPlan:
     """Render and check every sample, leave out what cannot be used, and assign splits.
+
+    `reading_notes` are what `read_samples` had to say; they come first among the plan's notes.
 
     Raises:
         RenderError: a row cannot be rendered or breaks what the preset needs, and bad rows are not
@@ -157,14 +178,21 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
     paired = usable[0].positive is not None
     positions = of_samples(expand_positions(config.positions), paired=paired)
     check_template(checked.rendered, positions)
+    rendered = checked.rendered
     if ATTENTION in config.sites:
-        require_spans([row.span for row in checked.rendered], [sample.id for sample in usable])
+        require_spans([row.span for row in rendered], [sample.id for sample in usable])
+    if ATTENTION_CONTROL in config.sites:
+        n_read = max(from_the_end(position) or 1 for position in positions)
+        rendered = tuple(
+            replace(row, control_span=random_span(row.prompt, row.span or (0, 0), n_read=n_read))
+            for row in rendered
+        )
     return BuildPlan(
         config=config,
         samples=[
             replace(sample, split=split) for sample, split in zip(usable, splits, strict=True)
         ],
-        rendered=checked.rendered,
+        rendered=rendered,
         left_out=checked.left_out,
         conditions=checked.conditions,
         positions=positions,
@@ -174,6 +202,8 @@ def plan_build(samples: Sequence[Sample], config: BuildConfig) -> BuildPlan:
             "context": context,
         },
         model_config=model_config,
+        row_columns=row_columns(usable, config.sites),
+        reading_notes=tuple(reading_notes),
     )
 
 
@@ -232,6 +262,14 @@ def _leak_notes(leaks: dict[str, Leaks]) -> list[str]:
                 "these splits put none there"
             )
     return notes
+
+
+def _label_notes(samples: Sequence[Sample]) -> list[str]:
+    labels = {sample.label for sample in samples}
+    if len(labels) > 1 or None in labels:
+        return []
+    note = f"note: all rows have the label '{labels.pop()}', and analyze compares two; actcache "
+    return [note + "merge joins this store with one of another label"]
 
 
 def _n_rows(names: Sequence[str]) -> str:

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from actcache.conventions import ATTENTION
-from actcache.data.samples import TEXT_COLUMNS, samples_digest
-from actcache.data.spans import SPAN
+from actcache.conventions import ATTENTION, ATTENTION_CONTROL
+from actcache.data.messages import history_text
+from actcache.data.samples import HISTORY, TEXT_COLUMNS, samples_digest
+from actcache.data.spans import CONTROL_SPAN, SPAN
 from actcache.prompts.render import PARTS
 from actcache.store.schema import Ragged
 
@@ -24,13 +25,17 @@ def columns(plan: "BuildPlan") -> dict[str, Any]:
     texts = {
         name: [str(getattr(sample, name) or "") for sample in samples] for name in TEXT_COLUMNS
     }
+    if any(sample.history for sample in samples):
+        texts[HISTORY] = [history_text(sample.history) for sample in samples]
     tokens = {
         f"{part}_tokens": Ragged.of([getattr(row, part) for row in rendered]) for part in PARTS
     }
     numbers = {"n_tokens": np.array([row.length for row in rendered], np.int64)}
     if ATTENTION in plan.config.sites:
         numbers[SPAN] = np.array([row.span for row in rendered], np.int64)
-    return {**texts, **tokens, **numbers}
+    if ATTENTION_CONTROL in plan.config.sites:
+        numbers[CONTROL_SPAN] = np.array([row.control_span for row in rendered], np.int64)
+    return {**texts, **tokens, **numbers, **plan.row_columns.values}
 
 
 def provenance(plan: "BuildPlan", model: "LanguageModel") -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from actcache.build.provenance import model_identity
-from actcache.data.spans import SPAN
+from actcache.data.spans import CONTROL_SPAN, SPAN
 from actcache.engine.model import LanguageModel, load_model
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, require_same
@@ -19,10 +19,11 @@ def rendered_rows(store: Store) -> list[Rendered]:
         Rendered(**{part: tuple(ids.tolist()) for part, ids in zip(PARTS, tokens, strict=True)})
         for tokens in zip(*columns, strict=True)
     ]
-    if SPAN not in store.columns:
-        return rows
-    spans = store[SPAN].tolist()
-    return [replace(row, span=(start, end)) for row, (start, end) in zip(rows, spans, strict=True)]
+    for field in (SPAN, CONTROL_SPAN):  # columns and fields have the same names
+        if field in store.columns:
+            spans = map(tuple, store[field].tolist())
+            rows = [replace(row, **{field: span}) for row, span in zip(rows, spans, strict=True)]
+    return rows
 
 
 def rendered_pairs(store: Store) -> list[Rendered]:

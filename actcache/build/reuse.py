@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.data.spans import SPAN
+from actcache.conventions import ATTENTION, ATTENTION_CONTROL
+from actcache.data.spans import CONTROL_SPAN, SPAN
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, first_difference
 from actcache.prompts.render import PARTS, Rendered
@@ -86,20 +87,54 @@ def find_reusable(
         **({"answer": answer} if reads_answers else {}),
         "arrays": {array.name: _shape(array) for array in arrays},
     }
-    with_span = any(array.dimension_names[2] == "head" for array in arrays)
+    columns = _span_columns(arrays)
     known: dict[bytes, tuple[int, int]] = {}
     for number, store in enumerate(stores):
         _require_compatible(store, required)
         parts = [store.ragged(f"{part}_tokens") for part in PARTS]
-        spans = store[SPAN].tolist() if with_span else [None] * store.n
+        spans = _spans(store, columns)
         for row, (*tokens, span) in enumerate(zip(*parts, spans, strict=True)):
             known.setdefault(_key([ids.tolist() for ids in tokens], span), (number, row))
     sources = np.full((2, len(rows)), -1, np.int64)  # store, and row in it
     for i, rendered in enumerate(rows):
-        span = list(rendered.span or (0, 0)) if with_span else None
-        key = _key([list(getattr(rendered, part)) for part in PARTS], span)
-        sources[:, i] = known.get(key, (-1, -1))
+        sources[:, i] = known.get(_key_of(rendered, columns), (-1, -1))
     return Reusable(stores, sources[0], sources[1])
+
+
+def first_equal_rows(
+    rows: Sequence[Rendered], arrays: Sequence[RowArray]
+) -> Int64[np.ndarray, " n"]:
+    """Find for each row of a build the first one that has its tokens, perhaps itself.
+
+    Prompts without a concept are the same for all concepts; they are run once.
+    """
+    columns = _span_columns(arrays)
+    first: dict[bytes, int] = {}
+    return np.array(
+        [first.setdefault(_key_of(row, columns), number) for number, row in enumerate(rows)],
+        np.int64,
+    )
+
+
+def _span_columns(arrays: Sequence[RowArray]) -> list[str]:
+    """The columns of the spans that a build reads attention on."""
+    sites = {array.name.partition("/")[0] for array in arrays}
+    return [
+        column
+        for site, column in ((ATTENTION, SPAN), (ATTENTION_CONTROL, CONTROL_SPAN))
+        if site in sites
+    ]
+
+
+def _key_of(row: Rendered, columns: Sequence[str]) -> bytes:
+    spans = [list(getattr(row, column) or (0, 0)) for column in columns]
+    return _key([list(getattr(row, part)) for part in PARTS], spans)
+
+
+def _spans(store: Store, columns: Sequence[str]) -> Sequence[Sequence[Sequence[int]]]:
+    """The spans of each row, those that the build reads attention on."""
+    values = [store[column].tolist() for column in columns]
+    return list(zip(*values, strict=True)) if values else [()] * store.n
 
 
 def _require_compatible(store: Store, required: Mapping[str, Any]) -> None:
@@ -130,6 +165,6 @@ def _shape(array: RowArray) -> dict[str, Any]:
     return {"layers": array.n_layers, "width": array.width, "dtype": array.dtype}
 
 
-def _key(parts: Sequence[Sequence[int]], span: Sequence[int] | None) -> bytes:
+def _key(parts: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> bytes:
     """Hash a row's tokens; equal hashes mean equal tokens."""
-    return hashlib.blake2b(repr((parts, span)).encode(), digest_size=16).digest()
+    return hashlib.blake2b(repr((parts, list(spans))).encode(), digest_size=16).digest()

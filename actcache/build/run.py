@@ -1,6 +1,6 @@
 """The build: a plan and a model in, a finished store out, shard by shard."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +17,8 @@ from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
 from actcache.build.provenance import MODE, columns, model_identity, provenance
-from actcache.build.reuse import Reusable, find_reusable
-from actcache.conventions import ATTENTION
+from actcache.build.reuse import Reusable, find_reusable, first_equal_rows
+from actcache.conventions import MASS_SITES
 from actcache.engine.batching import Budget, Heads, run_batches
 from actcache.engine.model import DTYPES, LanguageModel, load_model
 from actcache.engine.self_check import CaptureFunction, check_capture
@@ -107,8 +107,16 @@ def run_build(
             ThreadPoolExecutor(1) as committer,
         ):
             advance(writer.committed)
-            shards = _Shards(plan, model, read, arrays, reused)
             pending: Future[None] | None = None
+
+            def written() -> Store:
+                """The shards so far, all of them on disk."""
+                if pending is not None:
+                    pending.result()
+                return open_store(path, partial=True)
+
+            first = first_equal_rows(plan.rendered, arrays)
+            shards = _Shards(plan, model, read, arrays, reused, first, written)
             for rows, blocks in shards.rest(writer):
                 # The last shard is written while the next one is computed.
                 if pending is not None:
@@ -164,8 +172,8 @@ def _arrays(plan: BuildPlan, model: LanguageModel) -> list[RowArray]:
             f"{site}/{position}",
             n_layers=1 if site == "embed" else model.n_layers,
             width=model.width_of(site),
-            dtype=cast("Dtype", "float32" if site == ATTENTION else store_dtype),  # it checks them
-            dimension_names=("n", "layer", "head" if site == ATTENTION else "d_model"),
+            dtype=cast("Dtype", "float32" if site in MASS_SITES else store_dtype),  # it checks them
+            dimension_names=("n", "layer", "head" if site in MASS_SITES else "d_model"),
         )
         for site in config.sites
         for position in plan.positions
@@ -182,6 +190,12 @@ class _Shards:
     arrays: Sequence[RowArray]
     reused: Reusable | None
 
+    first: Int64[np.ndarray, " n"]
+    """For each row the first one with the same tokens, which is run for both."""
+
+    written: Callable[[], Store]
+    """Opens the shards that have been committed."""
+
     def rest(self, writer: Writer) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
         """Compute the shards that are not committed yet: row numbers, and `[n, layer, width]`."""
         n, costs = self.plan.n, self.plan.costs
@@ -197,12 +211,14 @@ class _Shards:
                 np.arange(len(rows)) if self.reused is None else self.reused.fill(blocks, start)
             )
 
+            to_run, repeated = self._without_repeats(to_run, start)
             run_batches(
                 [costs[start + i] for i in to_run],
                 budget=budget,
                 run=partial(self._run_batch, blocks, start, to_run),
                 heads=self._heads((start + to_run).tolist()),
             )
+            self._copy_repeats(blocks, repeated, start)
             yield rows, {name: block.swapaxes(0, 1) for name, block in blocks.items()}
 
     def _heads(self, rows: Sequence[int]) -> Heads:
@@ -210,6 +226,25 @@ class _Shards:
         heads = self.plan.heads(rows)
         shares = heads is not None and group_by_beginning(heads) and self.model.can_share_beginnings
         return heads if shares else None
+
+    def _without_repeats(
+        self, to_run: Int64[np.ndarray, " _"], start: int
+    ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
+        """Part the places of a shard into those to run and those that repeat an earlier row."""
+        repeats = self.first[start + to_run] < start + to_run
+        return to_run[~repeats], to_run[repeats]
+
+    def _copy_repeats(
+        self, blocks: Mapping[str, np.ndarray], repeated: Int64[np.ndarray, " _"], start: int
+    ) -> None:
+        """Copy rows that repeat one of this shard, or of a shard that is on disk."""
+        source = self.first[start + repeated]
+        earlier = source < start
+        for name, block in blocks.items():
+            block[:, repeated[~earlier]] = block[:, source[~earlier] - start]
+            if earlier.any():
+                values = self.written().array(name).stored[source[earlier]]
+                block[:, repeated[earlier]] = values.swapaxes(0, 1)
 
     def _run_batch(
         self,

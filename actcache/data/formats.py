@@ -1,22 +1,26 @@
-"""Rows of data files as samples: the format is told by the keys, and every row is checked.
+"""Rows of data as samples: the format is told by the keys, and every row is checked.
 
 A bad row stops here with one line that names file, line, key and remedy, before a model is loaded.
-`readers` decodes the files; nothing here knows tokens, models or stores.
+`sources` opens the data; nothing here knows tokens, models or stores.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from actcache.conventions import SPLITS, VARIANTS
-from actcache.data.readers import RawRow, expand_globs, json_type, raw_rows
-from actcache.data.samples import Sample, letter_of
-from actcache.data.spans import marked_span
+from actcache.data.messages import MESSAGES, read_messages
+from actcache.data.readers import RawRow, json_type
+from actcache.data.samples import History, Sample, letter_of
+from actcache.data.sources import Data, RowSource, open_sources
+from actcache.data.spans import SPAN, marked_span
+from actcache.data.tables import Note
 from actcache.errors import RowError
-from actcache.names import name_problem
+from actcache.names import name_problem, suggestion
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ class _Format:
         return tuple(dict.fromkeys(key.partition(".")[0] for key in self.keys.values()))
 
     @cached_property
+    def read_keys(self) -> frozenset[str]:
+        """The keys of a row that are read into a sample; all others are kept beside it."""
+        return frozenset((*self.outer_keys, *_OPTIONAL_KEYS, SPAN, *self.keys))
+
+    @cached_property
     def fields(self) -> list[tuple[str, str, _Field]]:
         """Name and key of each field that a row may hold, and what it may hold there."""
         keys = {**self.keys, **_OPTIONAL_KEYS}
@@ -71,31 +80,52 @@ class _Format:
 _PAIR = ("prompt", "positive", "negative")
 _MWE = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 _BENCH = ("positive.prompt", "positive.response", "negative.response")
+_PLAIN = _Format("prompt", {"prompt": "prompt"})
 _FORMATS = (
     _Format("pair", dict(zip(_PAIR, _PAIR, strict=True))),
     _Format("MWE", dict(zip(_PAIR, _MWE, strict=True))),
     _Format("steering-bench", dict(zip(_PAIR, _BENCH, strict=True))),  # a pair without a prompt
     _Format("label", {"prompt": "prompt", "label": "label"}),
+    _PLAIN,
 )
+_COMPLETIONS = (*_PAIR[1:], *_MWE[1:])
+_KEYS = (*_FIELDS, MESSAGES, SPAN, *_MWE)
+"""All keys that mean something."""
+
+_NEAR = 0.85
+"""How alike a key must be to one that means something, for a note that it does not."""
 
 
 def read_samples(
-    paths: str | Path | Sequence[str | Path], *, limit: int | None = None
+    data: Data,
+    *,
+    limit: int | None = None,
+    split: str | None = None,
+    map: Mapping[str, str] | None = None,
+    note: Note = lambda _sentence: None,
 ) -> list[Sample]:
     """Read and check the rows of one or more data sources.
 
     Each source has one format, told by the keys of its first row:
     `prompt, positive, negative` (texts); `question, answer_matching_behavior,
     answer_not_matching_behavior` (Model-Written Evaluations, and CAA); `positive, negative`
-    (objects with `prompt` and `response`, as steering-bench writes them); `prompt, label`. A row
-    may also have `id`, `behavior`, `split`, `system`, `variant` and `span` (see `marked_span`);
-    other keys are ignored. Null and an empty csv cell count as missing. Completions are used as
-    given; labels are stripped.
+    (objects with `prompt` and `response`, as steering-bench writes them); `prompt, label`; `prompt`
+    alone. `messages` may stand for `prompt` (see `read_messages`). A row may also have `id`,
+    `behavior`, `split`, `system`, `variant` and `span` (see `marked_span`); other keys are kept in
+    `Sample.extra`. Null and an empty csv cell count as missing. Completions are used as given;
+    labels are stripped.
 
     Args:
-        paths: `.jsonl`, `.json` or `.csv` files, or globs of them such as "rows/*.jsonl"; folders
-            made by `datasets.save_to_disk`, Hub ids (these two with an optional `:split`).
+        data: a `.jsonl`, `.json`, `.csv` or `.tsv` file, each also as `.gz`; a `.parquet` file; `-`
+            for JSON on stdin; globs of files such as "rows/*.jsonl"; folders made by
+            `datasets.save_to_disk` and Hub ids (these two with an optional `:split`); or a list of
+            these. Or rows in memory: a list of mappings, a pandas DataFrame, a `datasets.Dataset`
+            or `DatasetDict`. Or a mapping of behaviors to any of these or to a list of prompts.
         limit: read only the first so many rows of each source.
+        split: of data sets with several splits, which to read; by default `train`.
+        map: for each key that a row should have, the name that it has in the data, for example
+            `{"prompt": "question"}`.
+        note: called with each sentence about what is ignored, or looks like a mistake.
 
     Returns:
         The samples in order of sources and rows. `split` is empty where the row has none.
@@ -104,65 +134,125 @@ def read_samples(
         RowError: a source or a row cannot be used; names the place, what was found, the remedy.
 
     Example:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "mood.jsonl"
-        >>> _ = path.write_text('{"prompt": "Well?", "positive": " (A)", "negative": " (B)"}')
-        >>> [(s.id, s.letter, s.positive) for s in read_samples([path])]
+        >>> rows = [{"prompt": "Well?", "positive": " (A)", "negative": " (B)"}]
+        >>> [(s.id, s.letter, s.positive) for s in read_samples({"mood": rows})]
         [('mood/0', 'A', ' (A)')]
+        >>> [s.prompt for s in read_samples({"greetings": ["Hello.", "How are you?"]})]
+        ['Hello.', 'How are you?']
     """
     if limit is not None and limit < 1:
         raise RowError(f"--limit is {limit}, expected at least 1. Drop it to read all rows.")
-    if not paths:
-        raise RowError(
-            "no data given, expected at least one file. Pass a .jsonl, .json or .csv file."
-        )
     samples: list[Sample] = []
     places: dict[str, str] = {}
-    kinds: dict[bool, str] = {}  # whether a sample has a label -> the first place of that kind
-    for path in expand_globs([paths] if isinstance(paths, str | Path) else paths):
+    kinds: dict[str, str] = {}  # the kind of a sample -> the first place of that kind
+    for source in open_sources(data, split=split, note=note):
         n_before = len(samples)
-        for sample, place in _source_samples(path, limit):
-            if sample.id in places:
-                raise RowError(
-                    f"{place}: the id '{sample.id}' is already used by {places[sample.id]}, "
-                    'expected a unique one. Change "id", or pass each file once, under its own '
-                    "name."
-                )
-            places[sample.id] = place
-            samples.append(sample)
-            kinds.setdefault(sample.label is not None, place)
-            if len(kinds) == 2:
-                raise RowError(
-                    f"{kinds[True]} has a label, {kinds[False]} has two completions; a store holds "
-                    "one kind. Build two stores."
-                )
+        with closing(_source_samples(source, limit, map or {}, note)) as checked:
+            for sample, place in checked:
+                if sample.id in places:
+                    raise RowError(
+                        f"{place}: the id '{sample.id}' is already used by {places[sample.id]}, "
+                        'expected a unique one. Change "id", or pass each file once, under its own '
+                        "name."
+                    )
+                places[sample.id] = place
+                samples.append(sample)
+                kinds.setdefault(sample.kind, place)
+                if len(kinds) == 2:
+                    (kind, first), (other, second) = kinds.items()
+                    raise RowError(
+                        f"{first} {_HAS[kind]}, {second} {_HAS[other]}; a store holds one "
+                        "kind. Build two stores."
+                    )
         if len(samples) == n_before:
-            raise RowError(f"'{path}' is empty, expected at least one row. Add rows, or drop it.")
-    _check_labels(samples, limit)
+            raise RowError(
+                f"{source.place} is empty, expected at least one row. Add rows, or drop it."
+            )
     return samples
 
 
-def _source_samples(path: str | Path, limit: int | None) -> Iterator[tuple[Sample, str]]:
-    behavior, rows = raw_rows(path)
+_HAS = {
+    "pair": "has two completions",
+    "label": "has a label",
+    "prompt": "has a prompt alone",
+}
+
+
+def _source_samples(
+    source: RowSource, limit: int | None, key_map: Mapping[str, str], note: Note
+) -> Generator[tuple[Sample, str], None, None]:
     first: tuple[_Format, str] | None = None
-    for number, row in enumerate(islice(rows, limit)):
-        row_format = _format_of(row, first)
-        first = first or (row_format, row.place)
-        yield _sample(row, row_format, behavior=behavior, number=number), row.place
+    n_answers = 0
+    extra: dict[str, None] = {}
+    with closing(source.rows):
+        for number, raw in enumerate(islice(source.rows, limit)):
+            row, history, has_answer = _prepared(raw, key_map, is_first=first is None)
+            row_format = _format_of(row, first)
+            first = first or (row_format, row.place)
+            sample = _sample(row, row_format, history, behavior=source.behavior, number=number)
+            n_answers += has_answer
+            extra |= dict.fromkeys(sample.extra)
+            yield sample, row.place
+    if n_answers:
+        note(
+            f"{source.place}: in {n_answers} row{'s'[: n_answers > 1]} the answer that ends "
+            f"'{MESSAGES}' is ignored: a prompt ends where the answer begins"
+        )
+    for key in extra:
+        near = get_close_matches(key, _KEYS, n=1, cutoff=_NEAR)
+        if key == MESSAGES:
+            note(
+                f"{source.place}: '{MESSAGES}' is kept as a column: 'prompt' is read. To read the "
+                f"conversations, rename that with --map"
+            )
+        elif near:
+            note(
+                f"{source.place}: the key '{key}' is kept as a column. If '{near[0]}' was meant: "
+                f"--map {near[0]}={key}"
+            )
+
+
+def _prepared(
+    raw: RawRow, key_map: Mapping[str, str], *, is_first: bool
+) -> tuple[RawRow, History, bool]:
+    """A row with its keys renamed, and its conversation taken apart."""
+    values = dict(raw.values)
+    for name, key in key_map.items():
+        if is_first and key not in raw.values:
+            raise RowError(
+                f"{raw.place}: --map {name}={key} names '{key}', but the keys are "
+                f"{', '.join(raw.values) or 'none'}. {suggestion(key, raw.values)}Name one of them."
+            )
+        values.pop(key, None)
+    for name, key in key_map.items():
+        if name in values:
+            raise RowError(
+                f"{raw.place}: --map {name}={key} would replace the row's own '{name}', expected a "
+                f"new name. Rename that one too: --map {name}={key},other_{name}={name}."
+            )
+        values[name] = raw.values.get(key)
+    row = RawRow(values, raw.place, raw.source)
+    if values.get(MESSAGES) is None or "prompt" in values or "question" in values:
+        return row, (), False
+    return read_messages(row)
 
 
 def _format_of(row: RawRow, first: tuple[_Format, str] | None) -> _Format:
     """Tell a row's format by its keys; the source's first row decides for all."""
     row_format = next((f for f in _FORMATS if all(k in row.values for k in f.outer_keys)), None)
-    if row_format is None and first is not None:
+    if first is not None and (
+        row_format is None or (row_format is _PLAIN and first[0] is not _PLAIN)
+    ):
         missing = next(key for key in first[0].outer_keys if key not in row.values)
         raise RowError(f"{row.place}: '{missing}' {_problem(None, _FIELDS['prompt'])}")
-    if row_format is None:
+    half = [key for key in _COMPLETIONS if row.values.get(key) is not None]
+    if row_format is None or (row_format is _PLAIN and half):
         keys = ", ".join(row.values) or "none"
         known = "; ".join(f"{f.name}: {', '.join(f.outer_keys)}" for f in _FORMATS)
+        near = next((s for k in row.values if k not in _KEYS and (s := suggestion(k, _KEYS))), "")
         raise RowError(
-            f"{row.place}: the keys are {keys}, expected those of a format ({known}). Rename the "
-            "keys."
+            f"{row.place}: the keys are {keys}, expected those of a format ({known}; 'messages' "
+            f"may stand for 'prompt'). {near}Rename the keys, or pass --map NAME=KEY."
         )
     if first is not None and row_format is not first[0]:
         raise RowError(
@@ -172,7 +262,9 @@ def _format_of(row: RawRow, first: tuple[_Format, str] | None) -> _Format:
     return row_format
 
 
-def _sample(row: RawRow, row_format: _Format, *, behavior: str, number: int) -> Sample:
+def _sample(
+    row: RawRow, row_format: _Format, history: History, *, behavior: str, number: int
+) -> Sample:
     if row_format.name == "pair" and row.values.get("label") is not None:
         raise RowError(
             f"{row.place}: has a 'label' as well as two completions, expected one or the other. "
@@ -197,11 +289,16 @@ def _sample(row: RawRow, row_format: _Format, *, behavior: str, number: int) -> 
             f"{row.place}: both completions are {_quoted(positive.strip())}, expected two that "
             "differ. Change one, or drop the row."
         )
+    mark = marked_span(row, prompt=fields["prompt"], system=fields["system"])
     return Sample(
         **fields,
         letter=letter_of(positive, negative),
-        span=marked_span(row, fields["prompt"]),
+        span=mark.span,
+        span_part=mark.part,
+        span_text=mark.text,
         source=row.source,
+        history=history,
+        extra={key: x for key, x in row.values.items() if key not in row_format.read_keys},
     )
 
 
@@ -261,16 +358,6 @@ def _problem(value: object, field: _Field) -> str | None:
         problem = name_problem(value.strip(), is_id=field.is_id)
         return problem and f"{problem}. Rename it."
     return None
-
-
-def _check_labels(samples: list[Sample], limit: int | None) -> None:
-    labels = {sample.label for sample in samples}
-    if len(labels) == 1 and None not in labels:
-        remedy = "Raise --limit" if limit is not None else "Add rows of another label"
-        raise RowError(
-            f"all {len(samples)} rows have the label {_quoted(str(*labels))}, expected at least "
-            f"two labels. {remedy}."
-        )
 
 
 def _quoted(value: str) -> str:

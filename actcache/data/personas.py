@@ -12,6 +12,7 @@ from typing import Any
 
 from actcache.conventions import VARIANTS
 from actcache.data.samples import Sample
+from actcache.data.spans import NOTHING, span_in_persona
 from actcache.errors import RowError
 
 _BUILT_IN = Path(__file__).with_name("personas.json")
@@ -58,24 +59,26 @@ def expand_variants(
 
     `base` leaves a sample as it is. `sys_pos` and `sys_neg` make the persona's sentence the system
     message, instead of the row's or the build's. `user_pos` and `user_neg` put it before the
-    prompt. A sample that came with another variant than `base` was framed by its author and stays
-    as it is. The ids of variants end in `@<variant>`.
+    prompt. A marked text that the row itself lacks is marked in that sentence. A sample that came
+    with another variant than `base` was framed by its author and stays as it is. The ids of
+    variants end in `@<variant>`.
 
     The separator goes between sentence and prompt: a blank line as in the code of Tan et al. 2024,
     nothing in steering-bench.
 
     Raises:
-        RowError: a variant is unknown, given twice or not at all, a persona is missing, or two
-            samples get one id.
+        RowError: a variant is unknown, given twice or not at all, a persona is missing, a marked
+            text is nowhere, or two samples get one id.
     """
     _check_variants(variants)
     result = [
         framed
         for sample in samples
-        for framed in (
+        for framed in _with_spans(
+            sample,
             [_framed(sample, variant, personas, separator) for variant in variants]
             if sample.variant == "base"
-            else [sample]
+            else [sample],
         )
     ]
     sources: dict[str, str] = {}
@@ -103,12 +106,40 @@ def _framed(
         )
     persona = personas[sample.behavior]
     sentence = persona.positive if variant.endswith("_pos") else persona.negative
-    name = f"{sample.id}@{variant}"
-    if variant.startswith("sys_"):
-        return replace(sample, id=name, variant=variant, system=sentence)
-    before = sentence + separator
-    span = sample.span and (sample.span[0] + len(before), sample.span[1] + len(before))
-    return replace(sample, id=name, variant=variant, prompt=before + sample.prompt, span=span)
+    in_system = variant.startswith("sys_")
+    before = "" if in_system else sentence + separator
+    span, part = sample.span, sample.span_part
+    if part == "persona" or (in_system and part == "system"):
+        part = "system" if in_system else "prompt"
+        span = span_in_persona(sample.span_text, sentence)
+    elif span is not None and part == "prompt":
+        span = (span[0] + len(before), span[1] + len(before))
+    return replace(
+        sample,
+        id=f"{sample.id}@{variant}",
+        variant=variant,
+        system=sentence if in_system else sample.system,
+        prompt=before + sample.prompt,
+        span=span,
+        span_part=part,
+    )
+
+
+def _with_spans(sample: Sample, variants: Sequence[Sample]) -> list[Sample]:
+    """Refuse a row whose marked text is nowhere; where only a persona has it, others mark none."""
+    if sample.span_part != "persona":
+        return list(variants)
+    marked = [
+        replace(v, span=NOTHING, span_part="prompt") if v.span_part == "persona" else v
+        for v in variants
+    ]
+    if all(v.span == NOTHING for v in marked):
+        raise RowError(
+            f"{sample.source}: 'span' is {sample.span_text!r}, which occurs in the prompt 0 times, "
+            "and in no persona's sentence, expected once. Write a text of one of them, or the "
+            "characters as [start, end]."
+        )
+    return marked
 
 
 def _check_variants(variants: Sequence[str]) -> None:

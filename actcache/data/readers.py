@@ -1,25 +1,33 @@
-"""Raw rows of a file, folder or Hub id, each with its place for messages.
+"""Raw rows of text files and of stdin, each with its place for messages.
 
-Reads `.jsonl` line by line, `.json`, `.csv`, and data sets of the `datasets` package. What the keys
-of a row mean is up to `formats`.
+Reads `.jsonl` line by line, `.json`, `.csv` and `.tsv`, each also as `.gz`. `tables` reads what has
+columns, `sources` chooses between them, and what the keys of a row mean is up to `formats`.
 """
 
 import csv
-import importlib
+import gzip
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+import sys
+import zlib
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actcache.errors import RowError
-from actcache.hub import first_sentence, prepare_hub
 
-_READ = "Pass a .jsonl, .json or .csv file, a folder made by save_to_disk, or a Hub id."
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?", re.ASCII)
-_FILE_LIKE = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow", ".gz", ".zip")
+MAX_LINE = 64 << 20
+"""Bytes of a line of `.jsonl`. A longer one is no row, and would fill the memory."""
+
+MAX_GROWTH = 200
+"""How many times larger than its file a `.gz` may become, beyond `MAX_LINE`. Text grows 3 to 20
+times; a file that grows more was made to fill a memory."""
+
+STDIN = "-"
+"""The path that stands for stdin."""
 
 
 @dataclass(frozen=True)
@@ -36,74 +44,94 @@ class RawRow:
     """The same in short: file name and number."""
 
 
-def expand_globs(paths: Sequence[str | Path]) -> list[str | Path]:
-    """Replace each glob by the files that match it, sorted; `**` also matches folders."""
-    expanded: list[str | Path] = []
-    for path in paths:
-        if not set("*?[") & set(str(path)) or Path(path).exists():
-            expanded.append(path)
-            continue
-        root = Path(path).anchor
-        matches = sorted(Path(root).glob(str(Path(path).relative_to(root))))
-        if not matches:
-            raise RowError(f"no file matches '{path}'. {_READ}")
-        expanded += matches
-    return expanded
+RawRows = Generator[RawRow, None, None]
+"""Rows that are read while iterating; closing it closes the file."""
 
 
-def raw_rows(path: str | Path) -> tuple[str, Iterator[RawRow]]:
-    """Open a data source: the behavior it is named after, and its rows, read lazily.
-
-    The path is that of a `.jsonl`, `.json` or `.csv` file in UTF-8, with or without BOM; of a
-    folder that `datasets.save_to_disk` made; or, where nothing lies there, a Hub id. The last two
-    may end in `:split`, else `train` is read. Damaged rows are refused while iterating.
-    """
-    text = str(path)
-    place = Path(text)
-    if not text:
-        raise RowError(f"the path of the data is empty. {_READ}")
-    if place.is_dir():
-        return place.resolve().name, _folder(place, split=None)
-    if place.exists():
-        return place.stem, _file(place)
-    before, colon, split = text.rpartition(":")
-    if colon and before and Path(before).is_dir():
-        return Path(before).resolve().name, _folder(Path(before), split=split)
-    if not _HUB_ID.fullmatch(text) or place.suffix.lower() in _FILE_LIKE:
-        raise RowError(f"no file at '{text}'. {_READ}")
-    name = before if colon else text
-    return name.rpartition("/")[2], _hub(name, split=split if colon else "train")
+def suffix_of(path: Path) -> str:
+    """The suffix that says how a file is read, without `.gz`."""
+    name = path.name.lower().removesuffix(".gz")
+    return Path(name).suffix
 
 
-def _file(path: Path) -> Iterator[RawRow]:
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise RowError(
-            f"'{path}' ends in '{path.suffix}', expected .jsonl, .json or .csv. "
-            "Convert the file, or rename it after what it holds."
-        )
+def stem_of(path: Path) -> str:
+    """The name of a file without the suffixes that say how it is read."""
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def text_rows(path: Path) -> RawRows:
+    """Read a text file, lazily if it is `.jsonl`. Damaged rows are refused while iterating."""
+    read = TEXT_FORMATS[suffix_of(path)]
     try:
-        yield from reader(path)
+        with path.open("rb") as file:
+            yield from read(_unzipped(file, path), path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise RowError(
+            f"'{path}' is not a whole gzip file ({first_line(error)}). Compress it again, or drop "
+            ".gz from its name if it is not compressed."
+        ) from error
     except OSError as error:
         raise RowError(
             f"cannot read '{path}' ({error.strerror}). Check the file and its permissions."
         ) from error
 
 
-def _jsonl(path: Path) -> Iterator[RawRow]:
-    offset = 0
-    with path.open("rb") as lines:  # bytes split at "\n" only, text at U+2028 and others too
-        for number, line in enumerate(lines, start=1):
-            place = f"'{path}' line {number}"
-            text = _decoded(line, path, offset)
-            offset += len(line)
-            if text.strip():
-                yield RawRow(_object(_parsed(text, place), place), place, f"{path.name}:{number}")
+def stdin_rows() -> RawRows:
+    """Read JSON from stdin: one object a line, or a list of them."""
+    name = Path("stdin")
+    file = io.BufferedReader(sys.stdin.buffer)  # type: ignore[type-var]
+    try:
+        start = file.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+        yield from (_json if start == b"[" else _jsonl)(file, name)
+    finally:
+        file.detach()  # closing it would close stdin
 
 
-def _json(path: Path) -> Iterator[RawRow]:
-    text = _decoded(path.read_bytes(), path, 0)
+def _unzipped(file: io.BufferedIOBase, path: Path) -> io.BufferedIOBase:
+    if path.suffix.lower() != ".gz":
+        return file
+    return io.BufferedReader(_Bounded(gzip.GzipFile(fileobj=file), path))
+
+
+class _Bounded(io.RawIOBase):
+    """What a `.gz` holds, until it is too much for its size."""
+
+    def __init__(self, unzipped: Any, path: Path):
+        self._unzipped, self._path, self._n_read = unzipped, path, 0
+        self._most = max(MAX_GROWTH * path.stat().st_size, MAX_LINE)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        n_read: int = self._unzipped.readinto(buffer)
+        self._n_read += n_read
+        if self._n_read > self._most:
+            raise RowError(
+                f"'{self._path}' becomes more than {MAX_GROWTH} times as large when it is "
+                "unzipped, expected text. Unzip it yourself, and pass what it holds."
+            )
+        return n_read
+
+
+def _jsonl(file: io.BufferedIOBase, path: Path) -> RawRows:
+    offset = 0  # bytes split at "\n" only, text at U+2028 and others too
+    lines = iter(partial(file.readline, MAX_LINE + 1), b"")
+    for number, line in enumerate(lines, start=1):
+        place = f"'{path}' line {number}"
+        if len(line) > MAX_LINE:
+            raise RowError(
+                f"{place} is longer than {MAX_LINE >> 20} MB, expected one row a line. Write each "
+                "object on a line of its own."
+            )
+        text = _decoded(line, path, offset)
+        offset += len(line)
+        if text.strip():
+            yield RawRow(_object(_parsed(text, place), place), place, f"{path.name}:{number}")
+
+
+def _json(file: io.BufferedIOBase, path: Path) -> RawRows:
+    text = _decoded(file.read(), path, 0)
     if not text.strip():
         return
     rows = _parsed(text, f"'{path}'")
@@ -117,14 +145,15 @@ def _json(path: Path) -> Iterator[RawRow]:
         yield RawRow(_object(row, place), place, f"{path.name}:{number}")
 
 
-def _csv(path: Path) -> Iterator[RawRow]:
-    text = _decoded(path.read_bytes(), path, 0)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def _csv(file: io.BufferedIOBase, path: Path, *, delimiter: str = ",") -> RawRows:
+    text = _decoded(file.read(), path, 0)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    separator = "tab" if delimiter == "\t" else "comma"
     header: list[str] | None = None
     end = 0  # a row may span several lines: messages name its first
     try:
-        for cells in reader:
-            start, end = end + 1, reader.line_num
+        for cells in rows:
+            start, end = end + 1, rows.line_num
             place = f"'{path}' line {start}"
             if not cells:
                 continue  # a blank line
@@ -134,15 +163,24 @@ def _csv(path: Path) -> Iterator[RawRow]:
             if len(cells) != len(header):
                 raise RowError(
                     f"{place} has {len(cells)} cells, the header {len(header)}. "
-                    "Quote cells that hold a comma or a line break."
+                    f"Quote cells that hold a {separator} or a line break."
                 )
             values = {key: cell or None for key, cell in zip(header, cells, strict=True)}
             yield RawRow(values, place, f"{path.name}:{start}")
     except csv.Error as error:
         raise RowError(
-            f"'{path}' line {end + 1}: not CSV ({error}). Quote the cell and double the quotes "
-            "in it, or write .jsonl."
+            f"'{path}' line {end + 1}: not {'TSV' if delimiter == chr(9) else 'CSV'} ({error}). "
+            "Quote the cell and double the quotes in it, or write .jsonl."
         ) from error
+
+
+TEXT_FORMATS: dict[str, Callable[[io.BufferedIOBase, Path], RawRows]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".tsv": partial(_csv, delimiter="\t"),
+}
+"""The readers of text files by suffix."""
 
 
 def _header(cells: list[str], place: str) -> list[str]:
@@ -152,71 +190,6 @@ def _header(cells: list[str], place: str) -> list[str]:
             problem = f"'{key}' {header.count(key)} times" if key else "a column without a name"
             raise RowError(f"{place}: the header has {problem}. Give each column its own name.")
     return header
-
-
-def _folder(path: Path, *, split: str | None) -> Iterator[RawRow]:
-    if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        raise RowError(
-            f"'{path}' is a folder, but not a data set (it has no state.json or dataset_dict.json)."
-            " Pass the files in it, or a folder made by save_to_disk."
-        )
-    datasets = _datasets(f"'{path}'")
-    try:
-        dataset = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever the package raises is about the folder
-        raise RowError(
-            f"'{path}' cannot be read as a data set ({_first_line(error)}). Save it again."
-        ) from error
-    if isinstance(dataset, datasets.DatasetDict):
-        name = split or "train"
-        if name not in dataset:
-            names = ", ".join(dataset) or "none"
-            raise RowError(
-                f"'{path}' has no split '{name}', only {names}. "
-                f"Pass '{path}:SPLIT' with one of them."
-            )
-        dataset = dataset[name]
-    elif split is not None:
-        raise RowError(f"'{path}' is one data set without splits. Drop ':{split}'.")
-    return _dataset(dataset, f"'{path}'", path.resolve().name)
-
-
-def _hub(name: str, *, split: str) -> Iterator[RawRow]:
-    datasets = _datasets(f"'{name}'")
-    prepare_hub(name)
-    try:
-        dataset = datasets.load_dataset(name, split=split)
-    except Exception as error:  # no network, no such data set, no such split, no permission, …
-        raise RowError(
-            f"no file at '{name}', and no data set of that name on the Hub with a split "
-            f"'{split}' ({first_sentence(error).rstrip('.')}). Check path, name and network, or "
-            "pass a local file."
-        ) from error
-    return _dataset(dataset, f"'{name}'", name.rpartition("/")[2])
-
-
-def _datasets(name: str) -> Any:
-    try:  # imported here: it is slow to import, and rarely needed
-        return importlib.import_module("datasets")
-    except ImportError:
-        raise RowError(
-            f"{name} needs the package 'datasets', which is not installed. "
-            "Install it with: pip install datasets, or pass a .jsonl file."
-        ) from None
-
-
-def _dataset(dataset: Any, name: str, short: str) -> Iterator[RawRow]:
-    classes = {
-        key: feature.names
-        for key, feature in dataset.features.items()
-        if type(feature).__name__ == "ClassLabel"
-    }
-    for number, row in enumerate(dataset):
-        values = dict(row)
-        for key, names in classes.items():  # stored as numbers, but the names are what is meant
-            value = values[key]
-            values[key] = names[value] if value is not None and value >= 0 else None
-        yield RawRow(values, f"{name} row {number} (from 0)", f"{short}:{number}")
 
 
 def _decoded(data: bytes, path: Path, offset: int) -> str:
@@ -240,7 +213,7 @@ def _parsed(text: str, place: str) -> Any:
             + (", or name a file with one object per line .jsonl." if line != "," else ".")
         ) from error
     except (RecursionError, ValueError) as error:  # nested too deep; a key twice; a huge number
-        raise RowError(f"{place}: not usable JSON ({_first_line(error)}). Correct it.") from error
+        raise RowError(f"{place}: not usable JSON ({first_line(error)}). Correct it.") from error
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -269,5 +242,6 @@ def json_type(value: object) -> str:
     return names.get(type(value), "a number" if isinstance(value, int | float) else "no JSON value")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The first line of another package's error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

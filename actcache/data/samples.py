@@ -1,10 +1,13 @@
-"""Samples: one prompt with two completions or a label, its digest, and its letter."""
+"""Samples: one prompt with two completions, a label or neither; its digest and its letter."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from actcache.data.spans import Part, Span
 
 TEXT_COLUMNS = (
     *("id", "behavior", "variant", "split", "label", "letter"),
@@ -12,12 +15,19 @@ TEXT_COLUMNS = (
 )
 """The text columns of a store, one value per sample; empty where a sample has none."""
 
+HISTORY = "history"
+"""The column of a store with the turns before each prompt, as JSON messages; only stores that have
+such turns have it."""
+
+History = tuple[tuple[str, str], ...]
+"""Turns of a conversation: role (user or assistant) and text."""
+
 _ONE_WORD = re.compile(r"\W*(\w+)\W*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One prompt with either two completions or a class label.
+    """One prompt, with two completions, with a class label, or alone.
 
     Samples are compared by everything but `source`.
     """
@@ -35,13 +45,13 @@ class Sample:
     """The user's message, without system message, chat template or BOS."""
 
     positive: str | None
-    """The completion that shows the behavior, as given, leading space included; None for labels."""
+    """The completion that shows the behavior, as given, leading space included; None without."""
 
     negative: str | None
-    """The completion that does not; None for labels."""
+    """The completion that does not; None without."""
 
     label: str | None
-    """The class of the prompt; None where there are completions."""
+    """The class of the prompt; None where there are completions, and of a plain prompt."""
 
     letter: str
     """The positive answer, for example `A` or `Yes`; empty unless both are one word."""
@@ -52,12 +62,36 @@ class Sample:
     system: str | None = None
     """The row's own system message; with None the build's is used."""
 
-    span: tuple[int, int] | None = None
-    """The marked part of the prompt, as characters `[start, end)`. An empty one marks nothing on
-    purpose; None where the row does not say."""
+    span: Span | None = None
+    """The marked part of the prompt (see `span_part`), as characters `[start, end)`. An empty one
+    marks nothing on purpose; None where the row does not say."""
+
+    span_part: Part = "prompt"
+    """The text that `span` counts characters of."""
+
+    span_text: str = field(default="", compare=False)
+    """The marked text where the row gave one; looked for in the persona's sentences of variants."""
 
     source: str = field(default="", compare=False)
     """Where the sample was read, for messages: file name and line or row. Not in the store."""
+
+    history: History = ()
+    """Turns of the conversation before the prompt."""
+
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What else the row says, by key: columns of the store. Not in the digest."""
+
+    @property
+    def kind(self) -> str:
+        """What it is: `pair`, `label` or `prompt`."""
+        if self.positive is not None:
+            return "pair"
+        return "prompt" if self.label is None else "label"
+
+    @property
+    def conversation(self) -> str:
+        """The earlier turns and the prompt as one text, for comparing and embedding."""
+        return "\n\n".join([*(text for _, text in self.history), self.prompt])
 
     @property
     def base_id(self) -> str:
@@ -66,9 +100,10 @@ class Sample:
 
     @property
     def digest(self) -> str:
-        """16 hex digits of SHA-256 over behavior, variant, all texts and span.
+        """16 hex digits of SHA-256 over behavior, variant, all texts, span and history.
 
-        Id, split and source are left out: a row that moves or gets a split keeps its digest.
+        Id, split, source and extra keys are left out: a row that moves or gets a split keeps its
+        digest.
         """
         content: tuple[object, ...] = (
             self.behavior,
@@ -80,7 +115,13 @@ class Sample:
             self.label,
         )
         # Appended only where there is one, so that other samples keep the digest they always had.
-        return _sha256(content if self.span is None else (*content, self.span))[:16]
+        if self.history:
+            content = (*content, self.span, self.history)
+        elif self.span is not None:
+            content = (*content, self.span)
+        if self.span_part == "system":
+            content = (*content, self.span_part)
+        return _sha256(content)[:16]
 
 
 def letter_of(positive: str | None, negative: str | None) -> str:

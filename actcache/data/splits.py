@@ -66,7 +66,10 @@ def n_leaked(samples: Sequence[Sample], splits: Sequence[str], *, exact: bool = 
     With `exact` prompts must be identical; without it white space and case are ignored.
     """
     prompts = [
-        (sample.behavior, sample.prompt if exact else _normalized(sample.prompt))
+        (
+            sample.behavior,
+            sample.conversation if exact else _normalized(sample.conversation),
+        )
         for sample in samples
     ]
     assigned = list(zip(prompts, splits, strict=True))
@@ -180,7 +183,7 @@ def _groups(samples: list[Sample]) -> list[int]:
 
     first: dict[tuple[str, str], int] = {}
     for i, sample in enumerate(samples):
-        for key in (("prompt", _normalized(sample.prompt)), ("row", sample.base_id)):
+        for key in (("prompt", _normalized(sample.conversation)), ("row", sample.base_id)):
             left, right = sorted((root(i), root(first.setdefault(key, i))))
             parent[right] = left  # the earlier sample stays the root
     numbers: dict[int, int] = {}

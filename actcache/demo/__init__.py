@@ -23,3 +23,13 @@ def row_files(*behaviors: str) -> list[Path]:
 def personas_path() -> Path:
     """The file that gives each behavior's two persona lines."""
     return _HERE / "personas.json"
+
+
+def concepts_path() -> Path:
+    """The text file of 24 concepts, one a line, for `actcache concepts`."""
+    return _HERE / "concepts" / "concepts.txt"
+
+
+def statements_path() -> Path:
+    """The text file of 64 statements, one a line."""
+    return _HERE / "concepts" / "statements.txt"

@@ -25,7 +25,7 @@ from actcache.encoders.embedding_cache import default_cache
 from actcache.encoders.openai import Cost, embed_texts
 from actcache.encoders.sentence import encode_sentences
 from actcache.encoders.service import Service
-from actcache.progress import SILENT, Progress
+from actcache.progress import AUTOMATIC, Progress
 from actcache.store.store import Store
 
 __all__ = [
@@ -46,7 +46,7 @@ def encode(
     device: str = "cpu",
     base_url: str | None = None,
     cache: str | Path | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
 ) -> Embeddings:
     """Turn the prompts of a store into vectors of length 1.
 

@@ -1,6 +1,7 @@
 """What encoders share: their names, the text of a row, and the vectors that they return."""
 
 import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,11 +146,18 @@ def texts_of(store: Store) -> list[str]:
     """Return the text of each row that encoders of texts embed.
 
     It is the prompt; where the row has a system message of its own, that comes first, then a blank
-    line. The variants sys_pos and sys_neg differ from base in their system message alone: without
-    it the three would be one text. What all rows share is left out: the chat template, and the
-    message that a build gives to the other rows (`--system`).
+    line, and likewise the earlier turns of a conversation. The variants sys_pos and sys_neg differ
+    from base in their system message alone: without it the three would be one text. What all rows
+    share is left out: the chat template, and the message that a build gives to the other rows
+    (`--system`).
     """
     prompts = store.prompts.tolist()
+    if "history" in store.columns:
+        turns = [json.loads(text) if text else [] for text in store["history"].tolist()]
+        prompts = [
+            "\n\n".join([*(turn["content"] for turn in earlier), prompt])
+            for earlier, prompt in zip(turns, prompts, strict=True)
+        ]
     if "system" not in store.columns:  # not every store holds the samples' texts
         return [str(prompt) for prompt in prompts]
     return [

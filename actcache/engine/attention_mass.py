@@ -31,11 +31,12 @@ def record_masses(
     anatomy: Anatomy,
     allowed: Sequence[Tensor],
     read: Int64[Tensor, "b read"],
-    span: Bool[Tensor, "b t"],
+    span: Bool[Tensor, "*kind b t"],
 ) -> Iterator[dict[int, Tensor]]:
     """Record, while the blocks run, the attention of some tokens on the marked ones.
 
-    `read` are the columns of the tokens whose queries are asked, `span` marks columns, and
+    `read` are the columns of the tokens whose queries are asked, `span` marks columns, perhaps
+    several times (`[kind, b, t]`, the masses of one kind follow those of the other as heads), and
     `allowed` holds what token q may see in each layer, `[b, t, t]`; it is read when the layer runs.
 
     Yields:
@@ -48,9 +49,12 @@ def record_masses(
     def record(layer: int, weights: Float[Tensor, "b head read t"]) -> None:
         if layer in masses:
             raise _not_visible(anatomy, "runs attention twice in a block")
-        marked = span.to(weights.device)[:, None, None]
-        mass = torch.where(marked, weights, 0).sum(-1, dtype=torch.float32)  # [b, head, read]
-        masses[layer] = mass.transpose(1, 2).to(read.device)
+        kinds = span.to(weights.device).reshape(-1, *span.shape[-2:])
+        of_kind = [  # [b, head, read] each
+            torch.where(marked[:, None, None], weights, 0).sum(-1, dtype=torch.float32)
+            for marked in kinds
+        ]
+        masses[layer] = torch.cat(of_kind, 1).transpose(1, 2).to(read.device)
 
     def attend_again(
         module: nn.Module,
@@ -75,7 +79,7 @@ def record_masses(
     with ExitStack() as stack:
         observed: set[tuple[int, str]] = set()
         for layer, module in enumerate(modules):
-            interface = getattr(_python_module(module), "ALL_ATTENTION_FUNCTIONS", None)
+            interface = attention_interface(module)
             if interface is None or _eager_attention(module) is None:
                 hook = _weights_hook(anatomy, layer, read, record)
                 stack.callback(module.register_forward_hook(hook).remove)
@@ -138,7 +142,15 @@ def _observed(interface: Any, name: str, observer: Callable[..., None]) -> Itera
         assert attend is not None
         return attend(module, *inputs, **settings)
 
-    interface[name] = call
+    with replaced_attention(interface, name, call):
+        yield
+
+
+@contextmanager
+def replaced_attention(interface: Any, name: str, attend: Callable[..., Any]) -> Iterator[None]:
+    """Put `attend` in the place of one attention function of Hugging Face's interface."""
+    before = interface.get(name)
+    interface[name] = attend
     try:
         yield
     finally:
@@ -174,6 +186,11 @@ def _take_queries(
 def _python_module(module: nn.Module) -> Any:
     """The Python module that holds a family's code."""
     return sys.modules[type(module).__module__]
+
+
+def attention_interface(module: nn.Module) -> Any:
+    """Return the attention functions of a family's code by name; None where it has no choice."""
+    return getattr(_python_module(module), "ALL_ATTENTION_FUNCTIONS", None)
 
 
 def _eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor]] | None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 
 from actcache.conventions import ATTENTION
@@ -31,7 +32,14 @@ from actcache.engine.masks import (
     rewritten_calls,
     to_block_mask,
 )
-from actcache.engine.sites import Tap, find_taps
+from actcache.engine.sites import Tap, attention_modules, find_taps
+from actcache.engine.split_attention import (
+    CannotSplitError,
+    NodeMasks,
+    PrefixCache,
+    can_split,
+    split_attention,
+)
 from actcache.errors import ModelError
 from actcache.prompts.beginnings import find_beginnings
 from actcache.prompts.token_tree import Tree, TreeBatch, pack_trees
@@ -68,7 +76,7 @@ def run_trees(
     *,
     read: Int64[Tensor, "b read"],
     mean_over: Bool[Tensor, "b t"] | None = None,
-    span: Bool[Tensor, "b t"] | None = None,
+    span: Bool[Tensor, "*kind b t"] | None = None,
     taps: Mapping[str, Sequence[Tap]] = MappingProxyType({}),
     keep_cache: bool = False,
 ) -> ForwardResult:
@@ -79,7 +87,8 @@ def run_trees(
         tree: `b` trees of width `t`, perhaps with beginnings that rows share.
         read: columns to read, behind the beginnings.
         mean_over: tokens whose mean is one more read, the last; all of the beginnings' among them.
-        span: marked tokens; the attention that they get becomes one of the sites.
+        span: marked tokens, of one kind or several; the attention that they get becomes one of the
+            sites, the heads of the first kind before those of the next.
         taps: further sites, by name, with their place in each block.
         keep_cache: keep keys and values, for cells that join.
 
@@ -184,23 +193,6 @@ def residual_of(output: Any) -> Tensor:
     return residual
 
 
-class _PrefixCache(Cache):
-    """A read-only cache: the trees' keys and values, followed by those of the joined tokens."""
-
-    def __init__(self, trees: Cache):
-        super().__init__(layers=trees.layers)
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        # Returned and not kept: the next layer's cells, or another sweep, see the trees unchanged.
-        layer: Any = self.layers[layer_idx]  # of a cache made without a config: every token
-        return (
-            torch.cat([layer.keys, key_states], dim=-2),
-            torch.cat([layer.values, value_states], dim=-2),
-        )
-
-
 class JoinedCells:
     """Changed versions of a batch's sequences (*cells*), each joining the pass at its own layer.
 
@@ -211,12 +203,17 @@ class JoinedCells:
     starts at a higher layer is appended behind those of lower layers, so the first n joined tokens
     are always whole cells, and their masks are the leading part of the full ones.
 
+    Where every block attends through Hugging Face's sdpa function, on the CPU, attention is split:
+    over the prefix, and within each cell (`split_attention`). Elsewhere one dense mask of joined
+    tokens × (tree + joined tokens) keeps cells apart.
+
     Args:
         result: the pass that is joined; it must have kept its cache.
         columns: the tokens that each cell replaces.
         live: false where a sample has fewer nodes than others.
         prefix: true for the tokens that no cell replaces and every cell may see.
         n_cells: how many cells there will be at most.
+        dense: use the dense mask even where attention can be split.
     """
 
     def __init__(
@@ -228,39 +225,66 @@ class JoinedCells:
         live: Bool[Tensor, "b node"],
         prefix: Bool[Tensor, "b t"],
         n_cells: int,
+        dense: bool = False,
     ):
         if result.cache is None:
             raise ValueError("the pass kept no keys and values; run it with keep_cache=True")
         self._anatomy = anatomy
         self._masks = result.masks
-        self._cache = _PrefixCache(result.cache)
-        self._prefix = prefix
-        self._columns = columns.repeat(1, n_cells)  # [b, joined], among the trees' keys
-        self._queries = self._columns - self._masks.n_shared  # among the trees' queries
-        cell = torch.arange(n_cells, device=columns.device).repeat_interleave(columns.shape[1])
-        self._itself = torch.eye(len(cell), dtype=torch.bool, device=columns.device)
-        # A padding node is seen by nobody but itself, which keeps its softmax finite.
-        visible = live.repeat(1, n_cells)[:, None, :]  # [b, 1, joined]
-        self._same_cell = (cell[:, None] == cell[None, :]) & visible  # [b, joined, joined]
-        self._allowed: dict[int, tuple[Tensor, Tensor]] = {}
+        self._trees = result.cache
+        self._nodes, self._live, self._n_cells = columns, live, n_cells
+        seen = prefix.any(0).nonzero()
+        end = int(seen.max()) + 1 if len(seen) else 1
+        self._prefix = prefix[:, :end]  # no cell sees a tree's token after it
+        self._columns = columns.repeat(1, n_cells)  # [b, joined]
+        self._by_node: dict[int, NodeMasks] = {}
+        self._by_token: dict[int, Bool[Tensor, "b joined t_joined"]] = {}
+
+        self.dense = dense or not can_split(anatomy)
+        """Whether all joined tokens attend at once, under the dense mask."""
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of the masks that are kept from layer to layer."""
+        masks = [mask for pair in self._by_node.values() for mask in (pair.prefix, pair.own)]
+        return sum(mask.nbytes for mask in [*masks, *self._by_token.values()])
 
     def run_block(
         self, layer: int, joined: Float[Tensor, "b joined d"]
     ) -> Float[Tensor, "b joined d"]:
         """Run joined tokens, those of the first cells, through block `layer`."""
-        n_joined = joined.shape[1]
-        columns, queries = self._columns[:, :n_joined], self._queries[:, :n_joined]
+        if not self.dense:
+            cache = PrefixCache(self._trees, apart=True)
+            module = attention_modules(self._anatomy)[layer]
+            try:
+                with split_attention(module, cache, layer, self._node_masks(layer)):
+                    return self._run_block(layer, joined, cache, mask=None)
+            except CannotSplitError:  # known only when the block has run: so from now on, densely
+                self.dense = True
+        n_joined, t = joined.shape[1], self._masks.twin.shape[1]
+        allowed = self._dense_mask(layer)[:, :n_joined, : t + n_joined]
+        like = self._masks.arguments[layer].get("attention_mask")
+        mask = to_block_mask(allowed, like=like, dtype=joined.dtype)
+        return self._run_block(layer, joined, PrefixCache(self._trees, apart=False), mask=mask)
+
+    def _run_block(
+        self,
+        layer: int,
+        joined: Float[Tensor, "b joined d"],
+        cache: PrefixCache,
+        *,
+        mask: Tensor | None,
+    ) -> Float[Tensor, "b joined d"]:
+        columns = self._columns[:, : joined.shape[1]]
+        queries = columns - self._masks.n_shared  # among the columns that the trees ran
         arguments: dict[str, Any] = {"hidden_states": joined}
         # Each argument is what the model passed to this very block, taken at the tokens' columns:
         # angles, windows and biases are the model's own, whatever its config calls them.
         for name, value in self._masks.arguments[layer].items():
             if name == "attention_mask":
-                on_tree, on_joined = self._allowed_at(layer)
-                keys = [on_tree[:, :n_joined], on_joined[:, :n_joined, :n_joined]]
-                allowed = torch.cat(keys, -1)  # [b, joined, t + joined], as `_PrefixCache` has keys
-                arguments[name] = to_block_mask(allowed, like=value, dtype=joined.dtype)
+                arguments[name] = mask
             elif isinstance(value, Cache):
-                arguments[name] = self._cache
+                arguments[name] = cache
             elif name == "position_embeddings":  # cosines and sines of the rotary angles
                 arguments[name] = tuple(
                     _take_columns(part.to(joined.device), queries) for part in value
@@ -286,17 +310,36 @@ class JoinedCells:
             # Where blocks lie on several devices, each block's own hooks move its arguments.
             return residual_of(self._anatomy.blocks[layer](**arguments)).to(joined.device)
 
-    def _allowed_at(self, layer: int) -> tuple[Tensor, Tensor]:
-        """What joined tokens may see of the tree `[b, joined, t]`, and of one another."""
+    def _node_masks(self, layer: int) -> NodeMasks:
+        """What the nodes of a cell may see of the tree, and of one another."""
         # A joined token sees what the tree's token at its column sees, so this layer's window holds
         # for it too. Layers with one window share one mask object, hence the key.
         tree = self._masks.allowed[layer]  # [b, q, t]
-        if id(tree) not in self._allowed:
-            every_column = torch.arange(tree.shape[2], device=tree.device).expand(len(tree), -1)
-            on_tree = gather_pairs(tree, self._queries, every_column) & self._prefix[:, None]
-            on_joined = gather_pairs(tree, self._queries, self._columns) & self._same_cell
-            self._allowed[id(tree)] = on_tree, on_joined | self._itself
-        return self._allowed[id(tree)]
+        if id(tree) not in self._by_node:
+            columns = torch.arange(self._prefix.shape[1], device=tree.device)
+            # A padding node is seen by nobody but itself, which keeps its softmax finite.
+            itself = torch.eye(self._nodes.shape[1], dtype=torch.bool, device=tree.device)
+            queries = self._nodes - self._masks.n_shared
+            own = gather_pairs(tree, queries, self._nodes) & self._live[:, None]
+            self._by_node[id(tree)] = NodeMasks(
+                prefix=gather_pairs(tree, queries, columns.expand(len(tree), -1))
+                & self._prefix[:, None],
+                own=own | itself,
+            )
+        return self._by_node[id(tree)]
+
+    def _dense_mask(self, layer: int) -> Bool[Tensor, "b joined t_joined"]:
+        """What all joined tokens may see: the tree's tokens, then the joined ones."""
+        key = id(self._masks.allowed[layer])
+        if key not in self._by_token:
+            masks, n_nodes = self._node_masks(layer), self._nodes.shape[1]
+            cell = torch.arange(self._n_cells, device=self._nodes.device)
+            cell = cell.repeat_interleave(n_nodes)
+            own = masks.own.repeat(1, self._n_cells, self._n_cells) & (cell[:, None] == cell)
+            unseen = self._masks.twin.shape[1] - self._prefix.shape[1]
+            on_tree = pad(masks.prefix, (0, unseen)).repeat(1, self._n_cells, 1)
+            self._by_token[key] = torch.cat([on_tree, own], -1)
+        return self._by_token[key]
 
 
 def _take_columns(

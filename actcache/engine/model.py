@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from actcache.conventions import ATTENTION
+from actcache.conventions import MASS_SITES
 from actcache.engine.anatomy import Anatomy, find_components, refuse_unsupported, take_apart
 from actcache.engine.forward import can_share_beginnings
 from actcache.engine.sites import find_taps
@@ -54,7 +54,7 @@ class LanguageModel:
 
     def width_of(self, site: str) -> int:
         """Count a site's values: `d_model`, all outputs of `heads`, one a head of `attention`."""
-        if site == ATTENTION:
+        if site in MASS_SITES:
             return int(self.hf.config.get_text_config().num_attention_heads)
         if site != "heads":
             return self.d_model

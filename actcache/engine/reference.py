@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from actcache.conventions import ATTENTION, MEAN, check_sites
+from actcache.conventions import ATTENTION, MASS_SITES, MEAN, check_sites
 from actcache.engine.attention_mass import reference_masses
 from actcache.engine.forward import residual_of
 from actcache.engine.model import LanguageModel
@@ -54,7 +54,7 @@ def reference_values(
     check_sites(sites, positions)
     sequences = {name: sequence_of(row, name, answer=answer) for name in positions}
     values: dict[str, dict[str, list[Tensor]]] = {
-        site: {name: [] for name in positions} for site in sites if site != ATTENTION
+        site: {name: [] for name in positions} for site in sites if site not in MASS_SITES
     }
 
     def see(site: str, names: Sequence[str], value: Tensor) -> None:
@@ -86,13 +86,14 @@ def reference_values(
         site: torch.stack([torch.stack(by_position[name]) for name in positions], 1)
         for site, by_position in values.items()
     }
-    if ATTENTION in sites:
-        assert row.span is not None
+    for site in set(sites) & set(MASS_SITES):
+        span = row.span if site == ATTENTION else row.control_span
+        assert span is not None
         masses = [
-            reference_masses(model.hf, model.anatomy, tokens, back=back, span=row.span)
+            reference_masses(model.hf, model.anatomy, tokens, back=back, span=span)
             for tokens, back in sequences.values()
         ]
-        stacked[ATTENTION] = torch.stack(masses, 1)
+        stacked[site] = torch.stack(masses, 1)
     return stacked
 
 
@@ -218,9 +219,10 @@ class BridgeCapture:
                     f"no hook '{missing[0]}', expected one for the site '{site}'. Leave "
                     f"'{site}' out of the sites."
                 )
-            if site == ATTENTION:
-                assert row.span is not None
-                weights = [cache[name][0, :, -back, slice(*row.span)] for name in names]
+            if site in MASS_SITES:
+                span = row.span if site == ATTENTION else row.control_span
+                assert span is not None
+                weights = [cache[name][0, :, -back, slice(*span)] for name in names]
                 values[site] = torch.stack(weights).sum(-1, dtype=torch.float32)
                 continue
             tokens = torch.stack([cache[name].reshape(len(sequence), -1) for name in names])
@@ -236,5 +238,5 @@ def _hook_names(site: str, n_layers: int) -> list[str]:
     """TransformerLens' name of `site` in each block."""
     if site == "embed":
         return ["blocks.0.hook_in"]
-    hook = {**HOOKS, ATTENTION: "attn.hook_pattern"}.get(site, "hook_out")
+    hook = {**HOOKS, **dict.fromkeys(MASS_SITES, "attn.hook_pattern")}.get(site, "hook_out")
     return [f"blocks.{layer}.{hook}" for layer in range(n_layers)]

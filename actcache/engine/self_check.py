@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actcache.conventions import ATTENTION
+from actcache.conventions import MASS_SITES
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_values
 from actcache.engine.sites import find_taps
@@ -131,7 +131,7 @@ def relative_error(
     """
     values, true = values.double().cpu(), true.double().cpu()
     difference = (values - true).abs().amax(-1)
-    if site == ATTENTION:
+    if site in MASS_SITES:
         return difference
     return difference / true.abs().amax(-1).clamp_min(torch.finfo(torch.float32).tiny)
 

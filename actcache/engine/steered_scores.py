@@ -87,6 +87,7 @@ def score_grid(
     multipliers: Sequence[float],
     rule: SteeringRule,
     layers: Sequence[int],
+    dense: bool = False,
 ) -> Float[np.ndarray, "b set steered multiplier"]:
     """Compute the propensity of a batch for every direction set, layer and multiplier.
 
@@ -100,6 +101,8 @@ def score_grid(
         multipliers: factors λ on the directions. λ = 0 is read once, from the unsteered pass.
         rule: the conventions.
         layers: which layers are steered, ascending, without repeats.
+        dense: keep cells apart by one dense mask even where attention can be split
+            (`JoinedCells`); equal to rounding, slower, and there for comparison.
 
     Returns:
         Score of the positive minus score of the negative completion (log-odds, or for
@@ -117,7 +120,7 @@ def score_grid(
     steps = torch.tensor([x for x in multipliers if x != 0], dtype=wide, device=model.device)
     if directions.ndim == 3:
         directions = directions[:, None].expand(-1, len(rows), -1, -1)
-    cells = _run_cells(model, tree, nodes, result, directions, steps, layers)
+    cells = _run_cells(model, tree, nodes, result, directions, steps, layers, dense)
 
     unsteered = _score(model, result.residuals[:, -1][:, None], nodes, rule)  # [b, 1]
     n_sets = len(directions)
@@ -135,6 +138,7 @@ def _run_cells(
     directions: Float[Tensor, "set b layer d"],
     steps: Float[Tensor, " step"],
     layers: Sequence[int],
+    dense: bool,
 ) -> Float[Tensor, "b cell node d"]:
     """The last block's output at the nodes of every cell, cells ordered by layer, set and step."""
     residuals = result.residuals  # [b, layer, node, d], unsteered
@@ -149,6 +153,7 @@ def _run_cells(
         live=nodes.live,
         prefix=(column < nodes.columns[:, :1]) & valid,
         n_cells=sum(layer < model.n_layers - 1 for layer in layers) * len(directions) * len(steps),
+        dense=dense,
     )
     joined = residuals.new_zeros(b, 0, d)
     steered_layers = set(layers) if len(steps) else set()

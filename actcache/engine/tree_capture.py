@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from actcache.conventions import ATTENTION, MEAN, check_sites
+from actcache.conventions import ATTENTION, ATTENTION_CONTROL, MASS_SITES, MEAN, check_sites
 from actcache.engine.forward import run_trees
 from actcache.engine.model import LanguageModel
 from actcache.engine.sites import HOOKS, find_taps
@@ -64,6 +64,9 @@ def capture(
         mean_over = _between(tree, [(0, len(row.prompt)) for row in rows]).to(model.device)
     if ATTENTION in sites:
         span = _between(tree, [row.span for row in rows if row.span]).to(model.device)
+    if span is not None and ATTENTION_CONTROL in sites:
+        control = _between(tree, [row.control_span or (0, 0) for row in rows])
+        span = torch.stack([span, control.to(model.device)])
     result = run_trees(
         model.anatomy,
         tree,
@@ -73,6 +76,9 @@ def capture(
         taps={site: find_taps(model.anatomy, site) for site in sites if site in HOOKS},
     )
     values = {"resid_post": result.residuals, "embed": result.embed[:, None], **result.sites}
+    if ATTENTION_CONTROL in sites:  # both masses in one, a head of the span's before the control's
+        masses = values[ATTENTION].chunk(2, dim=-1)
+        values |= dict(zip(MASS_SITES, masses, strict=True))
     # The mean is the last read; move it to where it was asked for.
     order = [tokens.index(name) if name != MEAN else len(tokens) for name in positions]
     if order == list(range(len(order))):

@@ -38,6 +38,9 @@ class Rendered:
     span: tuple[int, int] | None = None
     """The marked tokens of the prompt, `[start, end)`; None if the sample marks no span."""
 
+    control_span: tuple[int, int] | None = None
+    """As many tokens elsewhere in the prompt; None where they are not read."""
+
     @property
     def chain(self) -> tuple[int, ...]:
         """Prompt and shared start; the last token is the fork."""
@@ -113,9 +116,15 @@ class Renderer:
                     f"row '{sample.id}' has a system message, but prompts are plain: there is "
                     "no chat template to put it in. Pass --template FILE, or drop 'system'."
                 )
+            if sample.history:
+                raise RenderError(
+                    f"row '{sample.id}' has earlier turns, but prompts are plain: there is no chat "
+                    "template to put them in. Pass --template FILE, or give 'prompt' alone."
+                )
             return self._stripped(sample.prompt)
         system = sample.system if sample.system is not None else self._system
-        messages = [{"role": "user", "content": self._stripped(sample.prompt)}]
+        turns = (*sample.history, ("user", self._stripped(sample.prompt)))
+        messages = [{"role": role, "content": content} for role, content in turns]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         if self._stopped:  # it would be for every row
@@ -141,6 +150,11 @@ class Renderer:
                 f"the chat template drops the system message of row '{sample.id}'. Use a template "
                 "that shows it (--template FILE), or ask for none: no --system, and of --variants "
                 "base, user_pos and user_neg."
+            )
+        if not all(content.strip() in text for _, content in sample.history):
+            raise RenderError(
+                f"the chat template drops an earlier turn of row '{sample.id}'. Use a template "
+                "that shows all (--template FILE), or give 'prompt' alone."
             )
         return self._stripped(text)
 
@@ -178,10 +192,14 @@ class Renderer:
         if sample.span is None:
             return None
 
-        def render(prompt: str) -> str:
-            return self.text(replace(sample, prompt=prompt))
+        in_system = sample.span_part == "system"
 
-        characters = span_in_text(render, sample.prompt, sample.span, text=text, name=sample.id)
+        def render(part: str) -> str:
+            changed = replace(sample, system=part) if in_system else replace(sample, prompt=part)
+            return self.text(changed)
+
+        part = sample.system or "" if in_system else sample.prompt
+        characters = span_in_text(render, part, sample.span, text=text, name=sample.id)
         return span_in_tokens(self._tokenizer, prompt, characters, text=text, name=sample.id)
 
     def _completed(

@@ -1,5 +1,6 @@
 """Marked spans of prompts: from characters of the prompt to tokens of the rendered text."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,24 @@ def require_spans(spans: Sequence[Span | None], names: Sequence[str]) -> None:
         )
 
 
+def random_span(prompt: Sequence[int], span: Span, *, n_read: int) -> Span:
+    """Draw a span of as many tokens elsewhere in the prompt, the same for the same tokens.
+
+    The first token, which draws attention whatever it is, and the last `n_read` ones, which are
+    read, are left out. Where no gap is as long as the span, the longest one is taken whole.
+    """
+    stop = len(prompt) - n_read
+    gaps = [(1, min(span[0], stop)), (max(span[1], 1), stop)]
+    longest = max(end - start for start, end in gaps)
+    length = min(span[1] - span[0], longest)
+    if length <= 0:
+        return 0, 0
+    starts = [i for start, end in gaps for i in range(start, end - length + 1)]
+    digest = hashlib.sha256(repr((tuple(prompt), span)).encode()).digest()
+    start = starts[int.from_bytes(digest[:8], "big") % len(starts)]
+    return start, start + length
+
+
 def span_in_text(
     render: Callable[[str], str], prompt: str, span: Span, *, text: str, name: str
 ) -> Span:
@@ -28,7 +47,7 @@ def span_in_text(
 
     The prompt is rendered once more with a mark on either side of the span, so that a chat template
     may trim the prompt, or contain the same words elsewhere. `text` is `render(prompt)`; `name` is
-    the row's id, for messages.
+    the row's id, for messages. `prompt` may also be the system message, with its own `render`.
     """
     start, end = span
     if start == end:

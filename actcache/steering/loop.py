@@ -19,7 +19,7 @@ from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel, context_length
 from actcache.engine.self_check import error_bound
 from actcache.errors import MismatchError, ModelError
-from actcache.progress import SILENT, Progress
+from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_word
 from actcache.steering.decoding import (
     DecodingBatch,
@@ -51,7 +51,7 @@ def generate(
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     sharing: Sharing = "auto",
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
     on_done: Done | None = None,
 ) -> list[Continuation]:
     """Write a text for each request, in batches whose rows are steered differently.

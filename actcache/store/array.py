@@ -263,3 +263,23 @@ def _choose(asked: Rows, size: int, what: str) -> Chosen:
     if numbers.min() < -size or numbers.max() >= size:
         raise IndexError(f"{numbers.min()} to {numbers.max()} is beyond the {size} {what}")
     return np.where(numbers < 0, numbers + size, numbers)
+
+
+def lazy_array(residuals: Residuals) -> Any:
+    """Wrap a row array for an xarray variable: read where a value is needed, and only that."""
+    from xarray.backends import BackendArray
+    from xarray.core import indexing
+
+    def read(key: tuple[Any, Any, Any]) -> np.ndarray:
+        rows, layers, width = key
+        return residuals[rows, layers][..., width]
+
+    class LazyArray(BackendArray):
+        shape = residuals.shape
+        dtype = np.dtype("float32" if residuals.dtype == "bfloat16" else residuals.dtype)
+
+        def __getitem__(self, key: Any) -> Any:
+            support = indexing.IndexingSupport.OUTER
+            return indexing.explicit_indexing_adapter(key, self.shape, support, read)
+
+    return indexing.LazilyIndexedArray(LazyArray())

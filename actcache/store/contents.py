@@ -33,6 +33,10 @@ from actcache.store.schema import (
 )
 from actcache.store.schema import shard_rows as choose_shard_rows
 
+SWEPT = "swept"
+"""Column of a sweep, bool `[n, array]`, arrays in the order of their names: which rows each has. In
+the others it is NaN."""
+
 ColumnValues = np.ndarray | Sequence[str] | Ragged
 """The types that a column can be given in."""
 
@@ -61,6 +65,14 @@ class StoreContents:
 
     shard_reason: str = "as asked"
     """Why a shard has that many rows."""
+
+    def absent(self, rows: slice) -> dict[str, np.ndarray]:
+        """Say for each array which of some rows it does not have, as the column `swept` does."""
+        swept = self.columns.get(SWEPT)
+        if not isinstance(swept, np.ndarray) or swept.shape != (self.n, len(self.arrays)):
+            return {}
+        names = sorted(array.name for array in self.arrays)
+        return {name: ~swept[rows, i] for i, name in enumerate(names)}
 
     def encode(self) -> "EncodedContents":
         """Encode all documents and columns; refuse what cannot be stored."""

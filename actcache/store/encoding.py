@@ -39,12 +39,19 @@ def shard_parts(
     first_row: int,
     shard_rows: int,
     checksums: list[str],
+    absent: np.ndarray | None = None,
 ) -> Iterator[bytes | np.ndarray]:
-    """What the file of a shard holds, in order; fills `checksums` on the way."""
+    """What the file of a shard holds, in order; fills `checksums` on the way.
+
+    Rows that are `absent` may be NaN, all others are finite.
+    """
     padding = bytes(block_bytes(array, shard_rows - len(block)))
     for layer in range(array.n_layers):
         values = np.ascontiguousarray(block[:, layer])
-        _require_finite(array, values, layer=layer, first_row=first_row)
+        checked = (
+            values if absent is None else np.where(absent[:, None], values.dtype.type(0), values)
+        )
+        _require_finite(array, checked, layer=layer, first_row=first_row)
         checksum = google_crc32c.value(values)
         if padding:
             checksum = google_crc32c.extend(checksum, padding)

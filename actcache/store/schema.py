@@ -64,6 +64,9 @@ DOCUMENT_LIMIT = 1 << 20
 Dtype = Literal["float32", "float16", "bfloat16"]
 Kind = Literal["residuals", "sweep"]
 
+RowKind = Literal["pairs", "labels", "prompts"]
+"""What the rows of a store are: see `Store.row_kind`."""
+
 COMMITS = "commits"
 """Name of the log; no array or column can have it."""
 

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from actcache.errors import ActcacheError, MismatchError
+from actcache.names import suggestion
 from actcache.notebook import facts_table
-from actcache.store.array import CONVERTED_BYTES, Residuals
+from actcache.store.array import CONVERTED_BYTES, Residuals, lazy_array
 from actcache.store.columns import Columns
 from actcache.store.layout import Layout, open_layout
-from actcache.store.schema import Kind, Ragged
+from actcache.store.schema import Kind, Ragged, RowKind
 from actcache.store.shard_maps import ShardMaps
 from actcache.store.storage.protocol import Storage
 from actcache.store.verify import Problem, verify
@@ -125,6 +126,15 @@ class Store:
         return max(widths or [array.width for array in arrays])
 
     @property
+    def row_kind(self) -> RowKind:
+        """What its rows are: `pairs` of completions, prompts with `labels`, or `prompts` alone."""
+        if any(self.columns.get("label", np.empty(0)).tolist()):
+            return "labels"
+        texts = self.columns.get("positive", np.empty(0)).tolist()
+        of_pairs = {"fork", "positive", "negative"} & {*self.positions}
+        return "pairs" if any(texts) or of_pairs else "prompts"
+
+    @property
     def prompts(self) -> np.ndarray:
         """The prompts, `[n]`."""
         return self["prompt"]
@@ -138,8 +148,8 @@ class Store:
         """A column, read-only."""
         if name not in self.columns:
             raise MismatchError(
-                f"'{self.path}' has no column '{name}', expected one of "
-                f"{', '.join(self.columns)}; ragged ones are read with .ragged."
+                f"'{self.path}' has no column '{name}'. {suggestion(name, self.columns)}Expected "
+                f"one of {', '.join(self.columns)}; ragged ones are read with .ragged."
             )
         return self.columns[name]
 
@@ -162,7 +172,8 @@ class Store:
         array = self._layout.arrays.get(name)
         if array is None:
             raise MismatchError(
-                f"'{self.path}' has no array '{name}', expected one of {', '.join(self.arrays)}."
+                f"'{self.path}' has no array '{name}'. {suggestion(name, self.arrays)}Expected one "
+                f"of {', '.join(self.arrays)}."
             )
         numbers = None
         if array.dimension_names[1] == "layer" and not name.startswith("embed/"):
@@ -190,8 +201,9 @@ class Store:
             if missing:
                 known = ", ".join(map(repr, [*distinct][:8])) + (", …" if len(distinct) > 8 else "")
                 raise MismatchError(
-                    f"no row of '{self.path}' has {column} {missing[0]!r}, expected one of "
-                    f"{known}. store['{column}'] holds the values of all rows."
+                    f"no row of '{self.path}' has {column} {missing[0]!r}. "
+                    f"{suggestion(missing[0], map(str, distinct))}Expected one of {known}. "
+                    f"store['{column}'] holds the values of all rows."
                 )
             mask &= np.isin(present, accepted)
         return mask
@@ -225,6 +237,42 @@ class Store:
                 if name not in axes and values.shape[:1] == (self.n,)
             }
         )
+
+    def to_xarray(self) -> Any:
+        """Everything as an xarray Dataset, whose arrays are read from disk where they are used.
+
+        Returns:
+            A Dataset with a variable `<site>_<position>` of each row array, over the dimensions
+            sample, layer and d_model (of a sweep, multiplier); bfloat16 as float32. Columns are
+            coordinates of the samples, so that `data.where(data.behavior == "tidy", drop=True)`
+            chooses rows.
+        """
+        try:
+            import xarray as xr
+        except ImportError:
+            raise ActcacheError(
+                "xarray is not installed, expected it for to_xarray. Install it with: pip install "
+                "xarray; or read arrays with store.residuals('prompt')."
+            ) from None
+        variables: dict[str, Any] = {}
+        sizes = {"sample": self.n, "layer": self.n_layers}
+        for array in map(self.array, self.arrays):
+            site, _, position = array.name.rpartition("/")
+            names = ("sample", *array.dimension_names[1:])
+            last = (
+                names[2] if sizes.setdefault(names[2], array.shape[2]) == array.shape[2] else site
+            )
+            variable = xr.Variable((*names[:2], last), lazy_array(array))
+            if array.shape[1] != self.n_layers:  # embed, the input of the first block
+                variable = variable.isel({names[1]: 0})
+            variables[f"{site}_{position}"] = variable
+        coordinates: dict[str, Any] = {"layer": ("layer", self.layers)}
+        for name, values in self.columns.items():
+            if name in sizes:
+                coordinates[name] = (name, values)
+            elif values.shape[:1] == (self.n,):
+                coordinates[name] = (("sample", f"{name}_part")[: values.ndim], values)
+        return xr.Dataset(variables, coordinates)
 
     def _repr_html_(self) -> str:
         facts: dict[str, Any] = {

@@ -114,7 +114,9 @@ class Writer:
         """The rows that the next commit must bring; empty when all are there."""
         return slice(self.committed, min(self.committed + self.shard_rows, self.n))
 
-    def commit(self, blocks: Mapping[str, np.ndarray]) -> None:
+    def commit(
+        self, blocks: Mapping[str, np.ndarray], *, absent: Mapping[str, np.ndarray] | None = None
+    ) -> None:
         """Write the next shard of every row array; when this returns it is safe on disk.
 
         Arrays that lie layer by layer in memory (`[layer, rows, width]` with the first two axes
@@ -122,6 +124,7 @@ class Writer:
 
         Args:
             blocks: for each row array `[rows, layer, width]`, in its dtype; bfloat16 as uint16.
+            absent: for some arrays a bool `[rows]`: rows that were not computed and may be NaN.
 
         Raises:
             NotFiniteError: a value is infinite or not a number: names row, layer, value.
@@ -129,6 +132,7 @@ class Writer:
         """
         self._require_open()
         layout, storage, rows = self._layout, self._layout.storage, self.next_rows
+        absent = absent or {}
         self._require_blocks(blocks, rows)
         arrays = list(layout.arrays.values())
         with os_errors_explained(
@@ -145,6 +149,7 @@ class Writer:
                         first_row=rows.start,
                         shard_rows=self.shard_rows,
                         checksums=checksums[array.name],
+                        absent=absent.get(array.name),
                     ),
                 )
                 for array in arrays

@@ -49,16 +49,20 @@ def difference_of_means(
     *,
     rows: Bool[np.ndarray, " n"] | None = None,
     labels: tuple[str, str] | None = None,
+    position: str | None = None,
+    pooled: bool = False,
 ) -> Directions:
     """Compute the directions of a store, streaming its residuals once.
 
     Pairs give one direction for each behavior among `rows`: answer token of the positive minus the
-    negative completion. Labelled prompts give one direction, from the last prompt token.
+    negative completion. Labelled prompts do likewise, one label minus the other.
 
     Args:
-        store: with the positions positive and negative, or with labels and the position prompt.
+        store: with the positions positive and negative, or with labels.
         rows: samples that count; by default the base rows of the train split.
         labels: the positive and the negative label; by default the data's two, in its order.
+        position: token of labelled prompts; by default as `prompt_position` chooses.
+        pooled: one direction of all behaviors' labelled prompts.
 
     Raises:
         MismatchError: a position was not kept, no row or no row of a label is among `rows`, or
@@ -72,8 +76,11 @@ def difference_of_means(
             f"mask over {store.n} that chooses one or more. Pass for example "
             "store['split'] == 'train'."
         )
-    if any(store["label"].tolist()):
-        return label_directions(store, rows=rows, labels=two_labels(store, labels))
+    require_classes(store)
+    if store.row_kind == "labels":
+        return label_directions(
+            store, rows=rows, labels=two_labels(store, labels), position=position, pooled=pooled
+        )
     return pair_directions(store, rows=rows, behaviors=np.unique(store["behavior"][rows]))
 
 
@@ -100,26 +107,109 @@ def pair_directions(
 
 
 def label_directions(
-    store: Store, *, rows: Bool[np.ndarray, " n"], labels: tuple[str, str]
+    store: Store,
+    *,
+    rows: Bool[np.ndarray, " n"],
+    labels: tuple[str, str],
+    position: str | None = None,
+    pooled: bool = False,
 ) -> Directions:
-    """Direction of labelled prompts: last prompt token of one label minus the other.
+    """Directions of labelled prompts: one label minus the other, at one token.
 
-    `labels` are the positive and the negative one; each needs one of `rows`.
+    Args:
+        store: with labels.
+        rows: samples that count; each direction needs one of both labels among them.
+        labels: the positive and the negative one.
+        position: token to read; by default as `prompt_position` chooses.
+        pooled: one direction of all behaviors together, as where `label_groups` has one.
     """
     code = label_codes(store, labels)
+    groups = label_groups(store, labels, pooled=pooled)
+    group = np.full(store.n, -1, np.int64)
+    for number, members in enumerate(groups.values()):
+        group[members] = number
+    residuals = store.resid(prompt_position(store, position))
 
     def batches() -> Iterator[tuple[Float[np.ndarray, "b layer d"], Int64[np.ndarray, " b"]]]:
         chosen = rows & (code >= 0)
-        for row_numbers, resid in store.resid("prompt").batches(rows=BATCH_ROWS, select=chosen):
-            yield resid, code[row_numbers]
+        for row_numbers, resid in residuals.batches(rows=BATCH_ROWS, select=chosen):
+            yield resid, 2 * group[row_numbers] + code[row_numbers]
 
-    return _directions(["-".join(labels)], class_moments(batches(), 2))
+    return _directions(list(groups), class_moments(batches(), 2 * len(groups)))
+
+
+def label_groups(
+    store: Store, labels: tuple[str, str], *, pooled: bool = False
+) -> dict[str, Bool[np.ndarray, " n"]]:
+    """Group the rows of labelled prompts that share a direction, by the direction's name.
+
+    Several behaviors have one each. Where no behavior has both labels, as in a file for each label,
+    or where there is one behavior alone, all rows share one: `<positive>-<negative>`.
+
+    Raises:
+        MismatchError: some behaviors have both labels, and another has one.
+    """
+    behavior, label = store["behavior"], store["label"]
+    names = list(dict.fromkeys(behavior.tolist()))
+    of_label = [set(behavior[label == each].tolist()) for each in labels]
+    both = of_label[0] & of_label[1]
+    if pooled or len(names) == 1 or not both:
+        return {"-".join(labels): np.ones(store.n, bool)}
+    for name in names:
+        if name not in both and any(name in names_of for names_of in of_label):
+            only = labels[0] if name in of_label[0] else labels[1]
+            raise MismatchError(
+                f"behavior '{name}' has rows of the label '{only}' alone, expected both of "
+                f"{', '.join(labels)}. Add rows of the other label, or pass --pooled for one "
+                "direction of all behaviors."
+            )
+    return {name: behavior == name for name in names if name in both}
+
+
+def prompt_position(store: Store, asked: str | None = None) -> str:
+    """Choose the token that is read of labelled prompts: the last one, else the mean.
+
+    Raises:
+        MismatchError: the store has not kept it.
+    """
+    have = [name.rpartition("/")[2] for name in store.arrays if name.startswith("resid_post/")]
+    candidates = [asked] if asked else ["prompt", "template_-1", "last_-1", "mean"]
+    for position in candidates:
+        if position in have:
+            return position
+    raise MismatchError(
+        f"'{store.path}' has residuals at {', '.join(have) or 'no token'}, expected "
+        f"{asked or 'a token of prompts'}. Pass one of these as --position, or build with "
+        f"--positions {_as_built(asked or 'prompt')}."
+    )
+
+
+def _as_built(position: str) -> str:
+    """The word of `build` that keeps a position: `template:3` for `template_-3`."""
+    return position.replace("_-", ":") if "_-" in position else position
 
 
 def label_codes(store: Store, labels: tuple[str, str]) -> Int64[np.ndarray, " n"]:
     """0 for the positive label, 1 for the negative one, -1 for any other."""
     of_row = store["label"]
     return np.where(of_row == labels[0], 0, np.where(of_row == labels[1], 1, -1)).astype(np.int64)
+
+
+def require_classes(store: Store) -> None:
+    """Refuse rows between which there is no difference of means: no pairs, and no two labels."""
+    if store.row_kind == "prompts":
+        raise MismatchError(
+            f"the rows of '{store.path}' are prompts alone, expected pairs or two labels: there is "
+            "no direction between them. Read them with store.residuals('prompt') or actcache "
+            "export; or give the rows labels and build again with --reuse, which runs none again."
+        )
+    labels = set(store["label"].tolist())
+    if store.row_kind == "labels" and len(labels) == 1:
+        raise MismatchError(
+            f"all rows of '{store.path}' have the label '{labels.pop()}', expected two labels: "
+            "there is no direction between them. Join it with a store of another label with "
+            "actcache merge, or read the rows with store.residuals('prompt')."
+        )
 
 
 def two_labels(store: Store, asked: Sequence[str] | None = None) -> tuple[str, str]:

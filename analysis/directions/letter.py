@@ -28,11 +28,11 @@ def letter_directions(
     The store has the positions positive and negative; `rows` count, for example a behavior's train
     split. Gives the direction at each layer, or why there is none.
     """
+    reason = why_no_letter(store, rows=rows)
+    if reason:
+        return reason
     letters, code = np.unique(store["letter"], return_inverse=True)
     chosen = [str(x) for x in np.unique(store["letter"][rows])]
-    if len(chosen) != 2 or "" in chosen:
-        shown = ", ".join(x or "none" for x in chosen)
-        return f"the positive completions begin with {len(chosen)} kinds of letter ({shown}), not 2"
 
     def batches() -> Iterator[tuple[Float[np.ndarray, "b layer d"], Int64[np.ndarray, " b"]]]:
         pairs = (
@@ -45,6 +45,15 @@ def letter_directions(
     moments = class_moments(batches(), len(letters))
     first, second = (letters.tolist().index(x) for x in chosen)
     return np.asarray((moments.mean[first] - moments.mean[second]) / 2, np.float32)
+
+
+def why_no_letter(store: Store, *, rows: Bool[np.ndarray, " n"]) -> str:
+    """Say why some rows have no letter direction; empty where they have one."""
+    chosen = [str(x) for x in np.unique(store["letter"][rows])]
+    if len(chosen) == 2 and "" not in chosen:
+        return ""
+    shown = ", ".join(x or "none" for x in chosen)
+    return f"the positive completions begin with {len(chosen)} kinds of letter ({shown}), not 2"
 
 
 def letter_share(

@@ -114,6 +114,7 @@ def find_plane(
     *,
     rows: Bool[np.ndarray, " n"],
     labels: tuple[str, str] | None = None,
+    position: str = "prompt",
     normalize: bool = False,
 ) -> Plane:
     """Find a plane and discriminative norm outputs, in one pass of a store.
@@ -125,20 +126,26 @@ def find_plane(
         store: with norm outputs (`ln1`, `ln2`, …) among its sites.
         rows: samples to calibrate on, such as a behavior's train rows.
         labels: the positive and the negative label; None for pairs.
+        position: token of labelled prompts.
         normalize: scale values to norm 1 before the class means are projected.
 
     Raises:
         MismatchError: the store lacks norm outputs or positions, a class has no sample, or the
             candidates span no plane.
     """
-    return plane_of_means(class_means(store, rows=rows, labels=labels), normalize=normalize)
+    means = class_means(store, rows=rows, labels=labels, position=position)
+    return plane_of_means(means, normalize=normalize)
 
 
 def class_means(
-    store: Store, *, rows: Bool[np.ndarray, " n"], labels: tuple[str, str] | None
+    store: Store,
+    *,
+    rows: Bool[np.ndarray, " n"],
+    labels: tuple[str, str] | None,
+    position: str = "prompt",
 ) -> ClassMeans:
     """Average both classes at every norm output; see `find_plane`."""
-    positions = ("positive", "negative") if labels is None else ("prompt", "prompt")
+    positions = ("positive", "negative") if labels is None else (position, position)
     sites = _require_norms(store, positions)
     code = np.zeros(store.n, np.int64) if labels is None else label_codes(store, labels)
     of_class = [rows & (code == 0), rows & (code == (0 if labels is None else 1))]

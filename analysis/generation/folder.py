@@ -24,10 +24,14 @@ from actcache.store.storage.local import LocalStorage
 
 TEXTS, CONFIGURATIONS, SUMMARY = "generations.jsonl", "configurations.json", "summary.json"
 TABLES, PICTURE, STEERING = "tables.md", "curve.png", "steering.safetensors"
+REPORT, PROMPTS = "report.html", "prompts.json"
 STEERINGS = "steerings"
 """Folder of the chosen steering of each behavior, where there are several."""
 
-OURS = (SUMMARY, TABLES, PICTURE, STEERING, STEERINGS, CONFIGURATIONS, TEXTS)
+OURS = (
+    *(SUMMARY, TABLES, REPORT, PICTURE, "curve.svg", "curve.pdf", PROMPTS),
+    *(STEERING, STEERINGS, "config.toml", CONFIGURATIONS, TEXTS),
+)
 """Everything in GEN, in the order in which it is removed."""
 
 FORMAT = 1

@@ -29,7 +29,7 @@ from actcache.analysis.sweep.strategies import LayerStrategy, score_behaviors
 from actcache.encoders import Embeddings
 
 if TYPE_CHECKING:
-    from actcache.analysis.predict.learned_vectors import Learned
+    from actcache.analysis.predict.learned_vectors import LearnedVectors
 
 Selections = Mapping[str, LayerSelections]
 """By behavior."""
@@ -94,13 +94,13 @@ def score_set(
 
 
 def score_networks(
-    learned: "Learned", selections: Selections, layers: Sequence[int]
+    learned: "LearnedVectors", selections: Selections, layers: Sequence[int]
 ) -> dict[str, NetworkScore]:
     """Read each behavior's networks, and those at its fixed layer, off their training."""
     scores = {}
     for behavior, networks in learned.networks.items():
         at = selections[behavior].fixed
-        share = learned.letter_share[behavior]
+        share = learned.letter_share(behavior)
         scores[behavior] = NetworkScore(
             fixed_layer=layers[at],
             context_layer=int(networks.context_layer[at]),

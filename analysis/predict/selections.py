@@ -11,7 +11,16 @@ from functools import partial
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 
-from actcache.analysis.names import W2S_SHUFFLED, slugs, w2s
+from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.directions.letter import why_no_letter
+from actcache.analysis.names import (
+    L2S,
+    L2S_WITHOUT_LETTER,
+    OWN_DIFFERENCE,
+    W2S_SHUFFLED,
+    slugs,
+    w2s,
+)
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.sweep.layer_ranks import active_layers, best_layers
@@ -45,6 +54,11 @@ class BehaviorRows:
     variant: Shaped[np.ndarray, " row"]
     prompt: Shaped[np.ndarray, " row"]
     letter: Shaped[np.ndarray, " row"]
+
+    def among(self, chosen: Bool[np.ndarray, " row"]) -> "BehaviorRows":
+        """Train and test on some of the rows alone."""
+        sides = {side: getattr(self, side) & chosen for side in SPLITS}
+        return replace(self, **sides)
 
 
 def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, BehaviorRows]:
@@ -83,6 +97,21 @@ def predictor_rows(store: Store, *, vectors: Sequence[str]) -> dict[str, Behavio
             letter=store["letter"][at],
         )
     return behaviors
+
+
+def learned_sets(store: Store, config: AnalyzeConfig) -> list[str]:
+    """Name the sets of learned directions that an analysis sweeps; those of `LearnedVectors`."""
+    if "predictors" not in config.stages or L2S not in config.vectors:
+        return []
+    try:
+        behaviors = predictor_rows(store, vectors=config.vectors)
+    except MismatchError:  # the stage is left out
+        return []
+    lettered = (
+        not why_no_letter(store, rows=np.isin(np.arange(store.n), rows.at[rows.train]))
+        for rows in behaviors.values()
+    )
+    return [L2S, OWN_DIFFERENCE, *([L2S_WITHOUT_LETTER] if any(lettered) else [])]
 
 
 @dataclass(frozen=True, kw_only=True)

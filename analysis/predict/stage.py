@@ -1,6 +1,6 @@
 """The stage `predictors`: W2S and L2S from a sweep to scores and files.
 
-Embeds the prompts, learns vectors and sweeps them, trains layer predictors, scores every strategy.
+Embeds the prompts, trains layer predictors on the sweep's slopes, scores every strategy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,7 @@ from actcache.analysis.names import (
     CAA,
     CONTROL,
     L2S,
+    L2S_WITHOUT_LETTER,
     METHOD,
     OWN_DIFFERENCE,
     W2S_SHUFFLED,
@@ -44,8 +45,7 @@ from actcache.progress import Progress
 from actcache.store.store import Store
 
 if TYPE_CHECKING:
-    from actcache.analysis.predict.learned_vectors import Learned
-    from actcache.engine.model import LanguageModel
+    from actcache.analysis.predict.learned_vectors import LearnedVectors
 
 FOLDER = "predictors"
 """Where predictors lie in a results folder, each in `<behavior>/<set>-<encoder>/`."""
@@ -85,16 +85,17 @@ def run_predictors(
     behaviors: Mapping[str, BehaviorRows],
     *,
     sweep: Sweep,
+    learned: "LearnedVectors | None",
     config: AnalyzeConfig,
-    model: "Callable[[], LanguageModel]",
     progress: Progress,
     device: str = "cpu",
 ) -> PredictorScores:
     """Train, select, score; leave `predictors/` and `predictors.npz`.
 
-    The store is of pairs, `behaviors` are its rows as `predictor_rows` gives them. `model` is
-    called only if learned vectors are yet to be swept. `progress` shows what a paid encoder will
-    cost before it is asked. What was trained on another device is reused.
+    The store is of pairs, `behaviors` are its rows as `predictor_rows` gives them. The sweep has
+    the behaviors' directions, random ones, and those of the `learned` vectors, which are trained.
+    `progress` shows what a paid encoder will cost before it is asked. What was trained on another
+    device is reused.
     """
     layers = sweep.layers.tolist()
     specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
@@ -102,21 +103,7 @@ def run_predictors(
         encode(store, spec, cache=config.embeddings, base_url=config.base_url, progress=progress)
         for spec in specs
     ]
-    learned = None
-    if L2S in config.vectors:
-        from actcache.analysis.predict.learned_vectors import learn_vectors
-
-        learned = learn_vectors(
-            out / FOLDER,
-            store,
-            behaviors,
-            layers=layers,
-            config=config,
-            model=model,
-            progress=progress,
-            device=device,
-        )
-    sets = _steered_sets(sweep, learned, behaviors, config)
+    sets = _steered_sets(sweep, behaviors, config)
     settings = W2SSettings(
         top=tuple(top for top in config.top if top <= len(layers)) or (1,),
         seeds=config.seeds,
@@ -182,7 +169,6 @@ def run_predictors(
 
 def _steered_sets(
     sweep: Sweep,
-    learned: "Learned | None",
     behaviors: Mapping[str, BehaviorRows],
     config: AnalyzeConfig,
 ) -> dict[str, SteeredSet]:
@@ -190,15 +176,17 @@ def _steered_sets(
     sets = {}
     if CAA in config.vectors:
         sets[CAA] = SteeredSet(slopes=_slopes(sweep, METHOD), predicted=True)
-    if learned is not None:
-        oracle = _slopes(learned.swept, OWN_DIFFERENCE)
+    if L2S in config.vectors:
+        oracle = _slopes(sweep, OWN_DIFFERENCE)
         # L2S is steered where the vectors that it learns from work best ("Where to Steer", 4.5).
         fixed = {
             behavior: fixed_layer(oracle.slope[rows.at], rows.train)
             for behavior, rows in behaviors.items()
         }
-        for name in learned.sets:
-            slopes = oracle if name == OWN_DIFFERENCE else _slopes(learned.swept, name)
+        for name in (L2S, OWN_DIFFERENCE, L2S_WITHOUT_LETTER):
+            if name not in sweep.names:
+                continue
+            slopes = oracle if name == OWN_DIFFERENCE else _slopes(sweep, name)
             sets[name] = SteeredSet(slopes=slopes, predicted=name != OWN_DIFFERENCE, fixed=fixed)
     if config.controls:
         sets[CONTROL] = SteeredSet(slopes=_slopes(sweep, CONTROL), predicted=True)
@@ -219,6 +207,7 @@ def _select(
 ) -> LayerSelections:
     """All strategies of one behavior, with predictors that are trained or reused."""
     slopes = steered.slopes.of(rows.at)
+    rows = rows.among(slopes.rows)
     place = None if steered.fixed is None else steered.fixed[behavior]
     if not steered.predicted:
         return select_layers(rows, slopes, fixed=place)

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from actcache.analysis.generation.summary import GenerationSummary, MethodScores, StrengthScores
 from actcache.analysis.report.generation_tables import method_label
-from actcache.analysis.report.plots import GREY, LEGEND_COLUMNS, PANELS, line_style, new_figure
+from actcache.analysis.report.plots import (
+    GREY,
+    LEGEND_COLUMNS,
+    line_style,
+    new_figure,
+    save_figure,
+)
 from actcache.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -23,7 +29,7 @@ def plot_generation(path: str | Path, summary: GenerationSummary) -> None:
 
     A panel has three parts, one below the other: the mean effect with its interval, the perplexity
     under the unsteered model as a multiple of the unsteered text's, and the share of texts that
-    keep their form. A line is a behavior (at most six are drawn); a dot marks the chosen strength.
+    keep their form. A line is a behavior; a dot marks the chosen strength.
     Test rows, or validation rows where there are no others.
 
     Args:
@@ -34,10 +40,9 @@ def plot_generation(path: str | Path, summary: GenerationSummary) -> None:
         MismatchError: there is no method to draw.
     """
     behaviors = list(dict.fromkeys(scores.behavior for scores in summary.methods))
-    shown = behaviors[:PANELS]
     panels: dict[tuple[str, str], list[MethodScores]] = {}
     for scores in summary.methods:
-        if scores.behavior in shown and _curve(scores):
+        if _curve(scores):
             panels.setdefault((scores.method, scores.selection), []).append(scores)
     if not panels:
         raise MismatchError(
@@ -45,7 +50,7 @@ def plot_generation(path: str | Path, summary: GenerationSummary) -> None:
         )
     columns = min(_COLUMNS, len(panels))
     blocks = -(-len(panels) // columns)
-    legend_rows = -(-(len(shown) + 1) // LEGEND_COLUMNS)
+    legend_rows = -(-(len(behaviors) + 1) // LEGEND_COLUMNS)
     figure = new_figure(0.7 + 0.25 * legend_rows + (sum(_HEIGHTS) + 0.9) * blocks)
     grid = figure.subplots(
         3 * blocks, columns, squeeze=False, sharey="row", height_ratios=_HEIGHTS * blocks
@@ -54,7 +59,7 @@ def plot_generation(path: str | Path, summary: GenerationSummary) -> None:
         block, column = divmod(number, columns)
         axes = grid[3 * block : 3 * block + 3, column].tolist()
         for scores in of_panel:
-            _draw_method(axes, scores, style=line_style(shown.index(scores.behavior)))
+            _draw_method(axes, scores, style=line_style(behaviors.index(scores.behavior)))
         _finish_panel(axes, of_panel[0], budget=summary.budget)
         axes[0].set_title(method_label(of_panel[0]), fontsize=9)
         if column == 0:
@@ -64,11 +69,11 @@ def plot_generation(path: str | Path, summary: GenerationSummary) -> None:
         block, column = divmod(number, columns)
         for axes in grid[3 * block : 3 * block + 3, column]:
             axes.remove()
-    _legend(grid[0, 0], shown)
+    _legend(grid[0, 0], behaviors)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(
-        handles[-len(shown) - 1 :],
-        labels[-len(shown) - 1 :],
+        handles[-len(behaviors) - 1 :],
+        labels[-len(behaviors) - 1 :],
         loc="outside lower center",
         ncols=LEGEND_COLUMNS,
         frameon=False,
@@ -76,10 +81,8 @@ def plot_generation(path: str | Path, summary: GenerationSummary) -> None:
     )
     figure.align_ylabels()
     title = f"Steered texts: effect ({summary.target}) and what it costs, over strength"
-    if len(shown) < len(behaviors):
-        title += f" (first {len(shown)} of {len(behaviors)} behaviors)"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def _curve(scores: MethodScores) -> Sequence[StrengthScores]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from actcache.analysis.names import DIRECTION_SETS
+from actcache.analysis.report.comparison_tables import comparison_tables
 from actcache.analysis.report.plots import (
     plot_embeddings,
     plot_grid,
@@ -36,6 +37,8 @@ def short_tables(summary: Summary) -> list[Table]:
     if summary.sweep is not None:
         # The oracle is biased upwards; its cross-fitted gain says what is left of it.
         tables.append(sweep_table(summary).without("oracle"))
+        if summary.sweep.compared:
+            tables += comparison_tables(summary.sweep.compared, summary)[:1]
     if summary.predictors is not None:
         tables.append(short_table(summary))
     return tables
@@ -49,6 +52,8 @@ def terminal_tables(summary: Summary) -> list[Table]:
     tables = _layer_tables(summary)
     if summary.sweep is not None:
         tables.append(sweep_table(summary).without("oracle", "by letter", "verdict"))
+        if summary.sweep.compared:
+            tables += comparison_tables(summary.sweep.compared, summary)[:1]
     elif summary.predictors is not None:
         tables.append(short_table(summary).without("verdict"))
     return tables
@@ -79,7 +84,7 @@ def markdown_page(summary: Summary) -> str:
     for title, stage, tables in (
         ("Discriminative layers", "layers", _layer_tables(summary)),
         ("Planes", "planes", _plane_tables(summary)),
-        ("Steerability", "sweep", [sweep_table(summary)] if summary.sweep else []),
+        ("Steerability", "sweep", _sweep_tables(summary)),
         ("Predictors", "predictors", predictor_tables(summary) if summary.predictors else []),
     ):
         if tables:
@@ -113,9 +118,16 @@ def html_page(summary: Summary) -> str:
 def _layer_tables(summary: Summary) -> list[Table]:
     positive = summary.labels[0] if summary.labels else ""
     return [
-        layer_table(name, scores, positive=positive)
+        layer_table(name, scores, positive=positive, on_calibration=summary.config.on_calibration)
         for name, scores in (summary.layers or {}).items()
     ]
+
+
+def _sweep_tables(summary: Summary) -> list[Table]:
+    if summary.sweep is None:
+        return []
+    compared = summary.sweep.compared
+    return [sweep_table(summary), *(comparison_tables(compared, summary) if compared else [])]
 
 
 def _plane_tables(summary: Summary) -> list[Table]:
@@ -131,7 +143,7 @@ def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
     The results folder `out` has the arrays that a picture needs.
     """
     drawn: dict[str, Callable[[Path], None]] = {}
-    if summary.layers and summary.labels:
+    if summary.layers and summary.labels and len(summary.layers) == 1:
         (layers,), (positive, negative) = summary.layers.values(), summary.labels
         drawn["layers.png"] = lambda path: plot_layers(
             path, layers, positive=positive, negative=negative
@@ -142,7 +154,7 @@ def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
             drawn["steerability.png"] = lambda path: plot_steerability(
                 path,
                 base,
-                control=[random for scores in base.values() for random in scores.control[:1]],
+                control={name: scores.control for name, scores in base.items()},
                 layers=sweep.layers,
                 unit=f"{sweep.unit} per unit multiplier",
             )

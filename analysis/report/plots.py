@@ -1,10 +1,11 @@
-"""The pictures of a report: steerability by layer, propensity over the grid, classes by layer.
+"""The pictures of a report: steerability by layer, change over the grid, classes by layer.
 
 Each function draws one figure into a file, whose suffix names the format (`.png`, `.pdf`, `.svg`),
 and leaves nothing behind: no pyplot, no global state, no window. Matplotlib is imported when a
 picture is drawn.
 """
 
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,29 +25,31 @@ if TYPE_CHECKING:
 # Okabe and Ito: eight colours that differ for every kind of colour vision; yellow is too pale for
 # a line on white. Further lines repeat them with another dash.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES = ("-", "--", ":")
+_DASHES, _MARKERS = ("-", "--", ":"), "os^Dv<>P"
 GREY = "#8a8a8a"
 _WIDTH, _DPI = 8.0, 150  # 1200 pixels
-PANELS = 6
-FEW, LEGEND_COLUMNS = 3, 3  # lines with a legend inside the axes; columns of one below them
+LEGEND_COLUMNS = 3
+_COLUMNS, _TITLE = 3, 34  # panels side by side, and characters in a line of their titles
 
 
 def plot_steerability(
     path: str | Path,
     behaviors: Mapping[str, SteerabilityScores],
     *,
-    control: Sequence[SteerabilityScores] = (),
+    control: Sequence[SteerabilityScores] | Mapping[str, Sequence[SteerabilityScores]] = (),
     layers: Sequence[int] | None = None,
     unit: str = "logits per unit multiplier",
 ) -> None:
-    """Draw mean steerability by layer with its interval, one line a behavior.
+    """Draw mean steerability by layer with its interval, a panel for each behavior.
 
-    A dot marks each behavior's fixed layer. Each set of random directions is a grey line.
+    A dot marks each behavior's fixed layer, grey lines are random directions. Each panel has a
+    scale of its own, for behaviors may differ by a factor of a hundred.
 
     Args:
         path: file to write.
         behaviors: scores of each, `Steerability.scores` of `summarize`.
-        control: the same for random directions, `BehaviorScores.control` of any behaviors.
+        control: the same for random directions, `BehaviorScores.control`; by behavior, or one list
+            that is drawn in every panel.
         layers: numbers of the layers; by default their places.
         unit: unit of the slope, which depends on what propensity is made of.
 
@@ -54,37 +57,37 @@ def plot_steerability(
         MismatchError: no behavior.
     """
     _require(behaviors)
-    below = 0 if len(behaviors) <= FEW else -(-(len(behaviors) + 2) // LEGEND_COLUMNS)
-    figure = new_figure(4.6 + 0.2 * below)
-    axes = figure.subplots()
-    axes.axhline(0, color="black", linewidth=0.8, zorder=1)
-    for i, scores in enumerate(control):
-        label = "random directions" if i == 0 else None
-        _plot_means(axes, scores, 0.15, color=GREY, linewidth=1.4, label=label)
-    for i, (name, scores) in enumerate(behaviors.items()):
-        color, dash = line_style(i)
-        line = {"color": color, "linestyle": dash, "linewidth": 1.8}
-        _plot_means(axes, scores, 0.18, label=f"{_shown(name)} (n = {scores.n})", **line)
+    figure, panels = _panels(len(behaviors), height=2.0, single=4.6)
+    for number, (axes, (name, scores)) in enumerate(zip(panels, behaviors.items(), strict=True)):
+        axes.axhline(0, color="black", linewidth=0.8, zorder=1)
+        of_panel = control.get(name, ()) if isinstance(control, Mapping) else control
+        for i, random in enumerate(of_panel):
+            label = "random directions" if i == 0 else None
+            _plot_means(axes, random, 0.15, color=GREY, linewidth=1.1, label=label)
+        _plot_means(axes, scores, 0.22, color=_COLORS[0], linewidth=1.8, label="steered")
+        place = scores.fixed_layer
         axes.plot(
-            scores.fixed_layer if layers is None else list(layers).index(scores.fixed_layer),
+            place if layers is None else list(layers).index(place),
             scores.fixed.slope.value,
             "o",
-            color=color,
-            markersize=8,
+            color=_COLORS[0],
+            markersize=7,
             markeredgecolor="white",
             markeredgewidth=1.2,
             zorder=4,
+            label="fixed layer (chosen on train)",
         )
-    axes.plot([], [], "o", color="#444444", markersize=7, label="fixed layer (chosen on train)")
-    axes.set_title("Steerability by layer: mean over test samples, 95 % interval", loc="left")
-    axes.set_xlabel("layer that is steered")
-    axes.set_ylabel(f"steerability ({unit})")
-    _finish_lines(axes, layers)
-    if len(behaviors) <= FEW:
-        axes.legend(frameon=False, fontsize=9)
-    else:
-        figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
-    _save(figure, path)
+        axes.set_title(_title(f"{name} (n\u00a0=\u00a0{scores.n})"), fontsize=9)
+        axes.tick_params(labelsize=8)
+        _finish_lines(axes, layers)
+        if number == 0:
+            lines = axes.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    title = "Steerability by layer: mean over test samples, 95 % interval"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    _label_bottom(panels, "layer that is steered")
+    figure.supylabel(f"steerability ({unit})", fontsize=9)
+    save_figure(figure, path)
 
 
 def plot_grid(
@@ -96,10 +99,11 @@ def plot_grid(
     fixed_layers: Mapping[str, int] | None = None,
     unit: str = "logits",
 ) -> None:
-    """Draw mean propensity over layers and multipliers, one panel a behavior.
+    """Draw what each layer and multiplier changes in the mean propensity, a panel a behavior.
 
-    All panels share one color scale with white at 0; a frame marks multiplier 0, where nothing is
-    steered. Of more than six behaviors the first six are drawn, and the title says so.
+    A cell is the propensity minus that of multiplier 0 (without one: minus the layer's mean), since
+    what a behavior's prompts start from would drown what steering adds. Colors of each panel run
+    from minus to plus its largest change, which its title says; white is no change.
 
     Args:
         path: file to write.
@@ -119,46 +123,42 @@ def plot_grid(
                 f"propensity of '{name}' has shape {values.shape}, the grid {len(multipliers)} "
                 f"multipliers. Pass [layer, multiplier]."
             )
-    shown = dict(list(propensity.items())[:PANELS])
-    columns = 2 if len(shown) == 4 else min(3, len(shown))
-    rows = -(-len(shown) // columns)
-    figure = new_figure(0.9 + 3.4 * rows)
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=True)
-    limit = max(float(np.abs(values).max()) for values in shown.values())
+    figure, panels = _panels(len(propensity), height=2.2, single=4.2)
     image = None
-    for axes, (name, values) in zip(grid.flat, shown.items(), strict=False):
+    for axes, (name, values) in zip(panels, propensity.items(), strict=True):
+        change = change_from_unsteered(values, multipliers)
+        limit = float(np.abs(change).max())
+        size = limit or 1.0
         image = axes.imshow(
-            values, aspect="auto", origin="lower", cmap="RdBu_r", vmin=-limit, vmax=limit
+            change / size, aspect="auto", origin="lower", cmap="RdBu", vmin=-1, vmax=1
         )
-        axes.set_title(_shown(name), fontsize=10)
+        axes.set_title(_title(f"{name} (±\u00a0{limit:.2g})"), fontsize=9)
         axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
-        axes.tick_params(axis="x", labelbottom=True, labelsize=8)
+        axes.tick_params(labelsize=8)
         _number(axes.yaxis, layers)
-        for column in np.flatnonzero(multipliers == 0):
-            axes.axvspan(column - 0.5, column + 0.5, fill=False, edgecolor="black", linewidth=1.4)
-            axes.get_xticklabels()[column].set_fontweight("bold")
         if fixed_layers and name in fixed_layers:
             axes.plot(-0.5, fixed_layers[name], ">", color="black", markersize=7, clip_on=False)
-    for axes in list(grid.flat)[len(shown) :]:
-        axes.remove()
-    for axes in grid[:, 0]:
-        axes.set_ylabel("layer that is steered")
-    for axes in list(grid.flat)[max(0, len(shown) - columns) : len(shown)]:
-        axes.set_xlabel("multiplier")
-    title = "Mean propensity"
-    if (multipliers == 0).any():
-        title += "; framed: multiplier 0, unsteered"
+    start = "multiplier 0" if (multipliers == 0).any() else "the mean over multipliers"
+    title = f"Change of mean propensity from {start}"
     if fixed_layers:
         title += "; ▶: fixed layer"
-    if len(shown) < len(propensity):
-        title += f" (first {len(shown)} of {len(propensity)} behaviors)"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    _label_bottom(panels, "multiplier")
+    figure.supylabel("layer that is steered", fontsize=9)
     if image is not None:
-        bar = figure.colorbar(
-            image, ax=list(grid.flat)[: len(shown)], shrink=0.9, aspect=30, pad=0.015
-        )
-        bar.set_label(f"propensity ({unit}), positive minus negative")
-    _save(figure, path)
+        bar = figure.colorbar(image, ax=panels, shrink=0.9, aspect=30, pad=0.015)
+        bar.set_ticks([-1, 0, 1], labels=["−", "0", "+"])
+        bar.set_label(f"change in {unit}, up to ± the number above each panel", fontsize=8)
+    save_figure(figure, path)
+
+
+def change_from_unsteered(
+    values: Float[np.ndarray, "layer m"], multipliers: Float[np.ndarray, " m"]
+) -> Float[np.ndarray, "layer m"]:
+    """Subtract the column of multiplier 0; without one, each layer's mean."""
+    unsteered = np.flatnonzero(multipliers == 0)
+    start = values[:, unsteered[:1]] if len(unsteered) else values.mean(1, keepdims=True)
+    return np.asarray(values - start)
 
 
 def plot_layers(
@@ -190,7 +190,7 @@ def plot_layers(
             layer,
             scores.class_mean[k],
             "os"[k] + "-",
-            label=f"{_shown(name)} (n = {counts[k]})",
+            label=f"{shown_name(name)} (n = {counts[k]})",
             **style,
         )
     top.axhline(0, color="black", linewidth=0.8)
@@ -212,7 +212,7 @@ def plot_layers(
     for axes in (top, bottom):
         _finish_lines(axes)
     top.legend(frameon=False, fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _plot_means(axes: "Axes", scores: SteerabilityScores, alpha: float, **line: Any) -> None:
@@ -233,16 +233,44 @@ def new_figure(height: float) -> "Figure":
     return figure
 
 
-def _shown(name: str) -> str:
+def _panels(n: int, *, height: float, single: float) -> "tuple[Figure, list[Axes]]":
+    """Make a figure of `n` panels, each so high; a single one has the whole width."""
+    columns = min(n, _COLUMNS if n != 4 else 2)
+    rows = -(-n // columns)
+    figure = new_figure(single if n == 1 else 0.9 + height * rows)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[n:]:
+        axes.remove()
+    return figure, grid[:n]
+
+
+def _label_bottom(panels: "Sequence[Axes]", label: str) -> None:
+    """Name the axis below the last panel of each column."""
+    for axes in panels[-min(len(panels), _COLUMNS if len(panels) != 4 else 2) :]:
+        axes.set_xlabel(label, fontsize=9)
+
+
+def _title(name: str) -> str:
+    """Break a long name, so that it stays above its panel."""
+    return shown_name("\n".join(textwrap.wrap(name, _TITLE)[:3]))
+
+
+def shown_name(name: str) -> str:
     """Write a name as it is: `$` would begin a formula, and `_` hide a line from the legend."""
     return f"{' ' if name.startswith('_') else ''}{name}".replace("$", r"\$")
 
 
-def _save(figure: "Figure", path: str | Path) -> None:
-    """Write a figure; characters that the font lacks are drawn as boxes, without a warning."""
-    with warnings.catch_warnings():
+def save_figure(figure: "Figure", path: str | Path) -> None:
+    """Write a figure; characters that the font lacks are drawn as boxes, without a warning.
+
+    The same figure gives the same bytes: no date, and names inside an SVG that are not random.
+    """
+    from matplotlib import rc_context
+
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with warnings.catch_warnings(), rc_context({"svg.hashsalt": "actcache"}):
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(path)
+        figure.savefig(path, metadata=dates.get(Path(path).suffix))
 
 
 def line_style(i: int) -> tuple[str, str]:
@@ -275,25 +303,31 @@ def plot_embeddings(
     *,
     title: str,
 ) -> None:
-    """Draw prompts' embeddings in the plane, one color a behavior; NaN is not drawn."""
+    """Draw prompts' embeddings in the plane, a color and marker a behavior; NaN is not drawn."""
     names = list(dict.fromkeys(behaviors.tolist()))
     figure = new_figure(5.2 + 0.2 * -(-len(names) // LEGEND_COLUMNS))
     axes = figure.subplots()
-    for i, name in enumerate(names):
-        color, _ = line_style(i)
+    for i, name in enumerate(names):  # as many looks as colors times markers
         axes.plot(
             *points[behaviors == name].T,
-            ".",
-            color=color,
-            markersize=4,
-            alpha=0.6,
-            label=_shown(str(name)),
+            _MARKERS[i % len(_MARKERS)],
+            color=_COLORS[i % len(_COLORS)],
+            markersize=3.5,
+            markeredgewidth=0,
+            alpha=0.65,
+            label=shown_name(str(name)),
         )
     axes.set_title(title, loc="left")
     axes.set_xticks([])
     axes.set_yticks([])
-    figure.legend(loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8)
-    _save(figure, path)
+    figure.legend(
+        loc="outside lower center",
+        ncols=LEGEND_COLUMNS,
+        frameon=False,
+        fontsize=8,
+        markerscale=1.8,
+    )
+    save_figure(figure, path)
 
 
 def _require(behaviors: Mapping[str, object]) -> None:

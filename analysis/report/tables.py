@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 
+from actcache.analysis.stats.bootstrap import Interval
 from actcache.analysis.summary import BehaviorScores, LayerScores, SiteScores, Summary
 from actcache.notebook import rows_table
 
@@ -91,9 +92,23 @@ def sweep_table(summary: Summary) -> Table:
             for name, scores in summary.behaviors.items()
         ],
         "Layer: the fixed one, with the largest mean slope on train. Steerable: share of "
-        "samples with a slope above 0 there. Random direction: slope and share at that layer. "
+        "samples with a slope above 0 there. Random direction: slope and share at that layer"
+        f"{_part(summary)}. "
         "Verdict: on the fixed layer; on a layer chosen per sample.",
     )
+
+
+def _part(summary: Summary) -> str:
+    """How many samples the random directions steer, where that is a part of them."""
+    counts = [
+        (control.n, scores.n)
+        for scores in summary.behaviors.values()
+        for control in scores.control[:1]
+    ]
+    if all(few == n for few, n in counts):
+        return ""
+    few, n = (sum(each) for each in zip(*counts, strict=True))
+    return f", on {few} of the {n} samples, drawn at random"
 
 
 def _shares_by_letter(scores: BehaviorScores) -> str:
@@ -105,16 +120,22 @@ def _random_direction(summary: Summary, scores: BehaviorScores) -> str:
         return "-"
     place = summary.sweep.layers.index(scores.fixed_layer)
     n = len(scores.control)
-    slope = sum(control.by_layer[place].value for control in scores.control) / n
+    low, value, high = (
+        sum(getattr(control.by_layer[place], part) for control in scores.control) / n
+        for part in ("low", "value", "high")
+    )
     share = sum(control.share_by_layer[place] for control in scores.control) / n
-    return f"{slope:.2g}, {share:.0%}"
+    return f"{Interval(value, low, high)}, {share:.0%}"
 
 
-def layer_table(name: str, scores: LayerScores, *, positive: str) -> Table:
-    """Make the table of discriminative layers."""
+def layer_table(
+    name: str, scores: LayerScores, *, positive: str, on_calibration: bool = False
+) -> Table:
+    """Make the table of discriminative layers; `on_calibration`: of the directions' own samples."""
+    samples = "the directions' own samples" if on_calibration else "held-out samples"
     above, below = scores.class_mean
     return Table(
-        f"{name}: held-out samples on one common direction (layer {scores.common_layer})",
+        f"{name}: {samples} on one common direction (layer {scores.common_layer})",
         [
             {
                 "layer": str(layer),

@@ -37,6 +37,20 @@ def slopes(
     return np.asarray(np.asarray(propensity, np.float64) @ (centred / (centred @ centred)))
 
 
+def swept_rows(propensity: Float[np.ndarray, " n *cell"]) -> Bool[np.ndarray, " n"]:
+    """Find the samples that were swept: those with a propensity that is a number."""
+    return np.asarray(~np.isnan(propensity).all(tuple(range(1, propensity.ndim))))
+
+
+def among(
+    rows: Bool[np.ndarray, " n"], values: Float[np.ndarray, " _ *cell"]
+) -> Float64[np.ndarray, " n *cell"]:
+    """Put the values of some rows in their places, NaN in the others."""
+    placed = np.full((len(rows), *values.shape[1:]), np.nan)
+    placed[rows] = values
+    return placed
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitQuality:
     """How well a line describes each cell."""

@@ -3,25 +3,32 @@
 `run` writes it, `steerability` and the predictors read it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64
+from jaxtyping import Bool, Float32, Float64, Int64
 
 from actcache.analysis.names import METHOD
-from actcache.analysis.stats.slopes import slopes
+from actcache.analysis.stats.slopes import among, slopes
 from actcache.errors import MismatchError
 from actcache.notebook import facts_table
+from actcache.store.contents import SWEPT
 from actcache.store.store import Store, open_store
 
 _ARRAY = "/propensity"
 
 
 class Sweep:
-    """Propensity of every sample, layer and multiplier, for one or more direction sets."""
+    """Propensity of samples at every layer and multiplier, for one or more direction sets.
 
-    def __init__(self, store: Store) -> None:
+    A set need not have all samples: `rows` says which it has, and the others are NaN in its arrays.
+    """
+
+    def __init__(
+        self, store: Store, *, rows: Mapping[str, Bool[np.ndarray, " n"]] | None = None
+    ) -> None:
         if store.kind != "sweep":
             raise MismatchError(
                 f"'{store.path}' holds {store.kind}, expected a sweep. Pass what run_sweep or "
@@ -29,11 +36,20 @@ class Sweep:
             )
         self.store = store
         """The store that it is read from: columns, config and provenance."""
+        self._rows = _swept_rows(store) if rows is None else dict(rows)
 
     @property
     def names(self) -> list[str]:
         """Names of the direction sets."""
-        return [x.removesuffix(_ARRAY) for x in self.store.arrays if x.endswith(_ARRAY)]
+        return list(self._rows)
+
+    def rows(self, name: str | None = None) -> Bool[np.ndarray, " n"]:
+        """Samples that were swept with a direction set, by default with `main_set`.
+
+        Raises:
+            MismatchError: there is no such set.
+        """
+        return self._rows[self._known(self.main_set if name is None else name)]
 
     @property
     def n(self) -> int:
@@ -86,18 +102,19 @@ class Sweep:
     def propensity_of(self, name: str) -> Float32[np.ndarray, "n layer multiplier"]:
         """Propensity under one direction set: score of the positive minus the negative completion.
 
+        NaN for samples that are not among its `rows`.
+
         Raises:
             MismatchError: there is no such set.
         """
-        if name not in self.names:
-            raise MismatchError(
-                f"'{self.store.path}' has no direction set '{name}', expected "
-                f"{', '.join(self.names)}. Pass one of them."
-            )
-        return np.asarray(self.store.array(name + _ARRAY)[:])
+        propensity = np.array(self.store.array(self._known(name) + _ARRAY)[:])
+        propensity[~self._rows[name]] = np.nan
+        return propensity
 
     def slopes(self, name: str | None = None) -> Float64[np.ndarray, "n layer"]:
         """Steerability of every sample at every layer: least-squares slope of propensity over λ.
+
+        NaN for samples that are not among the set's `rows`.
 
         Args:
             name: the direction set; by default `main_set`.
@@ -105,8 +122,17 @@ class Sweep:
         Raises:
             MismatchError: there is no such set, or only one multiplier was swept.
         """
-        propensity = self.propensity_of(self.main_set if name is None else name)
-        return slopes(propensity, self.multipliers)
+        name = self.main_set if name is None else name
+        rows = self.rows(name)
+        return among(rows, slopes(self.propensity_of(name)[rows], self.multipliers))
+
+    def _known(self, name: str) -> str:
+        if name not in self._rows:
+            raise MismatchError(
+                f"'{self.store.path}' has no direction set '{name}', expected "
+                f"{', '.join(self.names)}. Pass one of them."
+            )
+        return name
 
     def __repr__(self) -> str:
         facts = ", ".join(f"{name}={value}" for name, value in self._facts().items())
@@ -120,9 +146,21 @@ class Sweep:
         return {
             "n": self.n,
             "sets": self.names,
+            "rows": [int(rows.sum()) for rows in self._rows.values()],
             "layers": self.layers.tolist(),
             "multipliers": self.multipliers.tolist(),
         }
+
+
+def _swept_rows(store: Store) -> dict[str, Bool[np.ndarray, " n"]]:
+    """The rows of each set; all of them where the store does not say, as in earlier versions."""
+    arrays = sorted(name for name in store.arrays if name.endswith(_ARRAY))
+    swept = store[SWEPT] if SWEPT in store.columns else np.ones((store.n, len(arrays)), bool)
+    return {
+        name.removesuffix(_ARRAY): np.asarray(swept[:, arrays.index(name)])
+        for name in store.arrays
+        if name.endswith(_ARRAY)
+    }
 
 
 def open_sweep(path: str | Path) -> Sweep:

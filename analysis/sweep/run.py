@@ -5,17 +5,18 @@ Plans which rows run together and writes the propensities; the passes themselves
 `open_sweep` alone.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from actcache.analysis.sweep.open_sweep import Sweep
-from actcache.analysis.sweep.row_directions import AnyDirections, RowDirections, row_directions
+from actcache.analysis.sweep.reuse import WantedSweep
+from actcache.analysis.sweep.row_directions import AnyDirections, row_directions
+from actcache.analysis.sweep.sets import SweepSet
 from actcache.build.provenance import versions
 from actcache.build.replay import load_store_model, rendered_pairs, require_store_model
 from actcache.engine.batching import Budget, run_batches
@@ -23,15 +24,13 @@ from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_cell
 from actcache.engine.steered_scores import SteeringRule, can_move, score_grid, sweep_head
 from actcache.errors import MismatchError, ModelError
-from actcache.identity import IDENTITY, require_same
-from actcache.progress import SILENT, Progress
+from actcache.progress import AUTOMATIC, Progress
 from actcache.prompts.beginnings import group_by_beginning
 from actcache.prompts.render import Rendered
-from actcache.store.contents import StoreContents
-from actcache.store.copies.selection import require_all_layers
+from actcache.store.contents import SWEPT, StoreContents
 from actcache.store.partial import require_room
 from actcache.store.schema import RowArray, shard_rows
-from actcache.store.store import Store, open_store
+from actcache.store.store import Store
 from actcache.store.writer import Writer
 
 NAIVE_BOUND = 1e-3
@@ -40,7 +39,7 @@ NAIVE_BOUND = 1e-3
 
 def run_sweep(
     store: Store,
-    sets: Mapping[str, AnyDirections],
+    sets: Mapping[str, SweepSet | AnyDirections],
     *,
     multipliers: Sequence[float | int],
     out: str | Path,
@@ -50,17 +49,19 @@ def run_sweep(
     layers: Sequence[int] | None = None,
     batch_tokens: int = 2048,
     shard_rows: int | None = None,
-    progress: Progress = SILENT,
+    progress: Progress = AUTOMATIC,
     title: str = "sweep",
 ) -> Sweep:
-    """Steer every sample at every layer with every multiplier; keep the propensities.
+    """Steer samples at every layer with every multiplier; keep the propensities.
 
-    An interrupted run of the same settings is resumed, a finished one is opened as it is.
+    An interrupted run of the same settings is resumed. A finished one is opened as it is, if it has
+    these sets and rows, whatever it has beside them.
 
     Args:
         store: pairs, with their tokens.
         sets: directions by name of the set: one `[layer, d_model]` for all samples, one for each
-            sample, or the `difference_of_means` of a store. All sets share one pass.
+            sample, or the `difference_of_means` of a store; a `SweepSet` steers some samples alone.
+            All sets share one pass.
         multipliers: factors λ, each once.
         out: where `sweep.zarr` will be.
         model: the model that the store was built with, or a function that loads it, which is not
@@ -74,21 +75,18 @@ def run_sweep(
         title: of the progress bar.
 
     Returns:
-        The results, open for reading: `<set>/propensity` `[n, layer, multiplier]` float32.
+        The results, open for reading: `<set>/propensity` `[n, layer, multiplier]` float32, NaN of
+        samples that the set does not steer.
 
     Raises:
         MismatchError: the model is not the store's, or a sweep of other settings lies at `out`.
         ActcacheError: the disk has no room for the results.
     """
     path, rule = Path(out), SteeringRule(first_steered=first_steered, score=score)
-    require_all_layers(store)
-    layers = list(range(store.n_layers)) if layers is None else sorted(set(layers))
-    if not layers or not 0 <= layers[0] <= layers[-1] < store.n_layers:
-        raise MismatchError(
-            f"layers to steer are {layers}, but the store has layers 0 to {store.n_layers - 1}. "
-            "Pass some of them."
-        )
-    factors = [float(x) for x in multipliers]
+    steered = {name: _sweep_set(store, given, name) for name, given in sets.items()}
+    wanted = WantedSweep.of(
+        store, steered, multipliers=multipliers, rule=asdict(rule), layers=layers
+    )
     rows = rendered_pairs(store)
     if n_unmoved := sum(not can_move(row, rule) for row in rows):
         raise MismatchError(
@@ -97,60 +95,58 @@ def run_sweep(
             "before anything is steered, and every slope is 0; expected a steered token that can "
             "move it. Pass --first-steered fork, or a --score of whole completions."
         )
-    directions = {name: row_directions(store, given, name=name) for name, given in sets.items()}
-    config = {
-        "rule": asdict(rule),
-        "layers": layers,
-        "multipliers": factors,
-        "sets": {name: chosen.digest for name, chosen in directions.items()},
-        "batch_tokens": batch_tokens,
-    }
-    identity = store.provenance["model"]
-    source = {
-        "store": {"data_sha256": store.provenance["data_sha256"], "n": store.n},
-        "model": {name: identity[name] for name in IDENTITY},
-    }
     with progress.steps(title, store.n) as on_rows:
         if path.exists():
-            finished = open_store(path, check=True)
-            _require_same_settings(path, finished, config, source)
-            on_rows(finished.n)
-            return Sweep(finished)
-        require_room(path, 4 * store.n * len(sets) * len(layers) * len(factors))
+            sweep = wanted.open(path)
+            on_rows(sweep.n)
+            return sweep
+        n_values = store.n * len(wanted.config["layers"]) * len(wanted.config["multipliers"])
+        require_room(path, 4 * len(steered) * n_values)
         grid = _Grid(
             model=_loaded(store, model),
             rows=rows,
-            sets=directions,
-            multipliers=factors,
+            sets=steered,
+            multipliers=wanted.config["multipliers"],
             rule=rule,
-            layers=layers,
+            layers=wanted.config["layers"],
+        )
+        contents = StoreContents(
+            kind="sweep",
+            n=store.n,
+            arrays=grid.arrays,
+            columns={
+                **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
+                "layer": np.array(grid.layers, np.int64),
+                "multiplier": np.array(grid.multipliers, np.float64),
+                SWEPT: grid.swept,
+            },
+            config={**wanted.config, "batch_tokens": batch_tokens},
+            provenance={
+                **wanted.source,
+                "device": str(grid.model.device),
+                "versions": versions(),
+            },
+            shard_rows=shard_rows,
         )
         resume = path.with_name(path.name + ".partial").exists()
-        with (Writer.resume if resume else Writer.create)(
-            path,
-            StoreContents(
-                kind="sweep",
-                n=store.n,
-                arrays=grid.arrays,
-                columns={
-                    **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
-                    "layer": np.array(layers, np.int64),
-                    "multiplier": np.array(factors, np.float64),
-                },
-                config=config,
-                provenance={**source, "device": str(grid.model.device), "versions": versions()},
-                shard_rows=shard_rows,
-            ),
-        ) as writer:
+        with (Writer.resume if resume else Writer.create)(path, contents) as writer:
             on_rows(writer.committed)
             certificate = _self_check(grid)
             budget = Budget(batch_tokens)
             while writer.committed < store.n:
                 shard = writer.next_rows
-                writer.commit(grid.sweep_rows(shard, budget))
+                values = grid.sweep_rows(shard, budget)
+                writer.commit(values, absent=contents.absent(shard))
                 on_rows(shard.stop - shard.start)
             writer.finish(certificate)
-    return Sweep(open_store(path, check=True))
+    return wanted.open(path)
+
+
+def _sweep_set(store: Store, given: SweepSet | AnyDirections, name: str) -> SweepSet:
+    if isinstance(given, SweepSet):
+        return given
+    directions = row_directions(store, given, name=name)
+    return SweepSet(directions=directions, rows=np.ones(store.n, bool))
 
 
 def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -> list[int]:
@@ -180,7 +176,7 @@ class _Grid:
 
     model: LanguageModel
     rows: Sequence[Rendered]
-    sets: Mapping[str, RowDirections]
+    sets: Mapping[str, SweepSet]
     multipliers: Sequence[float]
     rule: SteeringRule
     layers: Sequence[int]
@@ -190,27 +186,55 @@ class _Grid:
         """One array of propensities for each direction set."""
         return [_array(name, len(self.layers), len(self.multipliers)) for name in self.sets]
 
+    @property
+    def swept(self) -> Bool[np.ndarray, "n set"]:
+        """The rows that each set steers, sets in the order of their arrays' names."""
+        in_order = sorted(self.sets, key=lambda name: f"{name}/propensity")
+        return np.column_stack([self.sets[name].rows for name in in_order])
+
     def sweep_rows(self, shard: slice, budget: Budget) -> dict[str, np.ndarray]:
-        """Propensities of one shard's rows, by name of the array."""
+        """Propensities of one shard's rows, by name of the array; NaN where a set has none."""
         rows = self.rows[shard]
         propensity = {
-            array.name: np.empty((len(rows), array.n_layers, array.width), np.float32)
+            array.name: np.full((len(rows), array.n_layers, array.width), np.nan, np.float32)
             for array in self.arrays
         }
-        n_cells = len(self.sets) * len(self.layers) * sum(x != 0 for x in self.multipliers)
-        costs = sweep_costs(rows, self.rule, n_cells=n_cells)
+        for names, places in self._groups(shard):
+            chosen = [rows[place] for place in places]
+            n_steps = sum(x != 0 for x in self.multipliers)
+            n_cells = len(names) * len(self.layers) * n_steps
 
-        def run(batch: Int64[np.ndarray, " b"]) -> None:
-            row_numbers = batch + shard.start
-            directions = np.stack([chosen.rows(row_numbers) for chosen in self.sets.values()])
-            scores = self.score([rows[i] for i in batch], directions, self.multipliers)
-            for i, name in enumerate(self.sets):
-                propensity[f"{name}/propensity"][batch] = scores[:, i]
+            def run(
+                batch: Int64[np.ndarray, " b"],
+                names: Sequence[str] = names,
+                places: Int64[np.ndarray, " _"] = places,
+                chosen: Sequence[Rendered] = chosen,
+            ) -> None:
+                row_numbers = places[batch] + shard.start
+                directions = np.stack(
+                    [self.sets[name].directions.rows(row_numbers) for name in names]
+                )
+                scores = self.score([chosen[i] for i in batch], directions, self.multipliers)
+                for i, name in enumerate(names):
+                    propensity[f"{name}/propensity"][places[batch]] = scores[:, i]
 
-        heads = [sweep_head(row, self.rule) for row in rows]
-        shares = bool(group_by_beginning(heads)) and self.model.can_share_beginnings
-        run_batches(costs, budget=budget, run=run, heads=heads if shares else None)
+            heads = [sweep_head(row, self.rule) for row in chosen]
+            shares = bool(group_by_beginning(heads)) and self.model.can_share_beginnings
+            run_batches(
+                sweep_costs(chosen, self.rule, n_cells=n_cells),
+                budget=budget,
+                run=run,
+                heads=heads if shares else None,
+            )
         return propensity
+
+    def _groups(self, shard: slice) -> Iterator[tuple[list[str], Int64[np.ndarray, " place"]]]:
+        """The rows of a shard by the sets that steer them; not those that none steers."""
+        steered = np.column_stack([each.rows[shard] for each in self.sets.values()])
+        for pattern in np.unique(steered, axis=0):
+            if pattern.any():
+                names = [name for name, yes in zip(self.sets, pattern, strict=True) if yes]
+                yield names, np.flatnonzero((steered == pattern).all(1))
 
     def score(
         self,
@@ -239,19 +263,6 @@ def _loaded(
     return loaded
 
 
-def _require_same_settings(
-    path: Path, finished: Store, config: Mapping[str, Any], source: Mapping[str, Any]
-) -> None:
-    """Refuse a finished sweep of other settings; how rows were batched is rounding alone."""
-    provenance = {name: finished.provenance.get(name) for name in source}
-    require_same(
-        {"config": {**config, "batch_tokens": None}, "provenance": source},
-        {"config": {**finished.config, "batch_tokens": None}, "provenance": provenance},
-        what=f"the settings of '{path}' and of this sweep",
-        remedy="Choose another folder with -o, or pass --overwrite.",
-    )
-
-
 def _self_check(grid: _Grid) -> dict[str, float]:
     """Before a long run: a few cells against two full passes each, and how far λ = 0 spreads.
 
@@ -265,7 +276,8 @@ def _self_check(grid: _Grid) -> dict[str, float]:
     model, layers = grid.model, grid.layers
     shortest = min(grid.rows, key=lambda row: row.length)
     multiplier = max(grid.multipliers, key=abs)
-    values = next(iter(grid.sets.values())).rows(np.zeros(1, np.int64))  # [1, layer, d_model]
+    first = next(iter(grid.sets.values())).directions
+    values = first.rows(np.zeros(1, np.int64))  # [1, layer, d_model]
     few = [*grid.rows[:4], shortest]
     still = grid.score(few, np.zeros((1, *values.shape[1:]), np.float32), [0.0, 1.0])
     fast = grid.score(few, values, [multiplier])

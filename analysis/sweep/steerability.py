@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 
 from actcache.analysis.names import CONTROL
-from actcache.analysis.stats.bootstrap import Interval, mean_intervals
+from actcache.analysis.stats.bootstrap import Interval, bootstrap_means, estimates
 from actcache.analysis.sweep.layer_ranks import best_layers
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.strategies import (
@@ -61,12 +61,13 @@ class Steerability:
     """Slopes of all samples, their best layers, and the scores of the test samples."""
 
     slope: Float64[np.ndarray, "n layer"]
+    """NaN of samples that were not swept."""
 
     oracle_layer: Int64[np.ndarray, " n"]
-    """Place of each sample's best layer, the first of equals."""
+    """Place of each sample's best layer, the first of equals; -1 of samples that were not swept."""
 
     cross_fitted_layer: Int64[np.ndarray, "n 2"] | None
-    """Place of each sample's best layer by either half of the multipliers."""
+    """Place of each sample's best layer by either half of the multipliers; -1 likewise."""
 
     scores: BehaviorScores
 
@@ -87,14 +88,16 @@ def summarize(
     """Score a sweep: train samples choose layers, numbers are of test samples.
 
     Args:
-        propensity: of every sample, layer and multiplier.
+        propensity: of every sample, layer and multiplier. Samples that are NaN throughout were not
+            swept: none of them may be in `train` or `test`.
         multipliers: the grid. Where it is not symmetric about 0, or has fewer than two distinct
             sizes, there is no cross-fit, and the result says why.
         train: samples that choose the fixed layer.
         test: samples that all numbers are means over; none of them may be in `train`.
         rng: source of the bootstrap draws.
         letters: letter of each sample's positive completion; an empty one is left out of the split.
-        control: propensity of the same samples under `r` sets of random directions.
+        control: propensity of the same samples, or of the same part of them, under `r` sets of
+            random directions.
         fixed: place of the fixed layer, where something else than these slopes chose it (L2S lets
             the oracle's vectors); the control chooses its own in any case.
         layers: numbers of the layers; by default their places.
@@ -110,7 +113,9 @@ def summarize(
     tables = [slope_table(values, multipliers) for values in sets]
     table = tables[0]
     numbers = range(propensity.shape[1]) if layers is None else layers
-    places = [fixed_layer(each.slope, train) for each in tables]
+    swept = _swept_control(table, tables[1:], train=train, test=test)
+    places = [fixed_layer(table.slope, train)]
+    places += [fixed_layer(each.slope, train & swept) for each in tables[1:]]
     if fixed is not None:
         places[0] = fixed
 
@@ -126,7 +131,7 @@ def summarize(
         str(x): score(table, test & (letter == x), places[0]) for x in np.unique(letter[test]) if x
     }
     controls = [
-        score(each, test, place) for each, place in zip(tables[1:], places[1:], strict=True)
+        score(each, test & swept, place) for each, place in zip(tables[1:], places[1:], strict=True)
     ]
     comparison = None
     gains = [
@@ -135,14 +140,14 @@ def summarize(
         if each.halves is not None
     ]
     if len(gains) > 1:
-        random = np.mean(gains[1:], axis=0)  # [test]
-        columns = np.column_stack([random, gains[0] - random])
-        control_gain, difference = mean_intervals(columns, rng, draws=draws)
-        comparison = Comparison(control_gain=control_gain, difference=difference)
+        random = np.mean(gains[1:], axis=0)  # [test], NaN where the control was not swept
+        comparison = _compare(gains[0], random, rng, draws)
+    rows = table.rows
+    halves = None if table.halves is None else table.halves[:, rows].argmax(2).T
     return Steerability(
         slope=table.slope,
-        oracle_layer=best_layers(table.slope),
-        cross_fitted_layer=None if table.halves is None else table.halves.argmax(2).T,
+        oracle_layer=_placed(rows, best_layers(table.slope[rows])),
+        cross_fitted_layer=None if halves is None else _placed(rows, halves),
         scores=BehaviorScores(
             **vars(tested),
             by_letter=by_letter,
@@ -151,6 +156,33 @@ def summarize(
             no_cross_fit=table.reason,
         ),
     )
+
+
+def _compare(
+    gain: Float64[np.ndarray, " n"],
+    random: Float64[np.ndarray, " n"],
+    rng: np.random.Generator,
+    draws: int,
+) -> Comparison:
+    """Compare mean gains; samples are drawn together, also where some have no control."""
+    known = ~np.isnan(random)
+    columns = np.column_stack([gain, np.where(known, random, 0), known])
+
+    def gains(means: Float64[np.ndarray, "_ 3"]) -> Float64[np.ndarray, "_ 2"]:
+        of_all, of_random = means[:, 0], means[:, 1] / np.maximum(means[:, 2], 1 / len(gain))
+        return np.column_stack([of_random, of_all - of_random])
+
+    drawn = gains(bootstrap_means(columns, rng, draws=draws))
+    control_gain, difference = estimates(gains(columns.mean(0)[None])[0], drawn)
+    return Comparison(control_gain=control_gain, difference=difference)
+
+
+def _placed(
+    rows: Bool[np.ndarray, " n"], layers: Int64[np.ndarray, " _ *half"]
+) -> Int64[np.ndarray, " n *half"]:
+    placed = np.full((len(rows), *layers.shape[1:]), -1)
+    placed[rows] = layers
+    return placed
 
 
 def steerability(
@@ -189,6 +221,26 @@ def steerability(
         layers=sweep.layers.tolist(),
         draws=draws,
     )
+
+
+def _swept_control(
+    table: SlopeTable,
+    controls: Sequence[SlopeTable],
+    *,
+    train: Bool[np.ndarray, " n"],
+    test: Bool[np.ndarray, " n"],
+) -> Bool[np.ndarray, " n"]:
+    """The samples that all controls have; refuses sides that were not swept."""
+    swept = np.logical_and.reduce([np.ones(len(train), bool), *(each.rows for each in controls)])
+    for name, side in (("train", train), ("test", test)):
+        absent = int((side & ~table.rows).sum())
+        if absent or not (side & swept).any():
+            raise MismatchError(
+                f"{absent} of {side.sum()} {name} samples were not swept, and "
+                f"{(side & swept).sum()} were with the control; expected all, and some. Sweep "
+                "them, or leave them out."
+            )
+    return np.asarray(swept)
 
 
 def _check(

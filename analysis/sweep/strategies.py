@@ -24,13 +24,16 @@ from actcache.analysis.names import (
     RANKS,
 )
 from actcache.analysis.stats.bootstrap import Interval, bootstrap_means, estimates, mean_intervals
-from actcache.analysis.stats.slopes import slopes, split_grid
+from actcache.analysis.stats.slopes import among, slopes, split_grid, swept_rows
 from actcache.analysis.sweep.layer_ranks import best_layers, ranked_layers
 
 
 @dataclass(frozen=True, kw_only=True)
 class SlopeTable:
-    """Slopes of every sample at every layer, from all multipliers and from either half of them."""
+    """Slopes of every sample at every layer, from all multipliers and from either half of them.
+
+    NaN of samples that were not swept.
+    """
 
     slope: Float64[np.ndarray, "n layer"]
     """From all multipliers."""
@@ -41,6 +44,11 @@ class SlopeTable:
     reason: str
     """Why the grid has no halves; empty where it has."""
 
+    @property
+    def rows(self) -> Bool[np.ndarray, " n"]:
+        """The samples that were swept."""
+        return swept_rows(self.slope)
+
     def of(self, rows: Bool[np.ndarray, " n"] | Int64[np.ndarray, " _"]) -> "SlopeTable":
         """Take some samples."""
         halves = None if self.halves is None else self.halves[:, rows]
@@ -50,12 +58,17 @@ class SlopeTable:
 def slope_table(
     propensity: Float[np.ndarray, "n layer m"], multipliers: Float[np.ndarray, " m"]
 ) -> SlopeTable:
-    """Fit all cells, on the whole grid and on its `split_grid`; errors of `slopes`."""
-    slope = slopes(propensity, multipliers)
+    """Fit all cells of samples that were swept, on the whole grid and on its `split_grid`.
+
+    Errors of `slopes`.
+    """
+    rows = swept_rows(propensity)
+    swept = propensity[rows]
+    slope = among(rows, slopes(swept, multipliers))
     halves = split_grid(multipliers)
     if isinstance(halves, str):
         return SlopeTable(slope=slope, halves=None, reason=halves)
-    both = np.stack([slopes(propensity[..., half], multipliers[half]) for half in halves])
+    both = np.stack([among(rows, slopes(swept[..., half], multipliers[half])) for half in halves])
     return SlopeTable(slope=slope, halves=both, reason="")
 
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -39,17 +41,30 @@ def say(text: str) -> None:
     err().print(printable(text), highlight=False, markup=False, soft_wrap=True)
 
 
-class Bars(Progress):
-    """Progress on the terminal: a bar for each long loop, a line for each cost."""
+SECONDS_A_LINE = 30.0
+"""How often a line says how far a run is, where no bar can be drawn."""
 
-    def __init__(self, *, quiet: bool = False):
+
+class Bars(Progress):
+    """Progress on stderr: a bar for each long loop, a line for each cost.
+
+    Where stderr is no terminal, or one that cannot move its cursor, a line now and then.
+    """
+
+    def __init__(self, *, quiet: bool = False, seconds: float = SECONDS_A_LINE):
         self._quiet = quiet
+        self._seconds = seconds
 
     @contextmanager
     def steps(self, title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-        """Show a bar with rate and time left, where stderr is a terminal."""
+        """Show a bar with rate and time left, or lines."""
         from rich import progress
         from rich.text import Text
+
+        if not self._quiet and (not err().is_terminal or err().is_dumb_terminal):
+            with _lines(title, total, self._seconds) as advance:
+                yield advance
+            return
 
         class Rate(progress.ProgressColumn):
             def render(self, task: "Task") -> Text:
@@ -65,7 +80,7 @@ class Bars(Progress):
             Rate(),
             progress.TimeRemainingColumn(),
             console=console,
-            disable=self._quiet or not console.is_terminal,
+            disable=self._quiet,
         ) as bars:
             task = bars.add_task(printable(title), total=total)
             yield lambda n: bars.advance(task, n)
@@ -73,6 +88,48 @@ class Bars(Progress):
     def cost(self, estimate: object) -> None:
         """Print what a service will charge."""
         say(str(estimate))
+
+
+@contextmanager
+def _lines(title: str, total: int | None, seconds: float) -> Iterator[Callable[[int], None]]:
+    """Say every so many seconds how far a loop is; nothing of one that is over before."""
+    done, n_lines, start = 0, 0, time.monotonic()
+    stopped = threading.Event()
+
+    def line() -> str:
+        took = time.monotonic() - start
+        count = f"{done:,}" if not total else f"{done:,} of {total:,} ({done / total:.0%})"
+        rate = f", {done / took:,.3g} a second" if done else ""
+        left = f", about {duration(took / done * (total - done))} left" if done and total else ""
+        return f"actcache: {title}: {count} after {duration(took)}{rate}{left}"
+
+    def watch() -> None:
+        nonlocal n_lines
+        while not stopped.wait(seconds):
+            n_lines += 1
+            say(line())
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield advance
+    finally:
+        stopped.set()
+        watcher.join()
+        if n_lines:
+            say(line())
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people say it: 45 s, 3 min, 2 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def print_json(document: Any) -> None:

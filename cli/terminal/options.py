@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from actcache.analysis.config import MAX_GRID
+from actcache.cli.terminal.config_file import add_config
 from actcache.cli.terminal.console import say
 from actcache.conventions import MEANINGS, PRESETS
 from actcache.errors import ActcacheError
@@ -26,7 +27,7 @@ def add_settings(
     *,
     no_default: Collection[str] = (),
 ) -> dict[str, Group]:
-    """Add a flag for each field of a settings dataclass.
+    """Add a flag for each field of a settings dataclass, and `--config`.
 
     Args:
         command: the command's parser.
@@ -38,6 +39,7 @@ def add_settings(
     Returns:
         The headings, for flags that are no settings; the empty one is the command itself.
     """
+    add_config(command)
     groups: dict[str, Group] = {"": command}
     groups |= {name: command.add_argument_group(name, about) for name, about in headings.items()}
     for spec in settings_of(config):
@@ -164,6 +166,17 @@ def numbers(text: str | None, what: str) -> tuple[int, ...] | None:
     return tuple(values)
 
 
+def key_map(text: str | None) -> dict[str, str]:
+    """Read `prompt=question,positive=chosen`: each key of a row, and its name in the data."""
+    pairs = [part.partition("=") for part in text.split(",")] if text else []
+    if not all(name.strip() and key.strip() for name, _, key in pairs) or text == "":
+        raise ActcacheError(
+            f"--map is '{text}', expected pairs NAME=KEY separated by commas. For example "
+            "prompt=question,positive=chosen."
+        )
+    return {name.strip(): key.strip() for name, _, key in pairs}
+
+
 def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
     """Read `-1.5:1.5:0.5`, both ends included, or a list such as `-1,0,1`."""
     try:
@@ -189,7 +202,7 @@ def multipliers(text: str, what: str = "multipliers") -> tuple[float, ...]:
 def _value(spec: Setting, given: Any) -> Any:
     if given is None or not spec.many:
         return given
-    if not given and spec.default is None and spec.type is str:  # `--labels ''`
+    if not given and not spec.default and spec.type is str:  # `--labels ''`
         return None
     if spec.type not in (int, float):
         return names(given)
@@ -202,7 +215,7 @@ def _help(spec: Setting) -> str:
     if spec.type in MEANINGS:
         meanings = MEANINGS[spec.type].items()
         text += ": " + "; ".join(f"{word} = {meaning}" for word, meaning in meanings)
-    if not (any(spec.default is x for x in (MISSING, None, False)) or "(default" in text):
+    if not (spec.default in (MISSING, None, False, ()) or "(default" in text):
         text += f" (default: {_shown(spec.default)})"
     return text.replace("%", "%%")
 

@@ -131,8 +131,10 @@ def test_the_slow_engine_is_estimated_as_such(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "layers", "n_multipliers", "n_sets"),
     [
-        ([], [0, 1, 2, 3], 7, 2),
-        (["--layers", "1,3", "--multipliers=-1,0,1", "--controls", "0"], [1, 3], 3, 1),
+        ([], [0, 1, 2, 3], 7, 5),  # the behavior's, three of L2S, random
+        (["--stages", "sweep"], [0, 1, 2, 3], 7, 2),
+        (["--layers", "1,3", "--multipliers=-1,0,1", "--controls", "0"], [1, 3], 3, 4),
+        (["--all-rows", "--vectors", "caa"], [0, 1, 2, 3], 7, 2),
     ],
 )
 def test_a_dry_sweep_counts_what_the_loops_would(
@@ -147,15 +149,19 @@ def test_a_dry_sweep_counts_what_the_loops_would(
     assert main([*command, "--json", *more]) == 0
 
     facts = json.loads(capsys.readouterr().out)
-    cells = list(itertools.product(range(20), range(n_sets), layers, range(n_multipliers)))
+    swept = [i for i in range(20) if "--all-rows" in more or store["split"][i] != "validation"]
+    cells = list(itertools.product(swept, range(n_sets), layers, range(n_multipliers)))
+    whole = 20 * n_sets * len(layers) * n_multipliers
     steered = [cell for cell in cells if cell[3] > 0]  # one multiplier is 0
     runs_through = sum(4 - 1 - layer for _, _, layer, _ in steered)
-    lengths = sum(row.length for row in rendered_pairs(store))
+    rows = rendered_pairs(store)
+    lengths = sum(rows[i].length for i in swept)
     assert facts["cells"] == len(cells)
+    assert facts["cells saved"] == whole - len(cells)
     assert facts["joined rows"] == len(steered)
     assert facts["token-layers"] == 4 * (lengths - facts["tokens shared"]) + runs_through
     assert facts["full passes that it replaces"] == 2 * len(cells)
-    assert facts["bytes of sweep.zarr"] == 4 * len(cells)
+    assert facts["bytes of sweep.zarr"] == 4 * whole
     assert facts["rows done"] == 0
     assert facts["estimated seconds"] > 0
     assert not list(tmp_path.iterdir())

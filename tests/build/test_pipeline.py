@@ -96,7 +96,7 @@ def test_settings_that_are_not_given_come_from_the_preset_and_the_rest_from_the_
     data = str(folder / "rows" / "calm.jsonl")
     with pytest.raises(ActcacheError, match="preset is 'mine'"):
         build_store(data, "s.zarr", model=model, preset="mine")
-    with pytest.raises(ActcacheError, match="did you mean 'batch_tokens'"):
+    with pytest.raises(ActcacheError, match="Did you mean 'batch_tokens'"):
         build_store(data, "s.zarr", model=model, batch_size=3)
 
 

@@ -87,13 +87,15 @@ def test_a_null_in_a_column_is_missing():
 def test_a_missing_split_is_named_with_the_existing_ones():
     datasets.DatasetDict({"dev": datasets.Dataset.from_dict(PAIRS)}).save_to_disk("mood")
     assert message("mood") == (
-        "'mood' has no split 'train', only dev. Pass 'mood:SPLIT' with one of them."
+        "'mood' has no split 'train', only dev. Pass --split with one of them, or 'mood:SPLIT'."
     )
 
 
 def test_a_split_of_a_data_set_without_splits_is_named():
     datasets.Dataset.from_dict(PAIRS).save_to_disk("mood")
-    assert message("mood:test") == "'mood' is one data set without splits. Drop ':test'."
+    assert message("mood:test") == (
+        "'mood' is one data set without splits. Drop --split, or ':test'."
+    )
 
 
 def test_a_damaged_data_set_is_named():

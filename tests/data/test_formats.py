@@ -28,7 +28,8 @@ BEHAVIORS = ("corrigible-neutral-HHH", "myopic-reward", "narcissism", "subscribe
 
 KNOWN = (
     "(pair: prompt, positive, negative; MWE: question, answer_matching_behavior, "
-    "answer_not_matching_behavior; steering-bench: positive, negative; label: prompt, label)"
+    "answer_not_matching_behavior; steering-bench: positive, negative; label: prompt, label; "
+    "prompt: prompt; 'messages' may stand for 'prompt')"
 )
 
 
@@ -188,7 +189,7 @@ BAD = {
         "mood.jsonl",
         lines({"text": "a", "target": 1}),
         "'mood.jsonl' line 1: the keys are text, target, expected those of a format " + KNOWN + ". "
-        "Rename the keys.",
+        "Rename the keys, or pass --map NAME=KEY.",
     ),
     "no key at all": bad(
         "mood.jsonl",
@@ -196,7 +197,7 @@ BAD = {
         "'mood.jsonl' line 1: the keys are none, expected those of a format "
         + KNOWN
         + ". Rename the "
-        "keys.",
+        "keys, or pass --map NAME=KEY.",
     ),
     "mixed formats": bad(
         "mood.jsonl",
@@ -324,11 +325,6 @@ BAD = {
         "'mood.jsonl' line 3: the id 'a' is already used by 'mood.jsonl' line 1, expected a unique one. Change "
         '"id", or pass each file once, under its own name.',
     ),
-    "one label": bad(
-        "mood.jsonl",
-        lines(LABEL, LABEL),
-        "all 2 rows have the label 'glad', expected at least two labels. Add rows of another label.",
-    ),
     "a behavior that is a path": bad(
         "mood.jsonl",
         lines(GOOD | {"behavior": "../mood"}),
@@ -385,14 +381,8 @@ def test_a_limit_below_one_is_named(limit):
 
 def test_no_path_at_all_is_an_error():
     assert message() == (
-        "no data given, expected at least one file. Pass a .jsonl, .json or .csv file."
-    )
-
-
-def test_one_label_because_of_the_limit_says_so():
-    Path("mood.jsonl").write_bytes(lines(LABEL, LABEL, OTHER_LABEL))
-    assert message("mood.jsonl", limit=2) == (
-        "all 2 rows have the label 'glad', expected at least two labels. Raise --limit."
+        "no data given, expected at least one file. Pass a .jsonl, .json, .csv, .tsv or .parquet "
+        "file, - for stdin, a folder made by save_to_disk, or a Hub id."
     )
 
 
@@ -400,7 +390,7 @@ def test_pairs_and_labels_in_two_files_are_named_with_both_places():
     Path("a.jsonl").write_bytes(lines(GOOD, GOOD))
     Path("b.json").write_text(json.dumps([LABEL, OTHER_LABEL]))
     assert message("a.jsonl", "b.json") == (
-        "'b.json' row 0 (from 0) has a label, 'a.jsonl' line 1 has two completions; a store holds one "
+        "'a.jsonl' line 1 has two completions, 'b.json' row 0 (from 0) has a label; a store holds one "
         "kind. Build two stores."
     )
 

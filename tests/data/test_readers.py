@@ -9,11 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actcache.data.formats import read_samples
-from actcache.data.readers import expand_globs, raw_rows
+from actcache.data.sources import expand_globs, open_sources
 from actcache.errors import RowError
 from tests.support.rows import GOOD, bad, lines, message, read, table
 
-READ = "Pass a .jsonl, .json or .csv file, a folder made by save_to_disk, or a Hub id."
+READ = (
+    "Pass a .jsonl, .json, .csv, .tsv or .parquet file, - for stdin, a folder made by save_to_disk, "
+    "or a Hub id."
+)
 
 
 @pytest.fixture(autouse=True)
@@ -105,8 +108,8 @@ BAD = {
     "unknown ending": bad(
         "mood.txt",
         lines(GOOD),
-        "'mood.txt' ends in '.txt', expected .jsonl, .json or .csv. Convert the file, or rename "
-        "it after what it holds.",
+        "'mood.txt' ends in '.txt', expected .jsonl, .json, .csv or .tsv (also as .gz), or "
+        ".parquet. Convert the file, or rename it after what it holds.",
     ),
     "not JSON in a line": bad(
         "mood.jsonl",
@@ -251,8 +254,9 @@ def test_a_file_that_cannot_be_read_is_named():
 
 def test_rows_are_read_lazily():
     Path("mood.jsonl").write_bytes(b'{"prompt": 1}\n' + b"not JSON\n")
-    behavior, rows = raw_rows("mood.jsonl")
-    assert (behavior, next(rows).values) == ("mood", {"prompt": 1})
+    [source] = open_sources("mood.jsonl", split=None, note=print)
+    rows = source.rows
+    assert (source.behavior, next(rows).values) == ("mood", {"prompt": 1})
     with pytest.raises(RowError, match="line 2"):
         next(rows)
 

@@ -11,11 +11,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from actcache.build.replay import rendered_rows
 from actcache.cli.main import main
+from actcache.conventions import check_sites
 from actcache.engine.model import adopt_model
 from actcache.engine.reference import reference_capture
 from actcache.engine.tree_capture import capture
 from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.prompts.render import Rendered
+from actcache.prompts.spans import random_span
 from actcache.store.store import open_store
 from tests.reference import engine as reference
 from tests.support.tiny import FAMILIES, LAST_3, VOCAB, make, marked_rows, save
@@ -231,3 +233,55 @@ def test_a_dry_run_counts_the_bytes_of_masses(folder, tmp_path, capsys):
     assert build(folder, out, *flags) == 0
 
     assert forecast["bytes on disk"] == open_store(out).n_bytes
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(("family", "attention"), FAMILIES)
+def test_the_control_is_the_mass_on_the_random_span(family, attention):
+    model = adopt_model(make(family, attention=attention), name=family)
+    rows = [
+        replace(row, control_span=random_span(row.prompt, row.span, n_read=3))
+        for row in marked_rows()
+    ]
+    asked = {"positions": LAST_3, "answer": "first"}
+
+    both = capture(model, rows, sites=["attention", "attention_control"], **asked)
+    swapped = [replace(row, span=row.control_span) for row in rows]
+
+    alone = {
+        "attention": capture(model, rows, sites=["attention"], **asked),
+        "attention_control": capture(model, swapped, sites=["attention"], **asked),
+    }
+    for site, masses in alone.items():
+        torch.testing.assert_close(both[site], masses["attention"], rtol=0, atol=1e-6)
+    assert (both["attention"] + both["attention_control"]).max() <= 1 + 1e-5
+    true = reference_capture(
+        model, rows[0], position="last_-2", answer="first", site="attention_control"
+    )
+    torch.testing.assert_close(both["attention_control"][0, :, 1], true, rtol=0, atol=1e-5)
+
+
+def test_a_random_span_is_as_long_and_elsewhere():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n, n_read = int(rng.integers(2, 30)), int(rng.integers(1, 4))
+        prompt = tuple(rng.integers(0, 50, n).tolist())
+        start = int(rng.integers(0, n))
+        span = (start, int(rng.integers(start, n + 1)))
+
+        control = random_span(prompt, span, n_read=n_read)
+
+        length = control[1] - control[0]
+        gaps = [min(start, n - n_read) - 1, n - n_read - max(span[1], 1)]
+        assert length == max(0, min(span[1] - start, max(gaps)))
+        marked = set(range(*span))
+        if length:
+            assert not marked & set(range(*control))
+            assert control[0] >= 1
+            assert control[1] <= n - n_read
+        assert random_span(prompt, span, n_read=n_read) == control
+
+
+def test_the_control_needs_the_masses_themselves():
+    with pytest.raises(ActcacheError, match="Add attention to the sites"):
+        check_sites(["attention_control"], ["prompt"])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actcache.data.personas import expand_variants, load_personas
+from actcache.data.personas import Persona, expand_variants, load_personas
 from actcache.data.samples import Sample
 from actcache.errors import RenderError
 from actcache.prompts.render import Renderer, Rendering
@@ -145,3 +145,19 @@ def test_tokens_of_another_text_are_refused():
     tok = tokenizer()
     with pytest.raises(RenderError, match="pass another --bos"):
         span_in_tokens(tok, [1, 2, 3], (0, 2), text="abc", name="b/0")
+
+
+def test_a_span_of_the_system_message_becomes_its_tokens():
+    tok = tokenizer()
+    row = Renderer(tok, Rendering())(sample(system="Fear bees.", span=(5, 9), span_part="system"))
+
+    assert words(row, tok) == "bees"
+    assert row.span == (len("S: Fear "), len("S: Fear bees"))
+
+
+def test_a_span_of_the_persona_line_becomes_its_tokens():
+    tok = tokenizer()
+    marked = sample(span_part="persona", span_text="bees")
+    personas = {"b": Persona("Fear bees.", "Like bees.")}
+    for variant in expand_variants([marked], ["sys_pos", "user_neg"], personas=personas):
+        assert words(Renderer(tok, Rendering())(variant), tok) == "bees"

@@ -55,7 +55,7 @@ def token_choice(masses, scan):
     n_layers, n_heads = masses[0].shape[1:]
     places, peaks, means = [], [], []
     for layer in range(n_layers):
-        best, place = -1.0, 0
+        best, place = 0.0, len(masses) - 1
         for k, each in enumerate(masses):
             for i in scan:
                 value = sum(float(x) for x in each[i, layer]) / n_heads

@@ -51,3 +51,28 @@ def attention_mass(hf, tokens, back, span):
             for key in range(*span):
                 masses[layer, head] += float(each[0, head, len(tokens) - back, key])
     return masses
+
+
+def cell_attention(query, key, value, tree_keys, tree_values, prefix, own, *, scale):
+    """`[b, joined, head, e]`: each joined token's softmax over all that it may see, one by one.
+
+    `prefix` `[b, node, t]` and `own` `[b, node, node]` say what each node of a cell may see; keys
+    and values may have fewer heads than the queries.
+    """
+    b, n_heads, n_joined, e = query.shape
+    shared, n_nodes = n_heads // key.shape[1], own.shape[1]
+    out = np.zeros((b, n_joined, n_heads, e))
+    for i, head, j in np.ndindex(b, n_heads, n_joined):
+        cell, node = divmod(j, n_nodes)
+        kv = head // shared
+        keys, values = [], []
+        for column in np.flatnonzero(prefix[i, node]):
+            keys.append(tree_keys[i, kv, column])
+            values.append(tree_values[i, kv, column])
+        for other in np.flatnonzero(own[i, node]):
+            keys.append(key[i, kv, cell * n_nodes + other])
+            values.append(value[i, kv, cell * n_nodes + other])
+        scores = np.array([scale * (query[i, head, j] @ seen) for seen in keys])
+        weights = np.exp(scores - scores.max())
+        out[i, j, head] = weights @ np.array(values) / weights.sum()
+    return out

@@ -33,9 +33,11 @@ def test_rows_are_chosen_by_one_value_or_several(store):
 
 
 def test_a_value_that_no_row_has_is_refused_with_those_that_there_are(store):
-    with pytest.raises(MismatchError, match=r"has split 'tset', expected one of .*'train'"):
+    with pytest.raises(
+        MismatchError, match=r"has split 'tset'\. Did you mean 'test'\? Expected one of .*'train'"
+    ):
         store.rows(split="tset")
-    with pytest.raises(MismatchError, match="has no column 'splitt'"):
+    with pytest.raises(MismatchError, match=r"has no column 'splitt'\. Did you mean 'split'\?"):
         store.rows(splitt="train")
 
 
@@ -66,3 +68,40 @@ def test_a_notebook_shows_a_table_with_every_value_escaped(store):
     assert "a&lt;b&gt;.zarr" in html
     assert "a<b>" not in html
     assert f"{store.n:,}" in html
+
+
+def test_arrays_and_columns_become_a_dataset(store):
+    xarray = pytest.importorskip("xarray")
+    data = store.to_xarray()
+
+    assert isinstance(data, xarray.Dataset)
+    assert data.sizes["sample"] == store.n
+    assert data["behavior"].values.tolist() == store["behavior"].tolist()
+    for name in store.arrays:
+        variable, array = data[name.replace("/", "_")], store.array(name)
+        expected = array[:][:, 0] if name.startswith("embed/") else array[:]
+        np.testing.assert_array_equal(variable.values, expected)
+        np.testing.assert_array_equal(variable[[3, 1], ..., 2:5].values, expected[[3, 1], ..., 2:5])
+        np.testing.assert_array_equal(variable[-1].values, expected[-1])
+        np.testing.assert_array_equal(variable[::-2].values, expected[::-2])
+    name = next(name for name in store.arrays if not name.startswith("embed/"))
+    layer = int(store.layers[-1])
+    np.testing.assert_array_equal(
+        data[name.replace("/", "_")].sel(layer=layer).values, store.array(name).layer(layer)
+    )
+
+
+def test_nothing_of_an_array_is_read_before_it_is_used(store, monkeypatch):
+    pytest.importorskip("xarray")
+    monkeypatch.setattr(type(store._maps), "take", lambda *_: pytest.fail("was read"))
+    data = store.to_xarray()
+    assert repr(data)
+    part = data.isel(layer=1, sample=slice(2, 5))
+    with pytest.raises(pytest.fail.Exception, match="was read"):
+        part.load()
+
+
+def test_without_xarray_one_line_says_what_to_install(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xarray", None)
+    with pytest.raises(ActcacheError, match="pip install xarray"):
+        store.to_xarray()

@@ -479,3 +479,26 @@ def test_a_build_killed_before_every_sync_and_rename_in_turn_resumes():
     )
     assert out.returncode == 0, out.stdout + out.stderr
     assert out.stdout.count("wrong=0") == 2
+
+
+def test_rows_that_are_absent_may_be_nan_and_no_others(tmp_path):
+    settings, values = example()
+    name = next(iter(values))
+    with Writer.create(tmp_path / "a.zarr", StoreContents(**settings)) as writer:
+        rows = writer.next_rows
+        block = {each: array[rows].copy() for each, array in values.items()}
+        block[name] = np.asarray(block[name])
+        absent = {name: np.arange(rows.stop - rows.start) == 1}
+        block[name][1] = nan_of(block[name].dtype)
+        with pytest.raises(NotFiniteError, match=f"'{name}' of row 1 "):
+            writer.commit(block)
+        block[name][0, 0, 0] = nan_of(block[name].dtype)
+        with pytest.raises(NotFiniteError, match=f"'{name}' of row 0 "):
+            writer.commit(block, absent=absent)
+        block[name][0, 0, 0] = 0
+        writer.commit(block, absent=absent)
+    assert np.isnan(open_store(tmp_path / "a.zarr", partial=True).array(name)[1]).all()
+
+
+def nan_of(dtype):
+    return 0x7FC0 if dtype == np.uint16 else np.nan  # bfloat16 comes as its bits

@@ -46,7 +46,8 @@ def fill_store(
         on_rows(writer.committed)
         while writer.committed < writer.n:
             rows = writer.next_rows
-            writer.commit({array.name: read(array, rows) for array in contents.arrays})
+            values = {array.name: read(array, rows) for array in contents.arrays}
+            writer.commit(values, absent=contents.absent(rows))
             on_rows(rows.stop - rows.start)
         with open_store(path, partial=True) as written:
             written_digest = written.digest

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from actcache.data.samples import Sample
+from actcache.data.messages import parse_history
+from actcache.data.samples import HISTORY, Sample
 from actcache.data.splits import n_leaked
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, first_difference
@@ -211,11 +212,12 @@ def _n_leaked(store: Store) -> int:
     """Test rows whose prompt is one of train's, where splits are known."""
     if not {"id", "behavior", "prompt", "split"} <= set(store.columns):
         return 0
-    rows = zip(*(store[name].tolist() for name in ("id", "behavior", "prompt")), strict=True)
+    turns = store[HISTORY].tolist() if HISTORY in store.columns else [""] * store.n
+    texts = (store[name].tolist() for name in ("id", "behavior", "prompt"))
     samples = [
         Sample(id=str(i), behavior=str(behavior), prompt=str(prompt), positive=None, negative=None,
-               label=None, letter="")
-        for i, behavior, prompt in rows
+               label=None, letter="", history=parse_history(earlier))
+        for i, behavior, prompt, earlier in zip(*texts, turns, strict=True)
     ]  # fmt: skip
     return n_leaked(samples, store["split"].tolist(), exact=False)
 

@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from actcache.analysis.files import write_aside, write_text
+from actcache.analysis.files import write_text
 from actcache.analysis.generation.folder import (
-    PICTURE,
     STEERING,
     STEERINGS,
     SUMMARY,
     TABLES,
+    Generations,
 )
+from actcache.analysis.generation.report_files import write_generation_report, write_prompts
 from actcache.analysis.generation.run.plan import GenerationPlan, Steers
 from actcache.analysis.generation.run.rows import PromptRow
 from actcache.analysis.generation.run.summarize import summarize_texts
@@ -23,7 +24,6 @@ from actcache.analysis.generation.summary import GenerationSummary, MethodScores
 from actcache.analysis.generation.texts import GeneratedText
 from actcache.analysis.names import slugs
 from actcache.analysis.report.generation_pages import generation_page
-from actcache.analysis.report.generation_plots import plot_generation
 from actcache.engine.model import LanguageModel
 from actcache.steering.checks import PLANE_OPERATORS
 from actcache.steering.operators import apply_operator, coefficients_of
@@ -62,15 +62,11 @@ def finish(
         first.save(out / STEERING)
         if save is not None:
             first.save(Path(save))
-    write_report(out, summary)
-    summary.write(out / SUMMARY)
-    return summary
-
-
-def write_report(out: Path, summary: GenerationSummary) -> None:
-    """Write tables.md and the picture."""
     write_text(out / TABLES, generation_page(summary))
-    write_aside(out / PICTURE, lambda aside: plot_generation(aside, summary))
+    write_prompts(out, {row.id: row.prompt for row in plan.rows})
+    summary.write(out / SUMMARY)
+    write_generation_report(Generations(out), texts=texts)  # made again by `actcache report`
+    return summary
 
 
 def chosen_steerings(plan: GenerationPlan, summary: GenerationSummary) -> dict[str, AnySteering]:

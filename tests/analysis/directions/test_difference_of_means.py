@@ -14,6 +14,7 @@ from actcache.analysis.directions.difference_of_means import (
     directions_of_moments,
     label_codes,
     label_directions,
+    label_groups,
     pair_directions,
     random_directions,
     two_labels,
@@ -242,6 +243,47 @@ def test_a_store_of_labels_gives_one_direction(made):
 
     expected = label_directions(store, rows=rows, labels=("fine", "harmful"))
     np.testing.assert_array_equal(directions["fine-harmful"], expected.values[0])
+
+
+def test_labelled_behaviors_have_a_direction_each(tmp_path):
+    alternating = ["fine" if i // 2 % 2 else "harmful" for i in range(40)]
+    store, resid = write(tmp_path / "s.zarr", label=alternating)
+    rows = np.arange(store.n) >= 5
+    labels = ("fine", "harmful")
+
+    directions = label_directions(store, rows=rows, labels=labels)
+    pooled = difference_of_means(store, rows=rows, labels=labels, pooled=True)
+
+    residuals, label = resid["prompt"].astype(np.float64), store["label"]
+    assert list(directions.names) == ["a", "b"]
+    for name in directions.names:
+        mine = rows & (store["behavior"] == name)
+        means = [residuals[mine & (label == each)].mean(0) for each in ("fine", "harmful")]
+        np.testing.assert_allclose(directions[name], means[0] - means[1], rtol=1e-6, atol=1e-6)
+    assert list(pooled.names) == ["fine-harmful"]
+    assert pooled.moments.count.sum() == directions.moments.count.sum() == 35
+
+
+def test_behaviors_of_one_label_each_share_a_direction_and_a_mixture_is_refused(tmp_path):
+    one_each = ["fine" if i % 3 else "harmful" for i in range(40)]
+    store, _ = write(tmp_path / "each.zarr", label=one_each)
+    assert list(label_groups(store, ("fine", "harmful"))) == ["fine-harmful"]
+    mixed = ["harmful" if i % 6 == 0 else "fine" for i in range(40)]
+    store, _ = write(tmp_path / "mixed.zarr", label=mixed)
+    with pytest.raises(MismatchError, match=r"'b' has rows of the label 'fine' alone.*--pooled"):
+        label_groups(store, ("fine", "harmful"))
+    assert list(label_groups(store, ("fine", "harmful"), pooled=True)) == ["fine-harmful"]
+
+
+def test_a_token_that_was_not_kept_is_named_with_what_keeps_it(made):
+    store, _ = made
+    with pytest.raises(MismatchError, match=r"expected template_-3\. .*--positions template:3"):
+        label_directions(
+            store,
+            rows=np.ones(store.n, bool),
+            labels=("fine", "harmful"),
+            position="template_-3",
+        )
 
 
 def test_a_mask_of_no_rows_is_refused(pairs):

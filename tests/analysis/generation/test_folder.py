@@ -126,7 +126,7 @@ def test_texts_are_not_written_into_a_store(tmp_path):
     settings, values = example()
     store = build(tmp_path / "a.zarr", settings, values)
     before = file_bytes(store)
-    with pytest.raises(ActcacheError, match="is inside the store .* outside of stores"):
+    with pytest.raises(ActcacheError, match=r"is inside the store .* outside of stores"):
         write(store / "gen", [text(0)])
     assert file_bytes(store) == before
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.directions.difference_of_means import pair_directions
+from actcache.analysis.files import plain
 from actcache.analysis.pipeline import analyze
 from actcache.analysis.predict import learned_vectors as learned
 from actcache.analysis.predict import selections as predicted
@@ -24,6 +26,8 @@ from actcache.analysis.report.findings import findings
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
 from actcache.analysis.results import open_results
 from actcache.analysis.summary import Summary
+from actcache.analysis.sweep.run import run_sweep
+from actcache.analysis.sweep.sets import sets_of_analysis
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
@@ -32,6 +36,7 @@ from actcache.data.formats import read_samples
 from actcache.data.personas import Persona, expand_variants
 from actcache.engine.model import load_model
 from actcache.errors import MismatchError
+from actcache.progress import SILENT
 from tests.support import tiny
 
 pytestmark = pytest.mark.model
@@ -135,13 +140,69 @@ def test_learned_vectors_were_swept_as_networks_predict_them(store, done):
     assert list(summary.predictors.sets) == sets
     networks = VectorPredictor.load(out / "predictors" / "b-old" / "l2s" / "networks.safetensors")
     rows = predicted.predictor_rows(store, vectors=("caa", "l2s"))
-    vectors = learned._Vectors(store, rows, {"b old": networks}, {}, [0, 1, 2, 3])
-    at = rows["b old"].at[:3]
+    vectors = learned.LearnedVectors(store, rows, layers=[0, 1, 2, 3], config=CONFIG)
+    vectors.train(out / "predictors", progress=SILENT)
+    at = rows["b old"].at[rows["b old"].test][:3]  # train rows get theirs from other networks
     prompt = store.resid("prompt")
     vectors_of_networks = networks.directions({layer: prompt.layer(layer, at) for layer in (0, 3)})
     np.testing.assert_allclose(vectors.learned(at), vectors_of_networks, rtol=1e-6)
     own = store.resid("positive")[at] - store.resid("negative")[at]
-    np.testing.assert_array_equal(vectors.oracle(at), own)
+    np.testing.assert_array_equal(vectors.own_differences(at), own)
+
+
+def test_one_sweep_gives_what_two_sweeps_of_all_rows_gave(store, model, done, tmp_path):
+    """Before, learned vectors were swept by themselves, and every set on every row."""
+    out, _ = done
+    rows = predicted.predictor_rows(store, vectors=("caa", "l2s"))
+    vectors = learned.LearnedVectors(store, rows, layers=[0, 1, 2, 3], config=CONFIG)
+    vectors.train(out / "predictors", progress=SILENT)
+    base = (store["split"] == "train") & (store["variant"] == "base")
+    sets = sets_of_analysis(store, pair_directions(store, rows=base), config=CONFIG)
+    run = partial(run_sweep, store, multipliers=CONFIG.multipliers, model=model)
+    two = [
+        run({name: each.directions for name, each in sets.items()}, out=tmp_path / "one.zarr"),
+        run(vectors.sets, out=tmp_path / "two.zarr"),
+    ]
+    one = open_results(out).sweep
+
+    assert sorted(one.names) == sorted([*two[0].names, *two[1].names])
+    read = base | (store["split"] == "test")
+    for before in two:
+        for name in before.names:
+            np.testing.assert_array_equal(one.rows(name), read)
+            now = one.propensity_of(name)
+            np.testing.assert_allclose(now[read], before.propensity_of(name)[read], atol=1e-5)
+            assert np.isnan(now[~read]).all()
+
+
+def test_tables_are_those_of_a_sweep_of_all_rows(store, model, done, tmp_path):
+    out, summary = done
+    config = replace(CONFIG, all_rows=True)
+    whole = analyze(store, tmp_path, config=config, model=lambda: model, device="cpu")
+
+    assert whole.sweep.rows("l2s").all()
+    assert (tmp_path / "tables.md").read_text("utf-8") == (out / "tables.md").read_text("utf-8")
+    numbers, others = (numbers_of(plain(each)) for each in (summary, whole.summary))
+    assert numbers.keys() == others.keys()
+    for name, value in numbers.items():
+        assert others[name] == pytest.approx(value, abs=1e-5), name
+
+
+def numbers_of(document, name=""):
+    """The numbers of a summary by their places, but for the settings and the sweep's self-check."""
+    if isinstance(document, dict):
+        parts = document.items()
+    elif isinstance(document, list):
+        parts = enumerate(document)
+    else:
+        return {name: document} if isinstance(document, int | float) else {}
+    skipped = {"config", "self_check"}
+    return {
+        place: number
+        for key, part in parts
+        if key not in skipped
+        for place, number in numbers_of(part, f"{name}.{key}").items()
+    }
 
 
 def test_the_fixed_layer_of_learned_vectors_is_chosen_by_the_samples_own_differences(done):
@@ -173,7 +234,6 @@ def test_the_device_reaches_all_that_is_trained_and_is_no_setting(
 ):
     out, _ = done
     shutil.copytree(out / "sweep.zarr", tmp_path / "sweep.zarr")
-    shutil.copytree(out / "predictors" / "learned.zarr", tmp_path / "predictors" / "learned.zarr")
     asked = set()
 
     def seen(name, train):

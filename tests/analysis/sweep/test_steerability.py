@@ -18,7 +18,7 @@ from actcache.analysis.report.verdicts import (
 )
 from actcache.analysis.stats.slopes import split_grid
 from actcache.analysis.sweep.steerability import summarize
-from actcache.analysis.sweep.strategies import slope_table
+from actcache.analysis.sweep.strategies import cross_fitted, slope_table
 from actcache.errors import MismatchError
 from tests.reference import sweep as reference
 from tests.support.processes import run_code
@@ -363,3 +363,50 @@ def test_a_letter_of_few_samples_gives_no_warning():
         slope = np.where(letters == "A", 1.0, -1.0)[:, None] * np.ones((n, 3))
         summary = summarize(sweep(slope, noise=0), GRID, **split(n), rng=rng(), letters=letters)
         assert (fixed_layer_verdict("x", summary.scores, None).word == LETTER) == warned
+
+
+def test_a_control_on_part_of_the_samples_is_compared_by_means_of_what_each_has():
+    propensity = sweep(rng(1).normal(1, 0.5, (60, 3)), noise=0.3)
+    random = sweep(rng(2).normal(0, 0.1, (60, 3)), noise=0.3, seed=3)
+    sides = split(60)
+    has = np.arange(60) % 3 == 0
+    part = np.where(has[:, None, None], random, np.nan)
+
+    read = summarize(propensity, GRID, rng=rng(), control=part[None], draws=400, **sides).scores
+
+    few = {name: side & has for name, side in sides.items()}
+    assert_scores_equal(read, propensity, **sides)
+    assert_scores_equal(read.control[0], random, few["train"], few["test"])
+    own = reference.layer_choice(propensity, GRID.tolist(), *sides.values())[1]["gain"]
+    beside = reference.layer_choice(random, GRID.tolist(), *few.values())[1]["gain"]
+    assert read.comparison.control_gain.value == pytest.approx(beside)
+    assert read.comparison.difference.value == pytest.approx(own - beside)
+    gains = cross_fitted(
+        slope_table(propensity, GRID).halves[:, sides["test"]], fixed_layer=read.fixed_layer
+    ).gain
+    others = cross_fitted(
+        slope_table(random, GRID).halves[:, sides["test"]], fixed_layer=read.control[0].fixed_layer
+    ).gain
+    inside, draws, again = has[sides["test"]], [], rng(5)
+    for _ in range(4000):  # the definition: resample, then one mean minus the other
+        at = again.integers(len(gains), size=len(gains))
+        draws.append(gains[at].mean() - others[at][inside[at]].mean())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    width = high - low
+    assert read.comparison.difference.low == pytest.approx(low, abs=0.15 * width)
+    assert read.comparison.difference.high == pytest.approx(high, abs=0.15 * width)
+
+
+def test_samples_that_were_not_swept_have_no_slope_and_may_be_on_neither_side():
+    propensity = sweep(rng(1).normal(1, 0.5, (20, 3)), noise=0.3)
+    propensity[4] = np.nan
+    sides = split(20)
+
+    with pytest.raises(MismatchError, match="1 of 8 train samples were not swept"):
+        summarize(propensity, GRID, rng=rng(), **sides)
+    sides["train"] = sides["train"] & (np.arange(20) != 4)
+    read = summarize(propensity, GRID, rng=rng(), draws=5, **sides)
+    assert np.isnan(read.slope[4]).all()
+    assert read.oracle_layer[4] == -1
+    assert read.cross_fitted_layer[4].tolist() == [-1, -1]
+    assert (np.delete(read.oracle_layer, 4) >= 0).all()

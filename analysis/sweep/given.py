@@ -1,0 +1,118 @@
+"""Direction sets beside the difference of means: fitted by other methods, or read from files."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64
+
+from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.directions.difference_of_means import Directions
+from actcache.analysis.directions.fitting.methods import fit_directions
+from actcache.analysis.sweep.direction_files import read_direction_sets
+from actcache.analysis.sweep.norms import norms_of, scaled
+from actcache.analysis.sweep.row_directions import RowDirections, shared_directions
+from actcache.store.store import Store
+
+ByBehavior = Mapping[str, Float32[np.ndarray, "layer d_model"]]
+
+MEAN = "mean"
+"""The method that gives the difference of means itself."""
+
+
+def fit_pairs(store: Store, config: AnalyzeConfig) -> dict[str, dict[str, np.ndarray]]:
+    """Fit the directions of pairs by every method of the settings but `mean`.
+
+    The rows are the answer tokens of the positive and of the negative completions, base rows alone.
+
+    Returns:
+        Method to behavior to its unit directions `[layer, d_model]`.
+    """
+    methods = [method for method in config.methods if method != MEAN]
+    fitted: dict[str, dict[str, np.ndarray]] = {method: {} for method in methods}
+    if not methods:
+        return fitted
+    for behavior in dict.fromkeys(store["behavior"].tolist()):
+        rows = np.flatnonzero((store["behavior"] == behavior) & (store["variant"] == "base"))
+        split = np.tile(store["split"][rows], 2)
+        of_behavior = fit_directions(
+            _both_sides(store, rows),
+            np.repeat([1.0, 0.0], len(rows)),
+            train=split == "train",
+            validation=split == "validation",
+            pairs=np.tile(np.arange(len(rows)), 2),
+            methods=methods,
+            draws=config.draws,
+        )
+        for method, each in of_behavior.items():
+            fitted[method][behavior] = each.values
+    return fitted
+
+
+def _both_sides(store: Store, rows: np.ndarray) -> Iterator[Float32[np.ndarray, "n d_model"]]:
+    sides = [store.resid(position) for position in ("positive", "negative")]
+    for layer in range(store.n_layers):
+        values = [np.asarray(side[rows, layer], np.float32) for side in sides]
+        yield np.concatenate(values)
+
+
+def tensors_of(fitted: Mapping[str, ByBehavior]) -> dict[str, np.ndarray]:
+    """Name what `fit_pairs` returned as a results folder does: `<behavior>/<method>`."""
+    return {
+        f"{behavior}/{method}": values
+        for method, by_behavior in fitted.items()
+        for behavior, values in by_behavior.items()
+    }
+
+
+def given_sets(
+    store: Store,
+    directions: Directions,
+    *,
+    config: AnalyzeConfig,
+    fitted: Mapping[str, ByBehavior],
+    train: Bool[np.ndarray, " n"],
+) -> tuple[Directions, dict[str, RowDirections]]:
+    """Bring the sets to sweep beside the difference of means to one norm a layer.
+
+    Args:
+        store: of pairs.
+        directions: the difference of means of every behavior.
+        config: its files and the norm.
+        fitted: what `fit_pairs` returned.
+        train: samples whose residuals the norm `residual` reads.
+
+    Returns:
+        The difference of means as it is to be swept, and the other sets by name.
+    """
+    sets: dict[str, ByBehavior] = {**fitted}
+    for given in read_direction_sets(config.directions, store):
+        name = given.name if given.name not in (*sets, *directions.names) else f"file-{given.name}"
+        sets[_set_name(name)] = given.values
+    if not sets:
+        return directions, {}
+    own = {name: directions[name] for name in directions.names}
+    norms = norms_of(store, own, norm=config.norm, rows=train)
+    if norms is not None:
+        if config.norm == "residual":
+            values = [scaled(own[name], norms[name]) for name in directions.names]
+            directions = replace(directions, values=np.stack(values))
+        sets = {name: _scaled(values, norms) for name, values in sets.items()}
+    names = list(own)
+    of = np.array([names.index(behavior) for behavior in store["behavior"].tolist()], np.int64)
+    return directions, {
+        name: shared_directions(np.stack([values[behavior] for behavior in names]), of)
+        for name, values in sets.items()
+    }
+
+
+def _scaled(
+    values: ByBehavior, norms: Mapping[str, Float64[np.ndarray, " layer"]]
+) -> dict[str, Float32[np.ndarray, "layer d_model"]]:
+    return {behavior: scaled(each, norms[behavior]) for behavior, each in values.items()}
+
+
+def _set_name(name: str) -> str:
+    """A set from a file never has the name of one that every sweep has."""
+    taken = name == "difference_of_means" or name.partition("_")[0] == "random"
+    return f"file-{name}" if taken else name

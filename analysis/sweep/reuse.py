@@ -1,0 +1,98 @@
+"""Whether a finished sweep holds what a run needs: its settings, direction sets and rows."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actcache.analysis.sweep.open_sweep import Sweep
+from actcache.analysis.sweep.sets import SweepSet
+from actcache.errors import MismatchError
+from actcache.identity import IDENTITY, require_same
+from actcache.store.copies.selection import require_all_layers
+from actcache.store.store import Store, open_store
+
+
+@dataclass(frozen=True, kw_only=True)
+class WantedSweep:
+    """What a sweep is to hold, in the words that are recorded with it."""
+
+    config: dict[str, Any]
+    """All settings but how rows are batched."""
+
+    source: dict[str, Any]
+    """The rows and the model."""
+
+    sets: Mapping[str, SweepSet]
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        sets: Mapping[str, SweepSet],
+        *,
+        multipliers: Sequence[float | int],
+        rule: Mapping[str, str],
+        layers: Sequence[int] | None,
+    ) -> "WantedSweep":
+        """Describe a sweep; `rule` has the fields of a `SteeringRule`."""
+        require_all_layers(store)
+        steered = list(range(store.n_layers)) if layers is None else sorted(set(layers))
+        if not steered or not 0 <= steered[0] <= steered[-1] < store.n_layers:
+            raise MismatchError(
+                f"layers to steer are {steered}, but the store has layers 0 to "
+                f"{store.n_layers - 1}. Pass some of them."
+            )
+        identity = store.provenance["model"]
+        return cls(
+            config={
+                "rule": dict(rule),
+                "layers": steered,
+                "multipliers": [float(x) for x in multipliers],
+                "sets": {name: steering.directions.digest for name, steering in sets.items()},
+            },
+            source={
+                "store": {"data_sha256": store.provenance["data_sha256"], "n": store.n},
+                "model": {name: identity[name] for name in IDENTITY},
+            },
+            sets=sets,
+        )
+
+    def open(self, path: Path) -> Sweep:
+        """Open a finished sweep that holds all of this, and show nothing else of it.
+
+        How rows were batched is rounding alone.
+
+        Raises:
+            MismatchError: it is of other settings, or lacks sets or rows: names them.
+        """
+        finished = open_store(path, check=True)
+        config, wanted = dict(finished.config), self.config
+        remedy = "Choose another folder with -o, or pass --overwrite."
+        there = config.get("sets")
+        if isinstance(there, dict):  # what else it holds does no harm
+            absent = [name for name in wanted["sets"] if name not in there]
+            if absent:
+                raise MismatchError(
+                    f"'{path}' holds the direction sets {', '.join(there)}, but this run needs "
+                    f"{', '.join(absent)} too, and one sweep steers with all of them. {remedy}"
+                )
+            config["sets"] = {name: there[name] for name in wanted["sets"]}
+        require_same(
+            {"config": {**wanted, "batch_tokens": None}, "provenance": self.source},
+            {
+                "config": {**config, "batch_tokens": None},
+                "provenance": {name: finished.provenance.get(name) for name in self.source},
+            },
+            what=f"the settings of '{path}' and of this sweep",
+            remedy=remedy,
+        )
+        swept = Sweep(finished)
+        for name, steering in self.sets.items():
+            n_absent = int((steering.rows & ~swept.rows(name)).sum())
+            if n_absent:
+                raise MismatchError(
+                    f"'{path}' has no propensities of {n_absent} of the {steering.rows.sum()} rows "
+                    f"that this run needs of the direction set '{name}'. {remedy}"
+                )
+        return Sweep(finished, rows={name: each.rows for name, each in self.sets.items()})
