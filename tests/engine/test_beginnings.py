@@ -163,6 +163,7 @@ def test_a_family_that_counts_its_own_positions_runs_rows_whole():
         positions = kwargs["position_ids"]
         return args, {**kwargs, "position_ids": positions - positions[:, :1]}
 
-    model.anatomy.decoder.rotary_emb.register_forward_pre_hook(from_zero, with_kwargs=True)
+    rotary: Any = model.anatomy.decoder.rotary_emb
+    rotary.register_forward_pre_hook(from_zero, with_kwargs=True)
 
     assert not model.can_share_beginnings
