@@ -42,10 +42,10 @@ def test_it_runs_from_rows_to_steered_text(notebook, tmp_path, monkeypatch):
     assert "chosen strength 0.5" in printed
     assert "answers (A)" in printed
     assert "answers (B)" in printed
-    shown = [
+    results = [
         output.data
         for cell in notebook.cells
         for output in cell.get("outputs", [])
-        if "data" in output
+        if output.output_type == "execute_result"
     ]
-    assert sum("text/html" in data for data in shown) == 2  # the store and the results
+    assert ["text/html" in data for data in results] == [True, True]  # the store, the results
