@@ -77,7 +77,15 @@ RULES = {
         (
             *("analysis.concepts.summary", "analysis.directions.fitting"),
             *("analysis.directions", "analysis.stats"),
-            *("analysis.config", "analysis.names", "analysis.files", "build", "data", *STORE),
+            *(
+                "analysis.config",
+                "analysis.names",
+                "analysis.files",
+                "build",
+                "data",
+                "engine",
+                *STORE,
+            ),
         ),
     ),
     "analysis.concepts.summary": Rule(("analysis.files", "analysis.stats", *GROUND)),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from actcache.engine.model import LanguageModel
-from actcache.engine.reference import reference_capture
+from actcache.engine.reference import reference_values
 from actcache.engine.self_check import relative_error
 from actcache.prompts.render import Rendered
 from actcache.store.store import Store
@@ -40,12 +40,11 @@ def certify(
     layers = store.layers if set(sites) != {"embed"} else np.arange(model.n_layers)
     by_layer, by_site = np.zeros(layers.size), dict.fromkeys(sites, 0.0)
     for i in sampled:
+        alone = reference_values(model, rows[i], positions=positions, answer=answer, sites=sites)
         for site in sites:
-            for position in positions:
+            for j, position in enumerate(positions):
                 stored = torch.from_numpy(np.array(store.resid(position, site=site)[int(i)]))
-                true = reference_capture(
-                    model, rows[i], position=position, answer=answer, site=site
-                )
+                true = alone[site][:, j]
                 if site != "embed":
                     true = true[torch.from_numpy(layers).to(true.device)]
                 errors = relative_error(site, stored, true).numpy()

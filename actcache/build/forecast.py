@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from jaxtyping import Int64
 
 from actcache.build.plan import BuildPlan
 from actcache.build.run import load_planned, reader
-from actcache.engine.batching import plan_batches
+from actcache.engine.batching import Heads, n_shared, plan_batches
+from actcache.engine.model import LanguageModel
+from actcache.engine.self_check import CaptureFunction
+from actcache.store.schema import shard_rows
 
 MAX_BYTES = 16_000_000_000
 """Larger weights are not loaded for an estimate: 16 GB take about half a minute."""
@@ -47,18 +51,43 @@ class TimeEstimate:
 
 
 def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
-    """Forecast what a build at `path` costs: rows, tokens, passes, bytes and seconds."""
+    """Forecast what a build at `path` costs: rows, tokens, passes, bytes and seconds.
+
+    `tokens shared` are those that a pass need not run, since another of its rows begins with them.
+    """
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
+    config = plan.config
+    refusal = why_not_loaded(config.model, revision=config.revision)
+    start = time.perf_counter()
+    model = None if refusal is not None else load_planned(config)
+    loading = time.perf_counter() - start
+    heads = plan.heads(range(plan.n))
+    if model is not None and not model.can_share_beginnings:
+        heads = None
+    rows_of_a_shard, _ = shard_rows(plan.arrays, plan.n)
+    batching: dict[str, Any] = {
+        "budget": config.batch_tokens,
+        "heads": heads,
+        "shard_rows": rows_of_a_shard,
+    }
+    batches = plan_batches(plan.costs, **batching)
+    n_saved = sum(n_shared(batch, heads) for batch in batches)
+    if model is None:
+        estimate = TimeEstimate(None, str(refusal))
+    else:
+        run = partial(_run, plan, model, reader(config))
+        place = str(model.device)
+        estimate = scaled(plan.costs, plan.costs, run=run, place=place, loading=loading, **batching)
     n_tokens = sum(plan.costs)
-    estimate = estimate_build(plan)
     return {
         "rows": plan.n,
         "left out": len(plan.left_out),
         "tokens": n_tokens,
-        "passes": len(plan_batches(plan.costs, budget=plan.config.batch_tokens)),
-        "token-layers": n_tokens * plan.model_config.num_hidden_layers,
+        "tokens shared": n_saved,
+        "passes": len(batches),
+        "token-layers": (n_tokens - n_saved) * plan.model_config.num_hidden_layers,
         "bytes on disk": plan.n_bytes,
         "bytes free": shutil.disk_usage(folder).free,
         "estimated seconds": estimate.seconds,
@@ -66,29 +95,12 @@ def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
     }
 
 
-def estimate_build(plan: BuildPlan) -> TimeEstimate:
-    """Load the plan's model if its weights are local and not too large, and time one batch."""
-    config = plan.config
-    refusal = why_not_loaded(config.model, revision=config.revision)
-    if refusal is not None:
-        return TimeEstimate(None, refusal)
-    start = time.perf_counter()
-    model, read = load_planned(config), reader(config)
-    loading = time.perf_counter() - start
-
-    def run(rows: Int64[np.ndarray, " _"]) -> None:
-        residuals = read(model, [plan.rendered[row] for row in rows], **plan.reading)
-        for values in residuals.values():
-            values.cpu()  # waits for the device
-
-    return scaled(
-        plan.costs,
-        plan.costs,
-        budget=config.batch_tokens,
-        run=run,
-        place=str(model.device),
-        loading=loading,
-    )
+def _run(
+    plan: BuildPlan, model: LanguageModel, read: CaptureFunction, rows: Int64[np.ndarray, " _"]
+) -> None:
+    residuals = read(model, [plan.rendered[row] for row in rows], **plan.reading)
+    for values in residuals.values():
+        values.cpu()  # waits for the device
 
 
 def why_not_loaded(
@@ -138,6 +150,9 @@ def scaled(
     run: RunRows,
     place: str,
     loading: float,
+    heads: Heads = None,
+    a_token: int = 1,
+    shard_rows: int | None = None,
     clock: Clock = time.perf_counter,
 ) -> TimeEstimate:
     """Time rows of the batch that holds the median row, and scale to all batches.
@@ -150,14 +165,20 @@ def scaled(
         run: runs the rows that are timed.
         place: the device, for the basis.
         loading: seconds that loading took, for the basis.
+        heads: what rows may share; see `plan_batches`.
+        a_token: what a shared token costs, in the unit of `work`.
+        shard_rows: rows of a shard; a batch holds rows of one shard.
         clock: tells the time in seconds.
     """
-    batches = plan_batches(costs, budget=budget)
+    batches = plan_batches(costs, budget=budget, heads=heads, shard_rows=shard_rows)
     middle = batches[int(np.searchsorted(np.cumsum([len(b) for b in batches]), len(costs) / 2))]
     rows, took = _time_rows(run, middle, clock)
     row_work = np.asarray(work, np.float64)
-    total = sum(len(batch) * row_work[batch].max() for batch in batches)
-    seconds = took / (len(rows) * row_work[rows].max()) * total
+
+    def work_of(batch: Int64[np.ndarray, " _"]) -> float:
+        return float(len(batch) * row_work[batch].max() - a_token * n_shared(batch, heads))
+
+    seconds = took / work_of(rows) * sum(map(work_of, batches))
     return TimeEstimate(
         float(f"{seconds:.3g}"),
         f"{len(rows)} rows of up to {max(costs[row] for row in rows)} tokens took {took:.3g} s on "

@@ -22,6 +22,7 @@ from actcache.conventions import (
 )
 from actcache.data.samples import Sample
 from actcache.data.splits import Leaks, assign_splits, count_leaks
+from actcache.engine.batching import Heads
 from actcache.engine.model import (
     check_device,
     context_length,
@@ -30,11 +31,12 @@ from actcache.engine.model import (
     pickled_weights,
     tokenizer_digest,
 )
-from actcache.engine.tree_capture import tokens_run
+from actcache.engine.tree_capture import capture_head, tokens_run
 from actcache.prompts.checks import CheckSummary, check_rows, first_ids
 from actcache.prompts.positions import check_template, from_the_end, of_samples
 from actcache.prompts.render import Rendered, Renderer, Rendering
 from actcache.prompts.spans import random_span, require_spans
+from actcache.store.schema import RowArray
 
 N_NAMED = 10
 """How many of the rows that are left out a note names; the store lists all."""
@@ -97,23 +99,38 @@ class BuildPlan:
             for row in self.rendered
         ]
 
+    def heads(self, rows: Sequence[int]) -> Heads:
+        """Take the tokens of some rows that a pass may share; None if rows run one at a time."""
+        if self.config.engine == "transformer-lens":
+            return None
+        return [capture_head(self.rendered[row], positions=self.positions) for row in rows]
+
     @property
-    def n_bytes(self) -> int:
-        """Bytes of the store's residuals."""
+    def arrays(self) -> list[RowArray]:
+        """The row arrays of the store, as far as the model's config says: sizes, not names."""
         shape = self.model_config
         n_layers, n_heads = shape.num_hidden_layers, shape.num_attention_heads
         d_model = shape.hidden_size
         d_head = getattr(shape, "head_dim", None) or d_model // n_heads
+        widths = {"heads": n_heads * d_head, **dict.fromkeys(MASS_SITES, n_heads)}
         dtypes = (self.config.store_dtype, self.config.dtype, str(shape.dtype))
-        store_dtype = next(dtype for dtype in dtypes if dtype != "auto").removeprefix("torch.")
-        size = 2 if store_dtype in ("float16", "bfloat16") else 4
-        row_bytes = {
-            "embed": d_model * size,
-            "heads": n_layers * n_heads * d_head * size,
-            **dict.fromkeys(MASS_SITES, n_layers * n_heads * 4),  # always float32
-        }
-        site_bytes = (row_bytes.get(s, n_layers * d_model * size) for s in self.config.sites)
-        return self.n * len(self.positions) * int(sum(site_bytes))
+        dtype = next(dtype for dtype in dtypes if dtype != "auto").removeprefix("torch.")
+        half = dtype in ("float16", "bfloat16")
+        return [
+            RowArray(
+                f"{site}/{position}",
+                n_layers=1 if site == "embed" else n_layers,
+                width=widths.get(site, d_model),
+                dtype="float16" if half and site not in MASS_SITES else "float32",
+            )
+            for site in self.config.sites
+            for position in self.positions
+        ]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the store's residuals."""
+        return self.n * sum(array.row_bytes for array in self.arrays)
 
     @property
     def notes(self) -> list[str]:

@@ -19,11 +19,12 @@ from actcache.build.plan import BuildPlan
 from actcache.build.provenance import MODE, columns, model_identity, provenance
 from actcache.build.reuse import Reusable, find_reusable, first_equal_rows
 from actcache.conventions import MASS_SITES
-from actcache.engine.batching import Budget, run_batches
+from actcache.engine.batching import Budget, Heads, run_batches
 from actcache.engine.model import DTYPES, LanguageModel, load_model
 from actcache.engine.self_check import CaptureFunction, check_capture
 from actcache.engine.tree_capture import capture
 from actcache.progress import SILENT, Progress
+from actcache.prompts.beginnings import group_by_beginning
 from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
 from actcache.store.partial import require_room
@@ -138,7 +139,7 @@ def run_build(
 def reader(config: BuildConfig) -> CaptureFunction:
     """Choose the function that reads residuals: `capture`, or its slow reference."""
     if config.engine == "transformer-lens":
-        from actcache.engine.bridge import BridgeCapture
+        from actcache.engine.reference import BridgeCapture
 
         return BridgeCapture(load_planned(config).hf)
     return capture
@@ -211,10 +212,20 @@ class _Shards:
             )
 
             to_run, repeated = self._without_repeats(to_run, start)
-            run = partial(self._run_batch, blocks, start, to_run)
-            run_batches([costs[start + i] for i in to_run], budget=budget, run=run)
+            run_batches(
+                [costs[start + i] for i in to_run],
+                budget=budget,
+                run=partial(self._run_batch, blocks, start, to_run),
+                heads=self._heads((start + to_run).tolist()),
+            )
             self._copy_repeats(blocks, repeated, start)
             yield rows, {name: block.swapaxes(0, 1) for name, block in blocks.items()}
+
+    def _heads(self, rows: Sequence[int]) -> Heads:
+        """What these rows may share; None where nothing would be run once."""
+        heads = self.plan.heads(rows)
+        shares = heads is not None and group_by_beginning(heads) and self.model.can_share_beginnings
+        return heads if shares else None
 
     def _without_repeats(
         self, to_run: Int64[np.ndarray, " _"], start: int

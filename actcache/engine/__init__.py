@@ -9,7 +9,6 @@ from actcache.lazy import attach
 
 if TYPE_CHECKING:
     from actcache.engine.batching import Budget, plan_batches, run_batches
-    from actcache.engine.bridge import BridgeCapture
     from actcache.engine.model import (
         LanguageModel,
         adopt_model,
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
         load_model,
         load_tokenizer,
     )
-    from actcache.engine.reference import reference_capture, reference_cell
+    from actcache.engine.reference import BridgeCapture, reference_capture, reference_cell
     from actcache.engine.self_check import check_capture
     from actcache.engine.steered_scores import SteeringRule, score_grid
     from actcache.engine.tree_capture import capture, tokens_run

@@ -43,18 +43,17 @@ def record_masses(
         Layer to its masses `[b, read, head]`, float32; empty until the blocks have run.
     """
     modules = attention_modules(anatomy)
+    # [b, 1, t, kind], to be multiplied with weights
+    kinds = span.reshape(-1, *span.shape[-2:]).permute(1, 2, 0).float()[:, None]
     layers = {id(module): layer for layer, module in enumerate(modules)}
     masses: dict[int, Tensor] = {}
 
     def record(layer: int, weights: Float[Tensor, "b head read t"]) -> None:
         if layer in masses:
             raise _not_visible(anatomy, "runs attention twice in a block")
-        kinds = span.to(weights.device).reshape(-1, *span.shape[-2:])
-        of_kind = [  # [b, head, read] each
-            torch.where(marked[:, None, None], weights, 0).sum(-1, dtype=torch.float32)
-            for marked in kinds
-        ]
-        masses[layer] = torch.cat(of_kind, 1).transpose(1, 2).to(read.device)
+        marked = kinds.to(weights.device)
+        mass = weights.float() @ marked  # [b, head, read, kind]
+        masses[layer] = mass.permute(0, 2, 3, 1).flatten(2).to(read.device)
 
     def attend_again(
         module: nn.Module,

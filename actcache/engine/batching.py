@@ -13,28 +13,93 @@ import numpy as np
 from jaxtyping import Int64
 
 from actcache.errors import ModelError
+from actcache.prompts.beginnings import find_beginnings, group_by_beginning
+
+Heads = Sequence[Sequence[int]] | None
+"""The tokens of each row that it may share with others; None if a pass shares nothing."""
 
 log = logging.getLogger("actcache")
 """Warnings go to stderr unless the application configures logging."""
 
 
-def plan_batches(costs: Sequence[int], *, budget: int) -> list[Int64[np.ndarray, " _"]]:
-    """Group rows of similar cost, so that a batch holds little padding.
+def plan_batches(
+    costs: Sequence[int], *, budget: int, heads: Heads = None, shard_rows: int | None = None
+) -> list[Int64[np.ndarray, " _"]]:
+    """Group rows that begin alike, and rows of similar cost, so that a batch holds little padding.
 
-    A batch is padded to its longest row, so it costs its number of rows times its longest row. The
-    longest rows come first: what does not fit into memory fails at once, not after an hour. Costs
-    and budget are tokens; a row that is longer than the budget runs alone.
+    The longest rows come first: what does not fit into memory fails at once, not after an hour.
+    Costs and budget are tokens; a row that is longer than the budget runs alone.
+
+    Args:
+        costs: tokens of each row, without padding.
+        budget: tokens of a batch, as `batch_cost` counts them.
+        heads: the tokens of each row that a pass runs once for rows which share them, if it does.
+        shard_rows: plan each so many rows alone.
 
     Returns:
         Row numbers, batch by batch; each row once.
     """
-    order = np.argsort(-np.asarray(costs, np.int64), kind="stable").astype(np.int64)
-    batches, start = [], 0
-    while start < len(order):
-        longest = max(1, costs[order[start]])
-        n_rows = max(1, budget // longest)
-        batches.append(order[start : start + n_rows])
-        start += n_rows
+    if shard_rows is not None:
+        batches = []
+        for start in range(0, len(costs), shard_rows):
+            shard = slice(start, start + shard_rows)
+            shared = None if heads is None else heads[shard]
+            batches += [
+                start + batch for batch in plan_batches(costs[shard], budget=budget, heads=shared)
+            ]
+        return batches
+    by_cost = np.asarray(costs, np.int64)
+    groups = group_by_beginning(heads) if heads is not None else []
+    batches = []
+    for group in groups:
+        rows = np.concatenate([_longest_first(rows, by_cost) for rows in group])
+        batches += _cut(rows, costs, budget=budget, heads=heads)
+    grouped = [rows for group in groups for rows in group]
+    others = np.setdiff1d(np.arange(len(costs)), np.concatenate(grouped) if grouped else [])
+    batches += _cut(_longest_first(others.astype(np.int64), by_cost), costs, budget=budget)
+    return sorted(batches, key=lambda batch: -int(by_cost[batch].max()))
+
+
+def batch_cost(batch: Int64[np.ndarray, " _"], costs: Sequence[int], heads: Heads = None) -> int:
+    """Count the tokens of a batch: all rows padded to the longest, shared beginnings once."""
+    return len(batch) * max(int(costs[row]) for row in batch) - n_shared(batch, heads)
+
+
+def n_shared(batch: Int64[np.ndarray, " _"], heads: Heads) -> int:
+    """Count the tokens of a batch that need not be run, since another row has run them."""
+    return 0 if heads is None else find_beginnings([heads[row] for row in batch]).n_saved
+
+
+def _longest_first(
+    rows: Int64[np.ndarray, " _"], costs: Int64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " _"]:
+    return rows[np.argsort(-costs[rows], kind="stable")]
+
+
+def _cut(
+    rows: Int64[np.ndarray, " _"],
+    costs: Sequence[int],
+    *,
+    budget: int,
+    heads: Heads = None,
+) -> list[Int64[np.ndarray, " _"]]:
+    """Cut rows, in their order, into batches as large as the budget allows."""
+    batches = []
+    while len(rows):
+        if heads is None:  # the first row is the longest
+            fits = max(1, budget // max(1, int(costs[rows[0]])))
+        else:
+            fits, too_many = 1, 2
+            while too_many <= len(rows) and batch_cost(rows[:too_many], costs, heads) <= budget:
+                fits, too_many = too_many, 2 * too_many
+            while too_many - fits > 1:
+                n_rows = (fits + too_many) // 2
+                if n_rows <= len(rows) and batch_cost(rows[:n_rows], costs, heads) <= budget:
+                    fits = n_rows
+                else:
+                    too_many = n_rows
+        batches.append(rows[:fits])
+        rows = rows[fits:]
     return batches
 
 
@@ -57,31 +122,39 @@ class Budget:
 
 
 def run_batches(
-    costs: Sequence[int], *, budget: Budget, run: Callable[[Int64[np.ndarray, " _"]], None]
+    costs: Sequence[int],
+    *,
+    budget: Budget,
+    run: Callable[[Int64[np.ndarray, " _"]], None],
+    heads: Heads = None,
 ) -> None:
     """Run every row once, in batches within the budget; split batches that do not fit.
 
     `run` takes row numbers. It is called again, with fewer rows and a smaller budget, after it
-    raised `torch.OutOfMemoryError`; a row that does not fit alone is a `ModelError`.
+    raised `torch.OutOfMemoryError`; a row that does not fit alone is a `ModelError`. `heads` are
+    those of `plan_batches`.
     """
-    waiting = plan_batches(costs, budget=budget.tokens)
+    waiting = plan_batches(costs, budget=budget.tokens, heads=heads)
     while waiting:
         batch = waiting[0]
         if _fits(run, batch):
             waiting = waiting[1:]
             continue
-        longest = max(costs[row] for row in batch)
         if len(batch) == 1:
             raise ModelError(
-                f"the device is out of memory with a single row of {longest} tokens in a pass, "
-                "expected room for one. Use a smaller --dtype, shorter prompts, fewer --layers, or "
-                "several GPUs with --device-map auto."
+                f"the device is out of memory with a single row of {costs[batch[0]]} tokens in a "
+                "pass, expected room for one. Use a smaller --dtype, shorter prompts, fewer "
+                "--layers, or several GPUs with --device-map auto."
             )
-        budget.shrink(longest * len(batch))
+        budget.shrink(batch_cost(batch, costs, heads))
         remaining = np.concatenate(waiting)
         waiting = [
             remaining[part]
-            for part in plan_batches([costs[row] for row in remaining], budget=budget.tokens)
+            for part in plan_batches(
+                [costs[row] for row in remaining],
+                budget=budget.tokens,
+                heads=None if heads is None else [heads[row] for row in remaining],
+            )
         ]
 
 

@@ -7,9 +7,10 @@ values that `run_trees` kept, and passes through the blocks above its layer alon
 since in a causal model nothing before the first changed token depends on the change.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -22,6 +23,7 @@ from transformers import Cache, DynamicCache
 from actcache.conventions import ATTENTION
 from actcache.engine.anatomy import Anatomy
 from actcache.engine.attention_mass import record_masses, stack_layers
+from actcache.engine.beginnings import run_beginnings
 from actcache.engine.masks import (
     TreeMasks,
     gather_alibi,
@@ -39,7 +41,8 @@ from actcache.engine.split_attention import (
     split_attention,
 )
 from actcache.errors import ModelError
-from actcache.prompts.token_tree import TreeBatch
+from actcache.prompts.beginnings import find_beginnings
+from actcache.prompts.token_tree import Tree, TreeBatch, pack_trees
 
 _SAME_FOR_CELLS = {
     *("use_cache", "output_attentions", "output_hidden_states", "layer_idx", "head_mask")
@@ -63,7 +66,7 @@ class ForwardResult:
     masks: TreeMasks
     """What each token may see, and the arguments of each block."""
 
-    cache: DynamicCache | None
+    cache: Cache | None
     """Keys and values of every token, where they were asked for."""
 
 
@@ -81,9 +84,9 @@ def run_trees(
 
     Args:
         anatomy: the model's parts.
-        tree: `b` trees of width `t`.
-        read: columns to read.
-        mean_over: tokens whose mean is one more read, the last.
+        tree: `b` trees of width `t`, perhaps with beginnings that rows share.
+        read: columns to read, behind the beginnings.
+        mean_over: tokens whose mean is one more read, the last; all of the beginnings' among them.
         span: marked tokens, of one kind or several; the attention that they get becomes one of the
             sites, the heads of the first kind before those of the next.
         taps: further sites, by name, with their place in each block.
@@ -94,34 +97,36 @@ def run_trees(
     """
     device = read.device
     sample = torch.arange(len(read), device=device)[:, None]  # [b, 1], broadcast against `read`
-    taps = {"resid_post": find_taps(anatomy, "resid_post"), **taps}
-    embed: list[Tensor] = []
+    taps = {site: find_taps(anatomy, site) for site in ("resid_post", "embed")} | dict(taps)
     tapped: dict[str, list[Tensor]] = {site: [] for site in taps}
+    beginnings, cache = tree.beginnings, None
+    n_shared = beginnings.length
+    read = read - n_shared  # from now on among the columns that are run
+    sums: dict[str, list[Tensor]] = {}
+    if n_shared:
+        summed = taps if mean_over is not None else {}
+        begun = run_beginnings(anatomy, beginnings, device, summed=summed, keep=keep_cache)
+        cache, sums = begun.cache, begun.sums
+    elif keep_cache:
+        # A cache made without a config keeps every token. Made with one, its sliding-window layers
+        # drop old tokens, which the first steered token may still see.
+        cache = DynamicCache()
+    ids = torch.from_numpy(tree.ids[:, n_shared:]).to(device)
 
-    def copy_tokens(value: Tensor) -> Tensor:
-        """Copy the tokens that are read out of `[b, t, width]`: `[b, read, width]`."""
-        value = value.reshape(*tree.ids.shape, -1)  # OPT runs its MLP on [b · t, d]
+    def copy_tokens(site: str, value: Tensor) -> None:
+        """Copy the tokens that are read out of `[b, q, width]`: `[b, read, width]`."""
+        value = value.reshape(*ids.shape, -1)  # OPT runs its MLP on [b · t, d]
         place = value.device  # of this block, where blocks lie on several devices
         # Indexing with tensors copies; a view would keep the whole batch alive.
         tokens = value[sample.to(place), read.to(place)]
         if mean_over is not None:
-            tokens = torch.cat([tokens, _mean(value, mean_over.to(place))[:, None]], 1)
-        return tokens.to(device)
-
-    def copy_into(values: list[Tensor]) -> Callable[[Tensor], None]:
-        return lambda value: values.append(copy_tokens(value))
+            before = sums[site][len(tapped[site])] if n_shared else 0
+            mean = _mean(value, mean_over.to(place), before=before)
+            tokens = torch.cat([tokens, mean[:, None]], 1)
+        tapped[site].append(tokens.to(device))
 
     masks = TreeMasks(tree, anatomy.buffered, device)
-
-    def rewrite(layer: int, arguments: dict[str, Any]) -> None:
-        if layer == 0:
-            embed.append(copy_tokens(arguments["hidden_states"]))
-        masks(layer, arguments)
-
-    # A cache made without a config keeps every token. Made with one, its sliding-window layers drop
-    # old tokens, which the first steered token may still see.
-    cache = DynamicCache() if keep_cache else None
-    handles = [tap.attach(copy_into(tapped[site])) for site in taps for tap in taps[site]]
+    handles = [tap.attach(partial(copy_tokens, site)) for site in taps for tap in taps[site]]
     recorder: AbstractContextManager[dict[int, Tensor]] = nullcontext({})
     if span is not None:
         recorder = record_masses(anatomy, masks.allowed, read, span)
@@ -129,16 +134,16 @@ def run_trees(
         with (
             torch.inference_mode(),
             open_masks(anatomy.buffered),
-            rewritten_calls(anatomy.blocks, rewrite),
+            rewritten_calls(anatomy.blocks, masks),
             recorder as masses,
         ):
             anatomy.decoder(
-                input_ids=torch.from_numpy(tree.ids).to(device),
-                attention_mask=torch.from_numpy(tree.valid).to(device, torch.int64),
-                # Always explicit: GPT-2 would count the padding on the left.
-                position_ids=torch.from_numpy(tree.positions).to(device),
+                input_ids=ids,
+                # Padding comes last, where no token that is read would see it.
+                attention_mask=torch.ones(tree.ids.shape, dtype=torch.int64, device=device),
+                position_ids=torch.from_numpy(tree.positions[:, n_shared:]).to(device),
                 past_key_values=cache,
-                use_cache=keep_cache,
+                use_cache=cache is not None,
             )
     finally:
         for handle in handles:
@@ -146,15 +151,39 @@ def run_trees(
     sites = {site: torch.stack(layers, 1) for site, layers in tapped.items()}
     if span is not None:
         sites[ATTENTION] = stack_layers(anatomy, masses)
-    return ForwardResult(sites.pop("resid_post"), embed[0], sites, masks, cache)
+    residuals, embed = sites.pop("resid_post"), sites.pop("embed")[:, 0]
+    return ForwardResult(residuals, embed, sites, masks, cache if keep_cache else None)
 
 
-def _mean(value: Float[Tensor, "b t d"], over: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
-    """The mean over some tokens, summed in float32 or wider."""
+def can_share_beginnings(anatomy: Anatomy, device: torch.device) -> bool:
+    """Try whether rows continue a beginning's keys and values as if each had run it itself.
+
+    Not where blocks keep no keys and values, or share those of other blocks.
+    """
+    trees = [Tree((0, 1, 2, 3, 4, 5)), Tree((0, 1, 2, 3, 5, 4))]
+    whole = pack_trees(trees, pad=0)
+    shared = pack_trees(
+        trees, pad=0, beginnings=find_beginnings([tree.chain[:4] for tree in trees])
+    )
+    read = torch.tensor([[5], [5]], device=device)
+    true = run_trees(anatomy, whole, read=read).residuals
+    try:
+        residuals = run_trees(anatomy, shared, read=read).residuals
+    except ModelError:
+        return False
+    half = true.dtype in (torch.float16, torch.bfloat16)
+    error = (residuals - true).abs().max()
+    return bool(error <= (0.1 if half else 1e-3) * true.abs().max())
+
+
+def _mean(
+    value: Float[Tensor, "b q d"], over: Bool[Tensor, "b t"], *, before: Tensor | int
+) -> Float[Tensor, "b d"]:
+    """The mean over some tokens, summed in float32 or wider; `before` is the beginnings' sum."""
     wide = torch.promote_types(value.dtype, torch.float32)
     # `where` and not a product: padding may hold NaN, and 0 · NaN is NaN.
-    total = torch.where(over[:, :, None], value, 0).sum(1, dtype=wide)
-    return (total / over.sum(1, keepdim=True)).to(value.dtype)
+    total = torch.where(over[:, -value.shape[1] :, None], value, 0).sum(1, dtype=wide)
+    return ((total + before) / over.sum(1, keepdim=True)).to(value.dtype)
 
 
 def residual_of(output: Any) -> Tensor:
@@ -247,6 +276,7 @@ class JoinedCells:
         mask: Tensor | None,
     ) -> Float[Tensor, "b joined d"]:
         columns = self._columns[:, : joined.shape[1]]
+        queries = columns - self._masks.n_shared  # among the columns that the trees ran
         arguments: dict[str, Any] = {"hidden_states": joined}
         # Each argument is what the model passed to this very block, taken at the tokens' columns:
         # angles, windows and biases are the model's own, whatever its config calls them.
@@ -257,11 +287,11 @@ class JoinedCells:
                 arguments[name] = cache
             elif name == "position_embeddings":  # cosines and sines of the rotary angles
                 arguments[name] = tuple(
-                    _take_columns(part.to(joined.device), columns) for part in value
+                    _take_columns(part.to(joined.device), queries) for part in value
                 )
             elif name == "position_ids":
-                positions = value.to(joined.device).expand(len(columns), -1)
-                arguments[name] = positions.gather(1, columns)
+                positions = value.to(joined.device).expand(len(queries), -1)
+                arguments[name] = positions.gather(1, queries)
             elif name == "alibi":  # a bias by key: first the trees' keys, then the joined ones
                 twin = self._masks.twin
                 assert self._masks.plain_alibi is not None
@@ -284,14 +314,15 @@ class JoinedCells:
         """What the nodes of a cell may see of the tree, and of one another."""
         # A joined token sees what the tree's token at its column sees, so this layer's window holds
         # for it too. Layers with one window share one mask object, hence the key.
-        tree = self._masks.allowed[layer]  # [b, t, t]
+        tree = self._masks.allowed[layer]  # [b, q, t]
         if id(tree) not in self._by_node:
             columns = torch.arange(self._prefix.shape[1], device=tree.device)
             # A padding node is seen by nobody but itself, which keeps its softmax finite.
             itself = torch.eye(self._nodes.shape[1], dtype=torch.bool, device=tree.device)
-            own = gather_pairs(tree, self._nodes, self._nodes) & self._live[:, None]
+            queries = self._nodes - self._masks.n_shared
+            own = gather_pairs(tree, queries, self._nodes) & self._live[:, None]
             self._by_node[id(tree)] = NodeMasks(
-                prefix=gather_pairs(tree, self._nodes, columns.expand(len(tree), -1))
+                prefix=gather_pairs(tree, queries, columns.expand(len(tree), -1))
                 & self._prefix[:, None],
                 own=own | itself,
             )

@@ -113,7 +113,8 @@ class TreeMasks:
     A token may see its ancestors, and of those only what the model would let it see: its twin, the
     token at the same position of the chain or the longest branch, lies where a plain sequence has
     that position. So `mask[twin(q), twin(k)]` of the model's own mask says what q may see of k,
-    windows included. Keeps masks and arguments of every layer for the cells that join later.
+    windows included. Queries are the columns behind the shared beginnings, keys are all columns.
+    Keeps masks and arguments of every layer for the cells that join later.
     """
 
     def __init__(
@@ -122,15 +123,17 @@ class TreeMasks:
         # Plain sequences keep the mask that the model made: perhaps none, which is sdpa's fastest.
         self._keep_mask = tree.is_plain and not any(buffered)
         self._buffered = buffered
-        self._ancestor = torch.from_numpy(tree.ancestor).to(device)  # [b, t, t] bool
-        self._positions = torch.from_numpy(tree.positions).to(device)  # [b, t]
+        self._ancestor = torch.from_numpy(tree.ancestor).to(device)  # [b, q, t] bool
         self._rewritten: dict[tuple[int, int], tuple[Any, Tensor, Tensor]] = {}
 
-        self.twin: Int64[Tensor, "b t"] = torch.from_numpy(tree.twin).to(device)
-        """Column of each token's twin."""
+        self.n_shared: int = tree.beginnings.length
+        """Columns in front of the first query."""
+
+        self.twin: Int64[Tensor, "b t"] = torch.from_numpy(tree.positions).to(device)
+        """Column of each token's twin, which is its position."""
 
         self.allowed: list[Tensor] = [self._ancestor] * len(buffered)
-        """For each layer `[b, t, t]`, bool: what token q may see, windows included."""
+        """For each layer `[b, q, t]`, bool: what token q may see, windows included."""
 
         self.arguments: list[dict[str, Any]] = [{} for _ in buffered]
         """For each layer the other arguments of its block."""
@@ -151,20 +154,21 @@ class TreeMasks:
         }
 
     def _tree_mask(self, layer: int, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The mask to pass to the block, and the same as `[b, t, t]` bool."""
+        """The mask to pass to the block, and the same as `[b, q, t]` bool."""
         model_mask, buffered = arguments.get("attention_mask"), self._buffered[layer]
         # Layers share mask objects, and then the result. The entry holds `model_mask`, so that no
         # other object can get its id.
         key = (id(model_mask), id(buffered.allowed) if buffered else 0)
         if key not in self._rewritten:
-            allowed = self._ancestor
+            allowed, queries = self._ancestor, self.twin[:, self.n_shared :]
             if model_mask is not None:
-                plain = _as_bool(model_mask)[:, 0].to(self.twin.device)  # [b or 1, t, t]
-                allowed = allowed & gather_pairs(plain, self.twin, self.twin)
+                plain = _as_bool(model_mask)[:, 0].to(self.twin.device)  # [b or 1, q, t]
+                # Padding has position 0; its row of the mask is never read.
+                rows = (queries - self.n_shared).clamp_min(0)
+                allowed = allowed & gather_pairs(plain, rows, self.twin)
             if buffered is not None:  # indexed by position, as the module itself would
-                positions = self._positions
-                by_position = buffered.allowed.to(positions.device)
-                allowed = allowed & by_position[positions[:, :, None], positions[:, None, :]]
+                by_position = buffered.allowed.to(queries.device)
+                allowed = allowed & by_position[queries[:, :, None], self.twin[:, None, :]]
             dtype = arguments["hidden_states"].dtype
             passed = to_block_mask(allowed, like=model_mask, dtype=dtype)
             self._rewritten[key] = (model_mask, passed, allowed)
@@ -173,7 +177,9 @@ class TreeMasks:
 
 
 def gather_pairs(
-    matrix: Shaped[Tensor, "_ t t"], queries: Int64[Tensor, "b q"], keys: Int64[Tensor, "b k"]
+    matrix: Shaped[Tensor, "_ rows columns"],
+    queries: Int64[Tensor, "b q"],
+    keys: Int64[Tensor, "b k"],
 ) -> Shaped[Tensor, "b q k"]:
     """`out[i, q, k] = matrix[i, queries[i, q], keys[i, k]]`; a matrix of batch 1 is broadcast."""
     sample = torch.arange(len(queries), device=queries.device)[:, None, None]

@@ -5,7 +5,7 @@ come first, so that every row is checked before the weights are read.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from actcache.conventions import MASS_SITES
 from actcache.engine.anatomy import Anatomy, find_components, refuse_unsupported, take_apart
+from actcache.engine.forward import can_share_beginnings
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
 from actcache.hub import first_sentence, prepare_hub
+from actcache.prompts.beginnings import NOT_SHARED, Beginnings, find_beginnings
 from actcache.settings import check_word
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -72,6 +74,16 @@ class LanguageModel:
         device = self.hf.device
         assert isinstance(device, torch.device)
         return device
+
+    @cached_property
+    def can_share_beginnings(self) -> bool:
+        """Whether rows that begin alike can run what they share once; tried on a few tokens."""
+        return can_share_beginnings(self.anatomy, self.device)
+
+    def find_beginnings(self, heads: Sequence[Sequence[int]]) -> Beginnings:
+        """Find what a batch's rows share and this family can run once; see `find_beginnings`."""
+        beginnings = find_beginnings(heads)
+        return beginnings if beginnings.length and self.can_share_beginnings else NOT_SHARED
 
     @cached_property
     def digest(self) -> str:

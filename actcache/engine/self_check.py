@@ -14,7 +14,7 @@ from torch import Tensor
 
 from actcache.conventions import MASS_SITES
 from actcache.engine.model import LanguageModel
-from actcache.engine.reference import reference_capture
+from actcache.engine.reference import reference_values
 from actcache.engine.sites import find_taps
 from actcache.errors import ModelError
 from actcache.prompts.positions import of_samples
@@ -54,15 +54,15 @@ def check_capture(
     order = np.argsort([row.length for row in rows], kind="stable")
     few = [rows[i] for i in dict.fromkeys((order[0], order[len(order) // 2]))]
     check_sites(model, few[0], sites)
-    captured = read(model, few, positions=positions, sites=sites, answer=answer)
-    paired = bool(few[0].positive)
+    positions = of_samples(positions, paired=bool(few[0].positive))
+    reading: dict[str, Any] = {"positions": positions, "sites": sites, "answer": answer}
+    alone = [reference_values(model, row, **reading) for row in few]
+    captured = read(model, few, **reading)
     largest = 0.0
     for site in sites:
         for j, position in enumerate(positions):
-            if position not in of_samples([position], paired=paired):
-                continue
-            for i, row in enumerate(few):
-                true = reference_capture(model, row, position=position, answer=answer, site=site)
+            for i, true_values in enumerate(alone):
+                true = true_values[site][:, j]
                 error = float(relative_error(site, captured[site][i, :, j], true).max())
                 # A residual that overflows is reported by the writer, with its row and layer.
                 if torch.isfinite(true).all() and not error <= bound:
@@ -84,19 +84,17 @@ def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> No
     if not additive:
         return
 
-    def read(site: str) -> Tensor:
-        return reference_capture(model, row, position="prompt", answer="first", site=site)
-
-    post = read("resid_post")
-    pre = torch.cat([read("embed"), post[:-1]])  # the input of each block
-    attention, mlp = read("attn_out"), read("mlp_out")
-    try:
-        middle = read("resid_mid")
-    except ModelError:  # a parallel block adds attention and MLP at once
+    read = ["resid_post", "embed", "attn_out", "mlp_out"]
+    if has_middle := _has_site(model, "resid_mid"):
+        read.append("resid_mid")
+    values = reference_values(model, row, positions=["prompt"], answer="first", sites=read)
+    post, embed, attention, mlp, *middle = (values[site][:, 0] for site in read)
+    pre = torch.cat([embed, post[:-1]])  # the input of each block
+    if has_middle:
+        sums = {"attn_out": (pre, attention, middle[0]), "mlp_out": (middle[0], mlp, post)}
+    else:  # a parallel block adds attention and MLP at once
         sums = {"attn_out": (pre, attention + mlp, post)}
         sums["mlp_out"] = sums["attn_out"]
-    else:
-        sums = {"attn_out": (pre, attention, middle), "mlp_out": (middle, mlp, post)}
     broken = {site for site, terms in sums.items() if not _adds_up(model, *terms)}
     if broken:
         raise ModelError(
@@ -104,6 +102,14 @@ def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> No
             "not what the block adds to the residual, expected them to add up to it. Leave "
             "resid_mid, attn_out and mlp_out out of the sites."
         )
+
+
+def _has_site(model: LanguageModel, site: str) -> bool:
+    try:
+        find_taps(model.anatomy, site)
+    except ModelError:
+        return False
+    return True
 
 
 def _adds_up(model: LanguageModel, start: Tensor, added: Tensor, end: Tensor) -> bool:

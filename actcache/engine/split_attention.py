@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from actcache.engine.anatomy import Anatomy
@@ -39,7 +39,7 @@ class CannotSplitError(Exception):
 class PrefixCache(Cache):
     """A read-only cache: the trees' keys and values, followed by those of the joined tokens."""
 
-    def __init__(self, trees: DynamicCache, *, apart: bool):
+    def __init__(self, trees: Cache, *, apart: bool):
         super().__init__(layers=trees.layers)
 
         self.apart = apart
@@ -55,7 +55,7 @@ class PrefixCache(Cache):
         self.joined = key_states, value_states
         if self.apart:
             return self.joined
-        layer: Any = self.layers[layer_idx]  # a DynamicLayer: the cache was made without a config
+        layer: Any = self.layers[layer_idx]  # of a cache made without a config: every token
         return (
             torch.cat([layer.keys, key_states], dim=-2),
             torch.cat([layer.values, value_states], dim=-2),

@@ -108,7 +108,9 @@ def score_grid(
         Score of the positive minus score of the negative completion (log-odds, or for
         `probability` a share), in the model's arithmetic; float32, or float64 of such a model.
     """
-    tree = pack_trees([row.tree(*_tokens_run(row, rule)) for row in rows], pad=0)
+    beginnings = model.find_beginnings([sweep_head(row, rule) for row in rows])
+    trees = [row.tree(*_tokens_run(row, rule)) for row in rows]
+    tree = pack_trees(trees, pad=0, beginnings=beginnings)
     nodes = _find_nodes(rows, tree, rule, model.device)
     result = run_trees(model.anatomy, tree, read=nodes.columns, keep_cache=True)
 
@@ -174,11 +176,11 @@ def _find_nodes(
     columns: list[np.ndarray] = []
     steered: list[np.ndarray] = []
     terms: list[list[list[tuple[int, int, int]]]] = []  # by row and side (node, token, 1)
-    for row, start, branch_starts in zip(rows, tree.starts, tree.branch_starts, strict=True):
+    for row, branch_starts in zip(rows, tree.branch_starts, strict=True):
         fork = len(row.chain) - 1
         first_steered = first_steered_position(row, rule)
         first = min(first_steered, fork)  # the fork is read even where steering begins after it
-        row_columns = [start + i for i in range(first, fork + 1)]
+        row_columns = list(range(first, fork + 1))
         row_steered = [i >= first_steered for i in range(first, fork + 1)]
         row_terms = []
         for completion, branch_start, n_run in zip(
@@ -272,6 +274,11 @@ def _tokens_run(row: Rendered, rule: SteeringRule) -> tuple[int, int]:
     if not rule.whole:
         return 0, 0
     return len(row.positive) - 1, len(row.negative) - 1
+
+
+def sweep_head(row: Rendered, rule: SteeringRule) -> tuple[int, ...]:
+    """The tokens before the first one that is steered or read; rows may share them."""
+    return row.chain[: min(first_steered_position(row, rule), len(row.chain) - 1)]
 
 
 def can_move(row: Rendered, rule: SteeringRule) -> bool:

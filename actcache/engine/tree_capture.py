@@ -55,7 +55,8 @@ def capture(
         )
         for row in rows
     ]
-    tree = pack_trees(trees, pad=0)
+    heads = [capture_head(row, positions=positions) for row in rows]
+    tree = pack_trees(trees, pad=0, beginnings=model.find_beginnings(heads))
     tokens = [position for position in positions if position != MEAN]
     columns = _columns(rows, tree, tokens, branches=[tree.branches for tree in trees])
     mean_over = span = None
@@ -97,9 +98,9 @@ def _columns(
     for i, row in enumerate(rows):
         for j, position in enumerate(positions):
             if (back := from_the_end(position)) is not None:
-                columns[i, j] = tree.starts[i] + len(row.prompt) - back
+                columns[i, j] = len(row.prompt) - back
             elif position == "fork":
-                columns[i, j] = tree.starts[i] + len(row.chain) - 1
+                columns[i, j] = len(row.chain) - 1
             else:  # the last token that is run of a completion
                 side = ("positive", "negative").index(position)
                 columns[i, j] = tree.branch_starts[i, side] + len(branches[i][side]) - 1
@@ -109,7 +110,7 @@ def _columns(
 def _between(tree: TreeBatch, ranges: Sequence[tuple[int, int]]) -> Bool[Tensor, "b t"]:
     """Mark the tokens `[start, end)` of each row's sequence in its columns."""
     bounds = torch.tensor(ranges)  # [b, 2]
-    token = torch.arange(tree.ids.shape[1]) - torch.from_numpy(tree.starts)[:, None]
+    token = torch.arange(tree.ids.shape[1])
     return (token >= bounds[:, :1]) & (token < bounds[:, 1:])
 
 
@@ -119,6 +120,17 @@ def tokens_run(row: Rendered, *, positions: Sequence[str], answer: str) -> int:
         branch_length(row, side, positions=positions, answer=answer)
         for side in ("positive", "negative")
     )
+
+
+def capture_head(row: Rendered, *, positions: Sequence[str]) -> tuple[int, ...]:
+    """The tokens before the first one that `capture` reads; rows may share them.
+
+    The mean is read over the whole prompt, and a beginning may be part of that.
+    """
+    lasts = [from_the_end(position) or 0 for position in positions]
+    reads_prompt = MEAN in positions or any(lasts)
+    first_read = len(row.prompt) - max(1, *lasts) if reads_prompt else len(row.chain) - 1
+    return row.chain[:first_read]
 
 
 def branch_length(row: Rendered, side: str, *, positions: Sequence[str], answer: str) -> int:

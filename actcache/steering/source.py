@@ -186,40 +186,44 @@ def model_field(model: "AnyModel", name: str) -> Any:
 
 @no_type_check  # a user's layer, which `check_layers` refuses
 def read_direction(
-    out: Path, behavior: str, layer: Literal["fixed"] | int | Sequence[int]
+    out: Path,
+    behavior: str,
+    layer: Literal["fixed"] | int | Sequence[int],
+    *,
+    directions: str = METHOD,
 ) -> tuple[tuple[int, ...], Float32[np.ndarray, "k d"], SteeringSource]:
     """Read layers, their vectors and the source; errors of `Steering.from_results`."""
-    directions = _read_tensor(out, behavior)
+    values = _read_tensor(out, behavior, directions)
     summary = _read_summary(out / "summary.json")
     provenance = _dig(summary, "store", "provenance")
     source = SteeringSource.from_provenance(
         provenance if isinstance(provenance, dict) else {},
         behavior=behavior,
         split="train",
-        method=METHOD,
+        method=directions,
     )
-    if source.n_layers not in (None, len(directions)):
+    if source.n_layers not in (None, len(values)):
         raise MismatchError(
-            f"'{out}' has directions of {len(directions)} layers, expected the model's "
+            f"'{out}' has directions of {len(values)} layers, expected the model's "
             f"{source.n_layers}. Analyze a store of all layers."
         )
     numbers: tuple[int, ...]
     if layer == "fixed":
-        numbers = (_fixed_layer(summary, out, behavior),)
+        numbers = (_fixed_layer(summary, out, behavior, directions),)
     else:
         numbers = check_layers("layer", (layer,) if isinstance(layer, int | np.integer) else layer)
-    if numbers[-1] >= len(directions):
+    if numbers[-1] >= len(values):
         raise MismatchError(
-            f"layer is {numbers[-1]}, expected 0 to {len(directions) - 1}, the layers of '{out}'. "
+            f"layer is {numbers[-1]}, expected 0 to {len(values) - 1}, the layers of '{out}'. "
             "Pass one of these, or 'fixed'."
         )
-    return numbers, directions[list(numbers)], source
+    return numbers, values[list(numbers)], source
 
 
-def _read_tensor(out: Path, behavior: str) -> Float32[np.ndarray, "layer d_model"]:
+def _read_tensor(out: Path, behavior: str, directions: str) -> Float32[np.ndarray, "layer d_model"]:
     from safetensors import SafetensorError, safe_open
 
-    path, end = out / "directions.safetensors", f"/{METHOD}"
+    path, end = out / "directions.safetensors", f"/{directions}"
     if not path.is_file():
         raise StoreNotFoundError(
             f"no directions at '{path}', expected a folder that actcache analyze left. Run: "
@@ -229,9 +233,10 @@ def _read_tensor(out: Path, behavior: str) -> Float32[np.ndarray, "layer d_model
         with safe_open(path, framework="numpy") as file:
             names = [x.removesuffix(end) for x in list(file.keys()) if x.endswith(end)]
             if behavior not in names:
+                known = f"one of {', '.join(names)}" if names else "directions of that name"
                 raise MismatchError(
-                    f"'{path}' has no direction of '{behavior}', expected one of "
-                    f"{', '.join(names)}. Pass one of these."
+                    f"'{path}' has no direction of '{behavior}', expected {known}"
+                    f"{'' if directions == METHOD else f' ({directions})'}. Pass one of these."
                 )
             tensor = file.get_tensor(behavior + end)
     except (SafetensorError, TypeError) as error:  # bfloat16 is unknown to NumPy
@@ -260,8 +265,11 @@ def _read_summary(path: Path) -> Any:
         ) from None
 
 
-def _fixed_layer(summary: Any, out: Path, behavior: str) -> int:
+def _fixed_layer(summary: Any, out: Path, behavior: str, directions: str) -> int:
     layer = _dig(summary, "sweep", "behaviors", behavior, "fixed_layer")
+    if directions != METHOD:
+        swept = ("sweep", "compared", "sets", directions, "fixed_layers")
+        layer = _dig(summary, *swept, behavior)
     if type(layer) is int and layer >= 0:
         return layer
     remedy = f"Run: actcache analyze STORE.zarr -o {out} --stages vectors,sweep"

@@ -42,7 +42,7 @@ from actcache.steering.files.steering_file import (
     write_steering,
 )
 from actcache.steering.gates import PromptGate, TokenGate, gate_fields
-from actcache.steering.source import SteeringSource, read_direction, require_model
+from actcache.steering.source import METHOD, SteeringSource, read_direction, require_model
 
 if TYPE_CHECKING:
     from actcache.steering.source import AnyModel
@@ -286,14 +286,16 @@ class Steering(AnySteering):
         behavior: str,
         *,
         layer: Literal["fixed"] | int | Sequence[int] = "fixed",
+        directions: str = METHOD,
         **fields: Any,
     ) -> "Steering":
-        """Take a behavior's difference of means from what `actcache analyze` left, without torch.
+        """Take a behavior's directions from what `actcache analyze` left, without torch.
 
         Args:
             out: the results folder.
             behavior: which; of labels `<positive label>-<negative label>`.
             layer: a block, several, or `fixed`: the one with the largest mean slope on train.
+            directions: the difference of means, or another set such as `rfm`, of norm 1.
             fields: other fields of the steering; for `ablate` and `set` the vectors have norm 1.
 
         Raises:
@@ -301,7 +303,7 @@ class Steering(AnySteering):
                 to run analyze.
             FormatError: a file is damaged.
         """
-        layers, vectors, source = read_direction(Path(out), behavior, layer)
+        layers, vectors, source = read_direction(Path(out), behavior, layer, directions=directions)
         if fields.get("operator") in UNIT_OPERATORS:
             norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
             vectors = np.divide(vectors, norms, where=norms > 0, out=vectors.astype(np.float64))

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from actcache.analysis.directions.difference_of_means import label_codes
+from actcache.conventions import SPLITS
 from actcache.data.concepts import MIN_ROWS, POOLS
 from actcache.data.spans import SPAN
 from actcache.errors import MismatchError
@@ -44,7 +45,7 @@ class ConceptRows:
                 int((self.positive & (self.split == split)).sum()),
                 int((~self.positive & (self.split == split)).sum()),
             )
-            for split in ("train", "validation", "test")
+            for split in SPLITS
         }
 
 

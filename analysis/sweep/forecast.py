@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Int64
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.sweep.run import nodes_added
+from actcache.analysis.sweep.run import nodes_added, sweep_shard_rows
 from actcache.analysis.sweep.sets import rows_of_sets
 from actcache.build.forecast import TimeEstimate, scaled
 from actcache.build.replay import rendered_pairs
-from actcache.engine.batching import plan_batches
+from actcache.engine.batching import n_shared, plan_batches
 from actcache.engine.model import LanguageModel
-from actcache.engine.steered_scores import SteeringRule, score_grid
+from actcache.engine.steered_scores import SteeringRule, score_grid, sweep_head
 from actcache.errors import IncompleteStoreError, MismatchError, StoreNotFoundError
 from actcache.prompts.render import Rendered
 from actcache.store.store import Store, open_store
@@ -47,8 +47,9 @@ def forecast_analysis(
     Returns:
         `rows`, `bytes to read` and `passes`; with a sweep also `rows done`; `cells`, one a row,
         direction set, layer and multiplier; `cells saved`, those that no figure reads, of rows or
-        of controls, which are not run; `joined rows`, the tokens that cells replace, at
-        most; `token-layers` of prefixes and joined rows, padding not counted; `full passes that it
+        of controls, which are not run; `joined rows`, the tokens that cells replace, at most;
+        `tokens shared`, which a pass need not run, since another of its rows begins with them;
+        `token-layers` of prefixes and joined rows, padding not counted; `full passes that it
         replaces`, two a cell (both completions); `bytes of sweep.zarr`, without its columns;
         `estimated seconds` of the rows that are not done, or None, and the basis of that as
         `estimate`.
@@ -80,33 +81,62 @@ def forecast_analysis(
     work = store.n_layers * lengths * (n_sets > 0) + n_sets * n_steps * blocks * nodes
     a_set = len(layers) * len(config.multipliers)
     cells = int(n_sets.sum()) * a_set
-    to_run = [np.flatnonzero(n_sets[done:] == count) for count in np.unique(n_sets[done:]) if count]
+    heads = [sweep_head(row, rule) for row in rows]
+    shard = sweep_shard_rows(store.n, len(layers), len(config.multipliers))
+    # Rows of a shard that have equally many sets run together.
+    to_run = [
+        start + np.flatnonzero(n_sets[done:][start : start + shard] == count)
+        for start in range(0, len(rows), shard)
+        for count in np.unique(n_sets[done:][start : start + shard])
+        if count
+    ]
+    shares = True
     if isinstance(model, str):
         estimate = TimeEstimate(None, model)
     elif not to_run:
         estimate = TimeEstimate(0.0, "every row is done")
     else:
+        start_loading = time.perf_counter()
+        loaded = model()
+        loading = time.perf_counter() - start_loading
+        shares = loaded.can_share_beginnings
         steered = np.concatenate(to_run)
-        estimate = _timed(
-            [rows[row] for row in steered],
-            n_sets[done:][steered],
+        estimate = scaled(
             costs[steered].tolist(),
             work[done:][steered].tolist(),
-            rule=rule,
-            layers=layers,
-            config=config,
-            load=model,
+            budget=config.batch_tokens,
+            run=_runner(
+                loaded,
+                [rows[row] for row in steered],
+                n_sets[done:][steered],
+                rule=rule,
+                layers=layers,
+                config=config,
+            ),
+            place=str(loaded.device),
+            loading=loading,
+            heads=[heads[row] for row in steered] if shares else None,
+            a_token=store.n_layers,
         )
+    batches = [
+        group[batch]
+        for group in to_run
+        for batch in plan_batches(
+            costs[group].tolist(),
+            budget=config.batch_tokens,
+            heads=[heads[row] for row in group] if shares else None,
+        )
+    ]
+    tokens_shared = sum(n_shared(batch, heads if shares else None) for batch in batches)
     return {
         **facts,
         "rows done": done,
         "cells": cells,
         "cells saved": store.n * len(sets) * a_set - cells,
         "joined rows": int((nodes * n_sets).sum()) * len(layers) * n_steps,
-        "passes": sum(
-            len(plan_batches(costs[group].tolist(), budget=config.batch_tokens)) for group in to_run
-        ),
-        "token-layers": int(work.sum()),
+        "tokens shared": tokens_shared,
+        "passes": len(batches),
+        "token-layers": int(work.sum()) - store.n_layers * tokens_shared,
         "full passes that it replaces": 2 * cells,
         "bytes of sweep.zarr": 4 * store.n * len(sets) * a_set,
         "estimated seconds": estimate.seconds,
@@ -114,21 +144,16 @@ def forecast_analysis(
     }
 
 
-def _timed(
+def _runner(
+    model: LanguageModel,
     rows: Sequence[Rendered],
     n_sets: Int64[np.ndarray, " row"],
-    costs: Sequence[int],
-    work: Sequence[int],
     *,
     rule: SteeringRule,
     layers: Sequence[int],
     config: AnalyzeConfig,
-    load: Callable[[], LanguageModel],
-) -> TimeEstimate:
-    """Time one batch of these rows with random directions."""
-    start = time.perf_counter()
-    model = load()
-    loading = time.perf_counter() - start
+) -> Callable[[Int64[np.ndarray, " _"]], None]:
+    """Make a function that sweeps some of the rows, with random directions."""
     shape = (int(n_sets.max()), model.n_layers, model.d_model)
     directions = torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
@@ -143,9 +168,7 @@ def _timed(
                 layers=layers,
             )
 
-    return scaled(
-        costs, work, budget=config.batch_tokens, run=run, place=str(model.device), loading=loading
-    )
+    return run
 
 
 def _rows_done(path: Path) -> int:

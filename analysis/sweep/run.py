@@ -22,13 +22,14 @@ from actcache.build.replay import load_store_model, rendered_pairs, require_stor
 from actcache.engine.batching import Budget, run_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_cell
-from actcache.engine.steered_scores import SteeringRule, can_move, score_grid
+from actcache.engine.steered_scores import SteeringRule, can_move, score_grid, sweep_head
 from actcache.errors import MismatchError, ModelError
 from actcache.progress import AUTOMATIC, Progress
+from actcache.prompts.beginnings import group_by_beginning
 from actcache.prompts.render import Rendered
 from actcache.store.contents import SWEPT, StoreContents
 from actcache.store.partial import require_room
-from actcache.store.schema import RowArray
+from actcache.store.schema import RowArray, shard_rows
 from actcache.store.store import Store
 from actcache.store.writer import Writer
 
@@ -153,6 +154,16 @@ def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -
     return [row.length + n_cells * nodes_added(row, rule) for row in rows]
 
 
+def sweep_shard_rows(n: int, n_layers: int, n_multipliers: int) -> int:
+    """Count the samples of a shard, whose passes hold no others."""
+    return shard_rows([_array("set", n_layers, n_multipliers)], n)[0]
+
+
+def _array(name: str, n_layers: int, n_multipliers: int) -> RowArray:
+    dims = ("n", "layer", "multiplier")
+    return RowArray(f"{name}/propensity", n_layers, n_multipliers, "float32", dims)
+
+
 def nodes_added(row: Rendered, rule: SteeringRule) -> int:
     """Count the tokens that one cell of a sample replaces, at most."""
     branches = len(row.positive) + len(row.negative) if rule.whole else 0
@@ -173,8 +184,7 @@ class _Grid:
     @property
     def arrays(self) -> list[RowArray]:
         """One array of propensities for each direction set."""
-        size, dims = (len(self.layers), len(self.multipliers)), ("n", "layer", "multiplier")
-        return [RowArray(f"{name}/propensity", *size, "float32", dims) for name in self.sets]
+        return [_array(name, len(self.layers), len(self.multipliers)) for name in self.sets]
 
     @property
     def swept(self) -> Bool[np.ndarray, "n set"]:
@@ -208,7 +218,14 @@ class _Grid:
                 for i, name in enumerate(names):
                     propensity[f"{name}/propensity"][places[batch]] = scores[:, i]
 
-            run_batches(sweep_costs(chosen, self.rule, n_cells=n_cells), budget=budget, run=run)
+            heads = [sweep_head(row, self.rule) for row in chosen]
+            shares = bool(group_by_beginning(heads)) and self.model.can_share_beginnings
+            run_batches(
+                sweep_costs(chosen, self.rule, n_cells=n_cells),
+                budget=budget,
+                run=run,
+                heads=heads if shares else None,
+            )
         return propensity
 
     def _groups(self, shard: slice) -> Iterator[tuple[list[str], Int64[np.ndarray, " place"]]]:

@@ -26,6 +26,7 @@ from actcache.data.concepts import ConceptRows, ConceptSettings
 from actcache.data.formats import read_samples
 from actcache.data.personas import load_personas
 from actcache.demo import model_path, personas_path, row_files
+from actcache.engine.tree_capture import capture
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 SITES: tuple[Site, ...] = ("resid_post", ATTENTION, ATTENTION_CONTROL)
@@ -121,12 +122,24 @@ def masses(folder: Path, rows: Path, repeats: int) -> dict[str, Any]:
     def build(name: str) -> None:
         run_build(plans[name], folder / "turn.zarr", overwrite=True, model=model)
 
+    def run(name: str) -> None:
+        plan = plans[name]
+        for start in range(0, plan.n, 32):
+            capture(model, plan.rendered[start : start + 32], **plan.reading)
+
+    # The checks before and after a build run a few rows once for every site: a cost that is the
+    # same for any number of rows, so passes are timed alone too.
+    passes = in_turns(
+        {name: partial(run, name) for name in builds}, repeats=repeats, clock=time.process_time
+    )
     took = in_turns(
         {name: partial(build, name) for name in builds},
         repeats=repeats,
         clock=time.process_time,
     )
     return {
+        "masses / without, passes": ratio(passes, "masses", "without"),
+        "masses and control / without, passes": ratio(passes, "masses and control", "without"),
         "masses / without": ratio(took, "masses", "without"),
         "masses and control / without": ratio(took, "masses and control", "without"),
         "at most": MASSES,

@@ -81,7 +81,7 @@ def naive(
         ]
         for batch in plan_batches([len(sequence) for sequence in sequences], budget=budget):
             tree = pack_trees([Tree(sequences[i]) for i in batch], pad=0)
-            forks = tree.starts + np.array([len(rows[i].chain) - 1 for i in batch])
+            forks = np.array([len(rows[i].chain) - 1 for i in batch])
             steered = torch.from_numpy(np.arange(tree.ids.shape[1]) >= forks[:, None])
             with torch.inference_mode(), _pushed(model.anatomy.blocks[layer], push, steered):
                 logits = model.hf(

@@ -203,7 +203,7 @@ def _value(spec: Setting, given: Any) -> Any:
     if given is None or not spec.many:
         return given
     if not given and not spec.default and spec.type is str:  # `--labels ''`
-        return None
+        return spec.default
     if spec.type not in (int, float):
         return names(given)
     read = numbers if spec.type is int else multipliers
@@ -215,7 +215,8 @@ def _help(spec: Setting) -> str:
     if spec.type in MEANINGS:
         meanings = MEANINGS[spec.type].items()
         text += ": " + "; ".join(f"{word} = {meaning}" for word, meaning in meanings)
-    if not (spec.default in (MISSING, None, False, ()) or "(default" in text):
+    has_default = spec.default != () and not any(spec.default is x for x in (MISSING, None, False))
+    if has_default and "(default" not in text:  # 0 is one, though it equals False
         text += f" (default: {_shown(spec.default)})"
     return text.replace("%", "%%")
 

@@ -1,5 +1,7 @@
 """The stage `layers`: which samples discriminative layers are read on."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,7 @@ def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("labels") / "s.zarr"
     rng = np.random.default_rng(0)
     array = RowArray("resid_post/prompt", LAYERS, WIDTH, "float32")
-    columns = {
+    columns: dict[str, Any] = {
         "id": [f"r{i}" for i in range(N)],
         "behavior": ["mood"] * N,
         "variant": ["base"] * N,
@@ -42,13 +44,15 @@ def store(tmp_path_factory):
     return open_store(path)
 
 
-@pytest.mark.parametrize(("settings", "split"), [({}, "test"), ({"on_calibration": True}, "train")])
+@pytest.mark.parametrize(("on_calibration", "split"), [(False, "test"), (True, "train")])
 def test_class_means_are_of_held_out_samples_or_of_those_of_the_directions(
-    store, tmp_path, settings, split
+    store, tmp_path, on_calibration, split
 ):
-    results = analysis.analyze(store, tmp_path / "o", stages=("layers",), draws=5, **settings)
+    results = analysis.analyze(
+        store, tmp_path / "o", stages=("layers",), draws=5, on_calibration=on_calibration
+    )
 
-    [scores] = results.summary.layers.values()
+    [scores] = (results.summary.layers or {}).values()
     train = store["split"] == "train"
     direction = label_directions(store, rows=train, labels=("happy", "sad")).values[0]
     common = direction[scores.common_layer] / np.linalg.norm(direction[scores.common_layer])

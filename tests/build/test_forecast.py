@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from actcache.build.forecast import N_WARM_UP, local_weights, scaled, why_not_loaded
 from actcache.cli.main import main
-from actcache.engine.batching import plan_batches
+from actcache.engine.batching import batch_cost, plan_batches
 from tests.support.tiny import save
 
 
@@ -67,6 +68,23 @@ def test_is_exact_where_time_is_proportional_to_padded_tokens(lengths, budget, s
         second * len(batch) * max(lengths[row] for row in batch)
         for batch in plan_batches(lengths, budget=budget)
     )
+    assert estimate.seconds == pytest.approx(true, rel=1e-2)  # three digits are kept
+
+
+@given(tails=st.lists(st.integers(1, 20), min_size=2, max_size=40), budget=st.integers(60, 400))
+def test_is_exact_where_shared_tokens_cost_nothing(tails, budget):
+    heads = [(*range(30), *range(100 * i, 100 * i + tail)) for i, tail in enumerate(tails, 1)]
+    lengths, clock = [len(head) + 1 for head in heads], Clock()
+
+    def run(rows):
+        clock.now += 1e-3 * batch_cost(rows, lengths, heads)
+
+    settings: dict[str, Any] = {"budget": budget, "heads": heads, "shard_rows": 16}
+    estimate = scaled(lengths, lengths, run=run, place="cpu", loading=0.0, clock=clock, **settings)
+
+    batches = plan_batches(lengths, **settings)
+    assert all(len(set(batch // 16)) == 1 for batch in batches)
+    true = sum(1e-3 * batch_cost(batch, lengths, heads) for batch in batches)
     assert estimate.seconds == pytest.approx(true, rel=1e-2)  # three digits are kept
 
 
@@ -141,7 +159,7 @@ def test_a_dry_sweep_counts_what_the_loops_would(
     assert facts["cells"] == len(cells)
     assert facts["cells saved"] == whole - len(cells)
     assert facts["joined rows"] == len(steered)
-    assert facts["token-layers"] == 4 * lengths + runs_through
+    assert facts["token-layers"] == 4 * (lengths - facts["tokens shared"]) + runs_through
     assert facts["full passes that it replaces"] == 2 * len(cells)
     assert facts["bytes of sweep.zarr"] == 4 * whole
     assert facts["rows done"] == 0

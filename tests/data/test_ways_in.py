@@ -224,6 +224,8 @@ def test_other_keys_become_columns_of_their_kind_or_are_said_to_be_ignored():
         "j": ['{"k": [1]}', "", ""],
         "late": ["", "", "?"],
     }
+    kinds = [np.asarray(collected.values[name]).dtype.kind for name in ("n", "x", "ok", "big")]
+    assert kinds == ["i", "f", "b", "U"]
     assert [note.split("'")[1] for note in collected.notes] == [
         "digest",
         "Label",

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -242,15 +243,16 @@ def test_the_control_is_the_mass_on_the_random_span(family, attention):
     rows = [
         replace(row, control_span=random_span(row.prompt, row.span, n_read=3))
         for row in marked_rows()
+        if row.span is not None
     ]
-    asked = {"positions": LAST_3, "answer": "first"}
+    masses_of = partial(capture, model, positions=LAST_3, answer="first")
 
-    both = capture(model, rows, sites=["attention", "attention_control"], **asked)
+    both = masses_of(rows, sites=["attention", "attention_control"])
     swapped = [replace(row, span=row.control_span) for row in rows]
 
     alone = {
-        "attention": capture(model, rows, sites=["attention"], **asked),
-        "attention_control": capture(model, swapped, sites=["attention"], **asked),
+        "attention": masses_of(rows, sites=["attention"]),
+        "attention_control": masses_of(swapped, sites=["attention"]),
     }
     for site, masses in alone.items():
         torch.testing.assert_close(both[site], masses["attention"], rtol=0, atol=1e-6)

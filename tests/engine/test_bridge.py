@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from actcache.cli.main import main
-from actcache.engine.bridge import BridgeCapture
 from actcache.engine.model import adopt_model
+from actcache.engine.reference import BridgeCapture
 from actcache.engine.tree_capture import capture
 from actcache.store.store import open_store
 from tests.engine.test_sites import POSITIONS, SITES_BY_HAND

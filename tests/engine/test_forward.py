@@ -15,7 +15,7 @@ SEQUENCES = ((5, 6, 7, 8, 9, 10), (11, 12, 13))
 def last_token_pass(model, *, keep_cache):
     """One pass over plain sequences, which reads the last token of each."""
     tree = pack_trees([Tree(sequence) for sequence in SEQUENCES], pad=0)
-    columns = torch.full((len(SEQUENCES), 1), tree.ids.shape[1] - 1)
+    columns = torch.tensor([[len(sequence) - 1] for sequence in SEQUENCES])
     return tree, columns, run_trees(model.anatomy, tree, read=columns, keep_cache=keep_cache)
 
 

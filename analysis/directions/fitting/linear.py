@@ -83,7 +83,7 @@ def fit_logistic(space: RowSpace, labels: LayerLabels) -> LayerFit:
     classes = np.repeat([1, 0], len(share))[counts]
     candidates = []
     for inverse in LOGISTIC_C:
-        model = LogisticRegression(C=inverse, solver="newton-cholesky", tol=1e-8, max_iter=1000)
+        model = LogisticRegression(C=inverse, tol=1e-8, max_iter=10_000)
         candidates.append(model.fit(stacked, classes, sample_weight=weight[counts]).coef_[0])
     settings = [{"C": inverse} for inverse in LOGISTIC_C]
     return best_on_validation(np.stack(candidates), settings, rows, labels)

@@ -79,12 +79,17 @@ def row_space(
 
     Equal rows and dependent ones need no care: a column too many in the basis has coordinates zero.
     """
-    wide, judged = np.asarray(train, np.float64), np.asarray(validation, np.float64)
+    from scipy.linalg import qr
+
+    wide, judged = np.array(train, np.float64, order="C"), np.asarray(validation, np.float64)
     n, d_model = wide.shape
     if n >= d_model:
         nothing = np.zeros(len(judged))
         return RowSpace(basis=None, d_model=d_model, train=wide, validation=judged, outside=nothing)
-    basis, upper = np.linalg.qr(wide.T)
+    # In the memory of the rows themselves, which are this function's own copy.
+    basis, upper = qr(wide.T, overwrite_a=True, mode="economic", check_finite=False)
+    del wide
+    basis = np.ascontiguousarray(basis)
     inside = judged @ basis
     rest = judged - inside @ basis.T  # subtracting squared lengths instead would cancel
     return RowSpace(

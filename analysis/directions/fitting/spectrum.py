@@ -24,6 +24,9 @@ TOLERANCE = 1e-7
 MARGIN = 1e-12
 """Share of |F|² that is added to bounds, so that rounding cannot lift a column above its own."""
 
+BLOCK = 512
+"""Rows of the model's basis that are multiplied out at a time: memory for few, in long products."""
+
 TINY = 1e-150
 """What a zero length is divided by; its square is still a float64."""
 
@@ -120,7 +123,7 @@ def largest_diagonal(
     so far are multiplied out.
     """
     if krylov is None:
-        return torch.stack([(rows @ each.T).square_().sum(1).max() for each in f])
+        return torch.stack([_largest_image(each, rows) for each in f])
     problems, _, k = krylov.basis.shape
     flat = krylov.basis.permute(1, 0, 2).reshape(-1, problems * k)
     coordinates = (rows @ flat).reshape(-1, problems, k).transpose(0, 1)  # [p, d, k]
@@ -135,8 +138,9 @@ def largest_diagonal(
     largest = []
     for p in range(problems):
         best = (f[p] @ rows[inside[p].argmax()]).square().sum()
-        candidates = rows[bound[p] >= best]
-        largest.append((candidates @ f[p].T).square_().sum(1).max())
+        candidates = torch.nonzero(bound[p] >= best)[:, 0]
+        parts = [_largest_image(f[p], rows[part]) for part in candidates.split(BLOCK)]
+        largest.append(torch.stack(parts).max())
     return torch.stack(largest)
 
 
@@ -144,6 +148,11 @@ def unit(vectors: Float64[Tensor, "p r"]) -> Float64[Tensor, "p r"]:
     """Scale vectors to norm 1; zero stays zero."""
     length: Tensor = vectors.norm(dim=1, keepdim=True)
     return vectors / length.clamp(min=TINY)
+
+
+def _largest_image(f: Float64[Tensor, "n r"], rows: Float64[Tensor, "_ r"]) -> Float64[Tensor, ""]:
+    """The largest |F q|² over rows q, a block of them at a time."""
+    return torch.stack([(part @ f.T).square_().sum(1).max() for part in rows.split(BLOCK)]).max()
 
 
 def _triangle(f: Float64[Tensor, "p n m"]) -> Float64[Tensor, "p _ m"]:

@@ -53,7 +53,10 @@ def layer_axis() -> alt.Axis:
 def zero_line(axis: str = "y") -> alt.Chart:
     """Draw the line at 0."""
     rule = alt.Chart(alt.InlineData(values=[{}])).mark_rule(strokeWidth=1, color=GREY, aria=False)
-    return rule.encode(y=alt.datum(0)) if axis == "y" else rule.encode(x=alt.datum(0))
+    placed: alt.Chart = rule.encode(y=alt.datum(0))
+    if axis == "x":
+        placed = rule.encode(x=alt.datum(0))
+    return placed
 
 
 def tips(*fields: str, **titles: str) -> list[alt.Tooltip]:

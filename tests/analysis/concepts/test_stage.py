@@ -151,7 +151,9 @@ def test_too_few_rows_are_refused_by_the_concept(tmp_path, columns, message):
 
 def test_masses_without_residuals_say_what_to_build(tmp_path):
     store = concept_store(tmp_path / "s.zarr", positions=("template_-1",))
-    with pytest.raises(MismatchError, match=r"template_-2 and no residuals.*--sites resid_post,att"):
+    with pytest.raises(
+        MismatchError, match=r"template_-2 and no residuals.*--sites resid_post,att"
+    ):
         check_concepts(store, LABELS)
 
 

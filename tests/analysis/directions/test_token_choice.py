@@ -124,7 +124,10 @@ def write_store(path, arrays, *, columns, provenance=None):
     contents = StoreContents(
         kind="residuals",
         n=n,
-        arrays=[RowArray(name, *values.shape[1:], "float32") for name, values in arrays.items()],
+        arrays=[
+            RowArray(name, n_layers=values.shape[1], width=values.shape[2], dtype="float32")
+            for name, values in arrays.items()
+        ],
         columns=columns,
         config={},
         provenance=provenance or {},

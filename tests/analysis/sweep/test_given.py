@@ -1,6 +1,7 @@
 """Directions of files and of other methods are swept beside the difference of means."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from actcache.analysis.pipeline import analyze
 from actcache.analysis.results import open_results
 from actcache.analysis.sweep.comparison import _over_behaviors
 from actcache.errors import MismatchError
+from actcache.exchange import export
+from actcache.steering.steering import Steering
 from tests.support.tiny import lettered_rows, save
 
 pytestmark = pytest.mark.model
@@ -43,13 +46,23 @@ def file(store, tmp_path_factory):
     return str(folder / "d.safetensors")
 
 
-SETTINGS = {"stages": ("vectors", "sweep"), "multipliers": (-1.0, 0.0, 1.0), "draws": 50}
+SETTINGS: dict[str, Any] = {
+    "stages": ("vectors", "sweep"),
+    "multipliers": (-1.0, 0.0, 1.0),
+    "draws": 50,
+}
+
+
+def compared_of(results):
+    """The comparison of a sweep's sets."""
+    compared: Any = results.summary.sweep.compared
+    return compared
 
 
 def test_a_longer_copy_of_the_difference_of_means_has_its_slopes_at_one_norm(store, file, tmp_path):
     results = analyze(store, tmp_path / "out", directions=(file,), **SETTINGS)
 
-    sweep, compared = results.sweep, results.summary.sweep.compared
+    sweep, compared = results.sweep, compared_of(results)
     assert set(sweep.names) == {"difference_of_means", "copy", "noise", "random"}
     np.testing.assert_allclose(sweep.slopes("copy"), sweep.slopes(), atol=1e-4)
     assert compared.sets["copy"].over_caa.value == pytest.approx(0, abs=1e-4)
@@ -85,7 +98,7 @@ def test_other_methods_are_left_and_swept(store, tmp_path):
     left = load_file(tmp_path / "out" / "directions.safetensors")
     assert {"tidy/ridge", "calm/ridge", "tidy/difference_of_means"} <= left.keys()
     np.testing.assert_allclose(np.linalg.norm(left["tidy/ridge"], axis=1), 1, atol=1e-5)
-    assert results.summary.sweep.compared.sets.keys() == {"difference_of_means", "ridge", "random"}
+    assert compared_of(results).sets.keys() == {"difference_of_means", "ridge", "random"}
 
 
 def test_residual_norm_holds_for_the_difference_of_means_too(store, file, tmp_path):
@@ -116,3 +129,21 @@ def test_intervals_resample_behaviors_too():
     same = [values - values.mean() for values in apart]
     narrow = _over_behaviors(same, seed=0, draws=2000)
     assert narrow.high - narrow.low < 0.05
+
+
+def test_other_directions_can_be_steered_with_and_exported(store, tmp_path):
+    out = tmp_path / "out"
+    results = analyze(store, out, methods=("mean", "ridge"), **SETTINGS)
+    left = load_file(out / "directions.safetensors")
+
+    steering = Steering.from_results(out, "tidy", directions="ridge", strength=2)
+
+    fixed = compared_of(results).sets["ridge"].fixed_layers["tidy"]
+    assert steering.layers == (fixed,)
+    np.testing.assert_array_equal(steering.vectors[0], left["tidy/ridge"][fixed])
+    assert steering.source is not None
+    assert steering.source.method == "ridge"
+    with pytest.raises(MismatchError, match="expected directions of that name"):
+        Steering.from_results(out, "tidy", directions="rfm")
+    export(out, tmp_path / "v.gguf", to="gguf", directions=["tidy/ridge"])
+    assert (tmp_path / "v.gguf").exists()

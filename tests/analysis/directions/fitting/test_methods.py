@@ -7,6 +7,7 @@ from sklearn.metrics import roc_auc_score
 import actcache.analysis
 from actcache.analysis.directions.fitting import fit_directions
 from actcache.analysis.directions.fitting.methods import METHODS, WITHOUT_SETTINGS
+from actcache.analysis.directions.fitting.scores import auc_intervals
 from actcache.analysis.stats.moments import class_moments
 from actcache.conventions import FIT_METHODS
 from actcache.errors import MismatchError, NotFiniteError
@@ -75,6 +76,13 @@ def test_the_auc_is_scikit_learns_and_its_interval_covers_it():
         # Half the width of a binomial's interval at the least, twice it at the most.
         width = 2 * 1.96 * np.sqrt(score.value * (1 - score.value) / 20)
         assert width / 2 < score.high - score.low < 2 * width
+
+
+def test_ties_count_half():
+    projections = np.array([[1.0], [1.0], [2.0], [0.0]])
+    positive = np.array([True, False, True, False])
+    [score] = auc_intervals(projections, positive, np.random.default_rng(0), draws=50)
+    assert score.value == pytest.approx(roc_auc_score(positive, projections[:, 0])) == 0.875
 
 
 def test_without_test_rows_there_is_no_auc_and_without_validation_rows_no_choice():
