@@ -65,5 +65,4 @@ def run(args: argparse.Namespace) -> None:
         console.print_json({**plain(results.summary), "texts": plain(texts.summary)})
         return
     show_texts(texts)
-    pictures = ", ".join(str(path) for path in sorted(folder.glob("*/*.png")))
-    console.say(f"results: {out}, steered texts: {texts.path}; pictures: {pictures}")
+    console.say(f"results: {out}, steered texts: {texts.path}; open report.html in either")

@@ -54,5 +54,10 @@ def test_the_page_goes_from_rows_to_a_layer_a_predictor_and_a_picture(
 
     exec(compile(PAGE, "README.md", "exec"), {})
 
-    assert "fixed layer 3: 1." in capsys.readouterr().out
-    assert (tmp_path / "tidy.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "fixed layer 3: 1." in shown
+    layers = re.search(r"predicted layers: \(array\(\[(.*?)\]\)", shown)
+    assert layers is not None
+    # Plain questions are steered at layers 1 and 2, those that begin with "Think first." later.
+    assert {int(x) > 2 for x in layers[1].split(",")} == {True, False}
+    assert (tmp_path / "thrifty.png").read_bytes().startswith(b"\x89PNG")

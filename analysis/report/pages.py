@@ -51,7 +51,7 @@ def terminal_tables(summary: Summary) -> list[Table]:
     """
     tables = layer_tables(summary)
     if summary.sweep is not None:
-        tables.append(sweep_table(summary).without("oracle", "by letter", "verdict"))
+        tables.append(sweep_table(summary, short=True).without("oracle", "by letter", "verdict"))
         if summary.sweep.compared:
             tables += comparison_tables(summary.sweep.compared, summary)[:1]
     elif summary.predictors is not None:

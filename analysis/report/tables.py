@@ -70,8 +70,8 @@ def html(table: Table) -> str:
     return rows_table(table.title, table.columns, table.rows)
 
 
-def sweep_table(summary: Summary) -> Table:
-    """Make the table of steerability by behavior."""
+def sweep_table(summary: Summary, *, short: bool = False) -> Table:
+    """Make the table of steerability by behavior; a short one leaves out the control's interval."""
     return Table(
         "Steerability on test samples: slope of propensity per unit multiplier",
         [
@@ -87,7 +87,7 @@ def sweep_table(summary: Summary) -> Table:
                 else "-",
                 "steerable": f"{scores.fixed.share:.0%}",
                 "by letter": _shares_by_letter(scores),
-                "random direction": _random_direction(summary, scores),
+                "random direction": _random_direction(summary, scores, short=short),
                 "verdict": summary.verdict_words("sweep", name),
             }
             for name, scores in summary.behaviors.items()
@@ -137,7 +137,7 @@ def _shares_by_letter(scores: BehaviorScores) -> str:
     return " ".join(f"{x} {part.fixed.share:.0%}" for x, part in scores.by_letter.items()) or "-"
 
 
-def _random_direction(summary: Summary, scores: BehaviorScores) -> str:
+def _random_direction(summary: Summary, scores: BehaviorScores, *, short: bool) -> str:
     if summary.sweep is None or not scores.control:
         return "-"
     place = summary.sweep.layers.index(scores.fixed_layer)
@@ -147,7 +147,8 @@ def _random_direction(summary: Summary, scores: BehaviorScores) -> str:
         for part in ("low", "value", "high")
     )
     share = sum(control.share_by_layer[place] for control in scores.control) / n
-    return f"{Interval(value, low, high)}, {share:.0%}"
+    slope = f"{value:.2g}" if short else str(Interval(value, low, high))
+    return f"{slope}, {share:.0%}"
 
 
 def layer_table(
