@@ -1,0 +1,18 @@
+"""Does a build's memory grow by its texts and tokens alone?"""
+
+import pytest
+
+from benchmarks.build import traced
+
+
+@pytest.mark.long
+@pytest.mark.model
+def test_a_build_grows_by_texts_and_tokens_alone(printed):
+    traced.main([])
+
+    document = printed()
+    named = document["tokens, MB per 1,000 rows"] + document["texts, MB per 1,000 rows"]
+    grown = document["peak, MB per 1,000 rows more"]
+    assert 0.5 * grown < named
+    assert document["anything else, MB per 1,000 rows"] < 0.3
+    assert grown < 1.5 * named  # at the peak too, not only at the end
