@@ -215,12 +215,12 @@ def _scores(
     values = list(layer_values(store, rows, tokens, range(store.n_layers)))
     compared: PoolScores | None = None
     if pools is not None:
-        own = fit_directions(
+        concept = fit_directions(
             iter(values), rows.positive.astype(float), train=rows.split == "train",
             positive=rows.positive, draws=1,
         )["mean"].values  # fmt: skip
         others = layer_values(store, pools, tokens, range(store.n_layers))
-        compared = pool_scores(others, pools, concept=own, draws=draws)
+        compared = pool_scores(others, pools, concept=concept, draws=draws)
     return ConceptScores(
         counts=rows.counts,
         held_out=rows.held_out,

@@ -91,14 +91,14 @@ def given_sets(
         sets[_set_name(name)] = given.values
     if not sets:
         return directions, {}
-    own = {name: directions[name] for name in directions.names}
-    norms = norms_of(store, own, norm=config.norm, rows=train)
+    means = {name: directions[name] for name in directions.names}
+    norms = norms_of(store, means, norm=config.norm, rows=train)
     if norms is not None:
         if config.norm == "residual":
-            values = [scaled(own[name], norms[name]) for name in directions.names]
+            values = [scaled(means[name], norms[name]) for name in directions.names]
             directions = replace(directions, values=np.stack(values))
         sets = {name: _scaled(values, norms) for name, values in sets.items()}
-    names = list(own)
+    names = list(means)
     of = np.array([names.index(behavior) for behavior in store["behavior"].tolist()], np.int64)
     return directions, {
         name: shared_directions(np.stack([values[behavior] for behavior in names]), of)

@@ -164,17 +164,17 @@ def text_columns(texts: Sequence[TextRow]) -> dict[str, Any] | None:
         size[text.behavior, text.id] += min(len(text.text), LONGEST_TEXT)
     prompts = list(size)
     most = int(TEXT_BYTES / (sum(size.values()) / len(size)))
-    kept = [prompts[i] for i in spread([behavior for behavior, _ in prompts], most)]
-    place = {prompt: i for i, prompt in enumerate(kept)}
+    chosen = [prompts[i] for i in spread([behavior for behavior, _ in prompts], most)]
+    place = {prompt: i for i, prompt in enumerate(chosen)}
     first = {(t.behavior, t.id): t for t in reversed(texts)}
     ways = list(dict.fromkeys((text.method, text.strength) for text in texts))
     shown = [text for text in texts if (text.behavior, text.id) in place]
     return {
         "n_prompts": len(prompts),
-        "id": [prompt_id for _, prompt_id in kept],
-        "behavior": coded([behavior for behavior, _ in kept]),
-        "split": coded([first[prompt].split for prompt in kept]),
-        "prompt": [shortened(first[prompt].prompt, LONGEST_TEXT) for prompt in kept],
+        "id": [prompt_id for _, prompt_id in chosen],
+        "behavior": coded([behavior for behavior, _ in chosen]),
+        "split": coded([first[prompt].split for prompt in chosen]),
+        "prompt": [shortened(first[prompt].prompt, LONGEST_TEXT) for prompt in chosen],
         "ways": {"method": [way[0] for way in ways], "strength": [way[1] for way in ways]},
         "of": [place[text.behavior, text.id] for text in shown],
         "way": [ways.index((text.method, text.strength)) for text in shown],
