@@ -127,18 +127,20 @@ def write_results_report(results: Results, *, formats: Sequence[str] = ("png",))
     from actcache.analysis.report.html.results_page import results_page
 
     out, summary = results.path, results.summary
+    concepts = ConceptSummary.read(out) if (out / CONCEPTS).is_file() else None
     page = results_page(
         summary,
         samples=_samples(results),
         choices=_choices(results),
+        concepts=concepts,
         commands=_commands(summary, out),
         again=f"actcache report {shlex.quote(str(out))}",
     )
     write_text(out / REPORT, page)
     written = [out / REPORT]
     drawn = pictures(summary, out)
-    if (out / CONCEPTS).is_file():
-        drawn["concepts.png"] = partial(plot_masses, summary=ConceptSummary.read(out))
+    if concepts is not None and concepts.concepts:
+        drawn["concepts.png"] = partial(plot_masses, summary=concepts)
     for name, draw in drawn.items():
         for form in formats:
             path = (out / name).with_suffix(f".{form}")
