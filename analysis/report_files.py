@@ -109,17 +109,26 @@ def write_report(folder: str | Path, *, formats: Sequence[str] = ("png",)) -> li
         FormatError: what it holds is damaged, or does not fit together.
         ActcacheError: a format is not known.
     """
+    check_formats(formats)
+    path = Path(folder)
+    with _misfits_explained(path):
+        if is_generations(path):
+            return write_generation_report(open_generations(path), formats=formats)
+        return write_results_report(open_results(path), formats=formats)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse formats of pictures that are not known, or none.
+
+    Raises:
+        ActcacheError: names them.
+    """
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise ActcacheError(
             f"format '{', '.join(unknown)}' is unknown, expected some of {', '.join(FORMATS)}. "
             "Pass them separated by commas."
         )
-    path = Path(folder)
-    with _misfits_explained(path):
-        if is_generations(path):
-            return write_generation_report(open_generations(path), formats=formats)
-        return write_results_report(open_results(path), formats=formats)
 
 
 def write_results_report(results: Results, *, formats: Sequence[str] = ("png",)) -> list[Path]:
