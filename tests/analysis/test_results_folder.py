@@ -95,7 +95,11 @@ def test_overwrite_removes_results_and_nothing_else(store, tmp_path, capsys):
     assert {name: left[name] for name in users} == users
     expected = {"summary.json", "directions.safetensors", "moments.npz"}
     assert expected < ours
-    assert set(left) - set(users) == {*expected, "config.toml"}  # the command line writes it
+    assert set(left) - set(users) == {
+        *expected,
+        "report.html",
+        "config.toml",
+    }  # the command line writes it
 
 
 def test_overwrite_keeps_a_folder_called_sweep_that_is_none(store, tmp_path):

@@ -138,7 +138,7 @@ def test_a_plane_that_cannot_be_found_leaves_the_other_stages(
 
     store, out = tmp_path / "s.zarr", tmp_path / "out"
     assert build(folder, store, "--sites", "resid_post,ln1", data="labels") == 0
-    monkeypatch.setattr("actcache.analysis.pipeline.find_plane", parallel)
+    monkeypatch.setattr("actcache.analysis.layers.find_plane", parallel)
 
     assert main(["analyze", str(store), "-o", str(out)]) == 0
 
@@ -195,7 +195,7 @@ def test_analyze_of_labels_gives_directions_and_layers(folder, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("flags", "remedy"),
     [
-        (["--stages", "vectors,sauce"], "expected some of vectors, layers, sweep"),
+        (["--stages", "vectors,sauce"], "expected some of vectors, layers, concepts"),
         (["--multipliers", "1:0"], "START:STOP:STEP"),
         (["--multipliers", "0:1:0.3"], "START:STOP:STEP"),
         (["--multipliers", "1,1"], "each once"),

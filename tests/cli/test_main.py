@@ -27,6 +27,7 @@ def test_build_info_and_analyze_of_pairs(folder, tmp_path, capsys):
     assert names == {
         *("directions.safetensors", "moments.npz", "sweep.zarr", "steerability.npz"),
         *("summary.json", "tables.md", "steerability.png", "grid.png", "config.toml"),
+        *("report.html", "samples.json"),
     }
     assert main(["info", str(out)]) == 0
     assert "Steerability" in capsys.readouterr().out

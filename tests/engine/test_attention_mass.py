@@ -258,7 +258,7 @@ def test_the_control_is_the_mass_on_the_random_span(family, attention):
         torch.testing.assert_close(both[site], masses["attention"], rtol=0, atol=1e-6)
     assert (both["attention"] + both["attention_control"]).max() <= 1 + 1e-5
     true = reference_capture(
-        model, rows[0], position="last_-2", answer="first", site="attention_control"
+        model, swapped[0], position="last_-2", answer="first", site="attention"
     )
     torch.testing.assert_close(both["attention_control"][0, :, 1], true, rtol=0, atol=1e-5)
 

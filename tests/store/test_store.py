@@ -251,10 +251,10 @@ def test_one_long_prompt_does_not_make_all_of_them_as_wide(path):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        (lambda s: s["nothing"], "expected one of id, behavior"),
+        (lambda s: s["nothing"], "xpected one of id, behavior"),
         (lambda s: s["prompt_tokens"], r"read with \.ragged"),
-        (lambda s: s.ragged("id"), "expected one of prompt_tokens"),
-        (lambda s: s.resid("positive"), "expected one of resid_post/prompt"),
+        (lambda s: s.ragged("id"), "xpected one of prompt_tokens"),
+        (lambda s: s.resid("positive"), "xpected one of resid_post/prompt"),
         (lambda s: s.resid("prompt").bits, "expected bfloat16"),
         (lambda s: next(s.resid("prompt").batches(0)), "expected 1 or more"),
         (lambda s: next(s.resid("prompt").batches(select=np.ones(3, bool))), r"expected \[11\]"),

@@ -184,7 +184,7 @@ def test_a_store_that_was_replaced_is_not_read_on(tmp_path):
     ("settings", "error", "remedy"),
     [
         ({"position": "negative"}, MismatchError, "resid_post/fork"),
-        ({"position": "prompt", "target": "lettre"}, MismatchError, "expected one of id"),
+        ({"position": "prompt", "target": "lettre"}, MismatchError, "xpected one of id"),
         ({"position": "prompt", "select": np.ones(3, bool)}, MismatchError, "store's columns"),
         ({"position": "prompt", "select": [11]}, IndexError, "11"),
         ({"position": "prompt", "layers": 3}, IndexError, "3"),

@@ -40,7 +40,11 @@ class Page:
 
     def __init__(self, driver, path: Path, folder: Path):
         self.driver, self.path, self.folder = driver, path, folder
-        driver.get(path.absolute().as_uri())
+        self.open()
+
+    def open(self):
+        """Load the page, as nobody has clicked it."""
+        self.driver.get(self.path.absolute().as_uri())
         self.wait("return document.documentElement.dataset.drawn === 'true'")
 
     def run(self, script, *args):

@@ -13,8 +13,8 @@ SLOW_COMMITS = """
 import time
 from actcache.store.writer import Writer
 right = Writer.commit
-def slow(self, blocks):
-    right(self, blocks)
+def slow(self, blocks, **how):
+    right(self, blocks, **how)
     print(self.committed, flush=True)
     time.sleep(0.3)
 Writer.commit = slow

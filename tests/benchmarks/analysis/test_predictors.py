@@ -12,7 +12,7 @@ def test_the_predictors_are_timed_by_part_and_find_what_was_planted(printed):
     predictors.main(["--quick"])
 
     document = printed()
-    parts = ("networks of L2S", "sweep of learned vectors", "layer predictors")
+    parts = ("networks of L2S", "layer predictors")
     total = document["in all, seconds"]
     assert 0 < sum(document[f"{part}, seconds"] for part in parts) < total
     # Little time passes between the progress bars, so nothing long goes unnamed.

@@ -41,6 +41,7 @@ def page(path, tmp_path_factory):
 
 
 def test_every_chart_is_drawn_nothing_is_asked_for_and_nothing_complained_of(page):
+    page.open()
     # Not drawn until a sample is picked: its two charts.
     assert len(page.all(".chart[data-table]")) - len(page.all(".chart svg.marks")) == 2
     assert len(page.all(".chart[data-chart=layers] svg.marks")) == len(NAMES)
