@@ -4,6 +4,7 @@ Stages run in order and each reads what the ones before it gave. Only the sweep 
 only then is torch imported.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from actcache.analysis.names import L2S, control_set
 from actcache.analysis.report.concept_pages import concepts_page
 from actcache.analysis.report.pages import markdown_page
 from actcache.analysis.report.verdicts import verdicts
-from actcache.analysis.report_files import write_results_report, write_samples
+from actcache.analysis.report_files import check_formats, write_results_report, write_samples
 from actcache.analysis.results import (
     PREDICTORS,
     Results,
@@ -70,6 +71,7 @@ def analyze(
     device: str = "auto",
     overwrite: bool = False,
     check: bool = True,
+    formats: Sequence[str] = ("png",),
     **settings: Any,
 ) -> Results:
     """Run the stages and write the results folder; the same as `actcache analyze`.
@@ -86,6 +88,7 @@ def analyze(
             else cpu). Not a setting: it changes nothing beyond rounding.
         overwrite: remove the results in the folder first; what analyze did not write stays.
         check: compare each block of the store with its checksum when it is first read.
+        formats: of the pictures: png, svg, pdf.
         settings: fields of `AnalyzeConfig`, for example `stages=("vectors", "sweep")`.
 
     Raises:
@@ -99,6 +102,7 @@ def analyze(
         results = analyze("tidy.zarr", "out", controls=5)
         results.summary.behaviors["tidy"].fixed.slope
     """
+    check_formats(formats)
     store = store if isinstance(store, Store) else open_store(store)
     check_names(AnalyzeConfig, settings)
     if config is None:
@@ -117,6 +121,7 @@ def analyze(
             model=model,
             progress=progress,
             device=device,
+            formats=formats,
         )
 
 
@@ -129,6 +134,7 @@ def _run_stages(
     model: "Callable[[], LanguageModel] | None",
     progress: Progress,
     device: str,
+    formats: Sequence[str],
 ) -> Results:
     """Run the stages on what was checked, and write what they give."""
     paired = not any(store["label"].tolist())
@@ -208,7 +214,7 @@ def _run_stages(
     if any(pages):
         write_text(out / "tables.md", "\n".join(filter(None, pages)))
     results = Results(out)
-    write_results_report(results)  # made again by `actcache report`
+    write_results_report(results, formats=formats)  # made again by `actcache report`
     return results
 
 

@@ -109,12 +109,7 @@ def write_report(folder: str | Path, *, formats: Sequence[str] = ("png",)) -> li
         FormatError: what it holds is damaged, or does not fit together.
         ActcacheError: a format is not known.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise ActcacheError(
-            f"format '{', '.join(unknown)}' is unknown, expected some of {', '.join(FORMATS)}. "
-            "Pass them separated by commas."
-        )
+    check_formats(formats)
     path = Path(folder)
     with _misfits_explained(path):
         if is_generations(path):
@@ -122,23 +117,39 @@ def write_report(folder: str | Path, *, formats: Sequence[str] = ("png",)) -> li
         return write_results_report(open_results(path), formats=formats)
 
 
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse formats of pictures that are not known, or none.
+
+    Raises:
+        ActcacheError: names them.
+    """
+    unknown = [name for name in formats if name not in FORMATS]
+    if unknown or not formats:
+        raise ActcacheError(
+            f"format '{', '.join(unknown)}' is unknown, expected some of {', '.join(FORMATS)}. "
+            "Pass them separated by commas."
+        )
+
+
 def write_results_report(results: Results, *, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Write report.html and the pictures of a results folder."""
     from actcache.analysis.report.html.results_page import results_page
 
     out, summary = results.path, results.summary
+    concepts = ConceptSummary.read(out) if (out / CONCEPTS).is_file() else None
     page = results_page(
         summary,
         samples=_samples(results),
         choices=_choices(results),
+        concepts=concepts,
         commands=_commands(summary, out),
         again=f"actcache report {shlex.quote(str(out))}",
     )
     write_text(out / REPORT, page)
     written = [out / REPORT]
     drawn = pictures(summary, out)
-    if (out / CONCEPTS).is_file():
-        drawn["concepts.png"] = partial(plot_masses, summary=ConceptSummary.read(out))
+    if concepts is not None and concepts.concepts:
+        drawn["concepts.png"] = partial(plot_masses, summary=concepts)
     for name, draw in drawn.items():
         for form in formats:
             path = (out / name).with_suffix(f".{form}")

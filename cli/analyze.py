@@ -17,11 +17,13 @@ from actcache.cli.terminal import console
 from actcache.cli.terminal.config_file import write_config
 from actcache.cli.terminal.options import (
     add_dry_run,
+    add_format,
     add_output,
     add_overwrite,
     add_settings,
     add_settings_of,
     given_settings,
+    names,
     preset_help,
 )
 from actcache.cli.terminal.threads import choose_threads
@@ -41,6 +43,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--no-check", action="store_true", help="read the store without its checksums"
     )
+    add_format(command)
     headings = {
         CONCEPTS: "Directions at the token that attends to the marked span, in each layer.",
         SWEEP: "A preset sets what a published code does. A flag that is given wins.\n"
@@ -57,8 +60,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Open the store, run the stages with the settings of the command line, print."""
     from actcache.analysis.checks import check_analysis
+    from actcache.analysis.report_files import check_formats
     from actcache.store.store import open_store
 
+    formats = names(args.format) or ()
+    check_formats(formats)
     store = open_store(args.store)
     out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
@@ -82,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
         device=args.device,
         overwrite=args.overwrite,
         check=not args.no_check,
+        formats=formats,
     )
     write_config(out / CONFIG, args, config)
     show_or_print(results.summary, as_json=args.json, out=out)

@@ -7,7 +7,7 @@ opens from disk in any browser.
 import argparse
 
 from actcache.cli.terminal import console
-from actcache.cli.terminal.options import names
+from actcache.cli.terminal.options import add_format, names
 
 EXAMPLE = "actcache report results --format png,svg"
 
@@ -15,12 +15,7 @@ EXAMPLE = "actcache report results --format png,svg"
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
     command.add_argument("path", metavar="OUT|GEN", help="what analyze or steer left")
-    command.add_argument(
-        "--format",
-        default="png",
-        metavar="LIST",
-        help="of the pictures: png, svg, pdf (default: png)",
-    )
+    add_format(command)
 
 
 def run(args: argparse.Namespace) -> None:

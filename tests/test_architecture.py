@@ -157,7 +157,13 @@ RULES = {
     "analysis.report.html": Rule(
         (
             *("analysis.report", "analysis.summary", "analysis.generation.summary"),
-            *("analysis.names", "analysis.files", "analysis.stats", *STORE),
+            *(
+                "analysis.concepts.summary",
+                "analysis.names",
+                "analysis.files",
+                "analysis.stats",
+                *STORE,
+            ),
         )
     ),
     "analysis": Rule(("analysis", "build", "encoders", "engine", *STORE)),

@@ -131,7 +131,7 @@ class ConceptSummary:
         """
         try:
             return typed(cls, json.loads((folder / FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FormatError(
                 f"'{folder / FILE}' is not what analyze writes ({error}), expected the scores of "
                 "concepts. Run analyze with --stages concepts."

@@ -10,7 +10,7 @@ from actcache.analysis.concepts.summary import (
     ConceptSummary,
 )
 from actcache.analysis.report.plots import new_figure, save_figure, shown_name
-from actcache.analysis.report.tables import Table, markdown
+from actcache.analysis.report.tables import Table, markdown, markdown_text
 from actcache.analysis.stats.bootstrap import Interval
 
 PANELS = 6
@@ -31,21 +31,29 @@ NO_VERDICT = (
 
 def concepts_page(summary: ConceptSummary) -> str:
     """Write the part of tables.md on concepts."""
-    blind = [
+    left_out = (f"Left out: {reason}" for reason in summary.left_out)
+    lines = [*concept_notes(summary), *blind_notes(summary), *left_out]
+    text = "".join(f"- {markdown_text(line)}\n" for line in lines)
+    return f"# Concepts\n\n{text}\n{markdown(concept_tables(summary))}"
+
+
+def concept_notes(summary: ConceptSummary) -> list[str]:
+    """Say what the scores of concepts can tell, and of which rows they are."""
+    return [
+        NO_VERDICT,
+        f"Rows: {_DESIGNS[summary.design]}.",
+        *([_CHOSEN_ON_VALIDATION] if _on_validation(summary) else []),
+    ]
+
+
+def blind_notes(summary: ConceptSummary) -> list[str]:
+    """Name the blind layers of each concept that has some."""
+    return [
         f"{name}: no token sees the span in layers {', '.join(map(str, scores.blind))}; they take "
         "the last token and have no soft labels."
         for name, scores in summary.concepts.items()
         if scores.blind
     ]
-    lines = [
-        NO_VERDICT,
-        f"Rows: {_DESIGNS[summary.design]}.",
-        *([_CHOSEN_ON_VALIDATION] if _on_validation(summary) else []),
-        *blind,
-        *(f"Left out: {reason}" for reason in summary.left_out),
-    ]
-    text = "".join(f"- {line}\n" for line in lines)
-    return f"# Concepts\n\n{text}\n{markdown(concept_tables(summary))}"
 
 
 _CHOSEN_ON_VALIDATION = (

@@ -100,6 +100,16 @@ def add_output(
     )
 
 
+def add_format(command: argparse.ArgumentParser) -> None:
+    """Add `--format`."""
+    command.add_argument(
+        "--format",
+        default="png",
+        metavar="LIST",
+        help="of the pictures: png, svg, pdf (default: png)",
+    )
+
+
 def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
     """Add the options of a command that writes a store."""
     add_output(command, metavar, f"the store to write, {metavar}.zarr")

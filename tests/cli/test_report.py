@@ -6,7 +6,9 @@ import shutil
 import numpy as np
 import pytest
 
+from actcache.analysis.pipeline import analyze
 from actcache.cli.main import main
+from actcache.errors import ActcacheError
 from tests.cli.commands import WITHOUT_PREDICTORS, build, refused
 from tests.support.processes import run_code
 
@@ -49,6 +51,20 @@ def test_pictures_come_in_the_formats_that_are_asked_for(out, capsys):
     listed = json.loads(capsys.readouterr().out)
     assert {"report.html", "grid.svg", "grid.pdf", "steerability.svg"} <= listed.keys()
     assert all((out / name).stat().st_size == size for name, size in listed.items())
+
+
+def test_analyze_draws_in_the_formats_that_are_asked_for(built, out):
+    command = ["analyze", built, "-o", out, "--stages", "vectors,sweep", "--draws", "20"]
+    assert main([str(word) for word in [*command, "--overwrite", "--format", "svg"]]) == 0
+    assert (out / "grid.svg").exists()
+    assert not (out / "grid.png").exists()
+
+
+def test_analyze_refuses_a_format_that_is_not_known_before_it_reads_the_store(capsys, tmp_path):
+    said = refused(["analyze", "nowhere.zarr", "--format", "png,jpg"], capsys)
+    assert "format 'jpg' is unknown, expected some of png, svg, pdf" in said
+    with pytest.raises(ActcacheError, match="format 'bmp' is unknown"):
+        analyze("nowhere.zarr", tmp_path / "out", formats=("bmp",))
 
 
 def test_analyze_with_overwrite_removes_what_report_wrote(built, out):

@@ -3,9 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from actcache.analysis.concepts.summary import ConceptSummary
 from actcache.analysis.names import CAA, strategy_label
+from actcache.analysis.report.concept_pages import blind_notes, concept_notes, concept_tables
 from actcache.analysis.report.findings import findings
 from actcache.analysis.report.html.columns import columns
+from actcache.analysis.report.html.concept_charts import (
+    concept_charts,
+    concept_rows,
+    drawn_concepts,
+)
 from actcache.analysis.report.html.facts import flat_facts
 from actcache.analysis.report.html.page import render
 from actcache.analysis.report.html.result_charts import result_charts
@@ -35,6 +42,7 @@ SECTIONS = {
     "letters": "Letters",
     "predictors": "Predictors",
     "discriminative": "Discriminative layers",
+    "concepts": "Concepts",
     "planes": "Norm outputs",
     "settings": "Settings",
 }
@@ -45,6 +53,7 @@ def results_page(
     *,
     samples: Samples | None = None,
     choices: Rows | None = None,
+    concepts: ConceptSummary | None = None,
     commands: Sequence[str],
     again: str,
 ) -> str:
@@ -54,16 +63,20 @@ def results_page(
         summary: every number of the tables.
         samples: single prompts with their slopes and curves; None where nothing was swept.
         choices: share of test samples by behavior, chooser and layer; None without predictors.
+        concepts: tokens, masses and scores of concept directions; None without the stage.
         commands: the command lines that repeat the analysis.
         again: the one that makes this page again.
     """
     tables = _tables(summary, choices)
+    if concepts is not None:
+        tables["masses"] = concept_rows(concepts)
     sample_data = None if samples is None else sample_columns(samples, _fixed_layers(summary))
     content = {
         **_sweep_content(summary, tables),
         **_sample_content(summary, sample_data),
         **_predictor_content(summary, tables),
         **_label_content(summary),
+        "concepts": None if concepts is None else _concept_content(concepts),
         **_setting_content(summary),
     }
     present = {
@@ -76,6 +89,7 @@ def results_page(
         "letters": content["letters"],
         "predictors": content["predictors"],
         "discriminative": content["classes"],
+        "concepts": content["concepts"],
         "planes": content["plane_tables"],
         "settings": True,
     }
@@ -83,7 +97,11 @@ def results_page(
     facts = (f"{store.n} rows", f"{store.n_layers} layers", f"d_model {store.d_model}")
     return render(
         "results.html",
-        charts={**result_charts(), **(sample_charts() if sample_data else {})},
+        charts={
+            **result_charts(),
+            **(sample_charts() if sample_data else {}),
+            **(concept_charts(concepts) if concepts else {}),
+        },
         tables={name: columns(rows) for name, rows in tables.items() if rows},
         more={"samples": sample_data},
         title=f"Results of {store.path}",
@@ -176,6 +194,18 @@ def _label_content(summary: Summary) -> dict[str, Any]:
         "classes": layers if summary.labels else {},
         "layer_tables": layer_tables(summary),
         "plane_tables": plane_tables(summary),
+    }
+
+
+def _concept_content(concepts: ConceptSummary) -> dict[str, Any]:
+    return {
+        "notes": concept_notes(concepts),
+        "left_out": concepts.left_out,
+        "blind": blind_notes(concepts),
+        "n": len(concepts.concepts),
+        "n_layers": len(concepts.layers),
+        "drawn": list(drawn_concepts(concepts)),
+        "tables": concept_tables(concepts),
     }
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from actcache.analysis.report.html.results_page import results_page
 from tests.support.browser import opened
+from tests.support.concepts import planted_concepts
 from tests.support.pages import HOSTILE, full_summary, planted_choices, planted_samples
 
 pytestmark = pytest.mark.slow
@@ -24,6 +25,7 @@ def path(tmp_path_factory):
         summary,
         samples=planted_samples(names=NAMES),
         choices=planted_choices(NAMES),
+        concepts=planted_concepts(NAMES),
         commands=["actcache analyze"],
         again="actcache report",
     )
@@ -61,6 +63,20 @@ def test_hovering_shows_the_numbers_of_a_layer(page):
     for word in ("layer", "multiplier", "change"):
         assert word in words
     page.screenshot("hover", whole=False)
+
+
+def test_a_concepts_masses_are_shown_with_the_chosen_tokens_on_them(page):
+    panels = page.all(".chart[data-chart=masses]")
+    assert len(panels) == len(NAMES)
+    drawn = page.run(
+        "return arguments[0].map(panel => ['rect', 'symbol'].map("
+        "kind => panel.querySelectorAll(`.mark-${kind}.role-mark path`).length))",
+        panels,
+    )
+    assert drawn == [[6, 2], [6, 3], [6, 3]]  # two tokens, three layers; one layer is blind
+    page.hover(page.find(".chart[data-chart=masses] .mark-symbol.role-mark path"))
+    page.wait("return document.querySelector('#vg-tooltip-element.visible') !== null")
+    assert {"template_-2", "0.623"} <= set(page.find("#vg-tooltip-element").text.split())
 
 
 def test_a_click_shows_a_samples_curves_at_every_layer(page):
