@@ -1,6 +1,7 @@
 """The notebook: it runs from its first cell to its last, and is kept without outputs."""
 
 import os
+import re
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_it_runs_from_rows_to_steered_text(notebook, tmp_path, monkeypatch):
     )
     assert "adventurous: steerable at layer" in printed
     assert "tidy: steerable at layer" in printed
-    assert "chosen strength 0.5" in printed
+    assert re.search(r"chosen strength (0\.5|1\.0) with effect", printed)
     assert "answers (A)" in printed
     assert "answers (B)" in printed
     results = [
