@@ -32,7 +32,18 @@ def show_or_print(summary: "Summary", *, as_json: bool, out: Path) -> None:
         console.print_json(plain(summary))
     else:
         show(summary)
+        if "concepts" in summary.config.stages and (out / "concepts.json").is_file():
+            _show_concepts(out)
         console.say(f"results: {out}; to look at: {out / 'report.html'}")
+
+
+def _show_concepts(out: Path) -> None:
+    """Print the table of all concepts, and what it does not tell."""
+    from actcache.analysis.concepts.summary import ConceptSummary
+    from actcache.analysis.report.concept_pages import NO_VERDICT, overview_table
+
+    _show_table(overview_table(ConceptSummary.read(out)))
+    _wrapped(Text(NO_VERDICT))
 
 
 def show(summary: "Summary") -> None:

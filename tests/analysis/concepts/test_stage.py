@@ -7,6 +7,7 @@ from actcache.analysis.concepts.rows import design_of, rows_of_concept
 from actcache.analysis.concepts.stage import check_concepts, fit_concepts
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.pipeline import analyze
+from actcache.cli.terminal.show import show_or_print
 from actcache.data.concepts import POOLS
 from actcache.errors import MismatchError, NotFiniteError
 from tests.analysis.directions.test_token_choice import write_store
@@ -77,6 +78,18 @@ def test_a_blind_layer_takes_the_last_token_has_no_soft_labels_and_is_listed(tmp
     assert hard[0, 0] > 0.9  # the shift
     results = analyze(store, tmp_path / "out", stages=("concepts",), draws=50)
     assert "bees: no token sees the span in layers 1" in (results.path / "tables.md").read_text()
+
+
+def test_the_terminal_shows_the_table_and_that_auc_is_no_verdict(tmp_path, capsys):
+    store = concept_store(tmp_path / "s.zarr")
+    results = analyze(store, tmp_path / "out", stages=("concepts",), draws=50)
+
+    show_or_print(results.summary, as_json=False, out=results.path)
+
+    shown = capsys.readouterr().out
+    assert "bees" in shown
+    assert "template_-2" in shown
+    assert "A verdict needs a steering slope" in " ".join(shown.split())
 
 
 def test_controls_are_signed_and_the_same_for_one_seed(tmp_path):
