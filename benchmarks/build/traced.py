@@ -6,6 +6,7 @@ Tokens are the lists that the tokenizer makes and the tuples that `render` keeps
 JSON's reader makes. Resident memory grows by more, since it counts the store's mapped pages.
 """
 
+import gc
 import tempfile
 import tracemalloc
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ def measured(folder: Path, small: int, large: int, *, tokens: int) -> dict[str, 
     finish = Writer.finish
 
     def snapshot_and_finish(writer: Writer, *args: object) -> None:
+        gc.collect()
         alive[writer.n] = tracemalloc.take_snapshot()
         finish(writer, *args)
 
