@@ -54,16 +54,18 @@ class LocalStorage(Storage):
         """Whether there is such a file."""
         return (self.folder / name).exists()
 
+    def sibling(self, suffix: str) -> "LocalStorage":
+        """The folder beside this one; it need not exist."""
+        return LocalStorage(self.folder.with_name(self.folder.name + suffix))
+
     def size(self, name: str) -> int:
         """Bytes of a file, without opening it."""
-        self._require_real_folder(name)
-        try:
-            status = (self.folder / name).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            refuse(self.where(name), "nothing", "a file")
-        if not stat.S_ISREG(status.st_mode):
-            refuse(self.where(name), "something else", "a file")
-        return status.st_size
+        return self._status(name).st_size
+
+    def etag(self, name: str) -> str:
+        """Size and time of the last change: a file is written once, and never in place."""
+        status = self._status(name)
+        return f"{status.st_size}-{status.st_mtime_ns}"
 
     def list(self, folder: str = "") -> list[str]:
         """The entries of a folder; a link is not followed."""
@@ -166,6 +168,16 @@ class LocalStorage(Storage):
             os.close(file)
             refuse(str(path), f"{status.st_size} bytes", f"{n_bytes}")
         return file
+
+    def _status(self, name: str) -> os.stat_result:
+        self._require_real_folder(name)
+        try:
+            status = (self.folder / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            refuse(self.where(name), "nothing", "a file")
+        if not stat.S_ISREG(status.st_mode):
+            refuse(self.where(name), "something else", "a file")
+        return status
 
     def _require_real_folder(self, name: str) -> None:
         """Refuse a file unless each step to it inside `self.folder` is a folder and no link."""
