@@ -63,6 +63,9 @@ class Writer:
         self.shard_rows = layout.root.shard_rows
         """Rows of each commit, but for the last."""
 
+        self.receipts = Receipts(layout)
+        """Those that other processes left, where a store is written by several."""
+
     @classmethod
     def create(
         cls,
@@ -198,7 +201,7 @@ class Writer:
             DamageError: its objects are gone, or others than it was written for.
         """
         self._require_open()
-        if receipt.shard != self._shard or not Receipts(self._layout).is_true(receipt):
+        if receipt.shard != self._shard or not self.receipts.is_true(receipt):
             refuse(
                 f"shard {self._shard} of {self._layout.storage.location}",
                 "other bytes",
