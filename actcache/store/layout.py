@@ -19,7 +19,6 @@ from actcache.errors import (
 )
 from actcache.store.documents import (
     GROUP,
-    Document,
     decode,
     is_row_array,
     parse_column,

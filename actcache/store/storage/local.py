@@ -54,6 +54,11 @@ class LocalStorage(Storage):
         """Whether there is such a file."""
         return (self.folder / name).exists()
 
+    @property
+    def is_mapped(self) -> bool:
+        """It maps files."""
+        return True
+
     def sibling(self, suffix: str) -> "LocalStorage":
         """The folder beside this one; it need not exist."""
         return LocalStorage(self.folder.with_name(self.folder.name + suffix))
