@@ -31,6 +31,7 @@ from actcache.store.log import ROOT as ROOT
 from actcache.store.log import Checksums, FileSum, follow_log, parse_files, read_record
 from actcache.store.log import record_name as record_name
 from actcache.store.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray, check_name
+from actcache.store.storage.address import bucket_address, storage_at
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage, require_size
 
@@ -56,6 +57,9 @@ class Layout:
     record_bytes: int
     checksums: Sequence[Checksums]
     """Checksums of each committed shard."""
+
+    first_record: str
+    """sha256 of record 0, which no other store has."""
 
     last_record: str
     """sha256 of the last shard's record, or of record 0."""
@@ -175,21 +179,30 @@ def _follow(layout: Layout) -> bool:
 def _find_storage(path: str | Path | Storage, *, partial: bool) -> Storage:
     if not isinstance(path, str | Path):
         return path
+    if bucket_address(path) is not None:
+        storage = storage_at(path)
+        if not storage.exists(ROOT):
+            raise _no_store(storage.location)
+        return storage
     path = Path(path)
     interrupted = LocalStorage(path if path.name.endswith(PARTIAL) else partial_folder(path))
     begun = interrupted.exists(record_name(0))
     if path != interrupted.folder and path.exists() and not (partial and begun):
         return LocalStorage(path)
     if not interrupted.folder.is_dir():
-        raise StoreNotFoundError(
-            f"no store at '{path}'. Build one with: actcache build DATA --model MODEL -o {path}"
-        )
+        raise _no_store(path)
     if not begun:
         raise _incomplete(interrupted, "nothing yet")
     if not partial and path != interrupted.folder:
         layout = read_layout(interrupted)
         raise _incomplete(interrupted, f"{layout.committed} of {layout.root.n} rows")
     return interrupted
+
+
+def _no_store(path: str | Path) -> StoreNotFoundError:
+    return StoreNotFoundError(
+        f"no store at '{path}'. Build one with: actcache build DATA --model MODEL -o {path}"
+    )
 
 
 def _incomplete(storage: Storage, content: str) -> IncompleteStoreError:
@@ -263,6 +276,7 @@ def read_layout(
         files=files,
         record_bytes=record_bytes,
         checksums=checksums,
+        first_record=first.sha256,
         last_record=last,
         sealed=seal is not None,
         complete=complete,

@@ -142,8 +142,8 @@ def write_durably(path: Path, parts: Parts) -> None:
         raise
 
 
-def write_if_absent(path: Path, parts: Parts, *, durable: bool = True) -> bool:
-    """Write a file unless the name is taken; False if it was.
+def write_if_absent(path: Path, parts: Parts, *, durable: bool = True) -> os.stat_result | None:
+    """Write a file unless the name is taken; its status, or None if it was taken.
 
     One that is not `durable` is not synced: a power cut may leave it with other bytes.
     """
@@ -151,14 +151,15 @@ def write_if_absent(path: Path, parts: Parts, *, durable: bool = True) -> bool:
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
         write_synced(temporary, parts, durable=durable)
+        status = temporary.stat()
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        return None
     finally:
         temporary.unlink(missing_ok=True)
     if durable:
         sync_path(path.parent)
-    return True
+    return status
 
 
 def write_synced(path: Path, parts: Parts, *, durable: bool = True) -> None:

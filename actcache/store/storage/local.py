@@ -69,8 +69,7 @@ class LocalStorage(Storage):
 
     def etag(self, name: str) -> str:
         """Size and time of the last change: a file is written once, and never in place."""
-        status = self._status(name)
-        return f"{status.st_size}-{status.st_mtime_ns}"
+        return _etag(self._status(name))
 
     def list(self, folder: str = "") -> list[str]:
         """The entries of a folder; a link is not followed."""
@@ -149,9 +148,10 @@ class LocalStorage(Storage):
         """Write files as `write` does, syncing each while the next is written."""
         write_large_files(self.folder, objects)
 
-    def put_if_absent(self, name: str, parts: Parts) -> bool:
+    def put_if_absent(self, name: str, parts: Parts) -> str | None:
         """Write a temporary file, sync it and link it to its name."""
-        return write_if_absent(self._writable_path(name), parts)
+        status = write_if_absent(self._writable_path(name), parts)
+        return None if status is None else _etag(status)
 
     def remove(self, name: str) -> None:
         """Remove a file, a link or a folder."""
@@ -222,6 +222,10 @@ class LocalStorage(Storage):
         path = self.folder / name
         make_folder(path.parent)
         return path
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def require_backed(path: Path, file: int | None = None) -> None:

@@ -72,10 +72,10 @@ class MemoryStorage(Storage):
         """Replace an object once all of its parts are there."""
         self.objects[name] = b"".join(bytes(part) for part in parts)
 
-    def put_if_absent(self, name: str, parts: Parts) -> bool:
+    def put_if_absent(self, name: str, parts: Parts) -> str | None:
         """Write an object unless the name is taken."""
         raw = b"".join(bytes(part) for part in parts)
-        return self.objects.setdefault(name, raw) is raw
+        return self.etag(name) if self.objects.setdefault(name, raw) is raw else None
 
     def remove(self, name: str) -> None:
         """Remove an object, or all of a folder."""

@@ -46,8 +46,7 @@ class Storage(Protocol):
 
     @property
     def is_shared(self) -> bool:
-        """Whether others may write at the same time, whatever `lock` says: safety must then rest on
-        `put_if_absent`."""
+        """Whether others may write at any time, so that safety must rest on `put_if_absent`."""
         return False
 
     @property
@@ -77,14 +76,18 @@ class Storage(Protocol):
     def etag(self, name: str) -> str:
         """What tells these bytes of an object from others that it had, or will have."""
 
+    def etags(self, folder: str = "") -> dict[str, str]:
+        """The etag of every object below a folder, however deep, by full name."""
+        return {name: self.etag(name) for name in self.sizes(folder)}
+
     def read(self, name: str, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
         """All of an object; its size must be `n_bytes`, or `at_most` so many."""
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of an object."""
 
-    def read_many(self, names: Sequence[str], *, n_bytes: int) -> Iterator[bytes]:
-        """All of several objects of one size, in order; raises at the first that is damaged."""
+    def read_many(self, names: Sequence[str], *, n_bytes: int | None = None) -> Iterator[bytes]:
+        """All of several objects, in order, each of `n_bytes`; raises at one that is damaged."""
         return (self.read(name, n_bytes=n_bytes) for name in names)
 
     def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
@@ -111,8 +114,11 @@ class Storage(Protocol):
         for large in objects:
             self.write(large.name, large.parts)
 
-    def put_if_absent(self, name: str, parts: Parts) -> bool:
-        """Write an object unless the name is taken; False if it was. Safe among racing writers."""
+    def put_if_absent(self, name: str, parts: Parts) -> str | None:
+        """Write an object unless the name is taken; return its etag, or None if it was taken.
+
+        Safe among racing writers.
+        """
 
     def remove(self, name: str) -> None:
         """Remove an object or a folder with all that is in it, durably, if it is there."""
