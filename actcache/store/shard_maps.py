@@ -33,7 +33,7 @@ WORTH_A_BLOCK = 0.25
 Chosen = slice | Int64[np.ndarray, " _"]
 """Rows or layers: a range of step 1, or numbers from 0 on."""
 
-Buffer = bytes | memoryview | np.ndarray
+Buffer = bytes | np.ndarray
 """The bytes of a block."""
 
 Use = Callable[[int, slice, Shaped[np.ndarray, "layer row width"]], None]
@@ -128,7 +128,8 @@ class ShardMaps:
             return
         for layer in np.arange(array.n_layers)[layers].tolist():
             if self._is_unchecked(array, shard, layer):
-                self._check(array, shard, layer, self._shard(array, shard)[layer])
+                intact = self._is_intact(array, shard, layer, self._shard(array, shard)[layer])
+                self._note_checked(array, shard, layer, intact=intact)
 
     def inspect(self, array: RowArray, shard: int) -> tuple[list[bool], bytes]:
         """Read a shard: whether each block has its checksum, and the index behind the blocks."""
@@ -145,9 +146,9 @@ class ShardMaps:
             def read() -> tuple[list[int], bytes]:
                 raws = storage.read_ranges([*ranges, index])
                 blocks = [
-                    google_crc32c.value(memoryview(raw)[start : start + size])
+                    google_crc32c.value(block)
                     for raw in islice(raws, len(ranges))
-                    for start in range(0, len(raw), size)
+                    for block in np.frombuffer(raw, np.uint8).reshape(-1, size)
                 ]
                 return blocks, bytes(next(raws))
 
@@ -258,16 +259,17 @@ class ShardMaps:
 
     def _settle(self, array: RowArray, run: Sequence[_Block], raw: bytes) -> None:
         """Check and cache whole blocks that were just read; only what is intact is cached."""
-        size = block_bytes(array, self.shard_rows)
-        for number, block in enumerate(run):
+        if run[0].stop - run[0].first < self.shard_rows:
+            return
+        blocks = np.frombuffer(raw, np.uint8).reshape(len(run), -1)
+        for block, values in zip(run, blocks, strict=True):
             unchecked = self._is_unchecked(array, block.shard, block.layer)
-            whole = block.stop - block.first == self.shard_rows
-            if not whole or not (unchecked or self._cache):
+            if not unchecked and self._cache is None:
                 continue
-            values = memoryview(raw)[number * size : (number + 1) * size]
+            intact = self._is_intact(array, block.shard, block.layer, values)
             if unchecked:
-                self._check(array, block.shard, block.layer, values)
-            if self._cache and self._is_intact(array, block.shard, block.layer, values):
+                self._note_checked(array, block.shard, block.layer, intact=intact)
+            if self._cache is not None and intact:
                 self._cache.write(self._key(array, block), values)
 
     def _cached(self, array: RowArray, block: _Block) -> bytes | None:
@@ -281,8 +283,8 @@ class ShardMaps:
         if not self._is_intact(array, block.shard, block.layer, raw):
             self._cache.remove(key)  # it was damaged there: read it anew
             return None
-        if self._unchecked is not None and self._is_unchecked(array, block.shard, block.layer):
-            self._unchecked[array.name, block.shard].discard(block.layer)
+        if self._is_unchecked(array, block.shard, block.layer):
+            self._note_checked(array, block.shard, block.layer, intact=True)
         return raw
 
     def _key(self, array: RowArray, block: _Block) -> tuple[str, ...]:
@@ -297,9 +299,9 @@ class ShardMaps:
         layers = self._unchecked.setdefault((array.name, shard), set(range(array.n_layers)))
         return layer in layers
 
-    def _check(self, array: RowArray, shard: int, layer: int, values: Buffer) -> None:
-        """Refuse a block of another checksum; note that this one was checked."""
-        if not self._is_intact(array, shard, layer, values):
+    def _note_checked(self, array: RowArray, shard: int, layer: int, *, intact: bool) -> None:
+        """Note that a block was checked; refuse it if it has another checksum."""
+        if not intact:
             rows = self._layout.root.rows_of(shard)
             refuse(
                 self._layout.storage.where(shard_name(array, shard)),

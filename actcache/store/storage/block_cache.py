@@ -91,7 +91,7 @@ class BlockCache:
             return None
         return raw
 
-    def write(self, key: tuple[str, ...], block: memoryview) -> None:
+    def write(self, key: tuple[str, ...], block: np.ndarray) -> None:
         """Keep a block, unless it is there already or would not fit.
 
         A disk that is full, or refuses, ends this process's caching and not its reading.
@@ -103,7 +103,7 @@ class BlockCache:
             if self._room < block.nbytes:
                 self._room = self._make_room(block.nbytes)
             make_folder(path.parent)
-            if write_if_absent(path, [np.frombuffer(block, np.uint8)], durable=False):
+            if write_if_absent(path, [block], durable=False):
                 self._room -= block.nbytes
         except OSError as error:
             self._full = True
