@@ -7,7 +7,6 @@ from jaxtyping import Bool
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
-    BATCH_ROWS,
     Directions,
     label_codes,
     label_groups,
@@ -15,6 +14,7 @@ from actcache.analysis.directions.difference_of_means import (
 )
 from actcache.analysis.directions.discriminative import LayerScores, layer_scores, project
 from actcache.analysis.directions.planes import Plane, find_plane
+from actcache.analysis.directions.shard_groups import BATCH_ROWS
 from actcache.store.store import Store
 
 

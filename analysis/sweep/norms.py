@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
-from actcache.analysis.directions.difference_of_means import BATCH_ROWS, unit
+from actcache.analysis.directions.difference_of_means import unit
+from actcache.analysis.directions.shard_groups import BATCH_ROWS
 from actcache.conventions import Norm
 from actcache.store.store import Store
 
