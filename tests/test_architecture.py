@@ -53,7 +53,7 @@ RULES = {
     "build.config": Rule(GROUND),
     "build": Rule(
         ("build.config", "data", "prompts", "engine", *STORE),
-        heavy=("run", "certify", "replay", "forecast"),
+        heavy=("run", "runs", "certify", "replay", "forecast"),
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
     "steering": Rule(

@@ -1,30 +1,27 @@
-"""The build: a plan and a model in, a finished store out, shard by shard."""
+"""The build: a plan and a model in, a finished store out, run by run."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from actcache.build.certify import certify
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
 from actcache.build.provenance import MODE, columns, model_identity, provenance
-from actcache.build.reuse import Reusable, find_reusable, first_equal_rows
+from actcache.build.reuse import Reusable, find_reusable
+from actcache.build.runs import RUN_ROWS, Blocks, Runs, read_rows
 from actcache.conventions import MASS_SITES
-from actcache.engine.batching import Budget, Heads, run_batches
-from actcache.engine.model import DTYPES, LanguageModel, load_model
+from actcache.engine.batching import Budget
+from actcache.engine.model import LanguageModel, load_model
 from actcache.engine.self_check import CaptureFunction, check_capture
 from actcache.engine.tree_capture import capture
 from actcache.progress import SILENT, Progress
-from actcache.prompts.beginnings import group_by_beginning
 from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
 from actcache.store.partial import require_room
@@ -43,6 +40,7 @@ def run_build(
     model: LanguageModel | None = None,
     progress: Progress = SILENT,
     shard_rows: int | None = None,
+    run_rows: int = RUN_ROWS,
     read: CaptureFunction | None = None,
 ) -> Store:
     """Build a store as planned, and certify it.
@@ -57,6 +55,8 @@ def run_build(
         model: an already loaded model; by default the config's is loaded.
         progress: shows how many rows are committed.
         shard_rows: rows of a shard; by default as `schema.shard_rows` chooses.
+        run_rows: rows that are computed together, about; an interrupted build of another number is
+            resumed with other last bits.
         read: reads the residuals of a batch; by default what the config's engine names.
 
     Raises:
@@ -106,23 +106,31 @@ def run_build(
             ) as writer,
             ThreadPoolExecutor(1) as committer,
         ):
-            advance(writer.committed)
+            first_missing = writer.committed
+            advance(first_missing)
+            runs = Runs.of(
+                plan, arrays, shard_rows=writer.shard_rows, reused=reused, run_rows=run_rows
+            )
             pending: Future[None] | None = None
 
-            def written() -> Store:
-                """The shards so far, all of them on disk."""
+            def read_earlier(rows: Int64[np.ndarray, " k"]) -> Mapping[str, np.ndarray]:
                 if pending is not None:
                     pending.result()
-                return open_store(path, partial=True)
+                return read_rows(open_store(path, partial=True), rows)
 
-            first = first_equal_rows(plan.rendered, arrays)
-            shards = _Shards(plan, model, read, arrays, reused, first, written)
-            for rows, blocks in shards.rest(writer):
-                # The last shard is written while the next one is computed.
+            budget = Budget(config.batch_tokens)
+            for number in runs.left(first_missing):
+                shards = runs[number].compute(
+                    model, read=read, read_earlier=read_earlier, budget=budget
+                )
+                # All of an interrupted run is computed again, so that its rows share the passes
+                # that they would have shared.
+                missing = deque(shard for shard in shards if shard[0].start >= first_missing)
+                advance(sum(len(rows) for rows, _ in missing))
+                # The last run is written while the next one is computed.
                 if pending is not None:
                     pending.result()
-                pending = committer.submit(writer.commit, blocks)
-                advance(len(rows))
+                pending = committer.submit(_commit, writer, missing)
             if pending is not None:
                 pending.result()
             certificate = certify(
@@ -157,10 +165,10 @@ def load_planned(config: BuildConfig) -> LanguageModel:
     )
 
 
-def as_stored(residuals: Tensor, dtype: str) -> np.ndarray:
-    """Convert a tensor to the store's dtype in NumPy; bfloat16 as its bits, uint16."""
-    converted = residuals.to(DTYPES[dtype]).cpu()
-    return converted.view(torch.uint16).numpy() if dtype == "bfloat16" else converted.numpy()
+def _commit(writer: Writer, shards: deque[tuple[range, Blocks]]) -> None:
+    """Write shards in order; each is freed once it is written."""
+    while shards:
+        writer.commit(shards.popleft()[1])
 
 
 def _arrays(plan: BuildPlan, model: LanguageModel) -> list[RowArray]:
@@ -178,87 +186,3 @@ def _arrays(plan: BuildPlan, model: LanguageModel) -> list[RowArray]:
         for site in config.sites
         for position in plan.positions
     ]
-
-
-@dataclass(frozen=True)
-class _Shards:
-    """Computes the shards of a store, from rows that are run and rows that are reused."""
-
-    plan: BuildPlan
-    model: LanguageModel
-    read: CaptureFunction
-    arrays: Sequence[RowArray]
-    reused: Reusable | None
-
-    first: Int64[np.ndarray, " n"]
-    """For each row the first one with the same tokens, which is run for both."""
-
-    written: Callable[[], Store]
-    """Opens the shards that have been committed."""
-
-    def rest(self, writer: Writer) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
-        """Compute the shards that are not committed yet: row numbers, and `[n, layer, width]`."""
-        n, costs = self.plan.n, self.plan.costs
-        budget = Budget(self.plan.config.batch_tokens)
-        for start in range(writer.committed, n, writer.shard_rows):
-            rows = range(start, min(start + writer.shard_rows, n))
-            # Layer-major, as a shard lies on disk, so that writing it copies nothing.
-            blocks = {
-                array.name: np.empty((array.n_layers, len(rows), array.width), array.stored)
-                for array in self.arrays
-            }
-            to_run = (
-                np.arange(len(rows)) if self.reused is None else self.reused.fill(blocks, start)
-            )
-
-            to_run, repeated = self._without_repeats(to_run, start)
-            run_batches(
-                [costs[start + i] for i in to_run],
-                budget=budget,
-                run=partial(self._run_batch, blocks, start, to_run),
-                heads=self._heads((start + to_run).tolist()),
-            )
-            self._copy_repeats(blocks, repeated, start)
-            yield rows, {name: block.swapaxes(0, 1) for name, block in blocks.items()}
-
-    def _heads(self, rows: Sequence[int]) -> Heads:
-        """What these rows may share; None where nothing would be run once."""
-        heads = self.plan.heads(rows)
-        shares = heads is not None and group_by_beginning(heads) and self.model.can_share_beginnings
-        return heads if shares else None
-
-    def _without_repeats(
-        self, to_run: Int64[np.ndarray, " _"], start: int
-    ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
-        """Part the places of a shard into those to run and those that repeat an earlier row."""
-        repeats = self.first[start + to_run] < start + to_run
-        return to_run[~repeats], to_run[repeats]
-
-    def _copy_repeats(
-        self, blocks: Mapping[str, np.ndarray], repeated: Int64[np.ndarray, " _"], start: int
-    ) -> None:
-        """Copy rows that repeat one of this shard, or of a shard that is on disk."""
-        source = self.first[start + repeated]
-        earlier = source < start
-        for name, block in blocks.items():
-            block[:, repeated[~earlier]] = block[:, source[~earlier] - start]
-            if earlier.any():
-                values = self.written().array(name).stored[source[earlier]]
-                block[:, repeated[earlier]] = values.swapaxes(0, 1)
-
-    def _run_batch(
-        self,
-        blocks: Mapping[str, np.ndarray],
-        start: int,
-        to_run: Int64[np.ndarray, " _"],
-        batch: Int64[np.ndarray, " _"],
-    ) -> None:
-        """Run the rows `to_run[batch]` of the shard that begins at row `start`, into `blocks`."""
-        rows = to_run[batch]
-        tokens = [self.plan.rendered[start + i] for i in rows]
-        residuals = self.read(self.model, tokens, **self.plan.reading)
-        positions = list(self.plan.positions)
-        for array in self.arrays:
-            site, position = array.name.split("/")
-            values = residuals[site][:, :, positions.index(position)]
-            blocks[array.name][:, rows] = as_stored(values, array.dtype).swapaxes(0, 1)

@@ -57,6 +57,9 @@ class Layout:
     checksums: Sequence[Checksums]
     """Checksums of each committed shard."""
 
+    first_record: str
+    """sha256 of record 0, which no other store has."""
+
     last_record: str
     """sha256 of the last shard's record, or of record 0."""
 
@@ -263,6 +266,7 @@ def read_layout(
         files=files,
         record_bytes=record_bytes,
         checksums=checksums,
+        first_record=first.sha256,
         last_record=last,
         sealed=seal is not None,
         complete=complete,

@@ -47,8 +47,13 @@ class Destination:
         return bool(self.storage.list())
 
     def require_new(self, *, overwrite: bool) -> None:
-        """Refuse a place that is not empty: nothing there could be kept until the end."""
-        if self.begun():
+        """Refuse a place that is not empty: nothing there could be kept until the end.
+
+        In a bucket an interrupted store may be begun anew.
+        """
+        if overwrite and self.storage.is_shared:
+            self.require_free(overwrite=False)
+        elif self.begun():
             raise StoreExistsError(
                 f"'{self.storage.location}' is not empty, expected room for a store. Continue it "
                 "with --resume, or choose another place."
@@ -134,8 +139,19 @@ def destination_of(path: str | Path | Storage) -> Destination:
 def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> None:
     """Write everything that comes before the first shard; record 0 makes it count.
 
-    The mark for overwriting is the first that is there, and stays.
+    The mark for overwriting is the first that is there, and stays. Where others may begin the same
+    store, everything is written create-only, and what is there must be equal.
     """
+    if storage.is_shared:
+        if overwrite:
+            discard(storage)
+        for name, raw in {**contents.files, record_name(0): contents.first_record}.items():
+            if storage.put_if_absent(name, [raw]) is None and storage.read(name) != raw:
+                raise StoreExistsError(
+                    f"'{storage.where(name)}' is of another store, which was begun there, expected "
+                    "room for a store. Choose another place, or begin anew with --overwrite."
+                )
+        return
     names = storage.list()
     if not storage.exists(record_name(0)):  # without it nothing else counts
         ours = {path.split("/")[0] for path in contents.files}

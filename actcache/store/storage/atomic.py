@@ -142,19 +142,20 @@ def write_durably(path: Path, parts: Parts) -> None:
         raise
 
 
-def write_if_absent(path: Path, parts: Parts) -> bool:
-    """Write a file unless the name is taken; False if it was."""
+def write_if_absent(path: Path, parts: Parts) -> os.stat_result | None:
+    """Write a file unless the name is taken; its status, or None if it was taken."""
     # Several writers may race for one name, so each has a temporary name of its own.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
         write_synced(temporary, parts)
+        status = temporary.stat()
         os.link(temporary, path)
     except FileExistsError:
-        return False
+        return None
     finally:
         temporary.unlink(missing_ok=True)
     sync_path(path.parent)
-    return True
+    return status
 
 
 def write_synced(path: Path, parts: Parts) -> None:
