@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actcache.cluster.session import Session
@@ -168,7 +169,7 @@ class Pool:
                 num_gpus=session.gpus,
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": str(session.threads)}},
             )
-            .remote(self._load)
+            .remote(self._load, str(Path.cwd()))
         )
         return _Seat(actor, actor.load.remote())
 

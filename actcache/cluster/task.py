@@ -1,9 +1,11 @@
 """Tasks that workers run, and the answers that they send back. Everything here is pickled."""
 
 import logging
+import os
 import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +56,16 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """Loads once, then runs tasks: the actor that runs in a process of its own."""
+    """Loads once, then runs tasks: the actor that runs in a process of its own.
 
-    def __init__(self, load: Callable[[], Loaded]):
+    Args:
+        load: from which tasks get their value.
+        folder: in which relative paths are.
+    """
+
+    def __init__(self, load: Callable[[], Loaded], folder: str):
+        with suppress(OSError):  # another machine may not have it
+            os.chdir(folder)
         self._load = load
         self._value: Any = None
 
