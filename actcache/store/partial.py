@@ -26,6 +26,7 @@ from actcache.store.layout import (
     shard_name,
 )
 from actcache.store.schema import COMMITS
+from actcache.store.storage.address import bucket_address, storage_at
 from actcache.store.storage.atomic import TEMPORARY, remove, sync_path
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage
@@ -47,8 +48,13 @@ class Destination:
         return bool(self.storage.list())
 
     def require_new(self, *, overwrite: bool) -> None:
-        """Refuse a place that is not empty: nothing there could be kept until the end."""
-        if self.begun():
+        """Refuse a place that is not empty: nothing there could be kept until the end.
+
+        In a bucket an interrupted store may be begun anew.
+        """
+        if overwrite and self.storage.is_shared:
+            self.require_free(overwrite=False)
+        elif self.begun():
             raise StoreExistsError(
                 f"'{self.storage.location}' is not empty, expected room for a store. Continue it "
                 "with --resume, or choose another place."
@@ -128,14 +134,27 @@ class LocalDestination(Destination):
 
 def destination_of(path: str | Path | Storage) -> Destination:
     """Where a store of that path, or in that storage, is written."""
-    return LocalDestination(path) if isinstance(path, str | Path) else Destination(path)
+    if isinstance(path, str | Path) and bucket_address(path) is None:
+        return LocalDestination(path)
+    return Destination(storage_at(path) if isinstance(path, str | Path) else path)
 
 
 def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> None:
     """Write everything that comes before the first shard; record 0 makes it count.
 
-    The mark for overwriting is the first that is there, and stays.
+    The mark for overwriting is the first that is there, and stays. Where others may begin the same
+    store, everything is written create-only, and what is there must be equal.
     """
+    if storage.is_shared:
+        if overwrite:
+            discard(storage)
+        for name, raw in {**contents.files, record_name(0): contents.first_record}.items():
+            if storage.put_if_absent(name, [raw]) is None and storage.read(name) != raw:
+                raise StoreExistsError(
+                    f"'{storage.where(name)}' is of another store, which was begun there, expected "
+                    "room for a store. Choose another place, or begin anew with --overwrite."
+                )
+        return
     names = storage.list()
     if not storage.exists(record_name(0)):  # without it nothing else counts
         ours = {path.split("/")[0] for path in contents.files}
@@ -219,8 +238,10 @@ def require_room(path: str | Path, n_bytes: int) -> None:
 
     What an interrupted store of that path holds is continued or replaced, so it counts as free.
     Quotas, and what others write meanwhile, are not seen: a full disk is then an error when it
-    happens, and what was committed is kept.
+    happens, and what was committed is kept. A bucket always has room.
     """
+    if bucket_address(path) is not None:
+        return
     missing = n_bytes - committed_bytes(path)
     folder = Path(path).absolute()
     while not folder.is_dir():

@@ -4,14 +4,14 @@ See `schema` for what is written, and in which order.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from actcache.errors import IncompleteStoreError, MismatchError, StoreExistsError
+from actcache.errors import IncompleteStoreError, StoreExistsError, refuse
 from actcache.store.contents import StoreContents, require_same_store
 from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes, shard_parts
@@ -25,6 +25,14 @@ from actcache.store.partial import (
     remove_uncommitted,
     unsealed,
 )
+from actcache.store.receipts import (
+    Receipt,
+    Receipts,
+    remove_receipts,
+    require_blocks,
+    shard_record,
+    write_shard,
+)
 from actcache.store.storage.atomic import os_errors_explained
 from actcache.store.storage.protocol import LargeObject, Storage
 
@@ -35,11 +43,19 @@ class Writer:
     Leaving the context without `finish` leaves what was committed, which `resume` continues.
     """
 
-    def __init__(self, destination: Destination, layout: Layout, unlock: Callable[[], None]):
+    def __init__(
+        self,
+        destination: Destination,
+        layout: Layout,
+        unlock: Callable[[], None],
+        *,
+        shared: bool,
+    ):
         self._destination = destination
         self._layout = layout
         self._unlock: Callable[[], None] | None = unlock
         self._last_record = layout.last_record
+        self._shared = shared
         self._shard = len(layout.checksums)
         self.n = layout.root.n
         """Rows of the finished store."""
@@ -47,9 +63,17 @@ class Writer:
         self.shard_rows = layout.root.shard_rows
         """Rows of each commit, but for the last."""
 
+        self.receipts = Receipts(layout)
+        """Those that other processes left, where a store is written by several."""
+
     @classmethod
     def create(
-        cls, path: str | Path | Storage, contents: StoreContents, *, overwrite: bool = False
+        cls,
+        path: str | Path | Storage,
+        contents: StoreContents,
+        *,
+        overwrite: bool = False,
+        shared: bool = False,
     ) -> "Writer":
         """Begin a store.
 
@@ -59,6 +83,7 @@ class Writer:
             contents: all of it but the values of its row arrays.
             overwrite: replace the store at `path` when this one is finished, and an interrupted
                 one now.
+            shared: other processes write the shards, as `receipts` says; always so in a bucket.
 
         Raises:
             StoreExistsError: a store, or an interrupted one, is there already.
@@ -72,11 +97,16 @@ class Writer:
         destination.require_room(encoded.n_bytes)
         with _locked(storage, f"'{storage.location}' cannot be created") as unlock:
             begin(storage, encoded, overwrite=overwrite)
-            return cls(destination, read_layout(storage), unlock)
+            return cls(destination, read_layout(storage), unlock, shared=shared)
 
     @classmethod
     def resume(
-        cls, path: str | Path | Storage, contents: StoreContents, *, overwrite: bool = False
+        cls,
+        path: str | Path | Storage,
+        contents: StoreContents,
+        *,
+        overwrite: bool = False,
+        shared: bool = False,
     ) -> "Writer":
         """Continue an interrupted store; where there is none, begin it. Arguments as `create`.
 
@@ -89,7 +119,7 @@ class Writer:
         destination = destination_of(path)
         storage = destination.storage
         if not destination.begun():
-            return cls.create(path, contents, overwrite=overwrite)
+            return cls.create(path, contents, overwrite=overwrite, shared=shared)
         with _locked(storage, f"'{storage.location}' cannot be continued") as unlock:
             encoded = contents.encode()
             if not is_begun(storage):  # interrupted before it was created
@@ -99,10 +129,19 @@ class Writer:
             layout = read_layout(storage)
             require_same_store(encoded, layout, shard_rows=contents.shard_rows)
             destination.require_free(overwrite=overwrite)
-            layout = unsealed(layout)
-            remove_uncommitted(layout)
+            if not storage.is_shared:
+                layout = unsealed(layout)
+            if shared or storage.is_shared:
+                Receipts(layout).require_true(range(len(layout.checksums)))
+            else:
+                remove_uncommitted(layout)
             destination.require_room(encoded.n_bytes)
-            return cls(destination, layout, unlock)
+            return cls(destination, layout, unlock, shared=shared)
+
+    @property
+    def layout(self) -> Layout:
+        """The store as it was when it was opened for writing: what other processes need of it."""
+        return self._layout
 
     @property
     def committed(self) -> int:
@@ -132,12 +171,14 @@ class Writer:
         """
         self._require_open()
         layout, storage, rows = self._layout, self._layout.storage, self.next_rows
+        if self._shared or storage.is_shared:
+            with self._kept():
+                self.accept(write_shard(layout, self._shard, blocks, absent=absent))
+            return
         absent = absent or {}
-        self._require_blocks(blocks, rows)
+        require_blocks(layout, blocks, self._shard)
         arrays = list(layout.arrays.values())
-        with os_errors_explained(
-            f"'{storage.location}' cannot be written", kept=f"{self.committed} of {self.n}"
-        ):
+        with self._kept():
             checksums: dict[str, list[str]] = {array.name: [] for array in arrays}
             storage.write_large(
                 LargeObject(
@@ -158,6 +199,23 @@ class Writer:
             self._append(shard(committed, arrays, shard_rows=self.shard_rows, checksums=checksums))
         self._shard += 1
 
+    def accept(self, receipt: Receipt) -> None:
+        """Append the record of the next shard, which another process has written.
+
+        Raises:
+            DamageError: its objects are gone, or others than it was written for.
+        """
+        self._require_open()
+        if receipt.shard != self._shard or not self.receipts.is_true(receipt):
+            refuse(
+                f"shard {self._shard} of {self._layout.storage.location}",
+                "other bytes",
+                "those of its receipt",
+            )
+        with self._kept():
+            self._append(shard_record(self._layout, receipt))
+        self._shard += 1
+
     def finish(self, certificate: Any = None) -> None:
         """Seal the store and give it its name. Nothing opens it for writing again.
 
@@ -170,15 +228,15 @@ class Writer:
                 f"'{storage.location}' holds {self.committed} of {self.n} rows, expected all of "
                 "them before it is finished. Commit the rest."
             )
-        self._destination.require_free(overwrite=False)
+        if not storage.is_shared:
+            self._destination.require_free(overwrite=False)
         root = replace(layout.root, complete=True, certificate=certificate)
         document = encode(root_document(root))
-        with os_errors_explained(
-            f"'{storage.location}' cannot be finished", kept=f"{self.n} of {self.n}"
-        ):
+        with self._kept():
             self._append(sums_of({ROOT: FileSum.of(document)}))
             storage.write(ROOT, [document])
             self._destination.put_in_place()
+            remove_receipts(storage)
         self.close()
 
     def close(self) -> None:
@@ -201,7 +259,14 @@ class Writer:
             previous=self._last_record,
             record_bytes=self._layout.record_bytes,
         )
-        self._layout.storage.write(record_name(number), [raw])
+        storage, name = self._layout.storage, record_name(number)
+        if not (self._shared or storage.is_shared):
+            storage.write(name, [raw])
+        elif storage.put_if_absent(name, [raw]) is None and storage.read(name) != raw:
+            raise StoreExistsError(
+                f"'{storage.where(name)}' was written by another build, with other values, "
+                "expected one build of a store. Wait for that one, or choose another path."
+            )
         self._last_record = digest
 
     def _require_open(self) -> None:
@@ -211,21 +276,12 @@ class Writer:
                 "Writer.resume."
             )
 
-    def _require_blocks(self, blocks: Mapping[str, np.ndarray], rows: slice) -> None:
-        arrays = self._layout.arrays
-        n_rows = rows.stop - rows.start
-        if blocks.keys() != arrays.keys() or n_rows == 0:
-            raise MismatchError(
-                f"rows of {', '.join(sorted(blocks))} were to be committed, expected "
-                f"{n_rows} rows of {', '.join(sorted(arrays))}. Commit each shard once."
-            )
-        for array in arrays.values():
-            block, shape = blocks[array.name], (n_rows, array.n_layers, array.width)
-            if block.shape != shape or block.dtype != array.stored:
-                raise MismatchError(
-                    f"'{array.name}' was to be committed as {block.dtype} {list(block.shape)}, "
-                    f"expected {array.stored} {list(shape)}. Pass rows {rows.start} to {rows.stop}."
-                )
+    def _kept(self) -> AbstractContextManager[None]:
+        """Say in one line what the storage refused, and how many rows are safe."""
+        where = self._layout.storage.location
+        return os_errors_explained(
+            f"'{where}' cannot be written", kept=f"{self.committed} of {self.n}"
+        )
 
 
 @contextmanager

@@ -54,16 +54,22 @@ class LocalStorage(Storage):
         """Whether there is such a file."""
         return (self.folder / name).exists()
 
+    @property
+    def is_mapped(self) -> bool:
+        """It maps files."""
+        return True
+
+    def sibling(self, suffix: str) -> "LocalStorage":
+        """The folder beside this one; it need not exist."""
+        return LocalStorage(self.folder.with_name(self.folder.name + suffix))
+
     def size(self, name: str) -> int:
         """Bytes of a file, without opening it."""
-        self._require_real_folder(name)
-        try:
-            status = (self.folder / name).lstat()
-        except (FileNotFoundError, NotADirectoryError):
-            refuse(self.where(name), "nothing", "a file")
-        if not stat.S_ISREG(status.st_mode):
-            refuse(self.where(name), "something else", "a file")
-        return status.st_size
+        return self._status(name).st_size
+
+    def etag(self, name: str) -> str:
+        """Size and time of the last change: a file is written once, and never in place."""
+        return _etag(self._status(name))
 
     def list(self, folder: str = "") -> list[str]:
         """The entries of a folder; a link is not followed."""
@@ -74,6 +80,24 @@ class LocalStorage(Storage):
                 for entry in entries
             ]
         return []
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of the regular files below a folder; no link is followed."""
+        sizes: dict[str, int] = {}
+        unvisited = [folder]
+        while unvisited:
+            parent = unvisited.pop()
+            prefix = f"{parent}/" if parent else ""
+            with suppress(OSError), os.scandir(self.folder / parent) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        unvisited.append(f"{prefix}{entry.name}")
+                    elif entry.is_file(follow_symlinks=False):
+                        with suppress(FileNotFoundError):  # it is being renamed
+                            sizes[f"{prefix}{entry.name}"] = entry.stat(
+                                follow_symlinks=False
+                            ).st_size
+        return sizes
 
     def read(self, name: str, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
         """All of a file."""
@@ -124,9 +148,10 @@ class LocalStorage(Storage):
         """Write files as `write` does, syncing each while the next is written."""
         write_large_files(self.folder, objects)
 
-    def put_if_absent(self, name: str, parts: Parts) -> bool:
+    def put_if_absent(self, name: str, parts: Parts) -> str | None:
         """Write a temporary file, sync it and link it to its name."""
-        return write_if_absent(self._writable_path(name), parts)
+        status = write_if_absent(self._writable_path(name), parts)
+        return None if status is None else _etag(status)
 
     def remove(self, name: str) -> None:
         """Remove a file, a link or a folder."""
@@ -167,6 +192,16 @@ class LocalStorage(Storage):
             refuse(str(path), f"{status.st_size} bytes", f"{n_bytes}")
         return file
 
+    def _status(self, name: str) -> os.stat_result:
+        self._require_real_folder(name)
+        try:
+            status = (self.folder / name).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            refuse(self.where(name), "nothing", "a file")
+        if not stat.S_ISREG(status.st_mode):
+            refuse(self.where(name), "something else", "a file")
+        return status
+
     def _require_real_folder(self, name: str) -> None:
         """Refuse a file unless each step to it inside `self.folder` is a folder and no link."""
         parent = name.rpartition("/")[0]
@@ -187,6 +222,10 @@ class LocalStorage(Storage):
         path = self.folder / name
         make_folder(path.parent)
         return path
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def require_backed(path: Path, file: int | None = None) -> None:

@@ -4,6 +4,7 @@ The smallest storage that a store can be written to, resumed in, sealed in and r
 the fast path of local files equal to it.
 """
 
+import hashlib
 from collections.abc import Callable
 from functools import partial
 
@@ -18,6 +19,7 @@ class MemoryStorage(Storage):
         self.objects: dict[str, bytes] = {}
         """Every object by its name."""
         self._name = name
+        self._siblings: dict[str, MemoryStorage] = {}
         self._locked = False
 
     @property
@@ -29,9 +31,17 @@ class MemoryStorage(Storage):
         """Whether there is such an object."""
         return name in self.objects
 
+    def sibling(self, suffix: str) -> "MemoryStorage":
+        """The one of that suffix, always the same."""
+        return self._siblings.setdefault(suffix, MemoryStorage(self._name + suffix))
+
     def size(self, name: str) -> int:
         """Bytes of an object."""
         return len(self.read(name))
+
+    def etag(self, name: str) -> str:
+        """The sha256 of its bytes."""
+        return hashlib.sha256(self.read(name)).hexdigest()
 
     def list(self, folder: str = "") -> list[str]:
         """Objects and folders directly in a folder."""
@@ -62,10 +72,10 @@ class MemoryStorage(Storage):
         """Replace an object once all of its parts are there."""
         self.objects[name] = b"".join(bytes(part) for part in parts)
 
-    def put_if_absent(self, name: str, parts: Parts) -> bool:
+    def put_if_absent(self, name: str, parts: Parts) -> str | None:
         """Write an object unless the name is taken."""
         raw = b"".join(bytes(part) for part in parts)
-        return self.objects.setdefault(name, raw) is raw
+        return self.etag(name) if self.objects.setdefault(name, raw) is raw else None
 
     def remove(self, name: str) -> None:
         """Remove an object, or all of a folder."""

@@ -6,12 +6,15 @@ where it has a faster way. Names are relative, with slashes: `resid_post/prompt/
 """
 
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from actcache.errors import refuse
+
+Range = tuple[str, int, int]
+"""Some bytes of an object: its name, the first byte, and the byte behind the last."""
 
 Parts = Iterable[bytes | np.ndarray]
 """Buffers of an object, one after the other; arrays must be contiguous."""
@@ -41,6 +44,19 @@ class Storage(Protocol):
         """Where one object is, for messages."""
         return f"{self.location}/{name}"
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether others may write at any time, so that safety must rest on `put_if_absent`."""
+        return False
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether `map` gives memory, so that reading a part of an object costs no round trip."""
+        return False
+
+    def sibling(self, suffix: str) -> "Storage":
+        """Another storage beside this one, whose name ends with `suffix`."""
+
     def exists(self, name: str) -> bool:
         """Whether there is an object of that name."""
 
@@ -50,11 +66,33 @@ class Storage(Protocol):
     def list(self, folder: str = "") -> list[str]:
         """Full names of the entries of a folder; names of folders end with a slash."""
 
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of every object below a folder, however deep, by full name."""
+        sizes: dict[str, int] = {}
+        for name in self.list(folder):
+            sizes |= self.sizes(name[:-1]) if name.endswith("/") else {name: self.size(name)}
+        return sizes
+
+    def etag(self, name: str) -> str:
+        """What tells these bytes of an object from others that it had, or will have."""
+
+    def etags(self, folder: str = "") -> dict[str, str]:
+        """The etag of every object below a folder, however deep, by full name."""
+        return {name: self.etag(name) for name in self.sizes(folder)}
+
     def read(self, name: str, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
         """All of an object; its size must be `n_bytes`, or `at_most` so many."""
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of an object."""
+
+    def read_many(self, names: Sequence[str], *, n_bytes: int | None = None) -> Iterator[bytes]:
+        """All of several objects, in order, each of `n_bytes`; raises at one that is damaged."""
+        return (self.read(name, n_bytes=n_bytes) for name in names)
+
+    def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
+        """Some bytes of several objects, in order."""
+        return (self.read_range(*part) for part in ranges)
 
     def map(self, name: str, n_bytes: int, *, private: bool = False) -> mmap.mmap | None:
         """An object of that size as memory, without reading it; None where that is not possible.
@@ -76,8 +114,11 @@ class Storage(Protocol):
         for large in objects:
             self.write(large.name, large.parts)
 
-    def put_if_absent(self, name: str, parts: Parts) -> bool:
-        """Write an object unless the name is taken; False if it was. Safe among racing writers."""
+    def put_if_absent(self, name: str, parts: Parts) -> str | None:
+        """Write an object unless the name is taken; return its etag, or None if it was taken.
+
+        Safe among racing writers.
+        """
 
     def remove(self, name: str) -> None:
         """Remove an object or a folder with all that is in it, durably, if it is there."""
