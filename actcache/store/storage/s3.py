@@ -104,9 +104,10 @@ class S3Storage(Storage):
         key = self._key(folder)
         listed = self._ask(folder, "list", lambda store, _: store.list_with_delimiter(key))
         folders = [self._name(prefix) for prefix in listed["common_prefixes"]]
+        # SeaweedFS lists a folder for a while after its last object was removed.
+        holding = zip(folders, _in_order(self._holds, folders), strict=True)
         return [
-            # SeaweedFS lists a folder for a while after its last object was removed.
-            *(f"{f}/" for f, holds in zip(folders, _in_order(self._holds, folders)) if holds),
+            *(f"{name}/" for name, holds in holding if holds),
             *self._by_name(listed["objects"]),
         ]
 
@@ -271,9 +272,14 @@ def _split_address(address: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-def _buffers(parts: Parts) -> "list[bytes | np.ndarray]":
+def _buffers(parts: Parts) -> list[bytes]:
     """Parts as buffers of bytes, none copied; all of them, since they may be sent again."""
-    return [part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8) for part in parts]
+    return [part if isinstance(part, bytes) else _bytes_of(part) for part in parts]
+
+
+def _bytes_of(array: np.ndarray) -> bytes:
+    """An array's memory, flat; typed as what obstore and memoryview take it for."""
+    return cast("bytes", array.reshape(-1).view(np.uint8))
 
 
 def _are_bytes_of(there: "GetResult", buffers: Sequence[bytes]) -> bool:

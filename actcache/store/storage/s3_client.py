@@ -220,7 +220,8 @@ class S3Client:
             )
         if not self._answered:
             patience = min(self.patience, FIRST_PATIENCE_S)
-            self._repeat(where, "list", lambda store, _: next(store.list(folder), None), patience)
+            root = f"s3://{self.bucket}/{folder}"
+            self._repeat(root, "list", lambda store, _: next(store.list(folder), None), patience)
             self._answered = True
         return self._repeat(where, verb, request, self.patience)
 
