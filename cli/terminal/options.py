@@ -8,6 +8,7 @@ from typing import Any
 from actcache.analysis.config import MAX_GRID
 from actcache.cli.terminal.config_file import add_config
 from actcache.cli.terminal.console import say
+from actcache.cluster.session import Workers
 from actcache.conventions import MEANINGS, PRESETS
 from actcache.errors import ActcacheError
 from actcache.settings import Setting, settings_of
@@ -145,6 +146,41 @@ def add_dry_run(command: argparse.ArgumentParser, prints: str) -> None:
         help=f"print {prints} and an estimate of the time, and write nothing; where the weights "
         "are on this machine and at most 16 GB, it loads the model and times a batch",
     )
+
+
+def add_workers(group: Group) -> None:
+    """Add the flags of a command that can run on a cluster."""
+    group.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes that each hold the model and share the rows, on Ray; they compute with one "
+        "thread each, or as many as OMP_NUM_THREADS says (default: none, without Ray)",
+    )
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="of a running Ray cluster, HOST:PORT or auto (default: start Ray on this machine)",
+    )
+    group.add_argument(
+        "--gpus-per-worker",
+        type=int,
+        metavar="N",
+        help="GPUs of a worker (default: 1 where there are GPUs)",
+    )
+
+
+def given_workers(args: argparse.Namespace) -> Workers | None:
+    """Read the flags of `add_workers`; None without `--workers`."""
+    if args.workers is not None:
+        return Workers(n=args.workers, address=args.cluster, gpus=args.gpus_per_worker)
+    for flag in ("cluster", "gpus_per_worker"):
+        if getattr(args, flag) is not None:
+            raise ActcacheError(
+                f"--{flag.replace('_', '-')} is given without --workers, expected both. Pass the "
+                "number of workers."
+            )
+    return None
 
 
 def names(text: str | None) -> tuple[str, ...] | None:
