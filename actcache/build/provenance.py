@@ -50,7 +50,6 @@ def provenance(plan: "BuildPlan", model: "LanguageModel") -> dict[str, Any]:
         "tokenizer": plan.tokenizer,
         "data_sha256": samples_digest(plan.samples),
         "leaks": {behavior: counts.recorded() for behavior, counts in plan.leaks.items()},
-        "left_out": list(plan.left_out),
         "conditions": plan.conditions.recorded(),
         "mode": MODE,
         "device": str(model.device),

@@ -100,6 +100,7 @@ def run_build(
                     columns=columns(plan),
                     config=config.recorded(),
                     provenance=recorded,
+                    left_out=plan.left_out,
                     shard_rows=shard_rows,
                 ),
                 overwrite=overwrite and not resume,
