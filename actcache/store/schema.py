@@ -50,6 +50,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -180,7 +181,7 @@ class Ragged:
         """Token ids, or other integers that fit into int32, as a ragged column."""
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        flat = np.array([value for row in rows for value in row], np.int64)
+        flat = np.fromiter(chain.from_iterable(rows), np.int64, offsets[-1])
         if flat.size and not -(2**31) <= flat.min() <= flat.max() < 2**31:
             raise MismatchError(
                 f"a ragged column holds {flat.min()} to {flat.max()}, expected integers of 32 "
