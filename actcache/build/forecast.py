@@ -20,10 +20,12 @@ from jaxtyping import Int64
 
 from actcache.build.plan import BuildPlan
 from actcache.build.run import load_planned, reader
+from actcache.build.runs import shards_of_a_run
 from actcache.engine.batching import Heads, n_shared, plan_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.self_check import CaptureFunction
 from actcache.store.schema import shard_rows
+from actcache.store.storage.address import bucket_address
 
 MAX_BYTES = 16_000_000_000
 """Larger weights are not loaded for an estimate: 16 GB take about half a minute."""
@@ -55,6 +57,7 @@ def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
 
     `tokens shared` are those that a pass need not run, since another of its rows begins with them.
     """
+    in_bucket = bucket_address(path) is not None
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -66,11 +69,11 @@ def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
     heads = plan.heads(range(plan.n))
     if model is not None and not model.can_share_beginnings:
         heads = None
-    rows_of_a_shard, _ = shard_rows(plan.arrays, plan.n)
+    a_shard, _ = shard_rows(plan.arrays, plan.n)
     batching: dict[str, Any] = {
         "budget": config.batch_tokens,
         "heads": heads,
-        "shard_rows": rows_of_a_shard,
+        "run_rows": a_shard * shards_of_a_run(plan.arrays, a_shard),
     }
     batches = plan_batches(plan.costs, **batching)
     n_saved = sum(n_shared(batch, heads) for batch in batches)
@@ -89,7 +92,7 @@ def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
         "passes": len(batches),
         "token-layers": (n_tokens - n_saved) * plan.model_config.num_hidden_layers,
         "bytes on disk": plan.n_bytes,
-        "bytes free": shutil.disk_usage(folder).free,
+        **({} if in_bucket else {"bytes free": shutil.disk_usage(folder).free}),
         "estimated seconds": estimate.seconds,
         "estimate": estimate.basis,
     }
@@ -152,7 +155,7 @@ def scaled(
     loading: float,
     heads: Heads = None,
     a_token: int = 1,
-    shard_rows: int | None = None,
+    run_rows: int | None = None,
     clock: Clock = time.perf_counter,
 ) -> TimeEstimate:
     """Time rows of the batch that holds the median row, and scale to all batches.
@@ -167,10 +170,10 @@ def scaled(
         loading: seconds that loading took, for the basis.
         heads: what rows may share; see `plan_batches`.
         a_token: what a shared token costs, in the unit of `work`.
-        shard_rows: rows of a shard; a batch holds rows of one shard.
+        run_rows: rows of a run; a batch holds rows of one run.
         clock: tells the time in seconds.
     """
-    batches = plan_batches(costs, budget=budget, heads=heads, shard_rows=shard_rows)
+    batches = plan_batches(costs, budget=budget, heads=heads, run_rows=run_rows)
     middle = batches[int(np.searchsorted(np.cumsum([len(b) for b in batches]), len(costs) / 2))]
     rows, took = _time_rows(run, middle, clock)
     row_work = np.asarray(work, np.float64)

@@ -99,9 +99,14 @@ class BuildPlan:
             for row in self.rendered
         ]
 
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether the engine runs a beginning once for all rows of a pass; else one at a time."""
+        return self.config.engine != "transformer-lens"
+
     def heads(self, rows: Sequence[int]) -> Heads:
         """Take the tokens of some rows that a pass may share; None if rows run one at a time."""
-        if self.config.engine == "transformer-lens":
+        if not self.shares_beginnings:
             return None
         return [capture_head(self.rendered[row], positions=self.positions) for row in rows]
 

@@ -1,5 +1,7 @@
 """What a store records about its rows and where its numbers come from."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +40,45 @@ def columns(plan: "BuildPlan") -> dict[str, Any]:
     return {**texts, **tokens, **numbers, **plan.row_columns.values}
 
 
-def provenance(plan: "BuildPlan", model: "LanguageModel") -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a store says about its model; whoever has no model can write the store with it."""
+
+    identity: Mapping[str, Any]
+    """The fields of `actcache.identity.IDENTITY`."""
+
+    commit: str | None
+    """On the Hub."""
+
+    attention: str
+    """Which implementation it runs."""
+
+    device: str
+    versions: Mapping[str, str]
+    widths: Mapping[str, int]
+    """Values at each site that is read."""
+
+    @classmethod
+    def of(cls, model: "LanguageModel", sites: Sequence[str]) -> "ModelFacts":
+        """Ask a loaded model."""
+        return cls(
+            identity=model_identity(model),
+            commit=getattr(model.hf.config, "_commit_hash", None),
+            attention=model.hf.config._attn_implementation,
+            device=str(model.device),
+            versions=versions(),
+            widths={site: model.width_of(site) for site in sites},
+        )
+
+
+def provenance(plan: "BuildPlan", facts: ModelFacts) -> dict[str, Any]:
     """Collect where a store's numbers come from."""
     return {
         "model": {
-            **model_identity(model),
+            **facts.identity,
             "name": plan.config.model,
-            "commit": getattr(model.hf.config, "_commit_hash", None),
-            "attention": model.hf.config._attn_implementation,
+            "commit": facts.commit,
+            "attention": facts.attention,
         },
         "tokenizer": plan.tokenizer,
         "data_sha256": samples_digest(plan.samples),
@@ -53,8 +86,8 @@ def provenance(plan: "BuildPlan", model: "LanguageModel") -> dict[str, Any]:
         "left_out": list(plan.left_out),
         "conditions": plan.conditions.recorded(),
         "mode": MODE,
-        "device": str(model.device),
-        "versions": versions(),
+        "device": facts.device,
+        "versions": dict(facts.versions),
     }
 
 

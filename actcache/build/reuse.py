@@ -42,12 +42,16 @@ class Reusable:
         ]
         return {"rows": int(counts.sum()), "of": sources}
 
-    def fill(self, blocks: Mapping[str, np.ndarray], start: int) -> Int64[np.ndarray, " _"]:
-        """Copy the rows that a shard can reuse; return those that must be run.
+    def part(self, rows: slice) -> "Reusable":
+        """The same of some rows."""
+        return Reusable(self.stores, self.store[rows], self.row[rows])
+
+    def fill(self, blocks: Mapping[str, np.ndarray], start: int) -> None:
+        """Copy the rows that a shard can reuse.
 
         Args:
             blocks: for each row array `[layer, row, width]` in its stored dtype; written to.
-            start: number of the shard's first row in the build.
+            start: number of the shard's first row.
         """
         n_rows = next(iter(blocks.values())).shape[1]
         holder, row = self.store[start : start + n_rows], self.row[start : start + n_rows]
@@ -57,7 +61,6 @@ class Reusable:
                 for name, block in blocks.items():
                     values = store.array(name).stored[row[copied]]
                     block[:, copied] = values.swapaxes(0, 1)
-        return np.flatnonzero(holder < 0)
 
 
 def find_reusable(

@@ -1,30 +1,27 @@
-"""The build: a plan and a model in, a finished store out, shard by shard."""
+"""The build: a plan and a model in, a finished store out, run by run."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
-import torch
 from jaxtyping import Int64
-from torch import Tensor
 
-from actcache.build.certify import certify
+from actcache.build.certify import certify, rows_to_certify
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
-from actcache.build.provenance import MODE, columns, model_identity, provenance
-from actcache.build.reuse import Reusable, find_reusable, first_equal_rows
+from actcache.build.provenance import MODE, ModelFacts, columns, provenance
+from actcache.build.reuse import Reusable, find_reusable
+from actcache.build.runs import RUN_ROWS, Blocks, Runs, read_rows
 from actcache.conventions import MASS_SITES
-from actcache.engine.batching import Budget, Heads, run_batches
-from actcache.engine.model import DTYPES, LanguageModel, load_model
+from actcache.engine.batching import Budget
+from actcache.engine.model import LanguageModel, load_model
 from actcache.engine.self_check import CaptureFunction, check_capture
 from actcache.engine.tree_capture import capture
 from actcache.progress import SILENT, Progress
-from actcache.prompts.beginnings import group_by_beginning
 from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
 from actcache.store.partial import require_room
@@ -43,6 +40,7 @@ def run_build(
     model: LanguageModel | None = None,
     progress: Progress = SILENT,
     shard_rows: int | None = None,
+    run_rows: int = RUN_ROWS,
     read: CaptureFunction | None = None,
 ) -> Store:
     """Build a store as planned, and certify it.
@@ -57,6 +55,8 @@ def run_build(
         model: an already loaded model; by default the config's is loaded.
         progress: shows how many rows are committed.
         shard_rows: rows of a shard; by default as `schema.shard_rows` chooses.
+        run_rows: rows that are computed together, about; an interrupted build of another number is
+            resumed with other last bits.
         read: reads the residuals of a batch; by default what the config's engine names.
 
     Raises:
@@ -76,61 +76,57 @@ def run_build(
         model = model or load_planned(config)
         read = read or reader(config)
         check = check_capture(model, plan.rendered, read=read, **plan.reading)
-        arrays = _arrays(plan, model)
-        recorded = provenance(plan, model)
-        reused: Reusable | None = None
-        if reused_stores:
-            reused = find_reusable(
-                reused_stores,
-                rows=plan.rendered,
-                arrays=arrays,
-                model=model_identity(model),
-                mode=MODE,
-                answer=config.answer,
-            )
-            recorded["reused"] = reused.recorded()
+        contents, reused = plan_contents(
+            plan,
+            ModelFacts.of(model, config.sites),
+            reused_stores=reused_stores,
+            shard_rows=shard_rows,
+        )
         begin = Writer.resume if resume else Writer.create
         with (
             begin(
                 path,
-                StoreContents(
-                    kind="residuals",
-                    n=plan.n,
-                    arrays=arrays,
-                    columns=columns(plan),
-                    config=config.recorded(),
-                    provenance=recorded,
-                    shard_rows=shard_rows,
-                ),
+                contents,
                 overwrite=overwrite and not resume,
             ) as writer,
             ThreadPoolExecutor(1) as committer,
         ):
-            advance(writer.committed)
+            first_missing = writer.committed
+            advance(first_missing)
+            runs = Runs.of(
+                plan,
+                contents.arrays,
+                shard_rows=writer.shard_rows,
+                reused=reused,
+                run_rows=run_rows,
+            )
             pending: Future[None] | None = None
 
-            def written() -> Store:
-                """The shards so far, all of them on disk."""
+            def read_earlier(rows: Int64[np.ndarray, " k"]) -> Mapping[str, np.ndarray]:
                 if pending is not None:
                     pending.result()
-                return open_store(path, partial=True)
+                return read_rows(open_store(path, partial=True), rows)
 
-            first = first_equal_rows(plan.rendered, arrays)
-            shards = _Shards(plan, model, read, arrays, reused, first, written)
-            for rows, blocks in shards.rest(writer):
-                # The last shard is written while the next one is computed.
+            budget = Budget(config.batch_tokens)
+            for number in runs.left(first_missing):
+                shards = runs[number].compute(
+                    model, read=read, read_earlier=read_earlier, budget=budget
+                )
+                # All of an interrupted run is computed again, so that its rows share the passes
+                # that they would have shared.
+                missing = deque(shard for shard in shards if shard[0].start >= first_missing)
+                advance(sum(len(rows) for rows, _ in missing))
+                # The last run is written while the next one is computed.
                 if pending is not None:
                     pending.result()
-                pending = committer.submit(writer.commit, blocks)
-                advance(len(rows))
+                pending = committer.submit(_commit, writer, missing)
             if pending is not None:
                 pending.result()
             certificate = certify(
                 open_store(path, partial=True),
                 model,
-                plan.rendered,
+                {i: plan.rendered[i] for i in rows_to_certify(plan.n, seed=config.seed)},
                 **plan.reading,
-                seed=config.seed,
             )
             writer.finish({**certificate, "self_check": check})
     return open_store(path)
@@ -157,108 +153,57 @@ def load_planned(config: BuildConfig) -> LanguageModel:
     )
 
 
-def as_stored(residuals: Tensor, dtype: str) -> np.ndarray:
-    """Convert a tensor to the store's dtype in NumPy; bfloat16 as its bits, uint16."""
-    converted = residuals.to(DTYPES[dtype]).cpu()
-    return converted.view(torch.uint16).numpy() if dtype == "bfloat16" else converted.numpy()
+def _commit(writer: Writer, shards: deque[tuple[range, Blocks]]) -> None:
+    """Write shards in order; each is freed once it is written."""
+    while shards:
+        writer.commit(shards.popleft()[1])
 
 
-def _arrays(plan: BuildPlan, model: LanguageModel) -> list[RowArray]:
+def plan_contents(
+    plan: BuildPlan,
+    facts: ModelFacts,
+    *,
+    reused_stores: Sequence[Store],
+    shard_rows: int | None,
+) -> tuple[StoreContents, Reusable | None]:
+    """Put together all of the store but its values, and find the rows that can be reused."""
+    config, arrays = plan.config, _row_arrays(plan, facts)
+    recorded = provenance(plan, facts)
+    reused: Reusable | None = None
+    if reused_stores:
+        reused = find_reusable(
+            reused_stores,
+            rows=plan.rendered,
+            arrays=arrays,
+            model=facts.identity,
+            mode=MODE,
+            answer=config.answer,
+        )
+        recorded["reused"] = reused.recorded()
+    contents = StoreContents(
+        kind="residuals",
+        n=plan.n,
+        arrays=arrays,
+        columns=columns(plan),
+        config=config.recorded(),
+        provenance=recorded,
+        shard_rows=shard_rows,
+    )
+    return contents, reused
+
+
+def _row_arrays(plan: BuildPlan, facts: ModelFacts) -> list[RowArray]:
     """List the row arrays of the store: one per site and position."""
-    config = plan.config
-    store_dtype = model.dtype if config.store_dtype == "auto" else config.store_dtype
+    config, model = plan.config, facts.identity
+    store_dtype = model["dtype"] if config.store_dtype == "auto" else config.store_dtype
     return [
         RowArray(
             f"{site}/{position}",
-            n_layers=1 if site == "embed" else model.n_layers,
-            width=model.width_of(site),
+            n_layers=1 if site == "embed" else model["n_layers"],
+            width=facts.widths[site],
             dtype=cast("Dtype", "float32" if site in MASS_SITES else store_dtype),  # it checks them
             dimension_names=("n", "layer", "head" if site in MASS_SITES else "d_model"),
         )
         for site in config.sites
         for position in plan.positions
     ]
-
-
-@dataclass(frozen=True)
-class _Shards:
-    """Computes the shards of a store, from rows that are run and rows that are reused."""
-
-    plan: BuildPlan
-    model: LanguageModel
-    read: CaptureFunction
-    arrays: Sequence[RowArray]
-    reused: Reusable | None
-
-    first: Int64[np.ndarray, " n"]
-    """For each row the first one with the same tokens, which is run for both."""
-
-    written: Callable[[], Store]
-    """Opens the shards that have been committed."""
-
-    def rest(self, writer: Writer) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
-        """Compute the shards that are not committed yet: row numbers, and `[n, layer, width]`."""
-        n, costs = self.plan.n, self.plan.costs
-        budget = Budget(self.plan.config.batch_tokens)
-        for start in range(writer.committed, n, writer.shard_rows):
-            rows = range(start, min(start + writer.shard_rows, n))
-            # Layer-major, as a shard lies on disk, so that writing it copies nothing.
-            blocks = {
-                array.name: np.empty((array.n_layers, len(rows), array.width), array.stored)
-                for array in self.arrays
-            }
-            to_run = (
-                np.arange(len(rows)) if self.reused is None else self.reused.fill(blocks, start)
-            )
-
-            to_run, repeated = self._without_repeats(to_run, start)
-            run_batches(
-                [costs[start + i] for i in to_run],
-                budget=budget,
-                run=partial(self._run_batch, blocks, start, to_run),
-                heads=self._heads((start + to_run).tolist()),
-            )
-            self._copy_repeats(blocks, repeated, start)
-            yield rows, {name: block.swapaxes(0, 1) for name, block in blocks.items()}
-
-    def _heads(self, rows: Sequence[int]) -> Heads:
-        """What these rows may share; None where nothing would be run once."""
-        heads = self.plan.heads(rows)
-        shares = heads is not None and group_by_beginning(heads) and self.model.can_share_beginnings
-        return heads if shares else None
-
-    def _without_repeats(
-        self, to_run: Int64[np.ndarray, " _"], start: int
-    ) -> tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]:
-        """Part the places of a shard into those to run and those that repeat an earlier row."""
-        repeats = self.first[start + to_run] < start + to_run
-        return to_run[~repeats], to_run[repeats]
-
-    def _copy_repeats(
-        self, blocks: Mapping[str, np.ndarray], repeated: Int64[np.ndarray, " _"], start: int
-    ) -> None:
-        """Copy rows that repeat one of this shard, or of a shard that is on disk."""
-        source = self.first[start + repeated]
-        earlier = source < start
-        for name, block in blocks.items():
-            block[:, repeated[~earlier]] = block[:, source[~earlier] - start]
-            if earlier.any():
-                values = self.written().array(name).stored[source[earlier]]
-                block[:, repeated[earlier]] = values.swapaxes(0, 1)
-
-    def _run_batch(
-        self,
-        blocks: Mapping[str, np.ndarray],
-        start: int,
-        to_run: Int64[np.ndarray, " _"],
-        batch: Int64[np.ndarray, " _"],
-    ) -> None:
-        """Run the rows `to_run[batch]` of the shard that begins at row `start`, into `blocks`."""
-        rows = to_run[batch]
-        tokens = [self.plan.rendered[start + i] for i in rows]
-        residuals = self.read(self.model, tokens, **self.plan.reading)
-        positions = list(self.plan.positions)
-        for array in self.arrays:
-            site, position = array.name.split("/")
-            values = residuals[site][:, :, positions.index(position)]
-            blocks[array.name][:, rows] = as_stored(values, array.dtype).swapaxes(0, 1)

@@ -23,7 +23,7 @@ log = logging.getLogger("actcache")
 
 
 def plan_batches(
-    costs: Sequence[int], *, budget: int, heads: Heads = None, shard_rows: int | None = None
+    costs: Sequence[int], *, budget: int, heads: Heads = None, run_rows: int | None = None
 ) -> list[Int64[np.ndarray, " _"]]:
     """Group rows that begin alike, and rows of similar cost, so that a batch holds little padding.
 
@@ -34,18 +34,18 @@ def plan_batches(
         costs: tokens of each row, without padding.
         budget: tokens of a batch, as `batch_cost` counts them.
         heads: the tokens of each row that a pass runs once for rows which share them, if it does.
-        shard_rows: plan each so many rows alone.
+        run_rows: plan each so many rows alone.
 
     Returns:
         Row numbers, batch by batch; each row once.
     """
-    if shard_rows is not None:
+    if run_rows is not None:
         batches = []
-        for start in range(0, len(costs), shard_rows):
-            shard = slice(start, start + shard_rows)
-            shared = None if heads is None else heads[shard]
+        for start in range(0, len(costs), run_rows):
+            run = slice(start, start + run_rows)
+            shared = None if heads is None else heads[run]
             batches += [
-                start + batch for batch in plan_batches(costs[shard], budget=budget, heads=shared)
+                start + batch for batch in plan_batches(costs[run], budget=budget, heads=shared)
             ]
         return batches
     by_cost = np.asarray(costs, np.int64)
@@ -104,15 +104,30 @@ def _cut(
 
 
 class Budget:
-    """Tokens that a pass may cost; shrinks for good when memory runs out."""
+    """Tokens that a pass may cost; shrinks when memory runs out.
+
+    Each unit of work has its own, so that what ran out of memory changes the batches, and with them
+    the last bits, of no other unit.
+    """
 
     def __init__(self, tokens: int):
         self.tokens = tokens
         """The current budget, padding included."""
+        self._initial = tokens
+        self._warned = [tokens]
+
+    def renewed(self) -> "Budget":
+        """Begin another unit of work with the first budget; what was warned of is not repeated."""
+        renewed = Budget(self._initial)
+        renewed._warned = self._warned
+        return renewed
 
     def shrink(self, cost: int) -> None:
         """Set the budget to half of `cost`, the tokens of the pass that did not fit."""
         self.tokens = max(1, min(self.tokens, cost) // 2)
+        if self.tokens >= self._warned[-1]:
+            return
+        self._warned.append(self.tokens)
         log.warning(
             "actcache: the device is out of memory with %d tokens in a pass; continuing with at "
             "most %d (--batch-tokens)",

@@ -135,7 +135,7 @@ def run_sweep(
             budget = Budget(batch_tokens)
             while writer.committed < store.n:
                 shard = writer.next_rows
-                values = grid.sweep_rows(shard, budget)
+                values = grid.sweep_rows(shard, budget.renewed())
                 writer.commit(values, absent=contents.absent(shard))
                 on_rows(shard.stop - shard.start)
             writer.finish(certificate)

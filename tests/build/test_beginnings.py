@@ -1,6 +1,7 @@
 """Builds whose rows share a system message: what runs, what is stored, what a dry run counts."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,11 +80,12 @@ def test_each_row_is_stored_as_it_is_alone(plan, tmp_path):
 
 
 def test_broken_and_resumed_equals_uninterrupted(plan, tmp_path):
-    whole = run_build(plan, tmp_path / "whole.zarr", shard_rows=16)
+    runs: dict[str, Any] = {"shard_rows": 16, "run_rows": 16}
+    whole = run_build(plan, tmp_path / "whole.zarr", **runs)
     with pytest.raises(RuntimeError, match="broke"):
-        run_build(plan, tmp_path / "s.zarr", shard_rows=16, read=CountedCapture(breaks_after=9))
+        run_build(plan, tmp_path / "s.zarr", read=CountedCapture(breaks_after=9), **runs)
 
-    resumed = run_build(plan, tmp_path / "s.zarr", resume=True)
+    resumed = run_build(plan, tmp_path / "s.zarr", resume=True, run_rows=16)
 
     for name in whole.arrays:
         np.testing.assert_array_equal(resumed.array(name)[:], whole.array(name)[:])

@@ -79,7 +79,7 @@ def test_is_exact_where_shared_tokens_cost_nothing(tails, budget):
     def run(rows):
         clock.now += 1e-3 * batch_cost(rows, lengths, heads)
 
-    settings: dict[str, Any] = {"budget": budget, "heads": heads, "shard_rows": 16}
+    settings: dict[str, Any] = {"budget": budget, "heads": heads, "run_rows": 16}
     estimate = scaled(lengths, lengths, run=run, place="cpu", loading=0.0, clock=clock, **settings)
 
     batches = plan_batches(lengths, **settings)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import actcache
+import actcache.demo
 from actcache import analysis
 from actcache.analysis.sweep.row_directions import shared_directions
 from actcache.analysis.sweep.run import run_sweep
@@ -239,3 +240,40 @@ def test_a_score_that_is_read_before_anything_is_steered_is_refused(store, tmp_p
         run("letter", "completion", model=never)
     assert np.ptp(run("logprob", "completion").propensity, axis=-1).min() > 0
     assert np.ptp(run("letter", "fork").propensity, axis=-1).min() > 0
+
+
+def test_out_of_memory_in_one_shard_changes_no_other(tmp_path, monkeypatch, caplog):
+    """On the demo model, whose values show which rows shared a pass."""
+    from actcache.analysis.sweep import run as module
+    from actcache.engine.steered_scores import score_grid
+
+    model = load_model(str(actcache.demo.model_path()))
+    store = actcache.build_store(
+        actcache.demo.row_files("tidy"), tmp_path / "s.zarr", model=model.name, limit=24
+    )
+    direction = np.random.default_rng(0).normal(size=(store.n_layers, store.d_model))
+    n_passes = 0
+
+    def short_of_memory(model, rows, **rest):
+        nonlocal n_passes
+        n_passes += 1
+        if n_passes == 3:  # two are the check before the sweep
+            raise torch.OutOfMemoryError
+        return score_grid(model, rows, **rest)
+
+    def swept(name, batch_tokens=1500):
+        sets = {"d": direction.astype(np.float32)}
+        sweep = run_sweep(
+            store, sets, multipliers=MULTIPLIERS, out=tmp_path / name, model=model, shard_rows=12,
+            batch_tokens=batch_tokens, score="logprob",
+        )  # fmt: skip
+        return sweep.propensity
+
+    whole, halved = swept("whole.zarr"), swept("halved.zarr", 750)
+    monkeypatch.setattr(module, "score_grid", short_of_memory)
+    tight = swept("tight.zarr")
+
+    assert "out of memory" in caplog.text
+    np.testing.assert_array_equal(tight[12:], whole[12:])
+    assert (tight[:12] != whole[:12]).any()
+    assert (halved[12:] != whole[12:]).any()  # had the second shard shared the budget
