@@ -176,11 +176,7 @@ def test_a_damaged_block_is_refused_with_its_rows_and_never_cached(wide, tmp_pat
     cache = BlockCache(tmp_path, n_bytes=10**6)
     residuals = opened(storage, check=True, cache=cache).array("resid_post/prompt")
     np.testing.assert_array_equal(residuals.layer(0), values[:, 0])
-    for read in (
-        lambda: residuals.layer(1),
-        lambda: residuals[5, 1],
-        lambda: [*residuals.batches()],
-    ):
+    for read in (lambda: residuals.layer(1), lambda: residuals[5, 1], lambda: [*residuals.batches()]):
         with pytest.raises(DamageError, match="layer 1 of rows 4 to 7.*checksum"):
             read()
     wrong = opened(storage, cache=cache).array("resid_post/prompt").layer(1)  # not checked
@@ -188,9 +184,7 @@ def test_a_damaged_block_is_refused_with_its_rows_and_never_cached(wide, tmp_pat
     cached = [path.read_bytes() for path in files_in(tmp_path)]
     assert wrong[4:8].tobytes() not in cached
     assert wrong[:4].tobytes() in cached
-    assert [problem.found for problem in verify(storage)] == [
-        "other bytes at layer 1 of rows 4 to 7"
-    ]
+    assert [problem.found for problem in verify(storage)] == ["other bytes at layer 1 of rows 4 to 7"]
 
 
 def test_a_store_that_is_replaced_while_it_is_open_says_so_whatever_is_cached(wide, tmp_path):
