@@ -125,7 +125,11 @@ class SeaweedFS:
                 self._make_bucket()
                 storage.write("x", [b"1"])
             except OSError as error:
-                if self.process.poll() is not None or time.monotonic() > deadline:
+                if (
+                    self.process is None
+                    or self.process.poll() is not None
+                    or time.monotonic() > deadline
+                ):
                     log = (self.folder / "log").read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"SeaweedFS did not start: {error}\n{log}") from error
                 time.sleep(0.05)
