@@ -119,7 +119,7 @@ class SeaweedFS:
         from actcache.store.storage import S3Storage
 
         deadline = time.monotonic() + STARTS_WITHIN_S
-        storage = S3Storage(f"s3://{BUCKET}/started", environment=self.environment, patience=0)
+        storage = S3Storage(f"s3://{BUCKET}/started", environment=self.environment, patience=0.0)
         while True:
             try:
                 self._make_bucket()
