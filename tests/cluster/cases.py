@@ -337,9 +337,7 @@ INTERRUPTIONS = [
     a_worker_of_another_dtype_is_refused_with_both_values,
 ]
 
-NAMES = [
-    case.__name__ for case in (*POOL_CASES, *SESSION_CASES, *INTERRUPTIONS, *BUILD_CASES)
-]
+NAMES = [case.__name__ for case in (*POOL_CASES, *SESSION_CASES, *INTERRUPTIONS, *BUILD_CASES)]
 
 
 def main(folder: Path, chosen: list[str]) -> None:
