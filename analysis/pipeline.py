@@ -38,6 +38,7 @@ from actcache.analysis.results import (
     write_steerability,
     write_vectors,
 )
+from actcache.analysis.stats.units import MapUnits
 from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
 from actcache.analysis.sweep.comparison import compare_sets
 from actcache.analysis.sweep.given import fit_pairs, given_sets, tensors_of
@@ -52,6 +53,7 @@ from actcache.conventions import ATTENTION, NO_PRESET, STAGES, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_names
+from actcache.store.storage.address import require_folder
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
@@ -103,6 +105,7 @@ def analyze(
         results.summary.behaviors["tidy"].fixed.slope
     """
     check_formats(formats)
+    require_folder(out, "what analyze leaves")
     store = store if isinstance(store, Store) else open_store(store)
     check_names(AnalyzeConfig, settings)
     if config is None:
@@ -122,6 +125,7 @@ def analyze(
             progress=progress,
             device=device,
             formats=formats,
+            map_units=map,
         )
 
 
@@ -135,6 +139,7 @@ def _run_stages(
     progress: Progress,
     device: str,
     formats: Sequence[str],
+    map_units: MapUnits,
 ) -> Results:
     """Run the stages on what was checked, and write what they give."""
     paired = not any(store["label"].tolist())
@@ -154,19 +159,26 @@ def _run_stages(
     )
     labels = None
     if paired:
-        directions = pair_directions(store, rows=train)
+        directions = pair_directions(store, rows=train, map_units=map_units)
     else:
         labels = two_labels(store, config.labels)
         directions = label_directions(
-            store, rows=train, labels=labels, position=config.position, pooled=config.pooled
+            store,
+            rows=train,
+            labels=labels,
+            position=config.position,
+            pooled=config.pooled,
+            map_units=map_units,
         )
         summary = replace(summary, labels=labels)
         if "layers" in config.stages:
-            scores = score_layers(store, directions, labels, train, config)
+            scores = score_layers(store, directions, labels, train, config, map_units=map_units)
             summary = replace(summary, layers=scores)
     if "layers" in config.stages and norm_sites(store):
         try:
-            planes = find_planes(store, directions.names, labels, train, config)
+            planes = find_planes(
+                store, directions.names, labels, train, config, map_units=map_units
+            )
         except MismatchError as error:  # the other stages were asked for as much
             summary = replace(summary, left_out=(*left_out, f"layers: {error}"))
         else:
@@ -175,12 +187,14 @@ def _run_stages(
             summary = replace(summary, planes=scores_of)
     if "vectors" in config.stages:
         summary = replace(summary, vectors=write_vectors(out, store, directions))
-    fitted = fit_pairs(store, config) if paired else {}
+    fitted = fit_pairs(store, config, map_units=map_units) if paired else {}
     write_directions(out, store, tensors_of(fitted))
     concepts = None
     if "concepts" in config.stages and ATTENTION in store.sites:
         try:
-            concepts, tensors = fit_concepts(store, labels=labels, config=config, progress=progress)
+            concepts, tensors = fit_concepts(
+                store, labels=labels, config=config, progress=progress, map_units=map_units
+            )
         except MismatchError as error:
             if tuple(config.stages) != STAGES:
                 raise
@@ -192,7 +206,9 @@ def _run_stages(
         from actcache.build.replay import load_store_model
 
         load = model or (lambda: load_store_model(store, device=device))
-        swept, given = given_sets(store, directions, config=config, fitted=fitted, train=train)
+        swept, given = given_sets(
+            store, directions, config=config, fitted=fitted, train=train, map_units=map_units
+        )
         summary = _run_sweep_stages(
             _Run(
                 store=store,
@@ -204,6 +220,7 @@ def _run_stages(
                 model=load,
                 progress=progress,
                 device=device,
+                map_units=map_units,
             ),
             summary,
         )
@@ -235,6 +252,7 @@ class _Run:
     model: "Callable[[], LanguageModel]"
     progress: Progress
     device: str
+    map_units: MapUnits
 
 
 def _run_sweep_stages(run: _Run, summary: Summary) -> Summary:
@@ -254,7 +272,13 @@ def _run_sweep_stages(run: _Run, summary: Summary) -> Summary:
     learned = None
     if behaviors is not None and L2S in config.vectors:
         layers = config.layers or range(run.store.n_layers)
-        learned = LearnedVectors(run.store, behaviors, layers=sorted(set(layers)), config=config)
+        learned = LearnedVectors(
+            run.store,
+            behaviors,
+            layers=sorted(set(layers)),
+            config=config,
+            map_units=run.map_units,
+        )
     sweep = _sweep(run, learned)
     if "sweep" in config.stages:
         summary = replace(summary, sweep=_score_sweep(run, sweep))
@@ -269,6 +293,7 @@ def _run_sweep_stages(run: _Run, summary: Summary) -> Summary:
         config=config,
         progress=run.progress,
         device=training_device(run.device),
+        map_units=run.map_units,
     )
     return replace(summary, predictors=scores)
 
@@ -285,6 +310,7 @@ def _sweep(run: _Run, learned: "LearnedVectors | None") -> Sweep:
         run.directions,
         config=config,
         others={**(learned.sets if learned else {}), **run.given},
+        map_units=run.map_units,
     )
     if path.exists():  # refused before minutes of training
         rule = SteeringRule(first_steered=config.first_steered, score=config.score)
@@ -298,7 +324,9 @@ def _sweep(run: _Run, learned: "LearnedVectors | None") -> Sweep:
         wanted.open(path)
     if learned is not None:
         device = training_device(run.device)
-        learned.train(run.out / PREDICTORS, progress=run.progress, device=device)
+        learned.train(
+            run.out / PREDICTORS, progress=run.progress, device=device, map_units=run.map_units
+        )
     return run_sweep(
         run.store,
         sets,

@@ -10,6 +10,7 @@ written to STORE.toml, for --config.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from actcache import conventions
@@ -20,7 +21,9 @@ from actcache.cli.terminal.options import (
     add_dry_run,
     add_new_store,
     add_settings,
+    add_workers,
     given_settings,
+    given_workers,
     key_map,
     note_ignored,
     preset_help,
@@ -58,18 +61,20 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="OLD",
         help="a store of the same model: copy its rows of equal tokens; may be given again",
     )
+    add_workers(groups[RUN])
 
 
 def run(args: argparse.Namespace) -> None:
     """Check the rows, build the store, and print what it holds."""
     config = config_of(args)  # before torch is imported
+    workers = given_workers(args)
     note_ignored(args)
     if not args.dry_run:
         from actcache.build.place import require_place  # imports numpy
 
         require_place(args.output, resume=args.resume, overwrite=args.overwrite)
     choose_threads(width_of(config.model))
-    from actcache.build import forecast_build, plan_store, run_build
+    from actcache.build import forecast_build, plan_store, run_build, run_with_workers
     from actcache.cli.info import describe
 
     plan = plan_store(
@@ -86,7 +91,8 @@ def run(args: argparse.Namespace) -> None:
     if args.dry_run:
         console.print_result(forecast_build(plan, args.output), as_json=args.json)
         return
-    store = run_build(
+    run = run_build if workers is None else partial(run_with_workers, workers=workers)
+    store = run(
         plan,
         args.output,
         resume=args.resume,
@@ -94,7 +100,10 @@ def run(args: argparse.Namespace) -> None:
         reuse=args.reuse,
         progress=console.Bars(quiet=args.json),
     )
-    write_config(Path(f"{store.path}.toml"), args, config)
+    if isinstance(store.path, Path):
+        write_config(Path(f"{store.path}.toml"), args, config)
+    else:
+        console.say(f"actcache: settings are not written beside '{store.path}': it records them")
     console.print_result(describe(store), as_json=args.json)
 
 

@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
-    from actcache.build.certify import certify
+    from actcache.build.certify import certify, rows_to_certify
     from actcache.build.replay import load_store_model, rendered_rows
     from actcache.engine.self_check import error_bound
 
@@ -78,15 +78,14 @@ def _recomputed(store: "Store", args: argparse.Namespace) -> dict[str, Any]:
         )
     choose_threads(store.d_model)
     model = load_store_model(store, name=args.model, device=args.device)
+    rows = rendered_rows(store)
     certificate = certify(
         store,
         model,
-        rendered_rows(store),
+        {i: rows[i] for i in rows_to_certify(len(rows), seed=args.seed, n_rows=args.recompute)},
         positions=store.positions,
         sites=store.sites,
         answer=store.config["answer"],
-        seed=args.seed,
-        n_rows=args.recompute,
     )
     worst, bound = max(certificate["sites"].values()), error_bound(model)
     if worst > bound:

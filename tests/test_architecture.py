@@ -50,10 +50,11 @@ RULES = {
     "store.storage": Rule(GROUND),
     "store.copies": Rule(("data", *STORE)),
     "engine": Rule(("prompts", *GROUND), heavy=EVERYTHING),
+    "cluster": Rule(GROUND),
     "build.config": Rule(GROUND),
     "build": Rule(
-        ("build.config", "data", "prompts", "engine", *STORE),
-        heavy=("run", "runs", "certify", "replay", "forecast"),
+        ("build.config", "cluster", "data", "prompts", "engine", *STORE),
+        heavy=("run", "runs", "workers", "certify", "replay", "forecast"),
     ),
     "encoders": Rule(("engine", *STORE), heavy=("sentence",)),
     "steering": Rule(

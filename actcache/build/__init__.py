@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from actcache.build.pipeline import build_store, plan_store
     from actcache.build.plan import BuildPlan, plan_build
     from actcache.build.run import run_build
+    from actcache.build.workers import run_with_workers
 
 __all__ = [
     "BuildConfig",
@@ -20,6 +21,7 @@ __all__ = [
     "plan_build",
     "plan_store",
     "run_build",
+    "run_with_workers",
 ]
 
 __getattr__ = attach(__name__, __file__)

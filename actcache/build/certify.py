@@ -1,6 +1,6 @@
 """The certificate of a build: a few rows run again alone, compared with the store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,34 +14,35 @@ from actcache.prompts.render import Rendered
 from actcache.store.store import Store
 
 
+def rows_to_certify(n: int, *, seed: int, n_rows: int = CERTIFICATE_ROWS) -> list[int]:
+    """Draw the numbers of a few of `n` rows."""
+    return sorted(np.random.default_rng(seed).permutation(n)[:n_rows].tolist())
+
+
 def certify(
     store: Store,
     model: LanguageModel,
-    rows: Sequence[Rendered],
+    rows: Mapping[int, Rendered],
     *,
     positions: Sequence[str],
     sites: Sequence[str],
     answer: str,
-    seed: int,
-    n_rows: int = CERTIFICATE_ROWS,
 ) -> dict[str, Any]:
-    """Run a few random rows again, alone and unpadded, and compare them with the store.
+    """Run a few rows again, alone and unpadded, and compare them with the store.
 
-    The store may be partial; `rows` are all rows of the build.
+    The store may be partial; `rows` are `rows_to_certify`, by their numbers.
 
     Returns:
         `rows` (their ids), `positions`, and `largest_relative_error` by layer and, in `sites`, by
         site: the largest difference of any value over the largest absolute value read there.
     """
-    rng = np.random.default_rng(seed)
-    sampled = np.sort(rng.permutation(len(rows))[:n_rows])
     layers = store.layers if set(sites) != {"embed"} else np.arange(model.n_layers)
     by_layer, by_site = np.zeros(layers.size), dict.fromkeys(sites, 0.0)
-    for i in sampled:
-        alone = reference_values(model, rows[i], positions=positions, answer=answer, sites=sites)
+    for i, row in rows.items():
+        alone = reference_values(model, row, positions=positions, answer=answer, sites=sites)
         for site in sites:
             for j, position in enumerate(positions):
-                stored = torch.from_numpy(np.array(store.resid(position, site=site)[int(i)]))
+                stored = torch.from_numpy(np.array(store.resid(position, site=site)[i]))
                 true = alone[site][:, j]
                 if site != "embed":
                     true = true[torch.from_numpy(layers).to(true.device)]
@@ -50,7 +51,7 @@ def certify(
                 if site != "embed":
                     by_layer = np.maximum(by_layer, errors)
     return {
-        "rows": [str(store["id"][i]) for i in sampled],
+        "rows": [str(store["id"][i]) for i in rows],
         "positions": list(positions),
         "largest_relative_error": by_layer.tolist(),
         "sites": by_site,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
+from actcache.cluster.session import Workers
 from actcache.conventions import NO_PRESET, build_settings
 from actcache.data.formats import read_samples
 from actcache.data.personas import expand_variants, load_personas
@@ -34,6 +35,9 @@ def build_store(
     resume: bool = False,
     overwrite: bool = False,
     reuse: Sequence[str | Path] = (),
+    workers: int | None = None,
+    cluster: str | None = None,
+    gpus_per_worker: int | None = None,
     note: Callable[[str], None] | None = None,
     progress: Progress = AUTOMATIC,
     **settings: Any,
@@ -57,6 +61,9 @@ def build_store(
         resume: continue an interrupted build.
         overwrite: replace a store at `path`.
         reuse: stores of the same model; their rows of equal tokens are copied instead of run.
+        workers: run the model in so many processes, on Ray; by default in this one.
+        cluster: HOST:PORT of a running Ray cluster; by default Ray is started on this machine.
+        gpus_per_worker: GPUs of each worker; by default 1 where there are GPUs.
         note: called with each sentence about rows left out, broken conditions and leaks; by default
             they are logged as warnings, which Python shows on stderr.
         progress: shows how many rows are done.
@@ -74,6 +81,9 @@ def build_store(
     """
     check_names(BuildConfig, settings)
     config = BuildConfig(**build_settings(preset, {"model": str(model), **settings}))
+    on_cluster = (
+        None if workers is None else Workers(n=workers, address=cluster, gpus=gpus_per_worker)
+    )
     require_place(path, resume=resume, overwrite=overwrite)
     plan = plan_store(
         data, config, limit=limit, split=split, map=map, personas=personas, reuse=reuse
@@ -83,9 +93,14 @@ def build_store(
             log.warning("actcache: %s", sentence)
         else:
             note(sentence)
+    how: dict[str, Any] = {"resume": resume, "overwrite": overwrite, "reuse": reuse}
+    if on_cluster is not None:
+        from actcache.build.workers import run_with_workers
+
+        return run_with_workers(plan, path, on_cluster, progress=progress, **how)
     from actcache.build.run import run_build  # imports torch
 
-    return run_build(plan, path, resume=resume, overwrite=overwrite, reuse=reuse, progress=progress)
+    return run_build(plan, path, progress=progress, **how)
 
 
 def plan_store(

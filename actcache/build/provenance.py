@@ -1,7 +1,7 @@
 """What a store records about its rows and where its numbers come from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,38 @@ def columns(plan: "BuildPlan") -> dict[str, Any]:
     return {**texts, **tokens, **numbers, **plan.row_columns.values}
 
 
-def contents(
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What a store says about its model; whoever has no model can write the store with it."""
+
+    identity: Mapping[str, Any]
+    """The fields of `actcache.identity.IDENTITY`."""
+
+    commit: str | None
+    """On the Hub."""
+
+    attention: str
+    """Which implementation it runs."""
+
+    device: str
+    versions: Mapping[str, str]
+    widths: Mapping[str, int]
+    """Values at each site that is read."""
+
+    @classmethod
+    def of(cls, model: "LanguageModel", sites: Sequence[str]) -> "ModelFacts":
+        """Ask a loaded model."""
+        return cls(
+            identity=model_identity(model),
+            commit=getattr(model.hf.config, "_commit_hash", None),
+            attention=model.hf.config._attn_implementation,
+            device=str(model.device),
+            versions=versions(),
+            widths={site: model.width_of(site) for site in sites},
+        )
+
+
+def build_contents(
     plan: "BuildPlan",
     arrays: Sequence[RowArray],
     provenance: Mapping[str, Any],
@@ -83,53 +114,53 @@ def require_storable(
         FormatError: the name of a column cannot be that of a file.
     """
     arrays, shape = plan.arrays, plan.model_config
-    model = {
-        "family": str(shape.model_type),
-        "n_layers": max(array.n_layers for array in arrays),
-        "d_model": shape.hidden_size,
-        "dtype": "bfloat16",
-        "weights_sha256": "0" * 64,
-        "name": plan.config.model,
-        "commit": "0" * 40,
-        "attention": "flash_attention_2",
-    }
-    recorded = _provenance(plan, model, device="cuda:0")
+    n_layers = max(array.n_layers for array in arrays)
+    facts = ModelFacts(
+        identity={
+            "family": str(shape.model_type),
+            "n_layers": n_layers,
+            "d_model": shape.hidden_size,
+            "dtype": "bfloat16",
+            "weights_sha256": "0" * 64,
+        },
+        commit="0" * 40,
+        attention="flash_attention_2",
+        device="cuda:0",
+        versions=versions(),
+        widths={},
+    )
+    recorded = provenance(plan, facts)
     if reused:
         sources = [{"digest": digest, "rows": plan.n} for digest in reused]
         recorded["reused"] = {"rows": plan.n, "of": sources}
-    root = contents(plan, arrays, recorded, shard_rows=shard_rows).encode().root
+    root = build_contents(plan, arrays, recorded, shard_rows=shard_rows).encode().root
     number = -1 / 3 * 1e-300  # as long as a number can be in JSON
     certificate = {
         "rows": sorted((sample.id for sample in plan.samples), key=len)[-CERTIFICATE_ROWS:],
         "positions": list(plan.positions),
-        "largest_relative_error": [number] * model["n_layers"],
+        "largest_relative_error": [number] * n_layers,
         "sites": dict.fromkeys(plan.config.sites, number),
         "self_check": {"largest_relative_error": number, "bound": number},
     }
     encode(root_document(replace(root, complete=True, certificate=certificate)))
 
 
-def provenance(plan: "BuildPlan", model: "LanguageModel") -> dict[str, Any]:
+def provenance(plan: "BuildPlan", facts: ModelFacts) -> dict[str, Any]:
     """Collect where a store's numbers come from."""
-    described = {
-        **model_identity(model),
-        "name": plan.config.model,
-        "commit": getattr(model.hf.config, "_commit_hash", None),
-        "attention": model.hf.config._attn_implementation,
-    }
-    return _provenance(plan, described, device=str(model.device))
-
-
-def _provenance(plan: "BuildPlan", model: Mapping[str, Any], *, device: str) -> dict[str, Any]:
     return {
-        "model": model,
+        "model": {
+            **facts.identity,
+            "name": plan.config.model,
+            "commit": facts.commit,
+            "attention": facts.attention,
+        },
         "tokenizer": plan.tokenizer,
         "data_sha256": samples_digest(plan.samples),
         "leaks": {behavior: counts.recorded() for behavior, counts in plan.leaks.items()},
         "conditions": plan.conditions.recorded(),
         "mode": MODE,
-        "device": device,
-        "versions": versions(),
+        "device": facts.device,
+        "versions": dict(facts.versions),
     }
 
 

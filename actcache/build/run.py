@@ -9,14 +9,14 @@ from typing import cast
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.build.certify import certify
+from actcache.build.certify import certify, rows_to_certify
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
 from actcache.build.provenance import (
     MODE,
-    contents,
-    model_identity,
+    ModelFacts,
+    build_contents,
     provenance,
     require_storable,
 )
@@ -28,6 +28,7 @@ from actcache.engine.model import LanguageModel, load_model
 from actcache.engine.self_check import CaptureFunction, check_capture
 from actcache.engine.tree_capture import capture
 from actcache.progress import SILENT, Progress
+from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
 from actcache.store.partial import require_room
 from actcache.store.schema import Dtype, RowArray
@@ -84,24 +85,17 @@ def run_build(
             model = load_planned(config) if model is None else model()
         read = read or reader(config)
         check = check_capture(model, plan.rendered, read=read, **plan.reading)
-        arrays = _arrays(plan, model)
-        recorded = provenance(plan, model)
-        reused: Reusable | None = None
-        if reused_stores:
-            reused = find_reusable(
-                reused_stores,
-                rows=plan.rendered,
-                arrays=arrays,
-                model=model_identity(model),
-                mode=MODE,
-                answer=config.answer,
-            )
-            recorded["reused"] = reused.recorded()
+        contents, reused = plan_contents(
+            plan,
+            ModelFacts.of(model, config.sites),
+            reused_stores=reused_stores,
+            shard_rows=shard_rows,
+        )
         begin = Writer.resume if resume else Writer.create
         with (
             begin(
                 path,
-                contents(plan, arrays, recorded, shard_rows=shard_rows),
+                contents,
                 overwrite=overwrite and not resume,
             ) as writer,
             ThreadPoolExecutor(1) as committer,
@@ -109,7 +103,11 @@ def run_build(
             first_missing = writer.committed
             advance(first_missing)
             runs = Runs.of(
-                plan, arrays, shard_rows=writer.shard_rows, reused=reused, run_rows=run_rows
+                plan,
+                contents.arrays,
+                shard_rows=writer.shard_rows,
+                reused=reused,
+                run_rows=run_rows,
             )
             pending: Future[None] | None = None
 
@@ -136,9 +134,8 @@ def run_build(
             certificate = certify(
                 open_store(path, partial=True),
                 model,
-                plan.rendered,
+                {i: plan.rendered[i] for i in rows_to_certify(plan.n, seed=config.seed)},
                 **plan.reading,
-                seed=config.seed,
             )
             writer.finish({**certificate, "self_check": check})
     return open_store(path)
@@ -171,15 +168,39 @@ def _commit(writer: Writer, shards: deque[tuple[range, Blocks]]) -> None:
         writer.commit(shards.popleft()[1])
 
 
-def _arrays(plan: BuildPlan, model: LanguageModel) -> list[RowArray]:
+def plan_contents(
+    plan: BuildPlan,
+    facts: ModelFacts,
+    *,
+    reused_stores: Sequence[Store],
+    shard_rows: int | None,
+) -> tuple[StoreContents, Reusable | None]:
+    """Put together all of the store but its values, and find the rows that can be reused."""
+    config, arrays = plan.config, _row_arrays(plan, facts)
+    recorded = provenance(plan, facts)
+    reused: Reusable | None = None
+    if reused_stores:
+        reused = find_reusable(
+            reused_stores,
+            rows=plan.rendered,
+            arrays=arrays,
+            model=facts.identity,
+            mode=MODE,
+            answer=config.answer,
+        )
+        recorded["reused"] = reused.recorded()
+    return build_contents(plan, arrays, recorded, shard_rows=shard_rows), reused
+
+
+def _row_arrays(plan: BuildPlan, facts: ModelFacts) -> list[RowArray]:
     """List the row arrays of the store: one per site and position."""
-    config = plan.config
-    store_dtype = model.dtype if config.store_dtype == "auto" else config.store_dtype
+    config, model = plan.config, facts.identity
+    store_dtype = model["dtype"] if config.store_dtype == "auto" else config.store_dtype
     return [
         RowArray(
             f"{site}/{position}",
-            n_layers=1 if site == "embed" else model.n_layers,
-            width=model.width_of(site),
+            n_layers=1 if site == "embed" else model["n_layers"],
+            width=facts.widths[site],
             dtype=cast("Dtype", "float32" if site in MASS_SITES else store_dtype),  # it checks them
             dimension_names=("n", "layer", "head" if site in MASS_SITES else "d_model"),
         )

@@ -41,7 +41,7 @@ def check_capture(
 ) -> dict[str, Any]:
     """Capture the shortest and the middle row together, and compare with each row alone.
 
-    `rows` are all rows of the build, `read` is the capture function to check.
+    `rows` are all rows of the build, or its `rows_to_check`; `read` is the function to check.
 
     Returns:
         `largest_relative_error`, of any value over the largest absolute value that was read at
@@ -51,8 +51,7 @@ def check_capture(
         ModelError: it is over the bound, or a site is not what its name says.
     """
     bound = error_bound(model)
-    order = np.argsort([row.length for row in rows], kind="stable")
-    few = [rows[i] for i in dict.fromkeys((order[0], order[len(order) // 2]))]
+    few = rows_to_check(rows)
     check_sites(model, few[0], sites)
     positions = of_samples(positions, paired=bool(few[0].positive))
     reading: dict[str, Any] = {"positions": positions, "sites": sites, "answer": answer}
@@ -74,6 +73,12 @@ def check_capture(
                     )
                 largest = max(largest, error) if not np.isnan(error) else largest
     return {"largest_relative_error": largest, "bound": bound}
+
+
+def rows_to_check(rows: Sequence[Rendered]) -> list[Rendered]:
+    """Pick the shortest and the middle row of a build."""
+    order = np.argsort([row.length for row in rows], kind="stable")
+    return [rows[i] for i in dict.fromkeys((order[0], order[len(order) // 2]))]
 
 
 def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> None:

@@ -139,6 +139,11 @@ class Writer:
             return cls(destination, layout, unlock, shared=shared)
 
     @property
+    def layout(self) -> Layout:
+        """The store as it was when it was opened for writing: what other processes need of it."""
+        return self._layout
+
+    @property
     def committed(self) -> int:
         """Rows that are safe on disk."""
         return min(self._shard * self.shard_rows, self.n)

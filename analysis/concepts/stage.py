@@ -1,6 +1,7 @@
 """The stage `concepts`: directions of every concept of a store, and what they are compared with."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float32
@@ -15,6 +16,7 @@ from actcache.analysis.concepts.rows import (
 from actcache.analysis.concepts.summary import ConceptSummary
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.token_choice import read_masses, text_order
+from actcache.analysis.stats.units import MapUnits
 from actcache.conventions import ATTENTION
 from actcache.data.concepts import POOLS
 from actcache.errors import MismatchError
@@ -47,8 +49,9 @@ def fit_concepts(
     config: AnalyzeConfig,
     names: Sequence[str] | None = None,
     progress: Progress = SILENT,
+    map_units: MapUnits = map,
 ) -> tuple[ConceptSummary, dict[str, Float32[np.ndarray, "layer d_model"]]]:
-    """Fit directions of every concept, one after the other.
+    """Fit directions of every concept.
 
     Args:
         store: with attention masses, and residuals at the same positions.
@@ -56,6 +59,7 @@ def fit_concepts(
         config: its methods, draws, shuffles and seed.
         names: the concepts; by default all of the store.
         progress: shows how many concepts are done.
+        map_units: runs the concepts.
 
     Returns:
         The scores, and the directions by `<concept>/<method>-<labels>-<token>`.
@@ -69,19 +73,21 @@ def fit_concepts(
     pools = None
     if POOLS in store["behavior"].tolist():
         pools = rows_of_concept(store, POOLS, labels)
+    fit = partial(
+        fit_concept,
+        store,
+        methods=config.methods,
+        positions=positions,
+        pools=pools,
+        draws=config.draws,
+        control_draws=config.shuffles,
+        seed=config.seed,
+    )
     fits: dict[str, ConceptFit] = {}
+    rows = [rows_of_concept(store, name, labels) for name in names]
     with progress.steps("concepts", len(names)) as advance:
-        for name in names:
-            fits[name] = fit_concept(
-                store,
-                rows_of_concept(store, name, labels),
-                methods=config.methods,
-                positions=positions,
-                pools=pools,
-                draws=config.draws,
-                control_draws=config.shuffles,
-                seed=config.seed,
-            )
+        for name, of_concept in zip(names, map_units(fit, rows), strict=True):
+            fits[name] = of_concept
             advance(1)
     summary = ConceptSummary(
         design=design_of(store, labels),

@@ -4,18 +4,17 @@ A direction set is one array `[layer, d_model]`: the mean residual of the positi
 of the negative class at each layer (CAA; Rimsky et al. 2024, Tan et al. 2024).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 
-from actcache.analysis.stats.moments import Moments, class_moments
+from actcache.analysis.directions.shard_groups import store_moments
+from actcache.analysis.stats.moments import Moments
+from actcache.analysis.stats.units import MapUnits
 from actcache.errors import MismatchError
 from actcache.store.store import Store
-
-BATCH_ROWS = 256
-"""Rows in memory at a time while moments are accumulated."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,11 @@ def difference_of_means(
 
 
 def pair_directions(
-    store: Store, *, rows: Bool[np.ndarray, " n"], behaviors: np.ndarray | None = None
+    store: Store,
+    *,
+    rows: Bool[np.ndarray, " n"],
+    behaviors: np.ndarray | None = None,
+    map_units: MapUnits = map,
 ) -> Directions:
     """Directions of pairs: answer token of the positive minus the negative completion (CAA).
 
@@ -94,16 +97,16 @@ def pair_directions(
         rows: samples that count, for example the train split.
         behaviors: sorted names, those of `rows` among them; by default all of the store. Each
             needs one of `rows`.
+        map_units: runs the groups of `store_moments`.
     """
     names = np.unique(store["behavior"]) if behaviors is None else behaviors
     code = np.searchsorted(names, store["behavior"])  # of behaviors without rows: never read
-
-    def batches() -> Iterator[tuple[Float[np.ndarray, "b layer d"], Int64[np.ndarray, " b"]]]:
-        for side, position in enumerate(("positive", "negative")):
-            for row_numbers, resid in store.resid(position).batches(rows=BATCH_ROWS, select=rows):
-                yield resid, 2 * code[row_numbers] + side
-
-    return _directions([str(name) for name in names], class_moments(batches(), 2 * len(names)))
+    classes = {
+        position: np.where(rows, 2 * code + side, -1)
+        for side, position in enumerate(("positive", "negative"))
+    }
+    moments = store_moments(store, classes, 2 * len(names), map_units=map_units)
+    return _directions([str(name) for name in names], moments)
 
 
 def label_directions(
@@ -113,6 +116,7 @@ def label_directions(
     labels: tuple[str, str],
     position: str | None = None,
     pooled: bool = False,
+    map_units: MapUnits = map,
 ) -> Directions:
     """Directions of labelled prompts: one label minus the other, at one token.
 
@@ -122,20 +126,16 @@ def label_directions(
         labels: the positive and the negative one.
         position: token to read; by default as `prompt_position` chooses.
         pooled: one direction of all behaviors together, as where `label_groups` has one.
+        map_units: runs the groups of `store_moments`.
     """
     code = label_codes(store, labels)
     groups = label_groups(store, labels, pooled=pooled)
     group = np.full(store.n, -1, np.int64)
     for number, members in enumerate(groups.values()):
         group[members] = number
-    residuals = store.resid(prompt_position(store, position))
-
-    def batches() -> Iterator[tuple[Float[np.ndarray, "b layer d"], Int64[np.ndarray, " b"]]]:
-        chosen = rows & (code >= 0)
-        for row_numbers, resid in residuals.batches(rows=BATCH_ROWS, select=chosen):
-            yield resid, 2 * group[row_numbers] + code[row_numbers]
-
-    return _directions(list(groups), class_moments(batches(), 2 * len(groups)))
+    classes = {prompt_position(store, position): np.where(rows & (code >= 0), 2 * group + code, -1)}
+    moments = store_moments(store, classes, 2 * len(groups), map_units=map_units)
+    return _directions(list(groups), moments)
 
 
 def label_groups(

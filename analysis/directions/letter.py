@@ -6,18 +6,17 @@ balanced rows, and not in a direction of one row: a network that learns such dir
 name the letter.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64
 
-from actcache.analysis.directions.difference_of_means import BATCH_ROWS, unit
-from actcache.analysis.stats.moments import class_moments
+from actcache.analysis.directions.difference_of_means import unit
+from actcache.analysis.directions.shard_groups import store_moments
+from actcache.analysis.stats.units import MapUnits
 from actcache.store.store import Store
 
 
 def letter_directions(
-    store: Store, *, rows: Bool[np.ndarray, " n"]
+    store: Store, *, rows: Bool[np.ndarray, " n"], map_units: MapUnits = map
 ) -> Float32[np.ndarray, "layer d_model"] | str:
     """Half the difference between positive minus negative of rows of either letter.
 
@@ -26,25 +25,20 @@ def letter_directions(
     the letters are not balanced.
 
     The store has the positions positive and negative; `rows` count, for example a behavior's train
-    split. Gives the direction at each layer, or why there is none.
+    split. Gives the direction at each layer, or why there is none. `map_units` runs the groups of
+    `store_moments`.
     """
     reason = why_no_letter(store, rows=rows)
     if reason:
         return reason
-    letters, code = np.unique(store["letter"], return_inverse=True)
-    chosen = [str(x) for x in np.unique(store["letter"][rows])]
-
-    def batches() -> Iterator[tuple[Float[np.ndarray, "b layer d"], Int64[np.ndarray, " b"]]]:
-        pairs = (
-            store.resid(position).batches(rows=BATCH_ROWS, select=rows)
-            for position in ("positive", "negative")
-        )
-        for (row_numbers, positive), (_, negative) in zip(*pairs, strict=True):
-            yield np.subtract(positive, negative, dtype=np.float32), code[row_numbers]
-
-    moments = class_moments(batches(), len(letters))
-    first, second = (letters.tolist().index(x) for x in chosen)
-    return np.asarray((moments.mean[first] - moments.mean[second]) / 2, np.float32)
+    first = store["letter"] == np.unique(store["letter"][rows])[0]
+    letter = np.where(first, 0, 2)
+    classes = {
+        position: np.where(rows, letter + side, -1)
+        for side, position in enumerate(("positive", "negative"))
+    }
+    mean = store_moments(store, classes, 4, map_units=map_units).mean
+    return np.asarray(((mean[0] - mean[1]) - (mean[2] - mean[3])) / 2, np.float32)
 
 
 def why_no_letter(store: Store, *, rows: Bool[np.ndarray, " n"]) -> str:

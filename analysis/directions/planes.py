@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from actcache.analysis.directions.difference_of_means import BATCH_ROWS, label_codes
+from actcache.analysis.directions.difference_of_means import label_codes
+from actcache.analysis.directions.shard_groups import BATCH_ROWS
 from actcache.conventions import NORM_SITES
 from actcache.errors import MismatchError
 from actcache.store.store import Store

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
@@ -19,9 +20,10 @@ from actcache.analysis.directions.letter import letter_directions, letter_share,
 from actcache.analysis.names import L2S, L2S_WITHOUT_LETTER, OWN_DIFFERENCE
 from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
 from actcache.analysis.predict.l2s.vector_predictor import FILE, VectorPredictor
-from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
+from actcache.analysis.predict.reuse import Artifact, digest_of, identity_of, load_or_make
 from actcache.analysis.predict.selections import BehaviorRows
 from actcache.analysis.predict.unseen_vectors import FOLDS, FoldNetworks, fold_networks
+from actcache.analysis.stats.units import MapUnits, UnitSteps
 from actcache.analysis.sweep.row_directions import RowDirections
 from actcache.errors import MismatchError
 from actcache.progress import Progress, Silent
@@ -44,10 +46,12 @@ class LearnedVectors:
         *,
         layers: Sequence[int],
         config: AnalyzeConfig,
+        map_units: MapUnits = map,
     ) -> None:
         """Describe the vectors of `behaviors`, which are trained and asked for later.
 
         The store has the positions prompt, positive and negative; `layers` are to be steered.
+        `map_units` runs the groups of `store_moments`.
         """
         contexts = list(config.context_layers or default_context_layers(store.n_layers))
         if not 0 <= min(contexts) <= max(contexts) < store.n_layers:
@@ -65,7 +69,9 @@ class LearnedVectors:
             "context_layers": contexts,
         }
         self._letter = {
-            behavior: letter_directions(store, rows=_mask(store, rows, rows.train))
+            behavior: letter_directions(
+                store, rows=_mask(store, rows, rows.train), map_units=map_units
+            )
             for behavior, rows in behaviors.items()
         }
         self._behavior = np.empty(store.n, object)
@@ -89,46 +95,58 @@ class LearnedVectors:
             for name, vectors in vectors_of.items()
         }
 
-    def train(self, folder: Path, *, progress: Progress, device: str = "cpu") -> None:
-        """Train each behavior's networks on its train samples, or load what lies in `folder`."""
+    def train(
+        self,
+        folder: Path,
+        *,
+        progress: Progress,
+        device: str = "cpu",
+        map_units: MapUnits = map,
+    ) -> None:
+        """Train each behavior's networks on its train samples, or load what lies in `folder`.
+
+        `map_units` runs the behaviors, then the folds of all.
+        """
         settings, behaviors = self._settings, self._behaviors
         n_networks = len(self._layers) * len(self._contexts)
         n_networks *= len(settings.rates) * len(settings.components)
-        with progress.steps("networks of L2S", n_networks * len(behaviors)) as on_network:
-
-            def load(place: Path) -> VectorPredictor:
-                on_network(n_networks)
-                return VectorPredictor.load(place / FILE)
-
-            for behavior, rows in behaviors.items():
-                self.networks[behavior] = load_or_make(
-                    folder / rows.folder / L2S,
-                    self._fingerprint,
-                    load=load,
-                    make=partial(
-                        VectorPredictor.fit,
-                        self._store,
-                        rows=_mask(self._store, rows, rows.train),
-                        validation=_mask(self._store, rows, rows.validation),
-                        layers=self._layers,
-                        context_layers=self._contexts,
-                        settings=settings,
-                        device=device,
-                        progress=_SharedBar(on_network),
-                    ),
-                    save=lambda place, made: made.save(place / FILE),
-                )
-        with progress.steps("networks of L2S by fold", len(behaviors)) as on_behavior:
-            for behavior, rows in behaviors.items():
-                self._folds += fold_networks(
-                    folder / rows.folder,
+        artifacts = [
+            Artifact(
+                folder=folder / rows.folder / L2S,
+                fingerprint=self._fingerprint,
+                unit=rows,
+            )
+            for rows in behaviors.values()
+        ]
+        with progress.steps("networks of L2S", n_networks * len(behaviors)) as advance:
+            steps = UnitSteps(advance, of_unit=n_networks)
+            networks = load_or_make(
+                artifacts,
+                load=lambda place: VectorPredictor.load(place / FILE),
+                make=partial(
+                    _train,
                     self._store,
-                    rows,
-                    self.networks[behavior],
-                    fingerprint=self._fingerprint,
+                    layers=self._layers,
+                    context_layers=self._contexts,
+                    settings=settings,
                     device=device,
-                )
-                on_behavior(1)
+                    progress=_SharedBar(steps),
+                ),
+                save=lambda place, made: made.save(place / FILE),
+                on_done=steps.finish_unit,
+                map_units=map_units,
+            )
+        self.networks = dict(zip(behaviors, networks, strict=True))
+        self._folds = fold_networks(
+            folder,
+            self._store,
+            behaviors,
+            self.networks,
+            fingerprint=self._fingerprint,
+            device=device,
+            progress=progress,
+            map_units=map_units,
+        )
 
     def learned(
         self, row_numbers: Int64[np.ndarray, " b"]
@@ -184,6 +202,16 @@ class LearnedVectors:
             vectors = self.learned(row_numbers[start : start + _AT_A_TIME])
             total += letter_share(vectors, letter)[:, self._layers].sum(0)
         return np.asarray(total / len(row_numbers))
+
+
+def _train(store: Store, rows: BehaviorRows, **settings: Any) -> VectorPredictor:
+    """Train the networks of one behavior."""
+    return VectorPredictor.fit(
+        store,
+        rows=_mask(store, rows, rows.train),
+        validation=_mask(store, rows, rows.validation),
+        **settings,
+    )
 
 
 class _SharedBar(Silent):

@@ -5,8 +5,12 @@ Embeds the prompts, trains layer predictors on the sweep's slopes, scores every 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
 
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.names import (
@@ -22,7 +26,7 @@ from actcache.analysis.names import (
 )
 from actcache.analysis.predict.artifacts import embedding_plane, write_selections
 from actcache.analysis.predict.outcome import Plane, PredictorScores
-from actcache.analysis.predict.reuse import digest_of, identity_of, load_or_make
+from actcache.analysis.predict.reuse import Artifact, digest_of, identity_of, load_or_make
 from actcache.analysis.predict.scores import (
     letters_of,
     score_encoder,
@@ -38,6 +42,7 @@ from actcache.analysis.predict.selections import (
 )
 from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
 from actcache.analysis.predict.w2s.settings import W2SSettings
+from actcache.analysis.stats.units import MapUnits, UnitSteps
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.splits import score_splits, splits_of
 from actcache.analysis.sweep.strategies import (
@@ -71,18 +76,64 @@ class SteeredSet:
     """Place of each behavior's fixed layer, where other slopes choose it."""
 
 
+class _Unit(NamedTuple):
+    """The layer predictors of one behavior, for one set of directions, from one encoder."""
+
+    directions: str
+    behavior: str
+    encoder: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Training:
-    """What the layer predictors of all sets, behaviors and encoders share."""
+    """What the layer predictors of all sets, behaviors and encoders are trained on."""
 
-    folder: Path
-    store: str
-    """Identity of the store."""
-
+    behaviors: Mapping[str, BehaviorRows]
+    sets: Mapping[str, SteeredSet]
+    encoders: Sequence[Embeddings]
     layers: Sequence[int]
     settings: W2SSettings
     device: str
-    on_network: Callable[[int], object]
+
+    def train(
+        self, unit: _Unit, *, on_network: Callable[[int], object]
+    ) -> dict[str, LayerPredictor]:
+        """Train one unit's predictors, by strategy."""
+        rows, slopes = self.samples(unit)
+        return train_predictors(
+            rows,
+            slopes.slope,
+            layers=self.layers,
+            embeddings=self.embeddings(unit),
+            settings=self.settings,
+            device=self.device,
+            on_network=on_network,
+        )
+
+    def samples(self, unit: _Unit) -> tuple[BehaviorRows, SlopeTable]:
+        """The behavior's rows that have slopes, and these."""
+        rows = self.behaviors[unit.behavior]
+        slopes = self.sets[unit.directions].slopes.of(rows.at)
+        return rows.among(slopes.rows), slopes
+
+    def embeddings(self, unit: _Unit) -> Float32[np.ndarray, "row e"]:
+        """The embeddings of the behavior's rows."""
+        values = self.encoders[unit.encoder].values
+        return np.asarray(values[self.behaviors[unit.behavior].at])
+
+    def select(
+        self, unit: _Unit, predictors: Mapping[str, LayerPredictor] | None
+    ) -> LayerSelections:
+        """Select layers by all strategies, those of the predictors among them if there are any."""
+        rows, slopes = self.samples(unit)
+        fixed = self.sets[unit.directions].fixed
+        return select_layers(
+            rows,
+            slopes,
+            fixed=None if fixed is None else fixed[unit.behavior],
+            predictors=predictors,
+            embeddings=None if predictors is None else self.embeddings(unit),
+        )
 
 
 def run_predictors(
@@ -95,13 +146,14 @@ def run_predictors(
     config: AnalyzeConfig,
     progress: Progress,
     device: str = "cpu",
+    map_units: MapUnits = map,
 ) -> PredictorScores:
     """Train, select, score; leave `predictors/` and `predictors.npz`.
 
     The store is of pairs, `behaviors` are its rows as `predictor_rows` gives them. The sweep has
     the behaviors' directions, random ones, and those of the `learned` vectors, which are trained.
     `progress` shows what a paid encoder will cost before it is asked. What was trained on another
-    device is reused.
+    device is reused. `map_units` runs the trainings, one of each set, behavior and encoder.
     """
     layers = sweep.layers.tolist()
     specs = [parse_encoder(text) for text in config.encoders]  # all, before any is paid for
@@ -117,29 +169,36 @@ def run_predictors(
     )
     # The first encoder serves every set; the others are compared on the first set alone.
     first = next(name for name, steered in sets.items() if steered.predicted)
-    main, *others = embedded
-    folders = slugs(encoder.name for encoder in embedded)
-    n_trained = sum(steered.predicted for steered in sets.values()) + len(others)
-    total = n_trained * len(behaviors) * _n_networks(settings)
-    with progress.steps("layer predictors", total) as on_network:
-        training = _Training(
-            folder=out / FOLDER,
-            store=identity_of(store),
-            layers=layers,
-            settings=settings,
-            device=device,
-            on_network=on_network,
-        )
+    main = embedded[0]
+    selected = [(name, 0) for name in sets] + [(first, i) for i in range(1, len(embedded))]
+    training = _Training(
+        behaviors=behaviors,
+        sets=sets,
+        encoders=embedded,
+        layers=layers,
+        settings=settings,
+        device=device,
+    )
+    predictors = _load_or_train(
+        [
+            _Unit(name, behavior, encoder)
+            for name, encoder in selected
+            for behavior in behaviors
+            if sets[name].predicted
+        ],
+        training,
+        folder=out / FOLDER,
+        store=identity_of(store),
+        progress=progress,
+        map_units=map_units,
+    )
 
-        def select(name: str, encoder: Embeddings) -> dict[str, LayerSelections]:
-            folder = f"{name}-{folders[encoder.name]}"
-            return {
-                behavior: _select(training, folder, behavior, rows, sets[name], encoder)
-                for behavior, rows in behaviors.items()
-            }
+    def select(name: str, encoder: int) -> dict[str, LayerSelections]:
+        of_set = (_Unit(name, behavior, encoder) for behavior in behaviors)
+        return {unit.behavior: training.select(unit, predictors.get(unit)) for unit in of_set}
 
-        by_set = {name: select(name, main) for name in sets}
-        by_encoder = [by_set[first], *(select(first, other) for other in others)]
+    by_set = {name: select(name, 0) for name in sets}
+    by_encoder = [by_set[first], *(select(first, i) for i in range(1, len(embedded)))]
     plane = embedding_plane(store, main, seed=config.seed) if len(behaviors) > 1 else None
     write_selections(out, store, by_set, layers, plane)
     variants, letters = variants_of(by_set[first]), letters_of(by_set[first])
@@ -218,54 +277,57 @@ def _slopes(sweep: Sweep, name: str) -> SlopeTable:
     return slope_table(sweep.propensity_of(name), sweep.multipliers)
 
 
-def _select(
+def _load_or_train(
+    units: Sequence[_Unit],
     training: _Training,
-    folder: str,
-    behavior: str,
-    rows: BehaviorRows,
-    steered: SteeredSet,
-    encoder: Embeddings,
-) -> LayerSelections:
-    """All strategies of one behavior, with predictors that are trained or reused."""
-    slopes = steered.slopes.of(rows.at)
-    rows = rows.among(slopes.rows)
-    place = None if steered.fixed is None else steered.fixed[behavior]
-    if not steered.predicted:
-        return select_layers(rows, slopes, fixed=place)
-    values, settings = encoder.values[rows.at], training.settings
-    files = {name: f"{name.removeprefix('w2s_')}.safetensors" for name in map(w2s, settings.top)}
-    files[W2S_SHUFFLED] = "shuffled.safetensors"
-
-    def train() -> dict[str, LayerPredictor]:
-        return train_predictors(
-            rows,
-            slopes.slope,
-            layers=training.layers,
-            embeddings=values,
-            settings=settings,
-            device=training.device,
-            on_network=training.on_network,
+    *,
+    folder: Path,
+    store: str,
+    progress: Progress,
+    map_units: MapUnits,
+) -> dict[_Unit, dict[str, LayerPredictor]]:
+    """Load the predictors that lie in `folder`, train the others; `store` is its identity."""
+    settings, encoders = training.settings, training.encoders
+    encoder_folders = slugs(encoder.name for encoder in encoders)
+    names = [*map(w2s, settings.top), W2S_SHUFFLED]
+    files = {name: f"{name.removeprefix('w2s_')}.safetensors" for name in names}
+    artifacts = [
+        Artifact(
+            folder=folder
+            / training.behaviors[unit.behavior].folder
+            / f"{unit.directions}-{encoder_folders[encoders[unit.encoder].name]}",
+            fingerprint={
+                "store": store,
+                "layers": training.layers,
+                "slopes_sha256": digest_of({"slope": training.samples(unit)[1].slope}),
+                "embeddings": encoders[unit.encoder].settings,
+                "settings": settings,
+            },
+            unit=unit,
         )
+        for unit in units
+    ]
+    n_networks = _n_networks(settings)
+    with progress.steps("layer predictors", n_networks * len(units)) as advance:
+        steps = UnitSteps(advance, of_unit=n_networks)
+        predictors = load_or_make(
+            artifacts,
+            load=partial(_load, files=files),
+            make=partial(training.train, on_network=steps),
+            save=partial(_save, files=files),
+            on_done=steps.finish_unit,
+            map_units=map_units,
+        )
+    return dict(zip(units, predictors, strict=True))
 
-    def save(place: Path, trained: dict[str, LayerPredictor]) -> None:
-        for name, predictor in trained.items():
-            predictor.save(place / files[name])
 
-    def load(place: Path) -> dict[str, LayerPredictor]:
-        training.on_network(_n_networks(settings))
-        return {name: LayerPredictor.load(place / file) for name, file in files.items()}
+def _save(folder: Path, trained: Mapping[str, LayerPredictor], *, files: Mapping[str, str]) -> None:
+    for name, predictor in trained.items():
+        predictor.save(folder / files[name])
 
-    fingerprint = {
-        "store": training.store,
-        "layers": training.layers,
-        "slopes_sha256": digest_of({"slope": slopes.slope}),
-        "embeddings": encoder.settings,
-        "settings": settings,
-    }
-    predictors = load_or_make(
-        training.folder / rows.folder / folder, fingerprint, load=load, make=train, save=save
-    )
-    return select_layers(rows, slopes, fixed=place, predictors=predictors, embeddings=values)
+
+def _load(folder: Path, *, files: Mapping[str, str]) -> dict[str, LayerPredictor]:
+    return {name: LayerPredictor.load(folder / file) for name, file in files.items()}
 
 
 def _n_networks(settings: W2SSettings) -> int:

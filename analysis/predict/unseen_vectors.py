@@ -7,7 +7,7 @@ its vectors from networks that were trained on the other folds. A layer keeps th
 components and the rate that were chosen with all train samples.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,13 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from actcache.analysis.names import L2S
-from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
-from actcache.analysis.predict.reuse import load_or_make
+from actcache.analysis.predict.l2s.settings import L2SSettings
+from actcache.analysis.predict.l2s.vector_predictor import FILE, VectorPredictor
+from actcache.analysis.predict.reuse import Artifact, load_or_make
 from actcache.analysis.predict.selections import BehaviorRows
 from actcache.analysis.predict.w2s.folds import grouped_folds
+from actcache.analysis.stats.units import MapUnits
+from actcache.progress import SILENT, Progress
 from actcache.store.store import Store
 
 FOLDS = 5
@@ -46,16 +49,61 @@ class FoldNetworks:
         return np.concatenate(parts, axis=1)[:, [order.index(layer) for layer in layers]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """Networks of one fold that share a context layer, components and rate."""
+
+    train: Int64[np.ndarray, " train"]
+    validation: Int64[np.ndarray, " validation"]
+    """Numbers in the store of the samples that they learn from, and that choose among them."""
+
+    layers: Sequence[int]
+    context_layer: int
+    settings: L2SSettings
+
+
 def fold_networks(
     folder: Path,
     store: Store,
-    rows: BehaviorRows,
-    chosen: VectorPredictor,
+    behaviors: Mapping[str, BehaviorRows],
+    chosen: Mapping[str, VectorPredictor],
     *,
     fingerprint: Mapping[str, Any],
     device: str,
+    progress: Progress = SILENT,
+    map_units: MapUnits = map,
 ) -> list[FoldNetworks]:
-    """Train, or load from `folder`, the networks of every fold of a behavior's train samples."""
+    """Train, or load from `folder`, the networks of every fold of the behaviors' train samples.
+
+    `chosen` has by behavior the networks of all train samples; `map_units` runs the trainings.
+    """
+    folds = [
+        (held_out, artifacts)
+        for behavior, rows in behaviors.items()
+        for held_out, artifacts in _folds(folder / rows.folder, rows, chosen[behavior], fingerprint)
+    ]
+    artifacts = [artifact for _, of_fold in folds for artifact in of_fold]
+    with progress.steps("networks of L2S by fold", len(artifacts)) as on_trained:
+        networks = iter(
+            load_or_make(
+                artifacts,
+                load=lambda place: VectorPredictor.load(place / FILE),
+                make=partial(_train, store, device),
+                save=lambda place, made: made.save(place / FILE),
+                on_done=partial(on_trained, 1),
+                map_units=map_units,
+            )
+        )
+    return [
+        FoldNetworks(rows=held_out, networks=[next(networks) for _ in of_fold])
+        for held_out, of_fold in folds
+    ]
+
+
+def _folds(
+    folder: Path, rows: BehaviorRows, chosen: VectorPredictor, fingerprint: Mapping[str, Any]
+) -> Iterator[tuple[Int64[np.ndarray, " fold"], list[Artifact[_Training]]]]:
+    """Split a behavior's train samples: those of each fold, and the networks of the others."""
     train = rows.at[rows.train]
     fold = grouped_folds(
         rows.prompt[rows.train].tolist(),
@@ -71,37 +119,38 @@ def fold_networks(
             strict=True,
         )
     )
-    folds = []
     for number in range(int(fold.max()) + 1):
-        held_out = np.isin(np.arange(store.n), train[fold == number])
-        networks = []
+        artifacts = []
         for i, choice in enumerate(dict.fromkeys(choices)):
             context_layer, components, rate = choice
-            place = folder / f"{L2S}-fold-{number}-{i}"
-            networks.append(
-                load_or_make(
-                    place,
-                    {**fingerprint, "fold": number, "choice": list(choice)},
-                    load=lambda place: VectorPredictor.load(place / "networks.safetensors"),
-                    make=partial(
-                        VectorPredictor.fit,
-                        store,
-                        rows=_mask(store, train) & ~held_out,
-                        validation=_mask(store, rows.at[rows.validation]),
-                        layers=[
-                            layer
-                            for layer, of_layer in zip(chosen.layers.tolist(), choices, strict=True)
-                            if of_layer == choice
-                        ],
-                        context_layers=[context_layer],
-                        settings=replace(chosen.settings, components=(components,), rates=(rate,)),
-                        device=device,
-                    ),
-                    save=lambda place, made: made.save(place / "networks.safetensors"),
+            layers = zip(chosen.layers.tolist(), choices, strict=True)
+            training = _Training(
+                train=train[fold != number],
+                validation=rows.at[rows.validation],
+                layers=[layer for layer, of_layer in layers if of_layer == choice],
+                context_layer=context_layer,
+                settings=replace(chosen.settings, components=(components,), rates=(rate,)),
+            )
+            artifacts.append(
+                Artifact(
+                    folder=folder / f"{L2S}-fold-{number}-{i}",
+                    fingerprint={**fingerprint, "fold": number, "choice": list(choice)},
+                    unit=training,
                 )
             )
-        folds.append(FoldNetworks(rows=np.flatnonzero(held_out), networks=networks))
-    return folds
+        yield train[fold == number], artifacts
+
+
+def _train(store: Store, device: str, training: _Training) -> VectorPredictor:
+    return VectorPredictor.fit(
+        store,
+        rows=_mask(store, training.train),
+        validation=_mask(store, training.validation),
+        layers=training.layers,
+        context_layers=[training.context_layer],
+        settings=training.settings,
+        device=device,
+    )
 
 
 def _mask(store: Store, rows: Int64[np.ndarray, " _"]) -> Bool[np.ndarray, " n"]:

@@ -42,15 +42,43 @@ class Moments:
 
     def merge(self, other: "Moments") -> "Moments":
         """Moments of both sets of samples together, as if one pass had read them all."""
-        if self.mean.shape != other.mean.shape:
+        classes = np.arange(len(self.count))
+        return merge_moments([(classes, self), (classes, other)], len(classes))
+
+
+def merge_moments(
+    parts: Iterable[tuple[Int64[np.ndarray, " c"], Moments]], n_classes: int
+) -> Moments:
+    """Merge the moments of parts of the samples, in order, one part in memory at a time.
+
+    Args:
+        parts: each names its classes, and has their moments. Their order decides the last bits.
+        n_classes: number of classes `k`; those of a part are from 0 to `k - 1`.
+
+    Raises:
+        MismatchError: moments of other layers or widths, or no part.
+    """
+    count, mean, scatter = np.zeros(n_classes, np.int64), np.zeros(0), np.zeros(0)
+    for classes, part in parts:
+        shape = (n_classes, *part.mean.shape[1:])
+        if not mean.size:
+            mean, scatter = np.zeros(shape), np.zeros(shape)
+        if mean.shape != shape or len(classes) != len(part.count):
             raise MismatchError(
-                f"moments of [classes, layers, d_model] {other.mean.shape} cannot join moments of "
-                f"{self.mean.shape}. Merge moments of one model and one set of classes."
+                f"moments of [classes, layers, d_model] {part.mean.shape} cannot join moments of "
+                f"{mean.shape}. Merge moments of one model and one set of classes."
             )
-        mean, scatter = self.mean.copy(), self.scatter.copy()
-        for k, count in enumerate(zip(self.count.tolist(), other.count.tolist(), strict=True)):
-            _merge_into(mean[k], scatter[k], other.mean[k], other.scatter[k], count=count)
-        return Moments(count=self.count + other.count, mean=mean, scatter=scatter)
+        for place, k in enumerate(classes.tolist()):
+            if count[k] == 0:
+                mean[k], scatter[k] = part.mean[place], part.scatter[place]
+            else:
+                both = int(count[k]), int(part.count[place])
+                _merge_into(mean[k], scatter[k], part.mean[place], part.scatter[place], count=both)
+            count[k] += part.count[place]
+        del part  # before the next one is made
+    if not mean.size:
+        raise MismatchError("no moments were given, expected one part or more. Pass samples.")
+    return Moments(count=count, mean=mean, scatter=scatter)
 
 
 def class_moments(
@@ -108,9 +136,9 @@ def class_moments(
     if mean is None:
         raise MismatchError("no batch of residuals was given, expected one or more. Pass samples.")
     if not np.isfinite(mean).all():
-        k, layer, column = (int(i) for i in np.argwhere(~np.isfinite(mean))[0])
+        _, layer, column = np.argwhere(~np.isfinite(mean))[0].tolist()
         raise NotFiniteError(
-            f"a residual of class {k} at layer {layer}, coordinate {column} is not finite. "
+            f"a residual at layer {layer}, coordinate {column} is not finite. "
             f"Find it with: actcache verify"
         )
     return Moments(count=count, mean=mean, scatter=scatter)

@@ -1,7 +1,8 @@
 """Direction sets beside the difference of means: fitted by other methods, or read from files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float32, Float64
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import Directions
 from actcache.analysis.directions.fitting.methods import fit_directions
+from actcache.analysis.stats.units import MapUnits
 from actcache.analysis.sweep.direction_files import read_direction_sets
 from actcache.analysis.sweep.norms import norms_of, scaled
 from actcache.analysis.sweep.row_directions import RowDirections, shared_directions
@@ -20,10 +22,13 @@ MEAN = "mean"
 """The method that gives the difference of means itself."""
 
 
-def fit_pairs(store: Store, config: AnalyzeConfig) -> dict[str, dict[str, np.ndarray]]:
+def fit_pairs(
+    store: Store, config: AnalyzeConfig, *, map_units: MapUnits = map
+) -> dict[str, dict[str, np.ndarray]]:
     """Fit the directions of pairs by every method of the settings but `mean`.
 
     The rows are the answer tokens of the positive and of the negative completions, base rows alone.
+    `map_units` runs the behaviors.
 
     Returns:
         Method to behavior to its unit directions `[layer, d_model]`.
@@ -32,21 +37,30 @@ def fit_pairs(store: Store, config: AnalyzeConfig) -> dict[str, dict[str, np.nda
     fitted: dict[str, dict[str, np.ndarray]] = {method: {} for method in methods}
     if not methods:
         return fitted
-    for behavior in dict.fromkeys(store["behavior"].tolist()):
-        rows = np.flatnonzero((store["behavior"] == behavior) & (store["variant"] == "base"))
-        split = np.tile(store["split"][rows], 2)
-        of_behavior = fit_directions(
-            _both_sides(store, rows),
-            np.repeat([1.0, 0.0], len(rows)),
-            train=split == "train",
-            validation=split == "validation",
-            pairs=np.tile(np.arange(len(rows)), 2),
-            methods=methods,
-            draws=config.draws,
-        )
-        for method, each in of_behavior.items():
-            fitted[method][behavior] = each.values
+    behaviors = list(dict.fromkeys(store["behavior"].tolist()))
+    fit = partial(_fit_behavior, store, methods=methods, draws=config.draws)
+    for behavior, of_behavior in zip(behaviors, map_units(fit, behaviors), strict=True):
+        for method, values in of_behavior.items():
+            fitted[method][behavior] = values
     return fitted
+
+
+def _fit_behavior(
+    store: Store, behavior: str, *, methods: Sequence[str], draws: int
+) -> dict[str, Float32[np.ndarray, "layer d_model"]]:
+    """Fit the directions of one behavior, by method."""
+    rows = np.flatnonzero((store["behavior"] == behavior) & (store["variant"] == "base"))
+    split = np.tile(store["split"][rows], 2)
+    fitted = fit_directions(
+        _both_sides(store, rows),
+        np.repeat([1.0, 0.0], len(rows)),
+        train=split == "train",
+        validation=split == "validation",
+        pairs=np.tile(np.arange(len(rows)), 2),
+        methods=methods,
+        draws=draws,
+    )
+    return {method: each.values for method, each in fitted.items()}
 
 
 def _both_sides(store: Store, rows: np.ndarray) -> Iterator[Float32[np.ndarray, "n d_model"]]:
@@ -72,6 +86,7 @@ def given_sets(
     config: AnalyzeConfig,
     fitted: Mapping[str, ByBehavior],
     train: Bool[np.ndarray, " n"],
+    map_units: MapUnits = map,
 ) -> tuple[Directions, dict[str, RowDirections]]:
     """Bring the sets to sweep beside the difference of means to one norm a layer.
 
@@ -81,6 +96,7 @@ def given_sets(
         config: its files and the norm.
         fitted: what `fit_pairs` returned.
         train: samples whose residuals the norm `residual` reads.
+        map_units: runs the behaviors of that norm.
 
     Returns:
         The difference of means as it is to be swept, and the other sets by name.
@@ -92,7 +108,7 @@ def given_sets(
     if not sets:
         return directions, {}
     means = {name: directions[name] for name in directions.names}
-    norms = norms_of(store, means, norm=config.norm, rows=train)
+    norms = norms_of(store, means, norm=config.norm, rows=train, map_units=map_units)
     if norms is not None:
         if config.norm == "residual":
             values = [scaled(means[name], norms[name]) for name in directions.names]

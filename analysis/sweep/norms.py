@@ -1,11 +1,14 @@
 """Direction sets brought to one norm a layer, so that a slope compares directions, not lengths."""
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 
-from actcache.analysis.directions.difference_of_means import BATCH_ROWS, unit
+from actcache.analysis.directions.difference_of_means import unit
+from actcache.analysis.directions.shard_groups import BATCH_ROWS
+from actcache.analysis.stats.units import MapUnits
 from actcache.conventions import Norm
 from actcache.store.store import Store
 
@@ -24,6 +27,7 @@ def norms_of(
     *,
     norm: Norm,
     rows: Bool[np.ndarray, " n"],
+    map_units: MapUnits = map,
 ) -> dict[str, Float64[np.ndarray, " layer"]] | None:
     """Say how long directions are to be in each layer, for each behavior; None to leave them.
 
@@ -33,6 +37,7 @@ def norms_of(
         norm: `caa`, its norm; `residual`, the mean norm of the residuals at the answer tokens;
             `raw`, as they are.
         rows: samples whose residuals count, such as the train split.
+        map_units: runs the behaviors of the norm `residual`.
     """
     if norm == "raw":
         return None
@@ -41,7 +46,9 @@ def norms_of(
             name: np.linalg.norm(np.asarray(values, np.float64), axis=-1)
             for name, values in directions.items()
         }
-    return {name: _mean_norm(store, rows & (store["behavior"] == name)) for name in directions}
+    of_behavior = [rows & (store["behavior"] == name) for name in directions]
+    norms = map_units(partial(_mean_norm, store), of_behavior)
+    return dict(zip(directions, norms, strict=True))
 
 
 def _mean_norm(store: Store, rows: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, " layer"]:

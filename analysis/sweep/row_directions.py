@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float, Float32, Int64
@@ -33,7 +34,15 @@ def shared_directions(
     """Steer rows with a few directions; `of` says which of them belongs to each row."""
     parts = (np.ascontiguousarray(values), np.ascontiguousarray(of))
     digest = hashlib.sha256(b"".join(part.tobytes() for part in parts)).hexdigest()
-    return RowDirections(lambda rows: values[of[rows]], digest)
+    return RowDirections(partial(_take_shared, values, of), digest)
+
+
+def _take_shared(
+    values: Float32[np.ndarray, "k layer d_model"],
+    of: Int64[np.ndarray, " n"],
+    rows: Int64[np.ndarray, " b"],
+) -> Float32[np.ndarray, "b layer d_model"]:
+    return np.asarray(values[of[rows]])
 
 
 AnyDirections = (

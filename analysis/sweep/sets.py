@@ -19,6 +19,7 @@ from actcache.analysis.directions.difference_of_means import (
     random_directions,
 )
 from actcache.analysis.names import METHOD, OWN_DIFFERENCE, control_set, split_set
+from actcache.analysis.stats.units import MapUnits
 from actcache.analysis.sweep.row_directions import AnyDirections, RowDirections, row_directions
 from actcache.analysis.sweep.splits import splits_of
 from actcache.store.store import Store
@@ -42,6 +43,7 @@ def sets_of_analysis(
     *,
     config: AnalyzeConfig,
     others: Mapping[str, AnyDirections] | None = None,
+    map_units: MapUnits = map,
 ) -> dict[str, SweepSet]:
     """List what one sweep steers with: the behaviors' directions, learned ones, random ones.
 
@@ -50,11 +52,12 @@ def sets_of_analysis(
         directions: the difference of means of every behavior.
         config: the settings: how many controls, and on how many rows.
         others: learned or given directions by name of the set; in the order of the file.
+        map_units: runs the groups of `store_moments`.
     """
     controls = _random(directions, config)
     steered: dict[str, AnyDirections] = {METHOD: directions, **(others or {})}
     for number, split in enumerate(splits_of(store, config)[1:], start=1):
-        steered[split_set(number)] = pair_directions(store, rows=split.train)
+        steered[split_set(number)] = pair_directions(store, rows=split.train, map_units=map_units)
     return {
         name: SweepSet(
             directions=row_directions(store, (steered | controls)[name], name=name),

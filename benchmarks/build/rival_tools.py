@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actcache.build.certify import certify
+from actcache.build.certify import certify, rows_to_certify
 from actcache.build.plan import BuildPlan
 from actcache.build.run import run_build
 from actcache.engine.batching import plan_batches
@@ -124,7 +124,8 @@ def constant_part(job: Job, path: Path) -> Callable[[], object]:
 
     def run() -> None:
         check_capture(job.model, plan.rendered, read=capture, **settings)
-        certify(store, job.model, plan.rendered, seed=plan.config.seed, **settings)
+        sampled = rows_to_certify(plan.n, seed=plan.config.seed)
+        certify(store, job.model, {i: plan.rendered[i] for i in sampled}, **settings)
 
     return run
 

@@ -11,7 +11,7 @@ import pytest
 
 import actcache
 from actcache import analysis
-from actcache.analysis.predict.reuse import load_or_make
+from actcache.analysis.predict.reuse import Artifact, load_or_make
 from actcache.analysis.results import FILES
 from actcache.cli.main import main
 from actcache.errors import ActcacheError, FormatError, StoreExistsError
@@ -176,7 +176,7 @@ def test_what_cannot_be_read_is_trained_again_and_said(tmp_path, caplog, damage)
 
     file, made = tmp_path / "x" / "top_1.safetensors", []
 
-    def make():
+    def make(_unit):
         made.append(1)
         return 7
 
@@ -190,7 +190,9 @@ def test_what_cannot_be_read_is_trained_again_and_said(tmp_path, caplog, damage)
         )
 
     def again():
-        return load_or_make(file.parent, {"store": "s"}, load=load, make=make, save=save)
+        artifact = Artifact(folder=file.parent, fingerprint={"store": "s"}, unit=None)
+        [value] = load_or_make([artifact], load=load, make=make, save=save)
+        return value
 
     assert (again(), again(), len(made)) == (7, 7, 1)
     (file.parent / "notes.txt").write_text("mine")

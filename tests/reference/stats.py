@@ -37,3 +37,24 @@ def ranks(values):
         equal = sum(w == v for w in values)
         out.append(below + (equal + 1) / 2)
     return out
+
+
+def store_moments(resid, labels, n_classes, *, group_rows):
+    """The same of a store: each group's own, merged in order, number by number."""
+    n, n_layers, d_model = resid.shape
+    count = np.zeros(n_classes, np.int64)
+    mean, scatter = (np.zeros((n_classes, n_layers, d_model)) for _ in range(2))
+    for start in range(0, n, group_rows):
+        rows = slice(start, start + group_rows)
+        more, average, spread = class_moments(resid[rows], labels[rows], n_classes)
+        for k in range(n_classes):
+            both = count[k] + more[k]
+            if not more[k]:
+                continue
+            for layer in range(n_layers):
+                for j in range(d_model):
+                    gap = average[k, layer, j] - mean[k, layer, j]
+                    mean[k, layer, j] += gap * more[k] / both
+                    scatter[k, layer, j] += spread[k, layer, j] + gap**2 * count[k] * more[k] / both
+            count[k] = both
+    return count, mean, scatter

@@ -19,6 +19,7 @@ from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Read, fill_store
 from actcache.store.copies.selection import Selection, select_arrays, select_layers, select_rows
 from actcache.store.schema import LEFT_OUT, Ragged, RowArray, coordinates
+from actcache.store.storage.address import bucket_address
 from actcache.store.store import Store, open_store
 
 
@@ -204,7 +205,12 @@ def without_left_out(provenance: Mapping[str, Any]) -> dict[str, Any]:
 def require_another(path: str | Path, stores: Sequence[Store]) -> None:
     """Refuse to write a store over one that it is made from."""
     for store in stores:
-        if Path(path).resolve() == store.path.resolve():
+        address = bucket_address(path)
+        if address == str(store.path) or (
+            address is None
+            and isinstance(store.path, Path)
+            and Path(path).resolve() == store.path.resolve()
+        ):
             raise MismatchError(
                 f"'{store.path}' would be read and replaced, expected another path for what is "
                 "made from it. Pass one with -o."

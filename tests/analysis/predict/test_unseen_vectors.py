@@ -49,7 +49,9 @@ def trained(store):
 
 def folds_of(store, trained, folder):
     rows, chosen = trained
-    return fold_networks(folder, store, rows, chosen, fingerprint={"of": "test"}, device="cpu")
+    return fold_networks(
+        folder, store, {"kind": rows}, {"kind": chosen}, fingerprint={"of": "test"}, device="cpu"
+    )
 
 
 def test_each_train_sample_is_left_out_of_its_fold_and_prompts_stay_together(
