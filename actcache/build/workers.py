@@ -19,7 +19,7 @@ from actcache.build.certify import certify, rows_to_certify
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
-from actcache.build.provenance import ModelFacts, model_identity, versions
+from actcache.build.provenance import ModelFacts, model_identity, require_storable, versions
 from actcache.build.run import load_planned, plan_contents, reader
 from actcache.build.runs import RUN_ROWS, Run, Runs
 from actcache.cluster.pool import Pool
@@ -68,8 +68,7 @@ def run_with_workers(
     """
     require_place(path, resume=resume, overwrite=overwrite)
     require_room(path, plan.n_bytes)
-    for store in reuse:
-        open_source(store)
+    require_storable(plan, reused=[open_source(store).digest for store in reuse])
     with (
         connect(workers) as session,
         Pool(session, LoadModel(config=plan.config)) as pool,
