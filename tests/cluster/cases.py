@@ -307,6 +307,8 @@ def the_command_line_builds_the_same(build, pool, folder):
         told[name] = done.stdout.replace("two", "one") + done.stderr
     assert told["one"] == told["two"], told
     assert tree(folder / "one") == tree(folder / "two")
+    one, two = (folder / f"{name}.toml" for name in ("one", "two"))
+    assert one.read_text() == two.read_text().replace("two.toml", "one.toml")
 
 
 BUILD_CASES = [
