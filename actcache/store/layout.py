@@ -109,7 +109,9 @@ def open_layout(
     """
     try:
         layout, damages = _open_layout(path, partial=partial, tolerant=tolerate is not None)
-        again = bool(damages) and not _is_in_place(layout.storage, layout)
+        # A log that seems to end early may be that of a folder that has just been renamed.
+        suspect = bool(damages) or not layout.complete
+        again = suspect and not _is_in_place(layout.storage, layout)
     except (FormatError, IncompleteStoreError, StoreNotFoundError):
         again = True
     if again:

@@ -261,7 +261,7 @@ def test_out_of_memory_in_one_shard_changes_no_other(tmp_path, monkeypatch, capl
             raise torch.OutOfMemoryError
         return score_grid(model, rows, **rest)
 
-    def swept(name, batch_tokens=1500):
+    def swept(name, batch_tokens=600):
         sets = {"d": direction.astype(np.float32)}
         sweep = run_sweep(
             store, sets, multipliers=MULTIPLIERS, out=tmp_path / name, model=model, shard_rows=12,
@@ -269,11 +269,23 @@ def test_out_of_memory_in_one_shard_changes_no_other(tmp_path, monkeypatch, capl
         )  # fmt: skip
         return sweep.propensity
 
-    whole, halved = swept("whole.zarr"), swept("halved.zarr", 750)
+    whole, halved = swept("whole.zarr"), swept("halved.zarr", 300)
     monkeypatch.setattr(module, "score_grid", short_of_memory)
     tight = swept("tight.zarr")
 
     assert "out of memory" in caplog.text
     np.testing.assert_array_equal(tight[12:], whole[12:])
-    assert (tight[:12] != whole[:12]).any()
     assert (halved[12:] != whole[12:]).any()  # had the second shard shared the budget
+
+
+def test_a_set_whose_name_cannot_be_stored_is_refused_before_the_model_is_loaded(
+    store, sets, tmp_path
+):
+    def never():
+        raise AssertionError("the model was loaded")
+
+    settings: dict[str, Any] = {"multipliers": MULTIPLIERS, "model": never}
+    with pytest.raises(actcache.errors.FormatError, match="Choose another name"):
+        run_sweep(store, {"a:b": sets["one"]}, out=tmp_path / "s.zarr", **settings)
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        run_sweep(store, {"a": sets["one"]}, out=tmp_path / "s.zarr", **settings)
