@@ -162,6 +162,15 @@ def test_many_reads_keep_their_order_and_stop_at_the_first_that_is_damaged(stora
         next(read)
 
 
+def test_a_folder_is_gone_with_its_last_object(storage):
+    storage.write_small({"a/b/x": b"1", "a/c/x": b"2"})
+    assert sorted(storage.list("a")) == ["a/b/", "a/c/"]
+    storage.remove("a/b/x")
+    assert storage.list("a") == ["a/c/"]
+    storage.remove("a")
+    assert storage.list() == []
+
+
 def test_sizes_and_etags_of_a_whole_store_take_one_request(storage, seaweedfs):
     storage.write_small({f"a/{i}/x": b"1" for i in range(60)})
     with AnswerProxy(seaweedfs.ports["s3"]) as proxy:
