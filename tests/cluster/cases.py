@@ -412,7 +412,7 @@ def main(folder: Path, chosen: list[str]) -> None:
             outcomes[case.__name__] = ""
         except pytest.skip.Exception as why:
             outcomes[case.__name__] = f"skip: {why}"
-        except Exception:
+        except (Exception, pytest.fail.Exception):
             outcomes[case.__name__] = traceback.format_exc()
 
     def of(cases: list[Case]) -> list[Case]:
