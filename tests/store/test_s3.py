@@ -296,7 +296,7 @@ class LoudHandler(BaseHTTPRequestHandler):
     """Answers as AWS does, and worse: with keys in the text."""
 
     def do_GET(self):
-        raw = AWS_WORDS.replace("SignatureDoesNotMatch", self.path.split("/")[1][:40]).encode()
+        raw = AWS_WORDS.replace("SignatureDoesNotMatch", self.path[1:].partition("?")[0]).encode()
         self.send_response(403)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
