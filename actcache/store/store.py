@@ -14,7 +14,7 @@ from actcache.notebook import facts_table
 from actcache.store.array import CONVERTED_BYTES, Residuals, lazy_array
 from actcache.store.columns import Columns
 from actcache.store.layout import Layout, open_layout
-from actcache.store.schema import Kind, Ragged, RowKind
+from actcache.store.schema import LEFT_OUT, Kind, Ragged, RowKind
 from actcache.store.shard_maps import ShardMaps
 from actcache.store.storage.block_cache import BlockCache
 from actcache.store.storage.local import LocalStorage
@@ -158,6 +158,12 @@ class Store:
                 f"one of {', '.join(self.columns)}; ragged ones are read with .ragged."
             )
         return self.columns[name]
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Rows of the data that are not in the store: `id`, `reason`; if too long also `tokens`."""
+        recorded = self.provenance.get(LEFT_OUT)  # where earlier versions wrote them
+        return recorded if isinstance(recorded, list) else self.columns.left_out
 
     def ragged(self, name: str) -> Ragged:
         """A column of integer arrays, such as `prompt_tokens`; reads like a list of them."""
