@@ -9,29 +9,21 @@ from actcache.cli.main import main
 from actcache.store.storage.s3 import S3Storage
 from actcache.store.store import open_store
 from tests.cli.commands import WITHOUT_PREDICTORS, build, refused
-from tests.support.seaweedfs import BUCKET, SeaweedFS
+from tests.support.seaweedfs import BUCKET
 from tests.support.stores import file_bytes
 
 pytestmark = [pytest.mark.slow, pytest.mark.model]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with (
-        SeaweedFS(tmp_path_factory.mktemp("seaweedfs")) as server,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        for name, value in server.environment.items():
+def address(seaweedfs, built):
+    """The finished store of the pairs, in the bucket; the AWS variables lead there."""
+    address = f"s3://{BUCKET}/commands/rows.zarr"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in seaweedfs.environment.items():
             patch.setenv(name, value)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def address(server, built):
-    """The finished store of the pairs, in the bucket."""
-    address = f"s3://{BUCKET}/rows.zarr"
-    S3Storage(address).write_small(file_bytes(built))
-    return address
+        S3Storage(address).write_small(file_bytes(built))
+        yield address
 
 
 def printed(argv, capsys):
