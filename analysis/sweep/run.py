@@ -7,11 +7,12 @@ Plans which rows run together and writes the propensities; the passes themselves
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 
 from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.reuse import WantedSweep
@@ -102,6 +103,10 @@ def run_sweep(
             return sweep
         n_values = store.n * len(wanted.config["layers"]) * len(wanted.config["multipliers"])
         require_room(path, 4 * len(steered) * n_values)
+        contents = partial(
+            _contents, store, wanted, steered, batch_tokens=batch_tokens, shard_rows=shard_rows
+        )
+        contents(device="cuda:0").encode()  # what cannot be stored, before the model is loaded
         grid = _Grid(
             model=_loaded(store, model),
             rows=rows,
@@ -110,33 +115,16 @@ def run_sweep(
             rule=rule,
             layers=wanted.config["layers"],
         )
-        contents = StoreContents(
-            kind="sweep",
-            n=store.n,
-            arrays=grid.arrays,
-            columns={
-                **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
-                "layer": np.array(grid.layers, np.int64),
-                "multiplier": np.array(grid.multipliers, np.float64),
-                SWEPT: grid.swept,
-            },
-            config={**wanted.config, "batch_tokens": batch_tokens},
-            provenance={
-                **wanted.source,
-                "device": str(grid.model.device),
-                "versions": versions(),
-            },
-            shard_rows=shard_rows,
-        )
+        recorded = contents(device=str(grid.model.device))
         resume = path.with_name(path.name + ".partial").exists()
-        with (Writer.resume if resume else Writer.create)(path, contents) as writer:
+        with (Writer.resume if resume else Writer.create)(path, recorded) as writer:
             on_rows(writer.committed)
             certificate = _self_check(grid)
             budget = Budget(batch_tokens)
             while writer.committed < store.n:
                 shard = writer.next_rows
                 values = grid.sweep_rows(shard, budget.renewed())
-                writer.commit(values, absent=contents.absent(shard))
+                writer.commit(values, absent=recorded.absent(shard))
                 on_rows(shard.stop - shard.start)
             writer.finish(certificate)
     return wanted.open(path)
@@ -157,6 +145,36 @@ def sweep_costs(rows: Sequence[Rendered], rule: SteeringRule, *, n_cells: int) -
 def sweep_shard_rows(n: int, n_layers: int, n_multipliers: int) -> int:
     """Count the samples of a shard, whose passes hold no others."""
     return shard_rows([_array("set", n_layers, n_multipliers)], n)[0]
+
+
+def _contents(
+    store: Store,
+    wanted: WantedSweep,
+    sets: Mapping[str, SweepSet],
+    *,
+    batch_tokens: int,
+    shard_rows: int | None,
+    device: str,
+) -> StoreContents:
+    """Collect all of a sweep's store but the propensities: one array of them for each set."""
+    layers, multipliers = wanted.config["layers"], wanted.config["multipliers"]
+    arrays = [_array(name, len(layers), len(multipliers)) for name in sets]
+    return StoreContents(
+        kind="sweep",
+        n=store.n,
+        arrays=arrays,
+        columns={
+            **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
+            "layer": np.array(layers, np.int64),
+            "multiplier": np.array(multipliers, np.float64),
+            SWEPT: np.column_stack(
+                [sets[name].rows for name in sorted(sets, key=lambda name: f"{name}/propensity")]
+            ),
+        },
+        config={**wanted.config, "batch_tokens": batch_tokens},
+        provenance={**wanted.source, "device": device, "versions": versions()},
+        shard_rows=shard_rows,
+    )
 
 
 def _array(name: str, n_layers: int, n_multipliers: int) -> RowArray:
@@ -181,23 +199,12 @@ class _Grid:
     rule: SteeringRule
     layers: Sequence[int]
 
-    @property
-    def arrays(self) -> list[RowArray]:
-        """One array of propensities for each direction set."""
-        return [_array(name, len(self.layers), len(self.multipliers)) for name in self.sets]
-
-    @property
-    def swept(self) -> Bool[np.ndarray, "n set"]:
-        """The rows that each set steers, sets in the order of their arrays' names."""
-        in_order = sorted(self.sets, key=lambda name: f"{name}/propensity")
-        return np.column_stack([self.sets[name].rows for name in in_order])
-
     def sweep_rows(self, shard: slice, budget: Budget) -> dict[str, np.ndarray]:
         """Propensities of one shard's rows, by name of the array; NaN where a set has none."""
         rows = self.rows[shard]
+        shape = (len(rows), len(self.layers), len(self.multipliers))
         propensity = {
-            array.name: np.full((len(rows), array.n_layers, array.width), np.nan, np.float32)
-            for array in self.arrays
+            f"{name}/propensity": np.full(shape, np.nan, np.float32) for name in self.sets
         }
         for names, places in self._groups(shard):
             chosen = [rows[place] for place in places]
