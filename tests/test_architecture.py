@@ -96,7 +96,7 @@ RULES = {
             *("analysis.directions.fitting", "steering.files"),
             *("analysis.names", "build", "data", "engine", "prompts", *STORE),
         ),
-        heavy=("run", "forecast"),
+        heavy=("run", "grid", "forecast"),
     ),
     "analysis.predict": Rule(
         (

@@ -160,12 +160,7 @@ class _WriteRun:
 
     def __call__(self, worker: WorkerModel) -> list[Receipt]:
         layout, receipts = self.layout, Receipts(self.layout)
-        if not layout.storage.exists(record_name(0)):
-            raise ActcacheError(
-                f"the worker on '{socket.gethostname()}' sees no store at "
-                f"'{layout.storage.location}', expected the one that was begun. Write to a folder "
-                "that all machines share, or to a bucket."
-            )
+        require_begun(layout)
         written = []
         with os_errors_explained(f"'{layout.storage.location}' cannot be written", kept="written"):
             for rows, blocks in self.run.compute(
@@ -246,6 +241,16 @@ def _accept(writer: Writer, receipts: dict[int, Receipt]) -> None:
     """Append the records whose turn it is."""
     while (receipt := receipts.pop(writer.committed // writer.shard_rows, None)) is not None:
         writer.accept(receipt)
+
+
+def require_begun(layout: Layout) -> None:
+    """Refuse a machine that does not see the store that another one has begun."""
+    if not layout.storage.exists(record_name(0)):
+        raise ActcacheError(
+            f"the worker on '{socket.gethostname()}' sees no store at "
+            f"'{layout.storage.location}', expected the one that was begun. Write to a folder "
+            "that all machines share, or to a bucket."
+        )
 
 
 def _kind_of_device(device: torch.device) -> str:
