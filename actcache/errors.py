@@ -35,6 +35,10 @@ class IncompleteStoreError(ActcacheError):
     """The store's build was interrupted; it opens only when that is asked for."""
 
 
+class BucketError(ActcacheError, OSError):
+    """A bucket cannot be reached, or refuses what was asked of it."""
+
+
 class FormatError(ActcacheError, ValueError):
     """The files are not a store that this version reads, or they are damaged."""
 

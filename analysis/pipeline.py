@@ -53,6 +53,7 @@ from actcache.conventions import ATTENTION, NO_PRESET, STAGES, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import AUTOMATIC, Progress
 from actcache.settings import check_names
+from actcache.store.storage.address import require_folder
 from actcache.store.store import Store, open_store
 
 if TYPE_CHECKING:  # torch comes in with these
@@ -104,6 +105,7 @@ def analyze(
         results.summary.behaviors["tidy"].fixed.slope
     """
     check_formats(formats)
+    require_folder(out, "what analyze leaves")
     store = store if isinstance(store, Store) else open_store(store)
     check_names(AnalyzeConfig, settings)
     if config is None:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     formats = names(args.format) or ()
     check_formats(formats)
     store = open_store(args.store)
-    out = Path(args.output or f"{args.store.rstrip('/').removesuffix('.zarr')}-results")
+    out = Path(args.output or _results_of(store, args.store))
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
     if set(config.stages) - {"vectors", "layers", "concepts"} and store.kind == "residuals":
         choose_threads(store.d_model)
@@ -92,6 +92,12 @@ def run(args: argparse.Namespace) -> None:
     )
     write_config(out / CONFIG, args, config)
     show_or_print(results.summary, as_json=args.json, out=out)
+
+
+def _results_of(store: "Store", path: str) -> str:
+    """The folder for results: beside the store, or where we are if that is in a bucket."""
+    place = path.rstrip("/") if isinstance(store.path, Path) else Path(store.path).name
+    return f"{place.removesuffix('.zarr')}-results"
 
 
 def dry_run(

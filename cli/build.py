@@ -100,7 +100,10 @@ def run(args: argparse.Namespace) -> None:
         reuse=args.reuse,
         progress=console.Bars(quiet=args.json),
     )
-    write_config(Path(f"{store.path}.toml"), args, config)
+    if isinstance(store.path, Path):
+        write_config(Path(f"{store.path}.toml"), args, config)
+    else:
+        console.say(f"actcache: settings are not written beside '{store.path}': it records them")
     console.print_result(describe(store), as_json=args.json)
 
 

@@ -80,7 +80,6 @@ def describe(store: "Store") -> dict[str, Any]:
     from actcache.store.schema import FORMAT
 
     model = store.provenance.get("model", {})
-    left_out = store.provenance.get("left_out")
     facts: dict[str, Any] = {
         "path": str(store.path),
         "format": FORMAT,
@@ -102,7 +101,7 @@ def describe(store: "Store") -> dict[str, Any]:
             "positions": list(store.positions),
             "sites": list(store.sites),
             "model": model.get("name", "not recorded"),
-            "left out": len(left_out) if isinstance(left_out, list) else "not recorded",
+            "left out": len(store.left_out),
             **({"rows reused": reused.get("rows")} if isinstance(reused, dict) else {}),
             "preset": store.config.get("preset", "none"),
         }

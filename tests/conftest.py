@@ -1,9 +1,37 @@
 """Nothing from the network in a test; one thread, which for tiny models is faster than two."""
 
 import os
+import secrets
+
+import jaxtyping
+import pytest
+
+from tests.support.type_checks import checked
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait for one another spin: on a busy machine tests of tiny models took ten times as
 # long with two. Read by OpenMP when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What the import hook of `--jaxtyping-packages` puts on every function and dataclass of actcache.
+jaxtyping.jaxtyped = checked  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory):
+    """An S3 server, one for all tests of a process: not to be killed."""
+    from tests.support.seaweedfs import SeaweedFS
+
+    with SeaweedFS(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(seaweedfs, monkeypatch):
+    """An address below which the bucket is empty; the AWS variables lead to it."""
+    from tests.support.seaweedfs import BUCKET
+
+    for name, value in seaweedfs.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{BUCKET}/{secrets.token_hex(8)}"

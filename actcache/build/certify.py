@@ -6,14 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from actcache.build.provenance import CERTIFICATE_ROWS
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_values
 from actcache.engine.self_check import relative_error
 from actcache.prompts.render import Rendered
 from actcache.store.store import Store
-
-CERTIFICATE_ROWS = 8
-"""How many rows a build runs again at its end."""
 
 
 def rows_to_certify(n: int, *, seed: int, n_rows: int = CERTIFICATE_ROWS) -> list[int]:

@@ -25,6 +25,7 @@ from actcache.engine.batching import Heads, n_shared, plan_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.self_check import CaptureFunction
 from actcache.store.schema import shard_rows
+from actcache.store.storage.address import bucket_address
 
 MAX_BYTES = 16_000_000_000
 """Larger weights are not loaded for an estimate: 16 GB take about half a minute."""
@@ -56,6 +57,7 @@ def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
 
     `tokens shared` are those that a pass need not run, since another of its rows begins with them.
     """
+    in_bucket = bucket_address(path) is not None
     folder = Path(path).absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -90,7 +92,7 @@ def forecast_build(plan: BuildPlan, path: str | Path) -> dict[str, Any]:
         "passes": len(batches),
         "token-layers": (n_tokens - n_saved) * plan.model_config.num_hidden_layers,
         "bytes on disk": plan.n_bytes,
-        "bytes free": shutil.disk_usage(folder).free,
+        **({} if in_bucket else {"bytes free": shutil.disk_usage(folder).free}),
         "estimated seconds": estimate.seconds,
         "estimate": estimate.basis,
     }

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from actcache.errors import ActcacheError
-from actcache.store.partial import LocalDestination
+from actcache.store.partial import LocalDestination, destination_of
+from actcache.store.storage.address import bucket_address
 
 
 def require_place(path: str | Path, *, resume: bool, overwrite: bool) -> None:
@@ -12,11 +13,18 @@ def require_place(path: str | Path, *, resume: bool, overwrite: bool) -> None:
 
     Raises:
         StoreExistsError: something lies there that this run may not replace.
-        ActcacheError: the folder is none, or is not writable.
+        ActcacheError: the folder is none, or is not writable; or the bucket cannot be written, or
+            lets a second writer replace an object.
     """
-    destination = LocalDestination(path)
+    destination = destination_of(path)
+    if bucket_address(path) is not None:
+        from actcache.store.storage.s3 import require_create_only  # needs obstore
+
+        require_create_only(destination.storage)
     if not resume:
         destination.require_new(overwrite=overwrite)
+    if not isinstance(destination, LocalDestination):
+        return
     folder = destination.path.parent
     while not os.path.lexists(folder):
         folder = folder.parent

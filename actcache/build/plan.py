@@ -112,7 +112,7 @@ class BuildPlan:
 
     @property
     def arrays(self) -> list[RowArray]:
-        """The row arrays of the store, as far as the model's config says: sizes, not names."""
+        """The row arrays of the store as the model's config says; half precision is float16."""
         shape = self.model_config
         n_layers, n_heads = shape.num_hidden_layers, shape.num_attention_heads
         d_model = shape.hidden_size
@@ -127,6 +127,7 @@ class BuildPlan:
                 n_layers=1 if site == "embed" else n_layers,
                 width=widths.get(site, d_model),
                 dtype="float16" if half and site not in MASS_SITES else "float32",
+                dimension_names=("n", "layer", "head" if site in MASS_SITES else "d_model"),
             )
             for site in self.config.sites
             for position in self.positions

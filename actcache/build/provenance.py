@@ -1,7 +1,7 @@
 """What a store records about its rows and where its numbers come from."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,16 @@ from actcache.data.messages import history_text
 from actcache.data.samples import HISTORY, TEXT_COLUMNS, samples_digest
 from actcache.data.spans import CONTROL_SPAN, SPAN
 from actcache.prompts.render import PARTS
-from actcache.store.schema import Ragged
+from actcache.store.contents import StoreContents
+from actcache.store.documents import encode, root_document
+from actcache.store.schema import Ragged, RowArray
 
 if TYPE_CHECKING:  # both import torch
     from actcache.build.plan import BuildPlan
     from actcache.engine.model import LanguageModel
+
+CERTIFICATE_ROWS = 8
+"""How many rows a build runs again at its end."""
 
 MODE = "hugging face numerics: no folding, no centering; layer = output of the decoder block"
 
@@ -71,6 +76,75 @@ class ModelFacts:
         )
 
 
+def build_contents(
+    plan: "BuildPlan",
+    arrays: Sequence[RowArray],
+    provenance: Mapping[str, Any],
+    *,
+    shard_rows: int | None = None,
+) -> StoreContents:
+    """Collect all of a build's store but the values of its row arrays."""
+    return StoreContents(
+        kind="residuals",
+        n=plan.n,
+        arrays=arrays,
+        columns=columns(plan),
+        config=plan.config.recorded(),
+        provenance=provenance,
+        left_out=plan.left_out,
+        shard_rows=shard_rows,
+    )
+
+
+def require_storable(
+    plan: "BuildPlan", *, shard_rows: int | None = None, reused: Sequence[str] = ()
+) -> None:
+    """Refuse before the model is loaded what its store could not hold.
+
+    Encodes everything once, with a stand-in for what the model alone says of itself.
+
+    Args:
+        plan: from `plan_build`.
+        shard_rows: rows of a shard.
+        reused: digests of the stores whose rows are reused.
+
+    Raises:
+        MismatchError: a column is no text or numbers of n rows, or the settings and the provenance
+            are longer than a document may be.
+        FormatError: the name of a column cannot be that of a file.
+    """
+    arrays, shape = plan.arrays, plan.model_config
+    n_layers = max(array.n_layers for array in arrays)
+    facts = ModelFacts(
+        identity={
+            "family": str(shape.model_type),
+            "n_layers": n_layers,
+            "d_model": shape.hidden_size,
+            "dtype": "bfloat16",
+            "weights_sha256": "0" * 64,
+        },
+        commit="0" * 40,
+        attention="flash_attention_2",
+        device="cuda:0",
+        versions=versions(),
+        widths={},
+    )
+    recorded = provenance(plan, facts)
+    if reused:
+        sources = [{"digest": digest, "rows": plan.n} for digest in reused]
+        recorded["reused"] = {"rows": plan.n, "of": sources}
+    root = build_contents(plan, arrays, recorded, shard_rows=shard_rows).encode().root
+    number = -1 / 3 * 1e-300  # as long as a number can be in JSON
+    certificate = {
+        "rows": sorted((sample.id for sample in plan.samples), key=len)[-CERTIFICATE_ROWS:],
+        "positions": list(plan.positions),
+        "largest_relative_error": [number] * n_layers,
+        "sites": dict.fromkeys(plan.config.sites, number),
+        "self_check": {"largest_relative_error": number, "bound": number},
+    }
+    encode(root_document(replace(root, complete=True, certificate=certificate)))
+
+
 def provenance(plan: "BuildPlan", facts: ModelFacts) -> dict[str, Any]:
     """Collect where a store's numbers come from."""
     return {
@@ -83,7 +157,6 @@ def provenance(plan: "BuildPlan", facts: ModelFacts) -> dict[str, Any]:
         "tokenizer": plan.tokenizer,
         "data_sha256": samples_digest(plan.samples),
         "leaks": {behavior: counts.recorded() for behavior, counts in plan.leaks.items()},
-        "left_out": list(plan.left_out),
         "conditions": plan.conditions.recorded(),
         "mode": MODE,
         "device": facts.device,

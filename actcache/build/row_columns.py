@@ -12,7 +12,7 @@ from actcache.data.samples import HISTORY, TEXT_COLUMNS, Sample
 from actcache.data.spans import SPAN
 from actcache.errors import FormatError
 from actcache.prompts.render import PARTS
-from actcache.store.schema import COMMITS, check_name
+from actcache.store.schema import COMMITS, LEFT_OUT, check_name
 
 _EXACT = 2**53
 """Up to which float64 holds every whole number."""
@@ -23,6 +23,7 @@ _TAKEN = (
         HISTORY,
         SPAN,
         COMMITS,
+        LEFT_OUT,
         "control_span",
         "n_tokens",
         "layer",

@@ -1,7 +1,7 @@
 """The build: a plan and a model in, a finished store out, run by run."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
@@ -13,7 +13,13 @@ from actcache.build.certify import certify, rows_to_certify
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
-from actcache.build.provenance import MODE, ModelFacts, columns, provenance
+from actcache.build.provenance import (
+    MODE,
+    ModelFacts,
+    build_contents,
+    provenance,
+    require_storable,
+)
 from actcache.build.reuse import Reusable, find_reusable
 from actcache.build.runs import RUN_ROWS, Blocks, Runs, read_rows
 from actcache.conventions import MASS_SITES
@@ -37,7 +43,7 @@ def run_build(
     resume: bool = False,
     overwrite: bool = False,
     reuse: Sequence[str | Path] = (),
-    model: LanguageModel | None = None,
+    model: LanguageModel | Callable[[], LanguageModel] | None = None,
     progress: Progress = SILENT,
     shard_rows: int | None = None,
     run_rows: int = RUN_ROWS,
@@ -52,7 +58,8 @@ def run_build(
         overwrite: replace a finished store at `path`.
         reuse: stores of the same model whose rows of equal tokens are copied instead of run. They
             equal rows that are run up to rounding: the rows that share a pass decide the last bits.
-        model: an already loaded model; by default the config's is loaded.
+        model: an already loaded model, or a function that loads it, which is called once all that
+            can fail without it is checked; by default the config's is loaded.
         progress: shows how many rows are committed.
         shard_rows: rows of a shard; by default as `schema.shard_rows` chooses.
         run_rows: rows that are computed together, about; an interrupted build of another number is
@@ -72,8 +79,10 @@ def run_build(
     require_place(path, resume=resume, overwrite=overwrite)
     require_room(path, plan.n_bytes)
     reused_stores = [open_source(store) for store in reuse]
+    require_storable(plan, shard_rows=shard_rows, reused=[store.digest for store in reused_stores])
     with progress.steps("build", plan.n) as advance:
-        model = model or load_planned(config)
+        if not isinstance(model, LanguageModel):
+            model = load_planned(config) if model is None else model()
         read = read or reader(config)
         check = check_capture(model, plan.rendered, read=read, **plan.reading)
         contents, reused = plan_contents(
@@ -180,16 +189,7 @@ def plan_contents(
             answer=config.answer,
         )
         recorded["reused"] = reused.recorded()
-    contents = StoreContents(
-        kind="residuals",
-        n=plan.n,
-        arrays=arrays,
-        columns=columns(plan),
-        config=config.recorded(),
-        provenance=recorded,
-        shard_rows=shard_rows,
-    )
-    return contents, reused
+    return build_contents(plan, arrays, recorded, shard_rows=shard_rows), reused
 
 
 def _row_arrays(plan: BuildPlan, facts: ModelFacts) -> list[RowArray]:

@@ -19,7 +19,7 @@ from actcache.build.certify import certify, rows_to_certify
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
-from actcache.build.provenance import ModelFacts, model_identity, versions
+from actcache.build.provenance import ModelFacts, model_identity, require_storable, versions
 from actcache.build.run import load_planned, plan_contents, reader
 from actcache.build.runs import RUN_ROWS, Run, Runs
 from actcache.cluster.pool import SLOW_SECONDS, Pool
@@ -76,6 +76,7 @@ def run_with_workers(
     require_place(path, resume=resume, overwrite=overwrite)
     require_room(path, plan.n_bytes)
     reused_stores = [open_source(store) for store in reuse]
+    require_storable(plan, shard_rows=shard_rows, reused=[store.digest for store in reused_stores])
     with (
         progress.steps("build", plan.n) as advance,
         connect(workers) as session,

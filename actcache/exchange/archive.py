@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from actcache.errors import refuse
-from actcache.store.columns import empty_chunk, read_column
+from actcache.store.columns import empty_chunk, parse_left_out, read_column
 from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Fill
 from actcache.store.documents import (
@@ -42,6 +42,7 @@ from actcache.store.layout import ROOT, column_name, folders_above, shard_name
 from actcache.store.schema import (
     COMMITS,
     DOCUMENT_LIMIT,
+    LEFT_OUT,
     Column,
     Ragged,
     Root,
@@ -88,6 +89,7 @@ def write_archive(
         columns=store.columns.with_ragged(),
         config=store.config,
         provenance=store.provenance,
+        left_out=store.columns.left_out,
         shard_rows=store.shard_rows,
         shard_reason=store.shard_reason,
     ).encode()
@@ -131,13 +133,20 @@ def read_archive(path: str | Path, fill: Fill) -> Store:
         except (ValueError, RuntimeError) as error:  # a checksum, or what cannot be unpacked
             refuse(str(folder / array.name), f"damage ({error})", "what was packed")
 
+    of_rows = [column for column in columns if column.dimension_names != (LEFT_OUT,)]
+    left_out = [column for column in columns if column.dimension_names == (LEFT_OUT,)]
     contents = StoreContents(
         kind=root.kind,
         n=root.n,
         arrays=arrays,
-        columns=_values_of(storage, columns),
+        columns=_values_of(storage, of_rows),
         config=root.config,
         provenance=root.provenance,
+        left_out=[
+            row
+            for name, values in _values_of(storage, left_out).items()
+            for row in parse_left_out(np.asarray(values), storage.where(name))
+        ],
         shard_rows=root.shard_rows,
         shard_reason=root.shard_reason,
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from actcache.errors import MismatchError
-from actcache.store.schema import Ragged, coordinates
+from actcache.store.schema import LEFT_OUT, Ragged, coordinates
 from actcache.store.store import Store, open_store
 
 TEXT = "text"
@@ -68,6 +68,10 @@ def data_of_store(
         else:
             dimension = name if name in dimensions else "n"
             columns.append(_in_memory(name, np.asarray(values), dimension))
+    names = [column.name for column in columns]
+    if store.columns.left_out:
+        texts = [json.dumps(row, ensure_ascii=False) for row in store.columns.left_out]
+        columns.append(_in_memory(LEFT_OUT, np.array(texts, object), LEFT_OUT))
     about_arrays = {
         array.name: {"dtype": array.dtype, "dimension_names": array.dimension_names}
         for array in store.row_arrays
@@ -78,7 +82,7 @@ def data_of_store(
         "digest": store.digest,
         "shards": json.dumps(shards),
         "arrays": json.dumps(about_arrays),
-        "columns": json.dumps([column.name for column in columns]),
+        "columns": json.dumps(names),
         "config": json.dumps(store.config, ensure_ascii=False),
         "provenance": json.dumps(store.provenance, ensure_ascii=False),
         "certificate": json.dumps(store.certificate, ensure_ascii=False),

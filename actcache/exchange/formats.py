@@ -21,6 +21,7 @@ from actcache.progress import SILENT, Progress
 from actcache.steering.steering import AnySteering, Steering
 from actcache.store.copies.fill import fill_store
 from actcache.store.partial import require_outside_stores
+from actcache.store.storage.address import require_folder
 from actcache.store.store import Store, open_store
 
 FORMATS = ("hdf5", "npz", "safetensors", "gguf", "easysteer", "archive")
@@ -80,6 +81,7 @@ def export(
             the format cannot say.
         FormatError: a steering file is damaged, or something else.
     """
+    require_folder(path, "an export")
     path = Path(path)
     to = _SUFFIXES.get(path.suffix, f"not clear from '{path.name}'") if to is None else to
     for setting, value, known in (("the format", to, FORMATS), ("--as", values, VALUES)):
@@ -97,11 +99,11 @@ def export(
         source = Steering.load(source)
     if isinstance(source, AnySteering):
         written = _export_steering(source, path, to, directions, overwrite=overwrite)
-    elif _is_results(folder := source.path if isinstance(source, Store) else Path(source)):
+    elif _is_results(folder := Path(source.path if isinstance(source, Store) else source)):
         written = _export_results(folder, path, to, directions, overwrite=overwrite)
     elif to in ("gguf", "easysteer") or directions is not None:
         raise MismatchError(
-            f"'{folder}' is not a results folder, and only results hold directions; expected what "
+            f"'{source}' is not a results folder, and only results hold directions; expected what "
             "actcache analyze left. Pass its OUT, or a steering file."
         )
     else:

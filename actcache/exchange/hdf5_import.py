@@ -19,9 +19,10 @@ from actcache.data.splits import assign_splits
 from actcache.errors import MismatchError
 from actcache.exchange.hdf5 import MARK
 from actcache.exchange.plain_hdf5 import PlainFile, is_text
+from actcache.store.columns import parse_left_out
 from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Fill
-from actcache.store.schema import Dtype, Kind, Ragged, RowArray, shard_rows
+from actcache.store.schema import LEFT_OUT, Dtype, Kind, Ragged, RowArray, shard_rows
 from actcache.store.store import Store
 
 _STORED_AS = {"float32": ("float32",), "float16": ("float16",), "bfloat16": ("float32", "uint16")}
@@ -85,6 +86,7 @@ def _exported(file: PlainFile) -> tuple[StoreContents, Any, str | None]:
         columns=_exported_columns(file, [str(name) for name in about["columns"]]),
         config=about["config"],
         provenance=about["provenance"],
+        left_out=_left_out(file) if LEFT_OUT not in about["columns"] else (),
         shard_rows=rows,
         shard_reason=reason,
     )
@@ -126,6 +128,13 @@ def _exported_columns(file: PlainFile, names: list[str]) -> dict[str, ColumnValu
         elif ragged == name:
             columns[name] = Ragged(file.numbers(name), file.numbers(f"{name}_offsets"))
     return columns
+
+
+def _left_out(file: PlainFile) -> list[dict[str, Any]]:
+    """Rows that were left out of the store, if any were."""
+    if LEFT_OUT not in file.names():
+        return []
+    return parse_left_out(np.asarray(_values(file, LEFT_OUT)), f"{file.path}/{LEFT_OUT}")
 
 
 def _values(file: PlainFile, name: str) -> list[str] | np.ndarray:
@@ -182,7 +191,6 @@ def _foreign(file: PlainFile) -> StoreContents:
             "data_sha256": rows_digest(
                 zip(*(columns[name] for name in ("id", "split", "digest")), strict=True)
             ),
-            "left_out": [],
         },
     )
 

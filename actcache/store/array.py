@@ -4,7 +4,9 @@ What lies in one shard and needs no conversion is a read-only view of the file.
 """
 
 import copy
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import EllipsisType
 from typing import Any
 
@@ -24,6 +26,9 @@ Layers = int | np.integer | slice | Sequence[int] | np.ndarray
 CONVERTED_BYTES = 16 << 20
 """Bytes of a batch of bfloat16 that is given as float32, at most. The allocator uses memory of this
 size again for the next batch; larger pieces go back to the system, and each page would be new."""
+
+SHARDS_AHEAD = 2
+"""Shards that `batches` reads before they are asked for, where nothing can be mapped."""
 
 
 class Residuals:
@@ -167,44 +172,94 @@ class Residuals:
                 f"of '{self.name}'."
             )
         chosen = self._layers(slice(None) if layers is None else layers)
-        size = rows or self._batch_rows
+        shards = self._batches_of_shards(rows or self._batch_rows, select)
+        if not self._maps.is_mapped:
+            yield from self._read_ahead(shards, chosen)
+            return
+        for batches in shards:
+            for batch in batches:
+                yield _numbers(batch), self._read(batch, chosen)
+
+    def _batches_of_shards(
+        self, size: int, select: Bool[np.ndarray, " n"] | None
+    ) -> Iterator[list[Chosen]]:
+        """The rows of each batch, shard by shard; no shard without a batch."""
         for shard in range(0, self._n, self._shard_rows):
             end = min(shard + self._shard_rows, self._n)
+            batches: list[Chosen] = []
             for start in range(shard, end, size):
                 stop = min(start + size, end)
                 if select is None or select[start:stop].all():
-                    yield np.arange(start, stop), self._read(slice(start, stop), chosen)
+                    batches.append(slice(start, stop))
                 elif (selected := start + np.flatnonzero(select[start:stop])).size:
-                    yield selected, self._read(selected, chosen)
+                    batches.append(selected)
+            if batches:
+                yield batches
+
+    def _read_ahead(
+        self, shards: Iterator[list[Chosen]], layers: Chosen
+    ) -> Iterator[tuple[Int64[np.ndarray, " b"], Shaped[np.ndarray, "b layer d_model"]]]:
+        """Batches of shards that are read while those before them are used."""
+        reading: deque[tuple[list[np.ndarray], Future[np.ndarray]]] = deque()
+        with ThreadPoolExecutor(SHARDS_AHEAD) as pool:
+            try:
+                while True:
+                    while len(reading) <= SHARDS_AHEAD and (batches := next(shards, None)):
+                        numbers = list(map(_numbers, batches))
+                        rows = _joined(numbers)
+                        reading.append((numbers, pool.submit(self.stored._read, rows, layers)))
+                    if not reading:
+                        return
+                    numbers, values = reading[0][0], reading[0][1].result()
+                    stop = 0
+                    for batch in numbers:
+                        start, stop = stop, stop + batch.size
+                        yield batch, self._converted(values[start:stop])
+                    del values, reading[0]
+            finally:
+                for _, future in reading:  # nobody asks for them any more
+                    future.cancel()
+
+    def _converted(self, stored: Shaped[np.ndarray, "_ _ _"]) -> Shaped[np.ndarray, "_ _ _"]:
+        """Values as they are given: the bits of bfloat16 as float32, unless bits were asked for."""
+        if self._array.dtype != "bfloat16" or self._raw:
+            return stored
+        bits = stored.swapaxes(0, 1)  # layer by layer, as they lie in memory
+        widened: np.ndarray = np.left_shift(bits, 16, dtype=np.uint32).view(np.float32)
+        return widened.swapaxes(0, 1)
 
     def _read(self, rows: Chosen, layers: Chosen) -> Shaped[np.ndarray, "_ _ _"]:
-        """`[row, layer, width]`: a view where rows lie in one shard, else a copy."""
+        """`[row, layer, width]`: a view where rows lie in one mapped shard, else a copy."""
         convert = self._array.dtype == "bfloat16" and not self._raw
-        if not convert and (place := self._one_shard(rows)) is not None:
+        mapped = self._maps.is_mapped
+        if mapped and not convert and (place := self._one_shard(rows)) is not None:
             return self._maps.take(self._array, place[0], layers, place[1]).swapaxes(0, 1)
         n_rows = rows.stop - rows.start if isinstance(rows, slice) else rows.size
         n_layers = np.arange(self._array.n_layers)[layers].size
         dtype = np.float32 if convert else self._array.stored
         values = np.empty((n_layers, n_rows, self._array.width), dtype)  # layer by layer as on disk
-        for shard, inside, to in self._by_shard(rows):
-            blocks = self._maps.take(self._array, shard, layers, inside)
+        parts = list(self._by_shard(rows))
+
+        def put(part: int, place: slice, blocks: Shaped[np.ndarray, "_ _ _"]) -> None:
+            to = parts[part][2]
             if not convert:
-                values[:, to] = blocks
+                values[place, to] = blocks
             elif isinstance(to, slice):  # the bits are the upper half of a float32's
-                bits = values.view(np.uint32)[:, to]
+                bits = values.view(np.uint32)[place, to]
                 bits[...] = blocks
                 bits <<= 16
             else:
-                values.view(np.uint32)[:, to] = np.left_shift(blocks, 16, dtype=np.uint32)
+                values.view(np.uint32)[place, to] = np.left_shift(blocks, 16, dtype=np.uint32)
+
+        self._maps.take_all(self._array, layers, [part[:2] for part in parts], put)
         return values.swapaxes(0, 1)
 
     def _private(self, rows: Chosen, layers: Chosen) -> Shaped[np.ndarray, "_ _ _"] | None:
         """A range of rows of one shard as memory of its own; None where that cannot be mapped."""
-        if (place := self._one_shard(rows)) is None:
+        if not self._maps.is_mapped or (place := self._one_shard(rows)) is None:
             return None
         shard, inside = place
-        if (blocks := self._maps.map_shard(self._array, shard, private=True)) is None:
-            return None
+        blocks = self._maps.map_shard(self._array, shard, private=True)
         self._maps.require_intact(self._array, shard, layers)
         return blocks[:, inside][layers].swapaxes(0, 1)
 
@@ -263,6 +318,18 @@ def _choose(asked: Rows, size: int, what: str) -> Chosen:
     if numbers.min() < -size or numbers.max() >= size:
         raise IndexError(f"{numbers.min()} to {numbers.max()} is beyond the {size} {what}")
     return np.where(numbers < 0, numbers + size, numbers)
+
+
+def _numbers(rows: Chosen) -> Int64[np.ndarray, " _"]:
+    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+
+
+def _joined(numbers: Sequence[Int64[np.ndarray, " _"]]) -> Chosen:
+    """All rows of some batches: a range, where they follow each other."""
+    first, last = int(numbers[0][0]), int(numbers[-1][-1])
+    if last - first + 1 == sum(part.size for part in numbers):
+        return slice(first, last + 1)
+    return np.concatenate(numbers)
 
 
 def lazy_array(residuals: Residuals) -> Any:

@@ -1,14 +1,16 @@
 """The columns of a store. Each is read on first use, and is as it was written or refused."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from actcache.errors import refuse
+from actcache.store.documents import decode
 from actcache.store.encoding import decode_numbers, decode_strings
 from actcache.store.layout import Layout, column_name, read_in_place
 from actcache.store.log import FileSum
-from actcache.store.schema import Column, Ragged
+from actcache.store.schema import LEFT_OUT, Column, Ragged
 
 _FIXED_WIDTH_LIMIT = 64 << 20
 
@@ -18,7 +20,11 @@ class Columns(Mapping[str, np.ndarray]):
 
     def __init__(self, layout: Layout):
         self._layout = layout
-        self._plain = [name for name, column in layout.columns.items() if column.part_of is None]
+        self._plain = [
+            name
+            for name, column in layout.columns.items()
+            if column.part_of is None and column.dimension_names != (LEFT_OUT,)
+        ]
         self._values: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -50,13 +56,21 @@ class Columns(Mapping[str, np.ndarray]):
         return {
             name: self[name] if column.part_of is None else self.ragged(name)
             for name, column in self._layout.columns.items()
-            if column.part_of in (None, name)
+            if name in self._plain or column.part_of == name
         }
 
     @property
     def ragged_names(self) -> list[str]:
         """Names of the ragged columns."""
         return [name for name, column in self._layout.columns.items() if column.part_of == name]
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """The column of rows that were left out, which is about none of the store's rows."""
+        column = self._layout.columns.get(LEFT_OUT)
+        if column is None or column.dimension_names != (LEFT_OUT,):
+            return []
+        return parse_left_out(self._read(LEFT_OUT), self._layout.storage.where(LEFT_OUT))
 
     def _read(self, name: str) -> np.ndarray:
         if name not in self._values:
@@ -83,6 +97,13 @@ def read_column(column: Column, raw: bytes, where: str) -> np.ndarray:
     values = np.array(strings, dtype=np.str_ if fixed else object)
     values.flags.writeable = False
     return values
+
+
+def parse_left_out(values: np.ndarray, where: str) -> list[dict[str, Any]]:
+    """Parse the values of the column of rows that were left out."""
+    if values.dtype.kind not in "UO":
+        refuse(where, f"values of {values.dtype}", "texts")
+    return [decode(text.encode(), where) for text in values.tolist()]
 
 
 def empty_chunk(column: Column) -> bytes:

@@ -23,6 +23,7 @@ from actcache.store.layout import LOG, ROOT, Layout, column_name, folders_above
 from actcache.store.log import NO_RECORD, FileSum, bytes_of_record, encode_record, sums_of
 from actcache.store.schema import (
     COMMITS,
+    LEFT_OUT,
     Column,
     Kind,
     Ragged,
@@ -59,6 +60,9 @@ class StoreContents:
 
     provenance: Mapping[str, Any]
     """Where the numbers come from, as JSON; a resumed store must have the same."""
+
+    left_out: Sequence[Mapping[str, Any]] = ()
+    """Rows that are not in the store, as JSON: `id`, `reason` and what else is known."""
 
     shard_rows: int | None = None
     """Rows of a shard; None lets `schema.shard_rows` choose, or takes those of a resumed store."""
@@ -99,6 +103,8 @@ class StoreContents:
             for name, values in self.columns.items()
             for pair in _encode_column(name, values, self.n, dimensions)
         ]
+        if self.left_out:
+            columns.append(_encode_left_out(self.left_out))
         groups = folders_above(names)
         _require_different([*names, *groups, *(column.name for column, _ in columns), COMMITS])
         files = {ROOT: encode(root_document(root))}
@@ -226,6 +232,12 @@ def _encode_column(
     dims = (first, None)[: values.ndim]
     column = Column(name, values.dtype.newbyteorder("=").name, values.shape, dims)
     return [(column, encode_numbers(values))]
+
+
+def _encode_left_out(rows: Sequence[Mapping[str, Any]]) -> tuple[Column, bytes]:
+    texts = [encode(dict(row), indent=None).decode() for row in rows]
+    column = Column(LEFT_OUT, "string", (len(texts),), (LEFT_OUT,))
+    return column, encode_strings(texts, LEFT_OUT)
 
 
 def _wrong_length(name: str, length: int, n: int) -> MismatchError:

@@ -60,10 +60,10 @@ def match_fields(value: Any, fields: Mapping[str, Check], where: str, expected: 
     return {name: value.get(name) for name in fields}
 
 
-def encode(document: Document) -> bytes:
+def encode(document: Document, *, indent: int | None = 2) -> bytes:
     """The JSON of a document, as it stands on disk; refuses what readers would not accept."""
     try:
-        raw = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False).encode()
+        raw = json.dumps(document, indent=indent, allow_nan=False, ensure_ascii=False).encode()
     except ValueError as error:  # a lone surrogate is one too
         raise MismatchError(
             f"what is to be recorded with the store is not JSON ({error}), expected finite numbers "

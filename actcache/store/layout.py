@@ -19,7 +19,6 @@ from actcache.errors import (
 )
 from actcache.store.documents import (
     GROUP,
-    Document,
     decode,
     is_row_array,
     parse_column,
@@ -28,8 +27,11 @@ from actcache.store.documents import (
     parse_row_array,
 )
 from actcache.store.encoding import shard_bytes
-from actcache.store.log import Checksums, FileSum, Record, decode_record, parse_files, parse_shard
+from actcache.store.log import ROOT as ROOT
+from actcache.store.log import Checksums, FileSum, follow_log, parse_files, read_record
+from actcache.store.log import record_name as record_name
 from actcache.store.schema import COMMITS, DOCUMENT_LIMIT, Column, Root, RowArray, check_name
+from actcache.store.storage.address import bucket_address, storage_at
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage, require_size
 
@@ -38,7 +40,6 @@ PARTIAL = ".partial"
 
 T = TypeVar("T")
 
-ROOT = "zarr.json"
 LOG = f"{COMMITS}/zarr.json"
 
 
@@ -80,11 +81,6 @@ def partial_folder(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL)
 
 
-def record_name(number: int) -> str:
-    """The file of one record."""
-    return f"{COMMITS}/c.{number}.0"
-
-
 def shard_name(array: RowArray, shard: int) -> str:
     """The file of one shard."""
     return f"{array.name}/c.{shard}.0.0"
@@ -113,7 +109,9 @@ def open_layout(
     """
     try:
         layout, damages = _open_layout(path, partial=partial, tolerant=tolerate is not None)
-        again = bool(damages) and not _is_in_place(layout.storage, layout)
+        # A log that seems to end early may be that of a folder that has just been renamed.
+        suspect = bool(damages) or not layout.complete
+        again = suspect and not _is_in_place(layout.storage, layout)
     except (FormatError, IncompleteStoreError, StoreNotFoundError):
         again = True
     if again:
@@ -183,21 +181,30 @@ def _follow(layout: Layout) -> bool:
 def _find_storage(path: str | Path | Storage, *, partial: bool) -> Storage:
     if not isinstance(path, str | Path):
         return path
+    if bucket_address(path) is not None:
+        storage = storage_at(path)
+        if not storage.exists(ROOT):
+            raise _no_store(storage.location)
+        return storage
     path = Path(path)
     interrupted = LocalStorage(path if path.name.endswith(PARTIAL) else partial_folder(path))
     begun = interrupted.exists(record_name(0))
     if path != interrupted.folder and path.exists() and not (partial and begun):
         return LocalStorage(path)
     if not interrupted.folder.is_dir():
-        raise StoreNotFoundError(
-            f"no store at '{path}'. Build one with: actcache build DATA --model MODEL -o {path}"
-        )
+        raise _no_store(path)
     if not begun:
         raise _incomplete(interrupted, "nothing yet")
     if not partial and path != interrupted.folder:
         layout = read_layout(interrupted)
         raise _incomplete(interrupted, f"{layout.committed} of {layout.root.n} rows")
     return interrupted
+
+
+def _no_store(path: str | Path) -> StoreNotFoundError:
+    return StoreNotFoundError(
+        f"no store at '{path}'. Build one with: actcache build DATA --model MODEL -o {path}"
+    )
 
 
 def _incomplete(storage: Storage, content: str) -> IncompleteStoreError:
@@ -227,17 +234,20 @@ def read_layout(
     log_raw = storage.read(LOG, at_most=DOCUMENT_LIMIT)
     where = storage.where(LOG)
     record_bytes = parse_commits(decode(log_raw, where), n_records=root.n_shards + 2, where=where)
-    first = _read_record(storage, 0, record_bytes)
+    first = read_record(storage, 0, record_bytes)
     files = parse_files(first, storage.where(record_name(0)))
     if first.content.keys() != {"files"}:
         refuse(storage.where(record_name(0)), "another record", "that of a creation")
     if files.get(LOG) != FileSum.of(log_raw):
         refuse(where, "other bytes", "those of its creation")
-    arrays, columns = _read_documents(storage, root, files)
+    listed = storage.sizes()  # once: in a bucket each object that is asked for costs a round trip
+    arrays, columns = _read_documents(storage, root, files, listed)
     n_checksums = sum(array.n_layers for array in arrays.values())
     if len('"00000000",') * n_checksums > record_bytes:
         refuse(where, f"records of {record_bytes} bytes", f"room for {n_checksums} checksums each")
-    checksums, last, seal = _follow_log(storage, root, list(arrays.values()), first, record_bytes)
+    checksums, last, seal = follow_log(
+        storage, root, list(arrays.values()), first, record_bytes=record_bytes, listed=listed
+    )
     sizes = {
         name: files[name].n_bytes
         for name in map(column_name, columns.values())
@@ -247,7 +257,9 @@ def read_layout(
         n_bytes = shard_bytes(array, root.shard_rows)
         sizes |= {shard_name(array, shard): n_bytes for shard in range(len(checksums))}
     for name, n_bytes in sizes.items():
-        try:
+        if listed.get(name) == n_bytes:
+            continue
+        try:  # what is not listed may be there since, or says what is wrong with it
             require_size(storage, name, n_bytes)
         except DamageError as damage:
             if tolerate is None:
@@ -274,21 +286,33 @@ def read_layout(
 
 
 def _read_documents(
-    storage: Storage, root: Root, files: Mapping[str, FileSum]
+    storage: Storage, root: Root, files: Mapping[str, FileSum], listed: Mapping[str, int]
 ) -> tuple[dict[str, RowArray], dict[str, Column]]:
     arrays: dict[str, RowArray] = {}
     columns: dict[str, Column] = {}
     groups: set[str] = set()
     record = storage.where(record_name(0))
-    for path in files:
-        name, _, last = path.rpartition("/")
-        if last != "zarr.json" or name in ("", COMMITS):
-            continue
+    paths = [x for x in files if x.endswith("/zarr.json") and x not in (LOG, f"/{ROOT}")]
+    whole = {
+        path: (path, 0, listed[path])
+        for path in paths
+        if listed.get(path) == files[path].n_bytes <= DOCUMENT_LIMIT
+    }
+    ahead = storage.read_ranges(list(whole.values()))
+    for path in paths:
+        name = path.removesuffix("/zarr.json")
         try:
             check_name(name)  # it came from a file
         except FormatError:
             refuse(record, f"the name {name!r}", "names that are safe")
-        document = _read_document(storage, path, files[path])
+        raw = (
+            next(ahead)
+            if path in whole
+            else storage.read(path, n_bytes=files[path].n_bytes, at_most=DOCUMENT_LIMIT)
+        )
+        if FileSum.of(raw) != files[path]:
+            refuse(storage.where(path), "other bytes", "those of its creation")
+        document = decode(raw, storage.where(path))
         if document == GROUP:
             groups.add(name)
         elif is_row_array(document):
@@ -306,14 +330,6 @@ def _read_documents(
         refuse(record, "another list of files", "that of a store")
     _require_whole(storage, root, columns, files)
     return arrays, columns
-
-
-def _read_document(storage: Storage, name: str, expected: FileSum) -> Document:
-    """A document that is unchanged since the store was created."""
-    raw = storage.read(name, n_bytes=expected.n_bytes, at_most=DOCUMENT_LIMIT)
-    if FileSum.of(raw) != expected:
-        refuse(storage.where(name), "other bytes", "those of its creation")
-    return decode(raw, storage.where(name))
 
 
 def _require_whole(
@@ -340,44 +356,3 @@ def _require_whole(
             or (offsets.dtype, offsets.shape) != ("int64", (root.n + 1,))
         ):
             refuse(where, "one half of a ragged column", "both, of one store")
-
-
-def _read_record(storage: Storage, number: int, record_bytes: int) -> Record:
-    name = record_name(number)
-    raw = storage.read(name, n_bytes=record_bytes)
-    return decode_record(raw, number=number, where=storage.where(name))
-
-
-def _follow_log(
-    storage: Storage, root: Root, arrays: Sequence[RowArray], first: Record, record_bytes: int
-) -> tuple[list[Checksums], str, FileSum | None]:
-    """Follow the chain as far as it holds: shards, the last sha256, what the seal vouches for."""
-    checksums: list[Checksums] = []
-    last = first.sha256
-    for number in range(root.n_shards):
-        where = storage.where(record_name(number + 1))
-        try:
-            record = _read_record(storage, number + 1, record_bytes)
-            if record.previous != last:
-                break
-            shard = parse_shard(record, root=root, arrays=arrays, number=number, where=where)
-        except FormatError:
-            if root.complete:
-                raise
-            break  # the log of an interrupted build ends here
-        checksums.append(shard)
-        last = record.sha256
-    if len(checksums) < root.n_shards:
-        if root.complete:
-            where = storage.where(record_name(len(checksums) + 1))
-            refuse(where, "a record of another store", "one that chains to the record before it")
-        return checksums, last, None
-    number = root.n_shards + 1
-    if not root.complete and not storage.exists(record_name(number)):
-        return checksums, last, None
-    where = storage.where(record_name(number))
-    record = _read_record(storage, number, record_bytes)
-    files = parse_files(record, where)
-    if record.previous != last or files.keys() != {ROOT} or record.content.keys() != {"files"}:
-        refuse(where, "another record", "the seal of this store")
-    return checksums, last, files[ROOT]

@@ -1,22 +1,27 @@
 """The log of commits: records that chain, each holding checksums of what it vouches for.
 
-Makes and parses single records; `layout` follows the chain. Parsers raise `DamageError`.
+Makes and parses single records, and follows the chain. Parsers raise `DamageError`.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt32
 
-from actcache.errors import MismatchError, refuse
+from actcache.errors import FormatError, MismatchError, refuse
 from actcache.store.documents import decode, integer, is_a, list_of, match_fields
 from actcache.store.encoding import block_bytes
-from actcache.store.schema import DOCUMENT_LIMIT, Root, RowArray
+from actcache.store.schema import COMMITS, DOCUMENT_LIMIT, Root, RowArray
+from actcache.store.storage.protocol import Storage
+
+ROOT = "zarr.json"
+"""The group's document."""
 
 NO_RECORD = "0" * 64
 """What the first record chains to."""
@@ -51,6 +56,11 @@ class Record:
 
 Checksums = Mapping[str, UInt32[np.ndarray, " layer"]]
 """The crc32c of each block of a shard, by row array."""
+
+
+def record_name(number: int) -> str:
+    """The file of one record."""
+    return f"{COMMITS}/c.{number}.0"
 
 
 def sums_of(files: Mapping[str, FileSum]) -> dict[str, Any]:
@@ -159,6 +169,71 @@ def parse_shard(
         name: np.frombuffer(bytes.fromhex("".join(sums)), ">u4").astype(np.uint32)
         for name, sums in checksums.items()
     }
+
+
+def read_record(storage: Storage, number: int, record_bytes: int) -> Record:
+    """Read one record, and check that it is intact."""
+    name = record_name(number)
+    raw = storage.read(name, n_bytes=record_bytes)
+    return decode_record(raw, number=number, where=storage.where(name))
+
+
+def follow_log(
+    storage: Storage,
+    root: Root,
+    arrays: Sequence[RowArray],
+    first: Record,
+    *,
+    record_bytes: int,
+    listed: Mapping[str, int],
+) -> tuple[list[Checksums], str, FileSum | None]:
+    """Follow the chain as far as it holds: shards, the last sha256, what the seal vouches for.
+
+    `listed` has the sizes of objects as a listing gave them; records that it has are read many at
+    once.
+    """
+    checksums: list[Checksums] = []
+    last = first.sha256
+    records = _records_after_the_first(storage, root.n_shards + 1, record_bytes, listed)
+    for number in range(root.n_shards):
+        where = storage.where(record_name(number + 1))
+        try:
+            record = next(records)
+            if record.previous != last:
+                break
+            shard = parse_shard(record, root=root, arrays=arrays, number=number, where=where)
+        except FormatError:
+            if root.complete:
+                raise
+            break  # the log of an interrupted build ends here
+        checksums.append(shard)
+        last = record.sha256
+    if len(checksums) < root.n_shards:
+        if root.complete:
+            where = storage.where(record_name(len(checksums) + 1))
+            refuse(where, "a record of another store", "one that chains to the record before it")
+        return checksums, last, None
+    name = record_name(root.n_shards + 1)
+    if not root.complete and name not in listed and not storage.exists(name):
+        return checksums, last, None
+    where = storage.where(name)
+    record = next(records)
+    files = parse_files(record, where)
+    if record.previous != last or files.keys() != {ROOT} or record.content.keys() != {"files"}:
+        refuse(where, "another record", "the seal of this store")
+    return checksums, last, files[ROOT]
+
+
+def _records_after_the_first(
+    storage: Storage, last: int, record_bytes: int, listed: Mapping[str, int]
+) -> Iterator[Record]:
+    """Records 1 to `last`; raises at the first that is missing or damaged."""
+    names = list(map(record_name, range(1, last + 1)))
+    whole = list(takewhile(lambda name: listed.get(name) == record_bytes, names))
+    for number, raw in enumerate(storage.read_many(whole, n_bytes=record_bytes), 1):
+        yield decode_record(raw, number=number, where=storage.where(names[number - 1]))
+    for number in range(len(whole) + 1, last + 1):  # not listed: it may be there since
+        yield read_record(storage, number, record_bytes)
 
 
 def _is_file_sum(pair: Any) -> bool:

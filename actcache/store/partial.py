@@ -26,6 +26,7 @@ from actcache.store.layout import (
     shard_name,
 )
 from actcache.store.schema import COMMITS
+from actcache.store.storage.address import bucket_address, storage_at
 from actcache.store.storage.atomic import TEMPORARY, remove, sync_path
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage
@@ -133,7 +134,9 @@ class LocalDestination(Destination):
 
 def destination_of(path: str | Path | Storage) -> Destination:
     """Where a store of that path, or in that storage, is written."""
-    return LocalDestination(path) if isinstance(path, str | Path) else Destination(path)
+    if isinstance(path, str | Path) and bucket_address(path) is None:
+        return LocalDestination(path)
+    return Destination(storage_at(path) if isinstance(path, str | Path) else path)
 
 
 def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> None:
@@ -235,8 +238,10 @@ def require_room(path: str | Path, n_bytes: int) -> None:
 
     What an interrupted store of that path holds is continued or replaced, so it counts as free.
     Quotas, and what others write meanwhile, are not seen: a full disk is then an error when it
-    happens, and what was committed is kept.
+    happens, and what was committed is kept. A bucket always has room.
     """
+    if bucket_address(path) is not None:
+        return
     missing = n_bytes - committed_bytes(path)
     folder = Path(path).absolute()
     while not folder.is_dir():

@@ -23,9 +23,11 @@ at a known place. S is the same for all row arrays of a store: the attribute `sh
 
 **A column** is one Zarr array of one chunk, not compressed: strings (`vlen-utf8`) or numbers. Its
 first dimension is called `n` if it has a value for each row; a column that is named like a
-dimension of a row array (`layer`, `multiplier`) holds the coordinates of that dimension. A ragged
-column `x` is the flat values `x`, and `x_offsets`, int64 [n + 1]: row i is
-`x[offsets[i]:offsets[i + 1]]`.
+dimension of a row array (`layer`, `multiplier`) holds the coordinates of that dimension. The column
+`left_out`, whose one dimension is called so too, holds the rows that the build left out, each as
+JSON: `id`, `reason`, and of too long ones `tokens` and `context`; it is absent if there are none
+(earlier versions wrote the list into the provenance). A ragged column `x` is the flat values `x`,
+and `x_offsets`, int64 [n + 1]: row i is `x[offsets[i]:offsets[i + 1]]`.
 
 **The log** is a chain of JSON records of one size (padded with spaces, one newline at the end).
 Each holds its number, the sha256 of the record before it, and its own `sha256`, computed over the
@@ -48,6 +50,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -69,6 +72,9 @@ RowKind = Literal["pairs", "labels", "prompts"]
 
 COMMITS = "commits"
 """Name of the log; no array or column can have it."""
+
+LEFT_OUT = "left_out"
+"""Name of the column of rows that were left out, and of its dimension."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class Ragged:
         """Token ids, or other integers that fit into int32, as a ragged column."""
         offsets = np.zeros(len(rows) + 1, np.int64)
         np.cumsum([len(row) for row in rows], out=offsets[1:])
-        flat = np.array([value for row in rows for value in row], np.int64)
+        flat = np.fromiter(chain.from_iterable(rows), np.int64, offsets[-1])
         if flat.size and not -(2**31) <= flat.min() <= flat.max() < 2**31:
             raise MismatchError(
                 f"a ragged column holds {flat.min()} to {flat.max()}, expected integers of 32 "

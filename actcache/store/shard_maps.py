@@ -1,12 +1,14 @@
 """Blocks of shards as arrays: mapped into memory where the storage can, else read by range.
 
 A map copies nothing and outlives a fork, but holds a file descriptor, so the least recently used
-are released.
+are released. What is read by range is asked for all at once, since each range is a round trip.
 """
 
 import errno
 import math
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -16,21 +18,51 @@ from actcache.errors import refuse
 from actcache.store.encoding import block_bytes, shard_bytes
 from actcache.store.layout import Layout, read_in_place, shard_name
 from actcache.store.schema import RowArray
+from actcache.store.storage.block_cache import BlockCache
+from actcache.store.storage.protocol import Range
 
 OPEN_MAPS = 128
 """Maps of a store that stay open; each costs a file descriptor."""
 
+RANGE_BYTES = 4 << 20
+"""Whole blocks that lie one after the other are read as one range of so many bytes at most."""
+
+WORTH_A_BLOCK = 0.25
+"""With a cache the whole block is read where at least this part of its rows is asked for."""
+
 Chosen = slice | Int64[np.ndarray, " _"]
 """Rows or layers: a range of step 1, or numbers from 0 on."""
+
+Buffer = bytes | np.ndarray
+"""The bytes of a block."""
+
+Use = Callable[[int, slice, Shaped[np.ndarray, "layer row width"]], None]
+"""Takes blocks as they arrive: which part they are of, which of the chosen layers, the values."""
+
+
+class _Block(NamedTuple):
+    """Rows of one block that are to be read."""
+
+    part: int
+    shard: int
+    layer: int
+    place: int
+    """Which of the chosen layers it is."""
+
+    first: int
+    stop: int
 
 
 class ShardMaps:
     """The shards of one store."""
 
-    def __init__(self, layout: Layout, *, check: bool):
+    def __init__(self, layout: Layout, *, check: bool, cache: BlockCache | None = None):
         self._layout = layout
         self.shard_rows = layout.root.shard_rows
         """Rows of a shard."""
+        self.is_mapped = layout.storage.is_mapped
+        """Whether blocks are mapped, not read by range."""
+        self._cache = cache
         self._unchecked: dict[tuple[str, int], set[int]] | None = {} if check else None
         # Not a cache decorator: that refers back to this object, and files would stay open until
         # the garbage collector comes by.
@@ -39,15 +71,13 @@ class ShardMaps:
     def take(
         self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
     ) -> Shaped[np.ndarray, "layer row width"]:
-        """Some rows of some layers of a shard, in the stored dtype.
+        """Some rows of some layers of a shard that is mapped, in the stored dtype.
 
-        A read-only view of the file where it is mapped and both are ranges. Blocks are checked
-        first if the store was opened to be checked.
+        A read-only view of the file where both are ranges. Blocks are checked first if the store
+        was opened to be checked.
         """
         self.require_intact(array, shard, layers)
         mapped = self._shard(array, shard)
-        if mapped is None:
-            return self._read(array, shard, layers, rows)
         if isinstance(rows, slice):
             return mapped[:, rows][layers]
         if isinstance(layers, slice):  # faster than brackets where whole vectors are picked
@@ -56,51 +86,75 @@ class ShardMaps:
             taken = mapped[np.ix_(layers, rows)]
         return taken
 
+    def take_all(
+        self, array: RowArray, layers: Chosen, parts: Sequence[tuple[int, Chosen]], use: Use
+    ) -> None:
+        """Hand over some rows of several shards, in the stored dtype and in any order.
+
+        Args:
+            array: the row array.
+            layers: which layers, of every part.
+            parts: the number of a shard, and rows in it.
+            use: called until every layer of every part was handed over; anew from the beginning if
+                the store got another name meanwhile.
+
+        Raises:
+            MismatchError: the store was replaced, moved or removed meanwhile.
+        """
+        if self.is_mapped:
+            for number, (shard, rows) in enumerate(parts):
+                use(number, slice(None), self.take(array, shard, layers, rows))
+        elif parts:
+            read_in_place(self._layout, lambda: self._read(array, layers, parts, use))
+
     def map_shard(
         self, array: RowArray, shard: int, *, private: bool = False
-    ) -> Shaped[np.ndarray, "layer row width"] | None:
-        """Map all blocks of a shard; None where the storage cannot be mapped.
-
-        A private map may be written: the file stays as it is.
-        """
+    ) -> Shaped[np.ndarray, "layer row width"]:
+        """Map all blocks of a shard. A private map may be written: the file stays as it is."""
         name, n_bytes = shard_name(array, shard), shard_bytes(array, self.shard_rows)
         mapped = read_in_place(
             self._layout, lambda: self._layout.storage.map(name, n_bytes, private=private)
         )
-        if mapped is None:
-            return None
+        assert mapped is not None  # `is_mapped` says so
         shape = (array.n_layers, self.shard_rows, array.width)
         return np.frombuffer(mapped, _little(array), math.prod(shape)).reshape(shape)
 
     def require_intact(self, array: RowArray, shard: int, layers: Chosen) -> None:
-        """Compare blocks with their checksums, each once in the life of the store object.
+        """Compare mapped blocks with their checksums, each once in the life of the store object.
 
         Does nothing unless the store was opened to be checked.
         """
         if self._unchecked is None:
             return
-        key = (array.name, shard)
-        unchecked = self._unchecked.setdefault(key, set(range(array.n_layers)))
         for layer in np.arange(array.n_layers)[layers].tolist():
-            if layer in unchecked:
-                if not self.is_intact(array, shard, layer):
-                    rows = self._layout.root.rows_of(shard)
-                    refuse(
-                        self._layout.storage.where(shard_name(array, shard)),
-                        f"other bytes at layer {layer} of rows {rows.start} to {rows.stop - 1}",
-                        "those of its checksum",
-                    )
-                unchecked.discard(layer)
+            if self._is_unchecked(array, shard, layer):
+                intact = self._is_intact(array, shard, layer, self._shard(array, shard)[layer])
+                self._note_checked(array, shard, layer, intact=intact)
 
-    def is_intact(self, array: RowArray, shard: int, layer: int) -> bool:
-        """Whether a block has the checksum that the log has."""
-        mapped = self._shard(array, shard)
-        if mapped is not None:
-            block = mapped[layer]
+    def inspect(self, array: RowArray, shard: int) -> tuple[list[bool], bytes]:
+        """Read a shard: whether each block has its checksum, and the index behind the blocks."""
+        storage, name = self._layout.storage, shard_name(array, shard)
+        size, end = block_bytes(array, self.shard_rows), shard_bytes(array, self.shard_rows)
+        index = (name, array.n_layers * size, end)
+        if self.is_mapped:
+            sums = [google_crc32c.value(block) for block in self._shard(array, shard)]
+            raw = read_in_place(self._layout, lambda: storage.read_range(*index))
         else:
-            block = self._read(array, shard, slice(layer, layer + 1), slice(0, self.shard_rows))
-        checksum: int = google_crc32c.value(block)
-        return checksum == int(self._layout.checksums[shard][array.name][layer])
+            whole = [_Block(0, shard, k, k, 0, self.shard_rows) for k in range(array.n_layers)]
+            ranges = [self._range(array, run) for run in self._runs(array, whole)]
+
+            def read() -> tuple[list[int], bytes]:
+                raws = storage.read_ranges([*ranges, index])
+                blocks = [
+                    google_crc32c.value(block)
+                    for raw in islice(raws, len(ranges))
+                    for block in np.frombuffer(raw, np.uint8).reshape(-1, size)
+                ]
+                return blocks, bytes(next(raws))
+
+            sums, raw = read_in_place(self._layout, read)
+        expected = self._layout.checksums[shard][array.name].tolist()
+        return [found == written for found, written in zip(sums, expected, strict=True)], raw
 
     def clear(self) -> None:
         """Release all maps; arrays that came from them stay valid."""
@@ -110,7 +164,7 @@ class ShardMaps:
         # For workers that are spawned: they map for themselves.
         return {**self.__dict__, "_mapped": {}}
 
-    def _shard(self, array: RowArray, shard: int) -> Shaped[np.ndarray, "layer row width"] | None:
+    def _shard(self, array: RowArray, shard: int) -> Shaped[np.ndarray, "layer row width"]:
         """The map of a shard, which stays open for the next time."""
         key = (array.name, shard)
         blocks = self._mapped.pop(key, None)
@@ -122,40 +176,145 @@ class ShardMaps:
                     raise
                 self._mapped.clear()  # this process may open fewer files
                 blocks = self.map_shard(array, shard)
-        if blocks is None:
-            return None
         self._mapped[key] = blocks  # the most recently used stands last
         for oldest in list(self._mapped)[:-OPEN_MAPS]:
             self._mapped.pop(oldest, None)  # another thread may have
         return blocks
 
     def _read(
-        self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
-    ) -> Shaped[np.ndarray, "layer row width"]:
-        """Read by range: the rows of a layer are contiguous, and so are whole layers."""
-        return read_in_place(self._layout, lambda: self._read_ranges(array, shard, layers, rows))
+        self, array: RowArray, layers: Chosen, parts: Sequence[tuple[int, Chosen]], use: Use
+    ) -> None:
+        """Read by range: first what is cached, then all that is missing, as it arrives."""
+        missing = []
+        for block in self._blocks(array, layers, parts):
+            if (cached := self._cached(array, block)) is None:
+                missing.append(block)
+            else:
+                whole = block._replace(first=0, stop=self.shard_rows)
+                self._hand_over(array, [whole], cached, parts, use)
+        runs = list(self._runs(array, missing))
+        raws = self._layout.storage.read_ranges([self._range(array, run) for run in runs])
+        for run, raw in zip(runs, raws, strict=True):
+            self._settle(array, run, raw)
+            self._hand_over(array, run, raw, parts, use)
 
-    def _read_ranges(
-        self, array: RowArray, shard: int, layers: Chosen, rows: Chosen
-    ) -> Shaped[np.ndarray, "layer row width"]:
-        name, size = shard_name(array, shard), block_bytes(array, self.shard_rows)
-        row_bytes = block_bytes(array, 1)
-        if isinstance(rows, slice):
-            first, last = rows.start, rows.stop
-        else:
-            first, last = int(rows.min()), int(rows.max()) + 1
-            rows = rows - first
-        read = self._layout.storage.read_range
+    def _blocks(
+        self, array: RowArray, layers: Chosen, parts: Sequence[tuple[int, Chosen]]
+    ) -> Iterator[_Block]:
+        """What must be read of each block: all of one that is to be checked, or worth a cache."""
         numbers = np.arange(array.n_layers)[layers].tolist()
-        if isinstance(layers, slice) and numbers and (first, last) == (0, self.shard_rows):
-            raw = read(name, numbers[0] * size, (numbers[-1] + 1) * size)
+        for part, (shard, rows) in enumerate(parts):
+            if isinstance(rows, slice):
+                first, stop = rows.start, rows.stop
+            else:
+                first, stop = int(rows.min()), int(rows.max()) + 1
+            least = WORTH_A_BLOCK * len(self._layout.root.rows_of(shard))
+            worth = self._cache is not None and stop - first >= least
+            for place, layer in enumerate(numbers):
+                if worth or self._is_unchecked(array, shard, layer):
+                    yield _Block(part, shard, layer, place, 0, self.shard_rows)
+                else:
+                    yield _Block(part, shard, layer, place, first, stop)
+
+    def _runs(self, array: RowArray, blocks: Iterable[_Block]) -> Iterator[list[_Block]]:
+        """Join whole blocks that lie one after the other in a shard into ranges."""
+        longest = max(RANGE_BYTES // block_bytes(array, self.shard_rows), 1)
+        run: list[_Block] = []
+        for block in blocks:
+            if run and (
+                len(run) == longest
+                or block.stop - block.first < self.shard_rows
+                or block != run[-1]._replace(layer=run[-1].layer + 1, place=run[-1].place + 1)
+            ):
+                yield run
+                run = []
+            run.append(block)
+        if run:
+            yield run
+
+    def _range(self, array: RowArray, run: Sequence[_Block]) -> Range:
+        """Where the blocks of a run are."""
+        size, row_bytes = block_bytes(array, self.shard_rows), block_bytes(array, 1)
+        start = run[0].layer * size + run[0].first * row_bytes
+        stop = run[-1].layer * size + run[-1].stop * row_bytes
+        return shard_name(array, run[0].shard), start, stop
+
+    def _hand_over(
+        self,
+        array: RowArray,
+        run: Sequence[_Block],
+        raw: bytes,
+        parts: Sequence[tuple[int, Chosen]],
+        use: Use,
+    ) -> None:
+        """Give the rows that were asked for to who asked for them."""
+        part, _, _, place, first, stop = run[0]
+        values = np.frombuffer(raw, _little(array)).reshape(len(run), stop - first, array.width)
+        rows = parts[part][1]
+        if isinstance(rows, slice):
+            values = values[:, rows.start - first : rows.stop - first]
         else:
-            raw = b"".join(
-                read(name, layer * size + first * row_bytes, layer * size + last * row_bytes)
-                for layer in numbers
+            values = np.take(values, rows - first, axis=1)
+        use(part, slice(place, place + len(run)), values)
+
+    def _settle(self, array: RowArray, run: Sequence[_Block], raw: bytes) -> None:
+        """Check and cache whole blocks that were just read; only what is intact is cached."""
+        if run[0].stop - run[0].first < self.shard_rows:
+            return
+        blocks = np.frombuffer(raw, np.uint8).reshape(len(run), -1)
+        for block, values in zip(run, blocks, strict=True):
+            unchecked = self._is_unchecked(array, block.shard, block.layer)
+            if not unchecked and self._cache is None:
+                continue
+            intact = self._is_intact(array, block.shard, block.layer, values)
+            if unchecked:
+                self._note_checked(array, block.shard, block.layer, intact=intact)
+            if self._cache is not None and intact:
+                self._cache.write(self._key(array, block), values)
+
+    def _cached(self, array: RowArray, block: _Block) -> bytes | None:
+        """All of a block from the cache, compared with its checksum; None if it is not there."""
+        if self._cache is None:
+            return None
+        key = self._key(array, block)
+        raw = self._cache.read(key, block_bytes(array, self.shard_rows))
+        if raw is None:
+            return None
+        if not self._is_intact(array, block.shard, block.layer, raw):
+            self._cache.remove(key)  # it was damaged there: read it anew
+            return None
+        if self._is_unchecked(array, block.shard, block.layer):
+            self._note_checked(array, block.shard, block.layer, intact=True)
+        return raw
+
+    def _key(self, array: RowArray, block: _Block) -> tuple[str, ...]:
+        """What a block is cached under: its address, and the record that chains to its bytes."""
+        layout, name = self._layout, shard_name(array, block.shard)
+        return layout.storage.where(name), layout.last_record, str(block.layer)
+
+    def _is_unchecked(self, array: RowArray, shard: int, layer: int) -> bool:
+        """Whether a block must be checked before it is used."""
+        if self._unchecked is None:
+            return False
+        layers = self._unchecked.setdefault((array.name, shard), set(range(array.n_layers)))
+        return layer in layers
+
+    def _note_checked(self, array: RowArray, shard: int, layer: int, *, intact: bool) -> None:
+        """Note that a block was checked; refuse it if it has another checksum."""
+        if not intact:
+            rows = self._layout.root.rows_of(shard)
+            refuse(
+                self._layout.storage.where(shard_name(array, shard)),
+                f"other bytes at layer {layer} of rows {rows.start} to {rows.stop - 1}",
+                "those of its checksum",
             )
-        blocks = np.frombuffer(raw, _little(array)).reshape(len(numbers), last - first, array.width)
-        return blocks if isinstance(rows, slice) else np.take(blocks, rows, axis=1)
+        assert self._unchecked is not None
+        self._unchecked[array.name, shard].discard(layer)
+
+    def _is_intact(self, array: RowArray, shard: int, layer: int, values: Buffer) -> bool:
+        """Whether these are the bytes of a block that the log vouches for."""
+        checksum: int = google_crc32c.value(values)
+        return checksum == int(self._layout.checksums[shard][array.name][layer])
 
 
 def _little(array: RowArray) -> np.dtype:

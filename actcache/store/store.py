@@ -14,8 +14,10 @@ from actcache.notebook import facts_table
 from actcache.store.array import CONVERTED_BYTES, Residuals, lazy_array
 from actcache.store.columns import Columns
 from actcache.store.layout import Layout, open_layout
-from actcache.store.schema import Kind, Ragged, RowKind
+from actcache.store.schema import LEFT_OUT, Kind, Ragged, RowKind
 from actcache.store.shard_maps import ShardMaps
+from actcache.store.storage.block_cache import BlockCache
+from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage
 from actcache.store.verify import Problem, verify
 
@@ -28,7 +30,7 @@ def open_store(
     """Open a store for reading. It is finished if its log is sealed, wherever it is.
 
     Args:
-        path: the folder that a build or a sweep wrote, or a storage.
+        path: the folder that a build or a sweep wrote, `s3://bucket/…`, or a storage.
         partial: prefer the interrupted (or running) store `PATH.partial`, if there is one; only its
             committed rows are visible.
         check: compare each block with its checksum when it is first read.
@@ -37,19 +39,23 @@ def open_store(
         StoreNotFoundError: there is no store.
         IncompleteStoreError: the store is not finished, and `partial` is False.
         FormatError: it is damaged, of a newer format, or no store.
+        ActcacheError: a bucket cannot be read, or the cache that ACTCACHE_CACHE names not be used.
     """
-    return Store(open_layout(path, partial=partial), check=check)
+    layout = open_layout(path, partial=partial)
+    cache = None if layout.storage.is_mapped else BlockCache.from_environment()
+    return Store(layout, check=check, cache=cache)
 
 
 class Store:
     """An open store. Columns by name: `store["behavior"] == "narcissism"`."""
 
-    def __init__(self, layout: Layout, *, check: bool = False):
-        root = layout.root
+    def __init__(self, layout: Layout, *, check: bool = False, cache: BlockCache | None = None):
+        root, location = layout.root, layout.storage.location
         self._layout = layout
-        self._maps = ShardMaps(layout, check=check)
-        self.path = Path(layout.storage.location)
-        """The folder, or whatever names the storage."""
+        self._cache = cache
+        self._maps = ShardMaps(layout, check=check, cache=cache)
+        self.path = Path(location) if isinstance(layout.storage, LocalStorage) else location
+        """The folder; a store that is elsewhere has its address here, a text such as `s3://…`."""
         self.kind: Kind = root.kind
         """`residuals` or `sweep`."""
         self.n = layout.committed
@@ -152,6 +158,12 @@ class Store:
                 f"one of {', '.join(self.columns)}; ragged ones are read with .ragged."
             )
         return self.columns[name]
+
+    @property
+    def left_out(self) -> list[dict[str, Any]]:
+        """Rows of the data that are not in the store: `id`, `reason`; if too long also `tokens`."""
+        recorded = self.provenance.get(LEFT_OUT)  # where earlier versions wrote them
+        return recorded if isinstance(recorded, list) else self.columns.left_out
 
     def ragged(self, name: str) -> Ragged:
         """A column of integer arrays, such as `prompt_tokens`; reads like a list of them."""
@@ -288,11 +300,11 @@ class Store:
             facts |= {"d_model": self.d_model, "positions": self.positions, "sites": self.sites}
         model = self.provenance.get("model", {})
         facts |= {"model": model.get("name", "unknown"), "dtype": model.get("dtype", "unknown")}
-        return facts_table(f"{self.path.name}: {self.kind}", facts)
+        return facts_table(f"{Path(self.path).name}: {self.kind}", facts)
 
     def checked(self) -> "Store":
         """The same store, where each block is compared with its checksum when it is first read."""
-        return Store(self._layout, check=True)
+        return Store(self._layout, check=True, cache=self._cache)
 
     def close(self) -> None:
         """Let go of the files; arrays that were read stay valid, and reading opens them again."""

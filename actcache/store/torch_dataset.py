@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from actcache.errors import MismatchError
 from actcache.store.array import Residuals
+from actcache.store.storage.address import bucket_address
 from actcache.store.store import Store, open_store
 
 NO_CLASS = -100
@@ -57,7 +58,8 @@ class ResidualDataset(Dataset[Any]):
         partial: bool = False,
         check: bool = False,
     ):
-        self._path = Path(path).absolute()  # a worker may run in another folder
+        # A worker may run in another folder.
+        self._path = bucket_address(path) or Path(path).absolute()
         self._name = f"{site}/{position}"
         self._target = target
         self._stored = as_stored

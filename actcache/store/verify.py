@@ -10,7 +10,7 @@ from pathlib import Path
 
 from actcache.errors import DamageError
 from actcache.store.columns import read_checked_column
-from actcache.store.encoding import block_bytes, shard_bytes, shard_index
+from actcache.store.encoding import block_bytes, shard_index
 from actcache.store.layout import (
     PARTIAL,
     Layout,
@@ -87,23 +87,20 @@ def verify(
 def _bad_shards(
     layout: Layout, on_bytes: Callable[[int], None], skip: set[str]
 ) -> Iterator[Problem]:
-    maps, read_range = ShardMaps(layout, check=False), layout.storage.read_range
-    size = layout.root.shard_rows
+    maps, size = ShardMaps(layout, check=False), layout.root.shard_rows
     for array in layout.arrays.values():
-        index, end = shard_index(array, size), shard_bytes(array, size)
         for shard in range(len(layout.checksums)):
             rows = layout.root.rows_of(shard)
-            name = shard_name(array, shard)
-            where = layout.storage.where(name)
+            where = layout.storage.where(shard_name(array, shard))
             if where in skip:
                 continue
+            intact, index = maps.inspect(array, shard)
             for layer in range(array.n_layers):
-                if not maps.is_intact(array, shard, layer):
+                if not intact[layer]:
                     found = f"other bytes at layer {layer} of rows {rows[0]} to {rows[-1]}"
                     yield Problem(where, found, "those of its checksum")
                 on_bytes(block_bytes(array, len(rows)))
-            start = end - len(index)
-            if read_in_place(layout, functools.partial(read_range, name, start, end)) != index:
+            if index != shard_index(array, size):
                 yield Problem(where, "another index", "that of its blocks")
     maps.clear()
 

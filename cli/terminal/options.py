@@ -1,10 +1,8 @@
 """The options of commands: made from the settings, and those that several commands share."""
 
 import argparse
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import MISSING
-from pathlib import Path
 from typing import Any
 
 from actcache.analysis.config import MAX_GRID
@@ -94,10 +92,17 @@ def add_output(
     *,
     required: bool = True,
     default: str | None = None,
+    bucket: bool = False,
 ) -> None:
-    """Add `-o`."""
+    """Add `-o`; `bucket` says whether it may be an address `s3://…`."""
     command.add_argument(
-        "-o", "--output", required=required, default=default, metavar=metavar, help=help
+        "-o",
+        "--output",
+        required=required,
+        default=default,
+        metavar=metavar,
+        type=str if bucket else _on_this_machine,
+        help=help,
     )
 
 
@@ -113,18 +118,18 @@ def add_format(command: argparse.ArgumentParser) -> None:
 
 def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
     """Add the options of a command that writes a store."""
-    add_output(command, metavar, f"the store to write, {metavar}.zarr")
+    add_output(command, metavar, f"the store to write, {metavar}.zarr", bucket=True)
     command.add_argument("--resume", action="store_true", help="resume an interrupted run")
     add_overwrite(command, f"replace the store at {metavar}, if there is one")
 
 
 def note_ignored(args: argparse.Namespace) -> None:
     """Say on stderr which of `--resume` and `--overwrite` changes nothing."""
-    from actcache.store.layout import partial_folder  # imports numpy
+    from actcache.store.partial import destination_of  # imports numpy
 
     if args.resume and args.overwrite:
         say("actcache: --overwrite is ignored: --resume keeps what was begun")
-    if args.resume and not os.path.lexists(partial_folder(Path(args.output))):
+    if args.resume and not destination_of(args.output).begun():
         say(f"actcache: --resume is ignored: nothing was begun at '{args.output}'")
 
 
@@ -181,6 +186,14 @@ def given_workers(args: argparse.Namespace) -> Workers | None:
 def names(text: str | None) -> tuple[str, ...] | None:
     """Split at the commas; None for None."""
     return None if text is None else tuple(text.split(","))
+
+
+def _on_this_machine(path: str) -> str:
+    if path.lower().startswith("s3:/"):
+        from actcache.store.storage.address import require_folder  # imports numpy
+
+        require_folder(path, "what this command writes")
+    return path
 
 
 def _given(what: str, text: str) -> str:

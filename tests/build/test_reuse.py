@@ -201,7 +201,7 @@ def test_a_store_of_other_weights_or_of_some_layers_is_refused(folder, samples, 
 
 def test_a_damaged_block_is_not_reused(folder, samples, tmp_path):
     copy = subset(folder / "old.zarr", tmp_path / "old.zarr", selection=Selection())
-    shard = next((copy.path / "resid_post" / "fork").glob("c.0*"))
+    shard = next((tmp_path / "old.zarr" / "resid_post" / "fork").glob("c.0*"))
     raw = bytearray(shard.read_bytes())
     raw[7] ^= 16
     shard.write_bytes(bytes(raw))

@@ -171,7 +171,7 @@ def test_rows_over_the_context_are_left_out_and_named(samples, config, tmp_path)
 
     assert store.n == 6
     assert "long" not in store["id"].tolist()
-    left_out = store.provenance["left_out"]
+    left_out = store.left_out
     assert [(row["id"], row["context"]) for row in left_out] == [("long", 128)]
     assert left_out[0]["tokens"] > 500
 

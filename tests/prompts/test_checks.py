@@ -251,7 +251,7 @@ def test_the_command_line_stops_or_leaves_rows_out_and_says_so(tmp_path, capsys)
     built = open_store(store)
     assert built.n == 11
     assert built.config["skip_bad_rows"] is True
-    left_out = built.provenance["left_out"]
+    left_out = built.left_out
     assert [row["id"] for row in left_out] == ["dots", "long", "same"]
     assert built.provenance["conditions"]["broken"]["one_after"]["n"] == 1
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache, cached_property
 from itertools import cycle, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,11 @@ from actcache.engine.model import adopt_model
 from actcache.engine.sites import find_taps
 from actcache.steering import AnySteering, PromptGate, Steering, TokenGate
 from actcache.steering.checks import SteeringSite
-from tests.reference.steering import gate_similarities, sites_of
+from tests.reference.steering import gate_similarities, reference_generate, sites_of
 from tests.support.tiny import make, random_tokens
+
+STEPS = 3
+"""Tokens that are written in most tests."""
 
 LENGTHS = (3, 11, 7)
 """Of the three prompts of a batch; windowed families see 8 tokens."""
@@ -38,6 +43,7 @@ class Family:
         self.rng = np.random.default_rng(0)
         self.prompts = [random_tokens(self.rng, n) for n in LENGTHS]
         self.width = max(LENGTHS)
+        self._written: dict[tuple[tuple[int, ...], int], tuple[AnySteering | None, Any]] = {}
         self.values = {site: self._read(site) for site in self.sites}
         self.gates = [
             self._gate(over, above) for over in ("mean", "last") for above in (True, False)
@@ -103,6 +109,30 @@ class Family:
         vectors = size * self.rng.normal(size=(k, self.model.d_model))
         return Steering(site=site, layers=(1,), vectors=vectors, tokens="front", gate=gate)
 
+    @cached_property
+    def kinds(self) -> list[AnySteering]:
+        """All of `every_kind`."""
+        return list(self.every_kind())
+
+    @property
+    def pairs_of_kinds(self) -> list[AnySteering]:
+        """Those of `every_kind` in which any two of its four words meet; and all sums."""
+        n_sites = len(self.sites)
+        places = (
+            ((operator * n_sites + site) * 3 + (operator + site) % 3) * 3
+            + (operator + 2 * site) % 3
+            for operator, site in product(range(len(STRENGTHS)), range(n_sites))
+        )
+        return [*(self.kinds[i] for i in places), *self.kinds[len(STRENGTHS) * n_sites * 9 :]]
+
+    def write(self, prompt: tuple[int, ...], steering: AnySteering | None):
+        """Tokens and logits of the reference, computed once for a prompt and a steering object."""
+        key = prompt, id(steering)
+        if key not in self._written:
+            texts = reference_generate(self.hf, self.family, prompt, steering, steps=STEPS)
+            self._written[key] = steering, texts  # with the object, whose id stays its own
+        return self._written[key][1]
+
     def every_kind(self) -> Iterator[AnySteering]:
         """Operator × site × tokens × gate, with windows, renorm and layers in turn; and sums."""
         layers, gates = cycle(LAYERS), cycle(self.gates)
@@ -129,3 +159,9 @@ class Family:
         yield adds + ablates
         yield ablates + adds
         yield adds + self.steering("set", "ln1", (1, 2), tokens="all") + turns + adds
+
+
+@cache
+def family_of(family: str, attention: str | None = None) -> Family:
+    """A family that several tests of a file share, with what its reference wrote."""
+    return Family(family, attention)

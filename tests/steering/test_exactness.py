@@ -1,16 +1,22 @@
-"""Rows that are steered each in its own way, in one batch with a cache: equal to the naive loop."""
+"""Rows that are steered each in its own way, in one batch with a cache: equal to the naive loop.
+
+Both ways of writing, the generation loop and Hugging Face's `generate`, are held to the same texts.
+"""
 
 import numpy as np
 import pytest
 import torch
 
 import actcache
-from tests.reference.steering import open_parts, reference_generate
-from tests.steering.cases import Family
-from tests.support.tiny import CONFIGS, FAMILIES
+from actcache.steering import Request
+from tests.reference.steering import open_parts
+from tests.steering import loop_runs
+from tests.steering.cases import STEPS, Family, family_of
+from tests.support.tiny import CONFIGS, FAMILIES, attentions
 
 pytestmark = pytest.mark.model
-STEPS = 3
+WHOLE = ("llama", "gpt2", "gpt_neo", "gemma2", "cohere")
+"""Families that differ in everything: norms before and behind, side by side, windows, positions."""
 
 
 def generate_batch(case: Family, prompts, steerings, **kwargs):
@@ -41,38 +47,61 @@ def compare(case: Family, steerings) -> float:
     """Hold every row equal to the reference; the share of rows whose text steering changed."""
     prompts = [case.prompts[row % 3] for row in range(len(steerings))]
     tokens, logits = generate_batch(case, prompts, steerings)
-    plain = {
-        p: reference_generate(case.hf, case.family, p, None, steps=STEPS)[0] for p in case.prompts
-    }
     changed = []
     for row, (prompt, steering) in enumerate(zip(prompts, steerings, strict=True)):
-        true_tokens, true_logits = reference_generate(
-            case.hf, case.family, prompt, steering, steps=STEPS
-        )
+        true_tokens, true_logits = case.write(prompt, steering)
+        plain, _ = case.write(prompt, None)
         what = [part.fields for part in steering.parts] if steering else None
         assert tokens[row].tolist() == true_tokens, what
         error = (logits[row] - true_logits).abs().max() / true_logits.abs().max()
         assert error <= 1e-5, what
         if open_parts(case.hf, prompt, steering):
-            changed.append(true_tokens != plain[prompt])
+            changed.append(true_tokens != plain)
         else:
-            assert true_tokens == plain[prompt], what
+            assert true_tokens == plain, what
     return float(np.mean(changed))
 
 
+# All combinations on families that differ in everything, all pairs on the rest.
 @pytest.mark.slow
 @pytest.mark.parametrize("family", CONFIGS)
 def test_every_operator_site_policy_and_gate_equals_the_naive_loop(family):
-    case = Family(family)
+    case = family_of(family, attentions(family)[0])
+    steerings = [None, *(case.kinds if family in WHOLE else case.pairs_of_kinds)]
+    requests = [
+        Request(prompt=case.prompts[row % 3], steering=steering)
+        for row, steering in enumerate(steerings)
+    ]
 
-    changed = compare(case, [None, *case.every_kind()])
-
-    assert changed > 0.5
+    assert compare(case, steerings) > 0.5
+    assert loop_runs.compare(case, requests, ways=("auto",)) > 0.4
 
 
 @pytest.mark.parametrize(("family", "attention"), FAMILIES)
-def test_a_mixed_batch_equals_the_naive_loop(family, attention):
-    case = Family(family, attention)
-    kinds = list(case.every_kind())
+def test_a_mixed_batch_and_all_ways_of_sharing_equal_the_naive_loop(family, attention):
+    case = family_of(family, attention)
+    sums = case.kinds[-4:]
+    requests = [
+        Request(prompt=case.prompts[(i + j) % 3], steering=steering)
+        for i, steering in enumerate([*case.kinds[::37], *sums])
+        for j in range(2)
+    ]
 
-    compare(case, [None, *kinds[::17], *kinds[-4:]])
+    compare(case, [None, *case.kinds[::17], *sums])
+    assert loop_runs.compare(case, requests) > 0.4
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_in_the_pairs_any_two_words_meet(family):
+    case = family_of(family, attentions(family)[0])
+
+    def words(steering):
+        gate = type(steering.gate).__name__
+        return steering.operator, steering.site, steering.tokens, gate
+
+    def pairs(steerings):
+        found = [words(s) for s in steerings if len(s.parts) == 1 and s.tokens != "front"]
+        return {(i, j, w[i], w[j]) for w in found for i in range(4) for j in range(i)}
+
+    assert pairs(case.pairs_of_kinds) == pairs(case.kinds)
+    assert len(case.pairs_of_kinds) < len(case.kinds) / 5

@@ -8,99 +8,15 @@ import pytest
 import torch
 
 import actcache
-from actcache.engine.batching import Budget
 from actcache.engine.model import adopt_model
 from actcache.errors import MismatchError, ModelError
 from actcache.steering import Continuation, Request, Steering, check_generation, generate
-from actcache.steering.loop import SHARING, run_requests
-from actcache.steering.sampling import Sampling
 from tests.reference.steering import reference_generate
-from tests.steering.cases import Family
-from tests.support.tiny import CONFIGS, FAMILIES, VOCAB, make, random_tokens
+from tests.steering.cases import STEPS, Family
+from tests.steering.loop_runs import compare, record
+from tests.support.tiny import VOCAB, make, random_tokens
 
 pytestmark = pytest.mark.model
-STEPS = 3
-EARLY = ("all", "front")
-
-
-def record(model, requests, *, sharing="auto", max_new=STEPS, end_tokens=(), budget=10**6):
-    """Write greedily; the texts, and the logits `[steps, vocabulary]` of every request."""
-    texts: dict[int, Continuation] = {}
-    logits: list[list[torch.Tensor]] = [[] for _ in requests]
-
-    def watch(numbers, step, values):
-        for number, row in zip(numbers, values, strict=True):
-            assert len(logits[number]) == step
-            logits[number].append(row)
-
-    sampling = Sampling(max_new=max_new, end_tokens=frozenset(end_tokens))
-    run_requests(
-        model,
-        requests,
-        sampling,
-        Budget(budget),
-        sharing=sharing,
-        done=texts.__setitem__,
-        watch=watch,
-    )
-    return [texts[i] for i in range(len(requests))], [torch.stack(rows) for rows in logits]
-
-
-def compare(case: Family, requests, ways=SHARING) -> float:
-    """Hold every way of sharing equal to the reference; the share of texts that steering changed."""
-    true = [
-        reference_generate(case.hf, case.family, r.prompt, r.steering, steps=STEPS)
-        for r in requests
-    ]
-    plain = {
-        prompt: reference_generate(case.hf, case.family, prompt, None, steps=STEPS)[0]
-        for prompt in {r.prompt for r in requests}
-    }
-    for sharing in ways:
-        places = [i for i, r in enumerate(requests) if sharing != "prefix" or not is_early(r)]
-        texts, logits = record(case.model, [requests[i] for i in places], sharing=sharing)
-        for i, text, row in zip(places, texts, logits, strict=True):
-            tokens, expected = true[i]
-            what = sharing, [part.fields for part in requests[i].steering.parts]
-            assert list(text.tokens) == tokens, what
-            assert (row - expected).abs().max() <= 1e-5 * expected.abs().max(), what
-            chosen = torch.log_softmax(expected.double(), -1)[torch.arange(STEPS), tokens]
-            assert text.nll_steered == pytest.approx(-float(chosen.mean()), abs=1e-4)
-    return float(np.mean([t[0] != plain[r.prompt] for t, r in zip(true, requests, strict=True)]))
-
-
-def is_early(request: Request) -> bool:
-    """Whether tokens before the prompt's last are steered."""
-    parts = request.steering.parts if request.steering else ()
-    return any(part.tokens in EARLY for part in parts)
-
-
-@pytest.mark.parametrize(("family", "attention"), FAMILIES)
-def test_all_ways_of_sharing_equal_the_naive_loop(family, attention):
-    case = Family(family, attention)
-    kinds = list(case.every_kind())
-    few = [*kinds[::37], *kinds[-4:]]
-
-    requests = [
-        Request(prompt=case.prompts[(i + j) % 3], steering=steering)
-        for i, steering in enumerate(few)
-        for j in range(2)
-    ]
-
-    assert compare(case, requests) > 0.4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", CONFIGS)
-def test_every_operator_site_policy_and_gate_equals_the_naive_loop(family):
-    case = Family(family)
-
-    requests = [
-        Request(prompt=case.prompts[i % 3], steering=steering)
-        for i, steering in enumerate(case.every_kind())
-    ]
-
-    assert compare(case, requests, ways=("auto",)) > 0.4
 
 
 @pytest.fixture(scope="module")

@@ -278,7 +278,7 @@ def test_settings_that_say_nothing_of_values_may_differ_and_are_kept(store, tmp_
         {"batch_tokens": 7},
     ]
     assert merged.provenance["merged"][1]["device"] == "cuda"
-    assert merged.provenance["left_out"] == [{"id": "long"}]
+    assert merged.left_out == [{"id": "long"}]
 
 
 def test_prompts_that_come_to_be_on_two_sides_are_counted(store, tmp_path):

@@ -18,7 +18,8 @@ from actcache.errors import MismatchError
 from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Read, fill_store
 from actcache.store.copies.selection import Selection, select_arrays, select_layers, select_rows
-from actcache.store.schema import Ragged, RowArray, coordinates
+from actcache.store.schema import LEFT_OUT, Ragged, RowArray, coordinates
+from actcache.store.storage.address import bucket_address
 from actcache.store.store import Store, open_store
 
 
@@ -73,7 +74,7 @@ def subset(
     if selection.layers is not None:
         columns["layer"] = numbers
     provenance = {
-        **store.provenance,
+        **without_left_out(store.provenance),
         "subset_of": {
             "digest": store.digest,
             "n": store.n,
@@ -90,6 +91,7 @@ def subset(
             columns=columns,
             config=store.config,
             provenance=with_data_digest(provenance, columns),
+            left_out=store.left_out,
             shard_rows=shard_rows,
         ),
         read=reader(sources, layers=None if selection.layers is None else places),
@@ -195,10 +197,20 @@ def with_data_digest(
     return {**provenance, "data_sha256": rows_digest(rows)}
 
 
+def without_left_out(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Provenance without the rows left out, which earlier versions wrote there."""
+    return {name: value for name, value in provenance.items() if name != LEFT_OUT}
+
+
 def require_another(path: str | Path, stores: Sequence[Store]) -> None:
     """Refuse to write a store over one that it is made from."""
     for store in stores:
-        if Path(path).resolve() == store.path.resolve():
+        address = bucket_address(path)
+        if address == str(store.path) or (
+            address is None
+            and isinstance(store.path, Path)
+            and Path(path).resolve() == store.path.resolve()
+        ):
             raise MismatchError(
                 f"'{store.path}' would be read and replaced, expected another path for what is "
                 "made from it. Pass one with -o."

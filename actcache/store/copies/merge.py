@@ -26,9 +26,10 @@ from actcache.store.copies.copy import (
     reader,
     require_another,
     with_data_digest,
+    without_left_out,
 )
 from actcache.store.copies.fill import fill_store
-from actcache.store.schema import Ragged, coordinates
+from actcache.store.schema import LEFT_OUT, Ragged, coordinates
 from actcache.store.store import Store
 
 MAY_DIFFER = (
@@ -38,7 +39,7 @@ MAY_DIFFER = (
 """Settings of a build that do not decide what a residual is. The model is compared by its digest,
 positions and dtypes as the stores have them."""
 
-OF_ROWS = ("left_out", "data_sha256")
+OF_ROWS = (LEFT_OUT, "data_sha256")
 """Fields of the provenance that are about the rows, and are computed again."""
 
 _SHOWN = 100  # characters of a value that a message shows
@@ -96,6 +97,7 @@ def merge(
             columns=columns,
             config=first.config,
             provenance=with_data_digest(_joined_provenance(stores), columns),
+            left_out=[row for store in stores for row in store.left_out],
             shard_rows=shard_rows,
         ),
         read=reader(parts),
@@ -168,14 +170,12 @@ def _require_different_ids(stores: Sequence[Store]) -> None:
 
 def _joined_provenance(stores: Sequence[Store]) -> dict[str, Any]:
     """Shared fields at the top; those that differ, store by store under `merged`."""
-    first = stores[0].provenance
+    first = without_left_out(stores[0].provenance)
     shared = {
         name: value
         for name, value in first.items()
         if name in (*OF_ROWS, "model") or all(s.provenance.get(name) == value for s in stores)
     }
-    if "left_out" in first:
-        shared["left_out"] = [row for s in stores for row in s.provenance.get("left_out", [])]
     merged = []
     for store in stores:
         names = [n for n in store.provenance if n not in OF_ROWS and n not in shared]

@@ -142,29 +142,34 @@ def write_durably(path: Path, parts: Parts) -> None:
         raise
 
 
-def write_if_absent(path: Path, parts: Parts) -> os.stat_result | None:
-    """Write a file unless the name is taken; its status, or None if it was taken."""
+def write_if_absent(path: Path, parts: Parts, *, durable: bool = True) -> os.stat_result | None:
+    """Write a file unless the name is taken; its status, or None if it was taken.
+
+    One that is not `durable` is not synced: a power cut may leave it with other bytes.
+    """
     # Several writers may race for one name, so each has a temporary name of its own.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}{TEMPORARY}")
     try:
-        write_synced(temporary, parts)
+        write_synced(temporary, parts, durable=durable)
         status = temporary.stat()
         os.link(temporary, path)
     except FileExistsError:
         return None
     finally:
         temporary.unlink(missing_ok=True)
-    sync_path(path.parent)
+    if durable:
+        sync_path(path.parent)
     return status
 
 
-def write_synced(path: Path, parts: Parts) -> None:
+def write_synced(path: Path, parts: Parts, *, durable: bool = True) -> None:
     """Write a file in place and sync it; its name is durable once its folder is synced."""
     file = _open_new(path)
     try:
         for part in parts:
             _write(file, part)
-        os.fsync(file)
+        if durable:
+            os.fsync(file)
     finally:
         os.close(file)
 

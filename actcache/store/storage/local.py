@@ -54,6 +54,11 @@ class LocalStorage(Storage):
         """Whether there is such a file."""
         return (self.folder / name).exists()
 
+    @property
+    def is_mapped(self) -> bool:
+        """It maps files."""
+        return True
+
     def sibling(self, suffix: str) -> "LocalStorage":
         """The folder beside this one; it need not exist."""
         return LocalStorage(self.folder.with_name(self.folder.name + suffix))
@@ -75,6 +80,24 @@ class LocalStorage(Storage):
                 for entry in entries
             ]
         return []
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Bytes of the regular files below a folder; no link is followed."""
+        sizes: dict[str, int] = {}
+        unvisited = [folder]
+        while unvisited:
+            parent = unvisited.pop()
+            prefix = f"{parent}/" if parent else ""
+            with suppress(OSError), os.scandir(self.folder / parent) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        unvisited.append(f"{prefix}{entry.name}")
+                    elif entry.is_file(follow_symlinks=False):
+                        with suppress(FileNotFoundError):  # it is being renamed
+                            sizes[f"{prefix}{entry.name}"] = entry.stat(
+                                follow_symlinks=False
+                            ).st_size
+        return sizes
 
     def read(self, name: str, *, n_bytes: int | None = None, at_most: int | None = None) -> bytes:
         """All of a file."""

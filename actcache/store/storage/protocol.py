@@ -49,6 +49,11 @@ class Storage(Protocol):
         """Whether others may write at any time, so that safety must rest on `put_if_absent`."""
         return False
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether `map` gives memory, so that reading a part of an object costs no round trip."""
+        return False
+
     def sibling(self, suffix: str) -> "Storage":
         """Another storage beside this one, whose name ends with `suffix`."""
 
