@@ -22,7 +22,7 @@ from actcache.build.plan import BuildPlan
 from actcache.build.provenance import ModelFacts, model_identity, require_storable, versions
 from actcache.build.run import load_planned, plan_contents, reader
 from actcache.build.runs import RUN_ROWS, Run, Runs
-from actcache.cluster.pool import SLOW_SECONDS, Pool
+from actcache.cluster.pool import Pool
 from actcache.cluster.session import Workers, connect
 from actcache.cluster.task import Loaded, Task
 from actcache.engine.model import LanguageModel
@@ -49,10 +49,6 @@ def run_with_workers(
     overwrite: bool = False,
     reuse: Sequence[str | Path] = (),
     progress: Progress = SILENT,
-    shard_rows: int | None = None,
-    run_rows: int = RUN_ROWS,
-    load: Callable[[], Loaded] | None = None,
-    slow_seconds: float = SLOW_SECONDS,
 ) -> Store:
     """Build a store as `run_build` does, with the same bytes, on the workers of a cluster.
 
@@ -64,10 +60,6 @@ def run_with_workers(
         overwrite: replace a finished store at `path`.
         reuse: stores of the same model whose rows of equal tokens are copied instead of run.
         progress: shows how many rows all workers have written.
-        shard_rows: rows of a shard.
-        run_rows: rows of a run, which is the task of a worker.
-        load: what each worker loads; by default the model of the plan, see `LoadModel`.
-        slow_seconds: before that no run is given to a second worker.
 
     Raises:
         ActcacheError: as `run_build`; or the cluster cannot be used; or a worker that started has
@@ -76,17 +68,47 @@ def run_with_workers(
     require_place(path, resume=resume, overwrite=overwrite)
     require_room(path, plan.n_bytes)
     reused_stores = [open_source(store) for store in reuse]
-    require_storable(plan, shard_rows=shard_rows, reused=[store.digest for store in reused_stores])
+    require_storable(plan, reused=[store.digest for store in reused_stores])
     with (
-        progress.steps("build", plan.n) as advance,
         connect(workers) as session,
-        Pool(session, load or LoadModel(config=plan.config), slow_seconds=slow_seconds) as pool,
+        Pool(session, LoadModel(config=plan.config)) as pool,
     ):
+        return run_in_pool(
+            plan,
+            path,
+            pool,
+            resume=resume,
+            overwrite=overwrite,
+            reuse=reuse,
+            progress=progress,
+        )
+
+
+def run_in_pool(
+    plan: BuildPlan,
+    path: str | Path,
+    pool: Pool,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    reuse: Sequence[str | Path] = (),
+    progress: Progress = SILENT,
+    shard_rows: int | None = None,
+    run_rows: int = RUN_ROWS,
+) -> Store:
+    """Build a store in a pool whose workers have loaded the model of the plan with `LoadModel`.
+
+    Arguments as `run_build`.
+    """
+    with progress.steps("build", plan.n) as advance:
         facts, check = pool.ask(
             _Check(rows=rows_to_check(plan.rendered), sites=plan.config.sites, reading=plan.reading)
         )
         contents, reused = plan_contents(
-            plan, facts, reused_stores=reused_stores, shard_rows=shard_rows
+            plan,
+            facts,
+            reused_stores=[open_source(store) for store in reuse],
+            shard_rows=shard_rows,
         )
         begin = Writer.resume if resume else Writer.create
         with begin(path, contents, overwrite=overwrite and not resume, shared=True) as writer:
@@ -221,7 +243,8 @@ def _write_shards(pool: Pool, runs: Runs, writer: Writer, advance: Callable[[int
 def _tasks(runs: Runs, writer: Writer, receipts: Mapping[int, Receipt]) -> Iterator[Task]:
     """Make a task of each run of which shards are missing."""
     # The checksums of what is committed would travel with each task, and no task needs them.
-    layout, size = replace(writer.layout, checksums=()), writer.shard_rows
+    begun = replace(writer.layout, checksums=(), last_record=writer.layout.first_record)
+    size = writer.shard_rows
     for number in runs.left(writer.committed):
         rows = runs.rows(number)
         shards = range(max(rows.start, writer.committed) // size, -(-rows.stop // size))
@@ -229,7 +252,7 @@ def _tasks(runs: Runs, writer: Writer, receipts: Mapping[int, Receipt]) -> Itera
         if missing:
             yield Task(
                 name=_name(rows),
-                work=_WriteRun(run=runs[number], missing=missing, layout=layout),
+                work=_WriteRun(run=runs[number], missing=missing, layout=begun),
                 needs=frozenset(_name(runs.rows(needed)) for needed in runs.needs(number)),
             )
 

@@ -184,7 +184,7 @@ def _accept_shards(
     receipts = writer.receipts.read()
     missing = [number for number in numbers if number not in receipts]
     # The checksums of what is committed would travel with each shard, and none needs them.
-    layout = replace(writer.layout, checksums=())
+    layout = replace(writer.layout, checksums=(), last_record=writer.layout.first_record)
     written = map_units(
         grid,
         [WriteShard(shard=_shard(writer, rows, number), layout=layout) for number in missing],

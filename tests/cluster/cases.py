@@ -1,0 +1,386 @@
+"""What needs Ray, in one process that starts it once: `python -m tests.cluster.cases FOLDER`.
+
+Prints for each case the traceback of what failed, as JSON. `test_cluster` runs this.
+"""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actcache.build.run import run_build
+from actcache.build.runs import Runs
+from actcache.build.workers import run_in_pool
+from actcache.cluster.pool import Pool
+from actcache.cluster.session import Session, Workers, connect
+from actcache.cluster.task import Task, WorkerError
+from actcache.errors import ActcacheError, DamageError, MismatchError
+from actcache.store.store import open_store
+from tests.cluster import toys
+from tests.cluster.faults import (
+    REPEATS,
+    RUN_ROWS,
+    SHARD_ROWS,
+    Folder,
+    LoadFaulty,
+    LoadOtherDtype,
+    demo_plan,
+)
+from tests.cluster.toys import Step
+from tests.support.cluster import tree
+
+SIZES = {"shard_rows": SHARD_ROWS, "run_rows": RUN_ROWS}
+SLOW_SECONDS = 2.0
+
+
+def steps(folder, names, **how):
+    """Make a task of each letter; `how` says by letter what it does, `needs` what it needs."""
+    folder.mkdir()
+    return [Task(name=name, work=Step(name, folder, **how.get(name, {}))) for name in names]
+
+
+def begun(folder):
+    """How often each step was begun."""
+    return {path.name: len(path.read_text().splitlines()) for path in folder.iterdir()}
+
+
+# Cases of a pool whose workers hold a number.
+
+
+def every_task_is_done_once_and_after_those_that_it_needs(pool, folder):
+    names = "abcdefghij"
+    (folder / "log").mkdir()
+    tasks = [
+        Task(
+            name=name,
+            work=Step(name, folder / "log"),
+            needs=frozenset(names[i + 1 : i + 3]) if i % 3 == 0 else frozenset("z"),
+        )
+        for i, name in enumerate(names)
+    ]
+    done = [value for _, value in pool.run(tasks)]
+
+    assert sorted(done) == sorted(names)
+    assert set(begun(folder / "log").values()) == {1}
+    for task in tasks:
+        assert all(done.index(need) < done.index(task.name) for need in task.needs - {"z"})
+
+
+def workers_compute_with_one_thread_in_the_folder_of_the_command(pool, folder):
+    threads, cwd, _ = pool.ask(toys.environment)
+    assert threads == "1"
+    assert cwd == os.getcwd()
+
+
+def an_error_of_a_task_ends_the_job_with_its_class_and_line(pool, folder):
+    how = {"b": {"first": "refuse"}}
+    with pytest.raises(MismatchError, match=r"^b is refused. Do this.$"):
+        list(pool.run(steps(folder / "one", "abc", **how)))
+    with pytest.raises(ActcacheError, match="see actcache verify") as caught:
+        list(pool.run(steps(folder / "two", "a", a={"first": "damage"})))
+    assert not isinstance(caught.value, DamageError)  # which is made of three words
+    with pytest.raises(WorkerError, match="in __call__[^$]*KeyError: 'a'"):
+        list(pool.run(steps(folder / "three", "a", a={"first": "break"})))
+    assert pool.ask(Step("again", folder)) == "again"
+
+
+def what_a_task_logs_is_logged_where_somebody_reads_it(pool, folder):
+    texts = []
+    handler = logging.Handler()
+    handler.emit = lambda record: texts.append(record.getMessage())
+    logging.getLogger("actcache").addHandler(handler)
+    list(pool.run(steps(folder / "log", "a", a={"first": "warn"})))
+    logging.getLogger("actcache").removeHandler(handler)
+    assert texts == ["actcache: this is 1"]
+
+
+def a_killed_worker_is_replaced_and_only_its_task_begun_again(pool, folder):
+    tasks = steps(folder / "log", "abcdef", b={"first": "kill"})
+    assert sorted(value for _, value in pool.run(tasks)) == list("abcdef")
+    assert begun(folder / "log") == {**dict.fromkeys("abcdef", 1), "b": 2}
+
+
+def a_task_that_kills_every_worker_is_given_up(pool, folder):
+    with pytest.raises(ActcacheError, match=r"3 workers ended over a, .* Use fewer --workers"):
+        list(pool.run(steps(folder / "log", "a", a={"always": "kill"})))
+    assert begun(folder / "log") == {"a": 3}
+
+
+def a_task_that_never_ends_is_finished_by_a_twin(pool, folder):
+    start = time.monotonic()
+    tasks = steps(folder / "log", "abcdef", b={"first": "hang"})
+    assert sorted(value for _, value in pool.run(tasks)) == list("abcdef")
+    assert begun(folder / "log") == {**dict.fromkeys("abcdef", 1), "b": 2}
+    assert SLOW_SECONDS < time.monotonic() - start < 30
+    # Nobody waits for the worker that hangs; one is left.
+    assert [value for _, value in pool.run(steps(folder / "next", "xy"))] == ["x", "y"]
+
+
+POOL_CASES = [
+    every_task_is_done_once_and_after_those_that_it_needs,
+    workers_compute_with_one_thread_in_the_folder_of_the_command,
+    an_error_of_a_task_ends_the_job_with_its_class_and_line,
+    what_a_task_logs_is_logged_where_somebody_reads_it,
+    a_killed_worker_is_replaced_and_only_its_task_begun_again,
+    a_task_that_kills_every_worker_is_given_up,
+    a_task_that_never_ends_is_finished_by_a_twin,
+]
+
+
+# Cases of a session.
+
+
+def a_worker_that_states_something_else_is_refused_with_both_values(session, folder):
+    with (
+        Pool(session, toys.load_differing) as pool,
+        pytest.raises(MismatchError, match=r"versions.torch 'of \d+', the first one 'of \d+'"),
+    ):
+        list(pool.run(steps(folder / "log", "a", a={"always": "hang"})))
+
+
+def workers_that_die_while_they_load_are_given_up(session, folder):
+    with (
+        Pool(session, toys.load_and_die) as pool,
+        pytest.raises(ActcacheError, match="3 workers ended .* while they loaded"),
+    ):
+        pool.ask(toys.environment)
+
+
+def a_cluster_that_is_too_small_is_refused_with_what_it_has(session, folder):
+    address = session.ray.get_runtime_context().gcs_address
+    for workers, asked in (
+        (Workers(n=1, address=address, gpus=1), "1 worker of 1 CPU and 1 GPU were"),
+        (Workers(n=3, address=address), "3 workers of 1 CPU were"),
+    ):
+        with (
+            pytest.raises(ActcacheError, match=f"2 CPUs and 0 GPUs on 1 machine.*{asked} asked"),
+            connect(workers),
+        ):
+            pass
+
+
+SESSION_CASES = [
+    a_worker_that_states_something_else_is_refused_with_both_values,
+    workers_that_die_while_they_load_are_given_up,
+    a_cluster_that_is_too_small_is_refused_with_what_it_has,
+]
+
+
+# Cases of a build. All of them end with the bytes of one machine.
+
+
+class Build:
+    """A build of 88 rows, and what one machine makes of it."""
+
+    def __init__(self, folder):
+        self.plan = demo_plan()
+        self.orders = Folder(folder / "orders")
+        whole = run_build(self.plan, folder / "whole.zarr", **SIZES)
+        other = run_build(self.plan, folder / "other.zarr", shard_rows=SHARD_ROWS, run_rows=88)
+        assert tree(folder / "other.zarr") != tree(folder / "whole.zarr")  # batching shows
+        self.whole = tree(folder / "whole.zarr")
+        self.runs = Runs.of(self.plan, whole.row_arrays, **SIZES)
+        self.load = LoadFaulty(self.plan.config, str(self.orders.path))
+
+    def require_whole(self, path):
+        assert open_store(path).complete
+        assert tree(path) == self.whole
+        assert not path.with_name(f"{path.name}.partial").exists()
+        assert not path.with_name(f"{path.name}.partial.receipts").exists()
+
+    def shards_of(self, run):
+        rows = self.runs.rows(run)
+        return range(rows.start // SHARD_ROWS, -(-rows.stop // SHARD_ROWS))
+
+    def runs_begun(self):
+        """How often each run was begun since the last call; rows that repeat others never run."""
+        counts = np.array(self.orders.rows_run(self.plan))
+        assert not counts[list(REPEATS)].any()
+        counts = np.delete(counts, list(REPEATS))
+        rows = np.delete(np.arange(self.plan.n), list(REPEATS))
+        return [int(counts[rows // RUN_ROWS == run].max()) for run in range(len(self.runs))]
+
+
+def a_build_has_the_bytes_of_one_machine(build, pool, folder):
+    run_in_pool(build.plan, folder / "s.zarr", pool, **SIZES)
+    build.require_whole(folder / "s.zarr")
+    assert build.runs_begun() == [1, 1, 1, 1]
+
+
+def after_the_kill_of_a_worker_only_its_run_is_begun_again(build, pool, folder):
+    build.orders.order("kill")
+    run_in_pool(build.plan, folder / "s.zarr", pool, **SIZES)
+    build.require_whole(folder / "s.zarr")
+    assert sorted(build.runs_begun()) == [1, 1, 1, 2]
+
+
+def a_run_that_never_ends_is_finished_by_a_twin(build, pool, folder):
+    build.orders.order("hang")
+    run_in_pool(build.plan, folder / "s.zarr", pool, **SIZES)
+    build.require_whole(folder / "s.zarr")
+    assert sorted(build.runs_begun()) == [1, 1, 1, 2]
+    build.orders.heal()
+
+
+def rows_of_another_store_are_copied(build, pool, folder):
+    old = folder / "old.zarr"
+    run_in_pool(build.plan, old, pool, **SIZES)
+    build.orders.rows_run(build.plan)
+    run_in_pool(build.plan, folder / "s.zarr", pool, reuse=[old], **SIZES)
+    run_build(build.plan, folder / "alone.zarr", reuse=[old], **SIZES)
+    assert tree(folder / "s.zarr") == tree(folder / "alone.zarr")
+    assert build.orders.rows_run(build.plan) == [0] * build.plan.n
+
+
+def what_has_a_receipt_is_not_run_again(build, pool, folder):
+    for interruption in INTERRUPTIONS:
+        path = folder.with_name(interruption.__name__) / "s.zarr"
+        shards = shards_with_receipts(path)
+        per_run = [set(build.shards_of(run)) for run in range(len(build.runs))]
+        to_run = [0 if shards_of_run <= shards else 1 for shards_of_run in per_run]
+        build.runs_begun()
+        run_in_pool(build.plan, path, pool, resume=True, **SIZES)
+        build.require_whole(path)
+        assert build.runs_begun() == to_run
+        assert 0 < sum(to_run) < 4 or interruption is INTERRUPTIONS[-1]
+
+
+BUILD_CASES = [
+    what_has_a_receipt_is_not_run_again,
+    a_build_has_the_bytes_of_one_machine,
+    after_the_kill_of_a_worker_only_its_run_is_begun_again,
+    a_run_that_never_ends_is_finished_by_a_twin,
+    rows_of_another_store_are_copied,
+]
+
+
+def coordinate(path, orders, address):
+    """Build in a process of its own, slowly; it is going to be ended."""
+    plan = demo_plan()
+    with (
+        connect(Workers(n=2, address=address or None)) as session,
+        Pool(session, LoadFaulty(plan.config, orders)) as pool,
+    ):
+        run_in_pool(plan, path, pool, **SIZES)
+
+
+@contextmanager
+def coordinator(build: Build, path: Path, address: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start `coordinate`, and wait until shards have receipts."""
+    (build.orders.path / "slow").touch()
+    code = "import sys; from tests.cluster.cases import coordinate; coordinate(*sys.argv[1:])"
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, path, build.orders.path, address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        receipts = path.with_name(f"{path.name}.partial.receipts")
+        while not receipts.exists() or len(list(receipts.glob("*.json"))) < 4:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        yield process
+    (build.orders.path / "slow").unlink()
+
+
+def shards_with_receipts(path):
+    """The shards that have receipts, when no worker of a dead coordinator writes any more."""
+    receipts, before = path.with_name(f"{path.name}.partial.receipts"), None
+    while before != (shards := {int(file.stem) for file in receipts.glob("*.json")}):
+        before = shards
+        time.sleep(1)
+    return shards
+
+
+def interrupted_by_a_kill(build, session, folder):
+    address = session.ray.get_runtime_context().gcs_address
+    with coordinator(build, folder / "s.zarr", address) as process:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+def interrupted_by_ctrl_c_nothing_is_left_running(build, session, folder):
+    with coordinator(build, folder / "s.zarr", "") as process:
+        os.killpg(process.pid, signal.SIGINT)
+        printed, _ = process.communicate()
+    assert process.returncode == -signal.SIGINT
+    assert printed.rstrip().endswith("KeyboardInterrupt")
+    listed = subprocess.run(
+        ["ps", "-eo", "sess=,args="], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert [line for line in listed if line.split()[0] == str(process.pid)] == []
+
+
+def a_worker_of_another_dtype_is_refused_with_both_values(build, session, folder):
+    (folder / "loads").mkdir()
+    with (
+        Pool(session, LoadOtherDtype(build.plan.config, str(folder / "loads"))) as pool,
+        pytest.raises(MismatchError, match="dtype 'float32', the first one 'float16'"),
+    ):
+        run_in_pool(build.plan, folder / "s.zarr", pool, **SIZES)
+
+
+INTERRUPTIONS = [
+    interrupted_by_a_kill,
+    interrupted_by_ctrl_c_nothing_is_left_running,
+    a_worker_of_another_dtype_is_refused_with_both_values,
+]
+
+NAMES = [
+    case.__name__ for case in (*POOL_CASES, *SESSION_CASES, *INTERRUPTIONS, *BUILD_CASES)
+]
+
+
+def main(folder: Path, chosen: list[str]) -> None:
+    """Run the cases, or those of some names."""
+    outcomes: dict[str, str] = {}
+
+    def run(case: Callable[..., None], *given: object) -> None:
+        place = folder / case.__name__
+        place.mkdir()
+        start = time.monotonic()
+        try:
+            case(*given, place)
+            outcomes[case.__name__] = ""
+        except Exception:
+            outcomes[case.__name__] = traceback.format_exc()
+        outcomes[f"seconds of {case.__name__}"] = f"{time.monotonic() - start:.1f}"
+
+    def of(cases: list[Callable[..., None]]) -> list[Callable[..., None]]:
+        return [case for case in cases if not chosen or case.__name__ in chosen]
+
+    with connect(Workers(n=2)) as session:
+        run_all(session, folder, run, of)
+    print(json.dumps(outcomes))
+
+
+def run_all(session: Session, folder: Path, run: Callable[..., None], of: Callable[..., list]):
+    if of(POOL_CASES):
+        with Pool(session, toys.load, slow_seconds=SLOW_SECONDS) as pool:
+            for case in of(POOL_CASES):
+                run(case, pool)
+    for case in of(SESSION_CASES):
+        run(case, session)
+    if of(BUILD_CASES) or of(INTERRUPTIONS):
+        build = Build(folder)
+    for case in of(INTERRUPTIONS):
+        run(case, build, session)
+    if of(BUILD_CASES):
+        with Pool(session, build.load, slow_seconds=SLOW_SECONDS) as pool:
+            for case in of(BUILD_CASES):
+                run(case, build, pool)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

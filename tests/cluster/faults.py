@@ -1,0 +1,113 @@
+"""A build whose workers log what they run, and break down when they are told to."""
+
+import json
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from actcache import demo
+from actcache.build.config import BuildConfig
+from actcache.build.plan import plan_build
+from actcache.build.workers import LoadModel
+from actcache.cluster.task import Loaded
+from actcache.data.formats import read_samples
+from actcache.engine.self_check import rows_to_check
+
+SHARD_ROWS, RUN_ROWS = 8, 24
+REPEATS = {20: 3, 30: 2, 31: 26, 50: 7, 51: 49, 75: 29, 80: 52}
+"""Rows of the plan, and the earlier ones that they repeat."""
+
+
+def demo_plan():
+    """Plan 88 rows of the demo: four runs of three shards, the last of them shorter."""
+    samples = read_samples(demo.row_files("tidy"))
+    chosen = [
+        replace(samples[REPEATS.get(i, i)], id=f"row {i}", behavior=f"b{i // 20}")
+        for i in range(88)
+    ]
+    config = BuildConfig(model=str(demo.model_path()), batch_tokens=300)
+    return plan_build(chosen, config)
+
+
+class Folder:
+    """Where workers log and look for the faults that they shall have."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.path.mkdir(exist_ok=True)
+
+    def order(self, fault):
+        """Let a worker have a fault, kill or hang, when it is within a run."""
+        (self.path / "fault").write_text(fault)
+
+    def take(self):
+        """Take the fault that is ordered, if nobody has taken it."""
+        try:
+            os.rename(self.path / "fault", self.path / "taken")
+        except FileNotFoundError:
+            return ""
+        return (self.path / "taken").read_text()
+
+    def heal(self):
+        """End what hangs."""
+        (self.path / "healed").touch()
+
+    def log(self, rows):
+        with (self.path / "log").open("a") as file:
+            file.write(json.dumps([[row.prompt, row.positive] for row in rows]) + "\n")
+
+    def rows_run(self, plan):
+        """How often each row of a plan has been run since the last call, without the check."""
+        log = self.path / "log"
+        numbers = {}
+        for i, row in enumerate(plan.rendered):
+            numbers.setdefault(str([list(row.prompt), list(row.positive)]), i)
+        counts = [0] * plan.n
+        lines = log.read_text().splitlines() if log.exists() else []
+        for row in (row for line in lines for row in json.loads(line)):
+            counts[numbers[str(row)]] += 1
+        log.unlink(missing_ok=True)
+        for row in rows_to_check(plan.rendered):
+            counts[numbers[str([list(row.prompt), list(row.positive)])]] -= 1
+        return counts
+
+
+@dataclass(frozen=True)
+class LoadFaulty:
+    """Loads the model of a build, so that it logs its passes and has faults."""
+
+    config: BuildConfig
+    path: str
+
+    def __call__(self) -> Loaded:
+        loaded = LoadModel(config=self.config)()
+        folder, right = Folder(self.path), loaded.value.read
+
+        def read(model, rows, **settings):
+            folder.log(rows)
+            fault = folder.take() if len(rows) > 2 else ""  # two are the check before the build
+            if fault == "kill":
+                os.kill(os.getpid(), 9)
+            while fault == "hang" and not (folder.path / "healed").exists():
+                time.sleep(0.1)
+            if (folder.path / "slow").exists():
+                time.sleep(0.15)
+            return right(model, rows, **settings)
+
+        return replace(loaded, value=replace(loaded.value, read=read))
+
+
+@dataclass(frozen=True)
+class LoadOtherDtype:
+    """Loads the model in float16, and in float32 in each worker but the first."""
+
+    config: BuildConfig
+    path: str
+
+    def __call__(self) -> Loaded:
+        try:
+            (Path(self.path) / "first").mkdir()
+        except FileExistsError:
+            return LoadModel(config=replace(self.config, dtype="float32"))()
+        return LoadModel(config=self.config)()

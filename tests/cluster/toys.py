@@ -1,0 +1,59 @@
+"""Tasks for pools of workers that hold no model."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from actcache.cluster.task import Loaded
+from actcache.errors import DamageError, MismatchError
+
+
+def load() -> Loaded:
+    return Loaded(value=os.getpid(), statement={"dtype": "float16", "versions": {"torch": "2"}})
+
+
+def load_differing() -> Loaded:
+    """State another version in each process."""
+    return Loaded(value=None, statement={"versions": {"torch": f"of {os.getpid()}"}})
+
+
+def load_and_die() -> Loaded:
+    os.kill(os.getpid(), 9)
+    raise AssertionError
+
+
+@dataclass(frozen=True)
+class Step:
+    """Log who begins it, do something the first time it is begun, and return its name."""
+
+    name: str
+    folder: Path
+    first: str = ""
+    always: str = ""
+
+    def __call__(self, pid: int) -> str:
+        path = self.folder / self.name
+        is_first = not path.exists()
+        with path.open("a") as file:
+            file.write(f"{pid}\n")
+        what = self.always or (self.first if is_first else "")
+        if what == "kill":
+            os.kill(os.getpid(), 9)
+        if what == "hang":
+            time.sleep(3600)
+        if what == "warn":
+            logging.getLogger("actcache").warning("actcache: %s is %d", "this", 1)
+        if what == "refuse":
+            raise MismatchError(f"{self.name} is refused. Do this.")
+        if what == "damage":
+            raise DamageError("a file", "bytes", "others")
+        if what == "break":
+            raise KeyError(self.name)
+        time.sleep(0.05)
+        return self.name
+
+
+def environment(_pid: int) -> tuple[str, str, str]:
+    return os.environ["OMP_NUM_THREADS"], os.getcwd(), os.environ.get("CUDA_VISIBLE_DEVICES", "-")

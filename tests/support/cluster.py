@@ -1,0 +1,69 @@
+"""Python in a network of its own: Ray listens on all interfaces, whatever it is told."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT
+
+# A new network has a loopback that is down. SIOCGIFFLAGS and SIOCSIFFLAGS, since not every machine
+# has the program `ip`.
+_ISOLATED = """
+import fcntl, os, socket, struct, sys
+with socket.socket() as s:
+    name = struct.pack("16sh14x", b"lo", 0)
+    _, flags = struct.unpack("16sh14x", fcntl.ioctl(s, 0x8913, name))
+    fcntl.ioctl(s, 0x8914, struct.pack("16sh14x", b"lo", flags | 1))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@cache
+def isolation() -> tuple[list[str], str]:
+    """The words before a command that isolate it; and why there are none."""
+    if shutil.which("unshare") is None:
+        return [], "unshare is not installed"
+    for words in (["unshare", "-n"], ["unshare", "-rn"]):  # as root; with a user namespace
+        command = [*words, sys.executable, "-c", _ISOLATED]
+        tried = subprocess.run(
+            [*command, sys.executable, "-c", ""], capture_output=True, text=True, check=False
+        )
+        if tried.returncode == 0:
+            return command, ""
+    return [], f"no network of its own is allowed: {tried.stderr.strip()}"
+
+
+def require_ray() -> None:
+    """Skip where Ray cannot be started, or would be reachable from outside."""
+    pytest.importorskip("ray", reason="pip install 'actcache[cluster]'")
+    if not isolation()[0]:
+        pytest.skip(isolation()[1])
+
+
+def run_isolated(*argv, timeout=300, **variables):
+    """Run Python with some arguments in a network of its own; its home is removed afterwards."""
+    with tempfile.TemporaryDirectory(prefix="ray-") as home:  # Ray writes a token there
+        return subprocess.run(
+            [*isolation()[0], sys.executable, *map(str, argv)],
+            cwd=ROOT,
+            env=os.environ | {"HOME": home, "PYTHONPATH": str(ROOT)} | variables,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """The files below a folder, by their names in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
