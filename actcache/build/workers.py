@@ -153,7 +153,7 @@ class LoadModel:
             value=WorkerModel(model=model, read=reader(self.config)),
             statement={
                 **model_identity(model),
-                "device": _kind_of_device(model.device),
+                "device": kind_of_device(model.device),
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
             },
@@ -277,7 +277,7 @@ def require_begun(layout: Layout) -> None:
         )
 
 
-def _kind_of_device(device: torch.device) -> str:
+def kind_of_device(device: torch.device) -> str:
     """Name what computes, as far as it decides the last bits."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
