@@ -27,6 +27,7 @@ from actcache.cluster.task import Task, WorkerError
 from actcache.errors import ActcacheError, DamageError, MismatchError
 from actcache.store.store import open_store
 from tests.cluster import toys
+from tests.cluster.analyses import ANALYSIS_CASES
 from tests.cluster.faults import (
     REPEATS,
     RUN_ROWS,
@@ -173,6 +174,7 @@ SESSION_CASES = [
     a_worker_that_states_something_else_is_refused_with_both_values,
     workers_that_die_while_they_load_are_given_up,
     a_cluster_that_is_too_small_is_refused_with_what_it_has,
+    *ANALYSIS_CASES,
 ]
 
 
