@@ -1,7 +1,9 @@
 """Nothing from the network in a test; one thread, which for tiny models is faster than two."""
 
+import gc
 import os
 import secrets
+import sys
 
 import jaxtyping
 import pytest
@@ -13,6 +15,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait for one another spin: on a busy machine tests of tiny models took ten times as
 # long with two. Read by OpenMP when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Some environments forbid bytecode for the sake of their images. Here every process that a test
+# starts would compile the package again, and every worker all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What the import hook of `--jaxtyping-packages` puts on every function and dataclass of actcache.
 jaxtyping.jaxtyped = checked  # type: ignore[assignment]
@@ -35,3 +42,16 @@ def bucket(seaweedfs, monkeypatch):
     for name, value in seaweedfs.environment.items():
         monkeypatch.setenv(name, value)
     return f"s3://{BUCKET}/{secrets.token_hex(8)}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Begin with the files that have long tests: one that comes last leaves all other cores idle."""
+    long = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish():
+    """Spare the garbage collector a million objects of imports and tests, which all stay."""
+    gc.collect()
+    gc.freeze()

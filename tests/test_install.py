@@ -1,4 +1,7 @@
-"""The package as it is installed: from a checkout without symbolic links, as Windows makes it."""
+"""The package as it is installed: from a checkout without symbolic links, as Windows makes it.
+
+And what its demo finds: the run is long, so that it is made once.
+"""
 
 import os
 import shutil
@@ -7,6 +10,8 @@ import sys
 
 import pytest
 
+from actcache import analysis
+from benchmarks.demo_model import data
 from tests.support.processes import ROOT
 
 LINKS = ("actcache/analysis", "actcache/cli")
@@ -51,16 +56,16 @@ def test_a_checkout_without_links_installs_every_package(installed):
     assert {str(path) for path in expected} == {str(path) for path in shipped}
 
 
-@pytest.mark.long
-@pytest.mark.model
-@pytest.mark.slow
-def test_the_installed_demo_runs_from_another_folder(installed, tmp_path):
+@pytest.fixture(scope="module")
+def results(installed, tmp_path_factory):
+    """What the installed `actcache demo` leaves in another folder."""
+    folder = tmp_path_factory.mktemp("demo")
     done = subprocess.run(
         [sys.executable, "-m", "actcache", "demo", "-o", "out", "--json"],
         check=False,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=folder,
         env={
             **os.environ,
             "PYTHONPATH": str(installed),
@@ -68,7 +73,66 @@ def test_the_installed_demo_runs_from_another_folder(installed, tmp_path):
             "OMP_NUM_THREADS": "1",
         },
     )
-
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "results" / "summary.json").exists()
+    return folder / "out" / "results"
+
+
+@pytest.fixture(scope="module")
+def summary(results):
+    return analysis.open_results(results).summary
+
+
+@pytest.mark.long
+@pytest.mark.model
+def test_the_installed_demo_runs_from_another_folder(installed, results):
+    assert (results / "summary.json").exists()
     assert not (installed / "analysis").exists()
+
+
+@pytest.mark.model
+@pytest.mark.long
+@pytest.mark.parametrize("behavior", data.BEHAVIORS, ids=lambda behavior: behavior.name)
+def test_a_layer_for_each_prompt_gains_where_questions_have_two_wordings(summary, behavior):
+    caa, random = (summary.predictors.sets[name] for name in ("caa", "random"))
+    of_caa, of_random = (each.base.behaviors[behavior.name] for each in (caa, random))
+    gain = of_caa[caa.primary].gain
+    swept = summary.behaviors[behavior.name]
+    cross_fitted = summary.verdict_words("sweep", behavior.name, "cross_fitted")
+
+    assert summary.verdict_words("sweep", behavior.name, "fixed") == "steerable"
+    for part in swept.by_letter.values():
+        assert part.fixed.slope.low > 0
+    if behavior.two_wordings:
+        assert gain.low > max(0, of_caa["w2s_shuffled"].gain.value)
+        assert gain.low > of_random[random.primary].gain.high
+        assert cross_fitted == "gain shown"
+    else:
+        assert gain.low <= 0
+        # Of equal layers one is a little better for some prompts; it is not worth a predictor.
+        assert swept.cross_fitted.gain.high < 0.02 * swept.fixed.slope.value
+
+
+@pytest.mark.model
+@pytest.mark.long
+def test_the_mean_gain_is_above_every_control_and_of_both_letters(summary):
+    caa, random = (summary.predictors.sets[name] for name in ("caa", "random"))
+    gain = caa.base.mean[caa.primary].gain
+
+    assert gain.low > max(0, caa.base.mean["w2s_shuffled"].gain.high)
+    assert gain.low > random.base.mean[random.primary].gain.high
+    assert caa.over_shuffled.low > 0
+    assert {letter: of[caa.primary].gain.low > 0 for letter, of in caa.by_letter.items()} == {
+        "A": True,
+        "B": True,
+    }
+
+
+@pytest.mark.model
+@pytest.mark.long
+def test_the_findings_tell_which_is_which(summary):
+    texts = {finding.about: finding.text for finding in analysis.findings(summary)}
+    two_wordings = sorted(x.name for x in data.BEHAVIORS if x.two_wordings)
+    assert texts["CAA vectors"].endswith(f"shown for {', '.join(two_wordings)} alone")
+    for behavior in data.BEHAVIORS:
+        if behavior.two_wordings:
+            assert "the best layer of each prompt would add 1." in texts[behavior.name]

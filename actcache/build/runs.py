@@ -28,8 +28,9 @@ from actcache.store.store import Store
 RUN_ROWS = 512
 """Rows of a run, about: enough of similar length that passes hold little padding."""
 
-RUN_BYTES = 2_000_000_000
-"""Bytes of a run's values, at most: it is held in memory whole."""
+RUN_BYTES = 3_000_000_000
+"""Bytes of a run's values, at most: it is held in memory whole, and so is the one being written.
+512 rows of 80 layers of width 8192 in bfloat16 at four positions are fewer."""
 
 Blocks = dict[str, np.ndarray]
 """Values of one shard: for each row array `[n, layer, width]` in its stored dtype."""

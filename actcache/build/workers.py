@@ -30,6 +30,7 @@ from actcache.engine.self_check import CaptureFunction, check_capture, rows_to_c
 from actcache.errors import ActcacheError
 from actcache.progress import SILENT, Progress
 from actcache.prompts.render import Rendered
+from actcache.store.array import Residuals
 from actcache.store.copies.copy import open_source
 from actcache.store.layout import Layout, record_name
 from actcache.store.partial import require_room
@@ -67,8 +68,7 @@ def run_with_workers(
     """
     require_place(path, resume=resume, overwrite=overwrite)
     require_room(path, plan.n_bytes)
-    reused_stores = [open_source(store) for store in reuse]
-    require_storable(plan, reused=[store.digest for store in reused_stores])
+    require_storable(plan, reused=[open_source(store).digest for store in reuse])
     with (
         connect(workers) as session,
         Pool(session, LoadModel(config=plan.config)) as pool,
@@ -183,7 +183,6 @@ class _WriteRun:
 
     def __call__(self, worker: WorkerModel) -> list[Receipt]:
         layout, receipts = self.layout, Receipts(self.layout)
-        require_begun(layout)
         written = []
         with os_errors_explained(f"'{layout.storage.location}' cannot be written", kept="written"):
             for rows, blocks in self.run.compute(
@@ -191,6 +190,7 @@ class _WriteRun:
             ):
                 number = rows.start // layout.root.shard_rows
                 if number in self.missing:
+                    require_begun(layout)
                     receipt = write_shard(layout, number, blocks)
                     receipts.write(receipt)
                     written.append(receipt)
@@ -198,15 +198,9 @@ class _WriteRun:
 
     def _read_earlier(self, rows: Int64[np.ndarray, " k"]) -> dict[str, np.ndarray]:
         """Read rows of shards that are written, whether or not they have a record yet."""
-        maps = ShardMaps(self.layout, check=False)
-        shards, places = np.divmod(rows, maps.shard_rows)
+        maps, root = ShardMaps(self.layout, check=False), self.layout.root
         return {
-            name: np.concatenate(
-                [
-                    maps.take(array, shard, slice(None), places[shards == shard]).swapaxes(0, 1)
-                    for shard in np.unique(shards).tolist()  # rows are in order
-                ]
-            )
+            name: Residuals(maps, array, n=root.n, batch_rows=root.shard_rows).stored[rows]
             for name, array in self.layout.arrays.items()
         }
 
@@ -268,12 +262,13 @@ def _accept(writer: Writer, receipts: dict[int, Receipt]) -> None:
 
 
 def require_begun(layout: Layout) -> None:
-    """Refuse a machine that does not see the store that another one has begun."""
-    if not layout.storage.exists(record_name(0)):
+    """Refuse a folder that this machine does not share, or whose store is finished."""
+    storage = layout.storage
+    if not storage.exists(record_name(0)):
         raise ActcacheError(
-            f"the worker on '{socket.gethostname()}' sees no store at "
-            f"'{layout.storage.location}', expected the one that was begun. Write to a folder "
-            "that all machines share, or to a bucket."
+            f"the worker on '{socket.gethostname()}' sees no store at '{storage.location}', "
+            "expected the one that was begun. Write to a folder that all machines share, or "
+            "to a bucket."
         )
 
 

@@ -105,6 +105,7 @@ class Renderer:
             (n for n in range(len(default)) if default[: len(default) - n][-len(bare) :] == bare), 0
         )
         self._words: dict[int, str] = {}
+        self._ids: dict[int, int] = {}
         self.bos: int | None = tokenizer.bos_token_id
         self.special = frozenset(tokenizer.all_special_ids)
 
@@ -231,6 +232,12 @@ class Renderer:
                 return completion.lstrip() if has_space else " " + completion.lstrip()
 
     def _tokens(self, text: str) -> list[int]:
+        ids = self._token_ids(text)
+        # One object for each id of the vocabulary: all rows are in memory, and the integers that a
+        # tokenizer makes are larger than the tuples that hold them.
+        return list(map(self._ids.setdefault, ids, ids))
+
+    def _token_ids(self, text: str) -> list[int]:
         if self.rendering.bos == "tokenizer":
             ids = list(self._tokenizer(text)["input_ids"])
             return ids[: len(ids) - self._n_added_after]

@@ -82,19 +82,6 @@ class SweepGrid:
         """Do some work, such as `SweepShard`."""
         return work(self)
 
-    @property
-    def arrays(self) -> list[RowArray]:
-        """One array of propensities for each direction set."""
-        return [
-            propensity_array(name, len(self.layers), len(self.multipliers)) for name in self.sets
-        ]
-
-    @property
-    def swept(self) -> Bool[np.ndarray, "n set"]:
-        """The rows that each set steers, sets in the order of their arrays' names."""
-        in_order = sorted(self.sets, key=lambda name: f"{name}/propensity")
-        return np.column_stack([self.sets[name].rows for name in in_order])
-
     def absent(self, rows: range) -> dict[str, Bool[np.ndarray, " n"]]:
         """Say for each array which of some rows it does not have."""
         part = slice(rows.start, rows.stop)
@@ -106,9 +93,9 @@ class SweepGrid:
         Batches begin afresh, so that a lack of memory in one shard changes no other.
         """
         budget = self._budget.renewed()
+        shape = len(rows), len(self.layers), len(self.multipliers)
         propensity = {
-            array.name: np.full((len(rows), array.n_layers, array.width), np.nan, np.float32)
-            for array in self.arrays
+            f"{name}/propensity": np.full(shape, np.nan, np.float32) for name in self.sets
         }
         for names, places in self._groups(numbers):
             chosen = [rows[place] for place in places]

@@ -107,6 +107,10 @@ def run_sweep(
             return sweep
         n_values = store.n * len(wanted.config["layers"]) * len(wanted.config["multipliers"])
         require_room(path, 4 * len(steered) * n_values)
+        contents = partial(
+            _contents, store, wanted, steered, batch_tokens=batch_tokens, shard_rows=shard_rows
+        )
+        contents(device="cuda:0").encode()  # what cannot be stored, before the model is loaded
         grid = SweepGrid(
             load=partial(_loaded, store, model),
             sets=steered,
@@ -117,23 +121,10 @@ def run_sweep(
         )
         shortest = min(rows, key=lambda row: row.length)
         [check] = map_units(grid, [CheckRows(few=rows[:4], shortest=shortest)])
-        contents = StoreContents(
-            kind="sweep",
-            n=store.n,
-            arrays=grid.arrays,
-            columns={
-                **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
-                "layer": np.array(grid.layers, np.int64),
-                "multiplier": np.array(grid.multipliers, np.float64),
-                SWEPT: grid.swept,
-            },
-            config={**wanted.config, "batch_tokens": batch_tokens},
-            provenance={**wanted.source, "device": check.device, "versions": versions()},
-            shard_rows=shard_rows,
-        )
+        recorded = contents(device=check.device)
         resume = path.with_name(path.name + ".partial").exists()
         begin = Writer.resume if resume else Writer.create
-        with begin(path, contents, shared=shared) as writer:
+        with begin(path, recorded, shared=shared) as writer:
             on_rows(writer.committed)
             write = _accept_shards if shared else _commit_shards
             write(writer, grid, rows, map_units=map_units, on_rows=on_rows)
@@ -151,6 +142,36 @@ def _sweep_set(store: Store, given: SweepSet | AnyDirections, name: str) -> Swee
 def sweep_shard_rows(n: int, n_layers: int, n_multipliers: int) -> int:
     """Count the samples of a shard, whose passes hold no others."""
     return shard_rows([propensity_array("set", n_layers, n_multipliers)], n)[0]
+
+
+def _contents(
+    store: Store,
+    wanted: WantedSweep,
+    sets: Mapping[str, SweepSet],
+    *,
+    batch_tokens: int,
+    shard_rows: int | None,
+    device: str,
+) -> StoreContents:
+    """Collect all of a sweep's store but the propensities: one array of them for each set."""
+    layers, multipliers = wanted.config["layers"], wanted.config["multipliers"]
+    arrays = [propensity_array(name, len(layers), len(multipliers)) for name in sets]
+    return StoreContents(
+        kind="sweep",
+        n=store.n,
+        arrays=arrays,
+        columns={
+            **{name: list(store[name]) for name in ("id", "behavior", "letter", "split")},
+            "layer": np.array(layers, np.int64),
+            "multiplier": np.array(multipliers, np.float64),
+            SWEPT: np.column_stack(
+                [sets[name].rows for name in sorted(sets, key=lambda name: f"{name}/propensity")]
+            ),
+        },
+        config={**wanted.config, "batch_tokens": batch_tokens},
+        provenance={**wanted.source, "device": device, "versions": versions()},
+        shard_rows=shard_rows,
+    )
 
 
 def _commit_shards(

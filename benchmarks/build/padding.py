@@ -1,6 +1,6 @@
 """How much padding do passes run where shards are small?
 
-At 70B (80 layers of width 8192, bfloat16) a shard has 48 rows. Tokens that passes run, padding
+At 70B (80 layers of width 8192, bfloat16; four positions) a shard has 48 rows. Tokens that passes run, padding
 included, over the tokens of the rows: batching within shards, within runs of them (what a build
 does), and within 512 rows, whatever the shards. Lengths of prompts are log-normal, which is close
 to chat prompts: a median of 100 tokens, and one in twenty beyond 270. Counted, not timed.
@@ -15,7 +15,10 @@ from actcache.engine.batching import batch_cost, plan_batches
 from actcache.store.schema import RowArray, shard_rows
 from benchmarks.support.turns import arguments, report
 
-LARGE = [RowArray("resid_post/prompt", 80, 8192, "bfloat16")]
+LARGE = [
+    RowArray(f"resid_post/{position}", 80, 8192, "bfloat16")
+    for position in ("prompt", "fork", "positive", "negative")
+]
 MEDIAN, SPREAD, CONTEXT = 100, 0.6, 4096
 
 

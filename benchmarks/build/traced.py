@@ -2,7 +2,7 @@
 
 Python's own allocations, traced while two builds of different n run in one process on a random GPT-2:
 the peak of each, and what is still alive when the last shard is written, by the file that made it.
-Tokens are the lists that the tokenizer makes and the tuples that `render` keeps; texts are what
+Tokens are the tuples that `render` keeps (and what the tokenizer makes, were it kept); texts are what
 JSON's reader makes. Resident memory grows by more, since it counts the store's mapped pages.
 """
 

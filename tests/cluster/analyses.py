@@ -48,7 +48,7 @@ class Deadly:
 
 def built(folder):
     """Two behaviors of the demo in 72 shards: two groups."""
-    samples = read_samples(demo.row_files("tidy", "kind"), limit=36)
+    samples = read_samples(demo.row_files("tidy", "thrifty"), limit=36)
     config = BuildConfig(model=str(demo.model_path()), batch_tokens=300)
     return run_build(plan_build(samples, config), folder / "s.zarr", shard_rows=1)
 

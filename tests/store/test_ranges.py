@@ -37,7 +37,7 @@ class CountingStorage(MemoryStorage):
     def __init__(self, objects, name="s3://bucket/a.zarr"):
         super().__init__(name)
         self.objects = dict(objects)
-        self.asked = Counter()
+        self.asked: Counter[str] = Counter()
         self.read_names = []
 
     def count(self, what, name=""):
@@ -181,7 +181,7 @@ def test_a_damaged_block_is_refused_with_its_rows_and_never_cached(wide, tmp_pat
         lambda: residuals[5, 1],
         lambda: [*residuals.batches()],
     ):
-        with pytest.raises(DamageError, match="layer 1 of rows 4 to 7.*checksum"):
+        with pytest.raises(DamageError, match=r"layer 1 of rows 4 to 7.*checksum"):
             read()
     wrong = opened(storage, cache=cache).array("resid_post/prompt").layer(1)  # not checked
     assert not np.array_equal(wrong, values[:, 1])
@@ -202,7 +202,7 @@ def test_a_store_that_is_replaced_while_it_is_open_says_so_whatever_is_cached(wi
     config, others = example(seed=1)
     old, storage.objects = storage.objects, stored_in(CountingStorage, config, others).objects
     for read in (lambda: residuals.layer(1), lambda: residuals[3], lambda: [*residuals.batches()]):
-        with pytest.raises(MismatchError, match="not the store that was opened.*Open it again"):
+        with pytest.raises(MismatchError, match=r"not the store that was opened.*Open it again"):
             read()
     anew = opened(storage, cache=cache).array("resid_post/prompt").layer(1)
     np.testing.assert_array_equal(anew, others["resid_post/prompt"][:, 1])
@@ -213,17 +213,18 @@ def test_a_store_that_is_replaced_while_it_is_open_says_so_whatever_is_cached(wi
 
 
 class HeldStorage(CountingStorage):
-    """Ranges of a shard are answered once they are released."""
+    """Ranges of a shard are answered once it is released."""
 
     def __init__(self, objects):
         super().__init__(objects)
-        self.released = threading.Semaphore(0)
+        self.released = [threading.Event() for _ in range(6)]
         self.begun = set()
 
     def read_range(self, name, start, stop):
         if name.startswith("resid_post/prompt/c."):
-            self.begun.add(name)
-            assert self.released.acquire(timeout=30)
+            shard = int(name.split(".")[1])
+            self.begun.add(shard)
+            assert self.released[shard].wait(timeout=30)
         return super().read_range(name, start, stop)
 
 
@@ -231,18 +232,17 @@ def test_batches_read_two_shards_ahead_and_no_more():
     config, values = example(n=12, shard_rows=2)
     storage = stored_in(HeldStorage, config, values)
     batches = opened(storage).array("resid_post/prompt").batches(1)
-    storage.released.release(1)
-    rows, block = next(batches)
-    np.testing.assert_array_equal(block, values["resid_post/prompt"][rows])
-    storage.released.release(2)  # of the two that are read ahead
-    next(batches)
-    assert wait_until(lambda: len(storage.begun) == 3)
-    storage.released.release(1)
-    next(batches)  # of the second shard, so that a fourth may be read
-    assert wait_until(lambda: len(storage.begun) == 4)
-    storage.released.release(100)
+    for row, n_begun in ((0, 3), (1, 3), (2, 4)):  # two rows a shard
+        storage.released[row // 2].set()
+        rows, block = next(batches)
+        np.testing.assert_array_equal(block, values["resid_post/prompt"][rows])
+        assert rows.tolist() == [row]
+        assert wait_until(lambda n=n_begun: len(storage.begun) >= n)
+        assert storage.begun == set(range(n_begun))
+    for event in storage.released:
+        event.set()
     batches.close()
-    assert len(storage.begun) == 4  # what nobody asks for any more is not begun
+    assert storage.begun == {0, 1, 2, 3}  # what nobody asks for any more is not begun
 
 
 def wait_until(condition):
@@ -362,13 +362,16 @@ def test_the_environment_names_the_cache(tmp_path):
     of = BlockCache.from_environment
     assert of({}) is of({"ACTCACHE_CACHE": "", "ACTCACHE_CACHE_GB": "x"}) is None
     cache = of({"ACTCACHE_CACHE": str(tmp_path / "a" / "b")})
+    assert cache is not None
     assert (cache.folder, cache.n_bytes) == (tmp_path / "a" / "b", 20 * 10**9)
-    assert of({"ACTCACHE_CACHE": str(tmp_path), "ACTCACHE_CACHE_GB": "0.5"}).n_bytes == 5 * 10**8
+    small = of({"ACTCACHE_CACHE": str(tmp_path), "ACTCACHE_CACHE_GB": "0.5"})
+    assert small is not None
+    assert small.n_bytes == 5 * 10**8
     for wrong in ("x", "0", "-1", "nan", "inf"):
         with pytest.raises(ActcacheError, match=f"_GB is '{wrong}', expected.*For example 20"):
             of({"ACTCACHE_CACHE": str(tmp_path), "ACTCACHE_CACHE_GB": wrong})
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ActcacheError, match="cannot be used.*Name a folder"):
+    with pytest.raises(ActcacheError, match=r"cannot be used.*Name a folder"):
         of({"ACTCACHE_CACHE": str(tmp_path / "file")})
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from actcache.errors import ActcacheError, BucketError, refuse
 
@@ -139,6 +139,9 @@ class S3Client:
         ActcacheError: obstore is not installed, or a variable is of no use.
     """
 
+    _first_process: ClassVar[int | None] = None
+    """The process in which obstore began; a fork of it would wait for threads that it lacks."""
+
     def __init__(self, bucket: str, *, patience: float, environment: Mapping[str, str]):
         self.bucket = bucket
         self.patience = patience
@@ -201,6 +204,9 @@ class S3Client:
             for longest in (FIRST_PATIENCE_S, LONGEST_REQUEST_S)
         )
         self._process = os.getpid()
+        if S3Client._first_process not in (None, self._process):
+            raise self._forked(f"s3://{self.bucket}")
+        S3Client._first_process = self._process
 
     def ask(
         self, where: str, verb: str, request: "Callable[[S3Store, int], T]", *, folder: str
@@ -219,16 +225,20 @@ class S3Client:
             BucketError: the endpoint refuses, or did not answer for as long as we are patient.
         """
         if self._process != os.getpid():
-            raise ActcacheError(
-                f"'{where}' was opened before this process was forked, expected a process that "
-                "opens it itself: obstore's threads are not in the fork. Start it with spawn."
-            )
+            raise self._forked(where)
         if not self._answered:
             patience = min(self.patience, FIRST_PATIENCE_S)
             root = f"s3://{self.bucket}/{folder}"
             self._repeat(root, "list", lambda _: next(self._first.list(folder), None), patience)
             self._answered = True
         return self._repeat(where, verb, partial(request, self._store), self.patience)
+
+    def _forked(self, where: str) -> ActcacheError:
+        return ActcacheError(
+            f"'{where}' is asked for in a fork of a process that read a bucket before, expected a "
+            "process of its own: obstore's threads are not in the fork. Start it with spawn, in "
+            "torch: DataLoader(…, multiprocessing_context='spawn')."
+        )
 
     def _repeat(self, where: str, verb: str, request: Callable[[int], T], patience: float) -> T:
         from obstore.exceptions import BaseError

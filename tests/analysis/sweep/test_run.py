@@ -276,3 +276,16 @@ def test_out_of_memory_in_one_shard_changes_no_other(tmp_path, monkeypatch, capl
     assert "out of memory" in caplog.text
     np.testing.assert_array_equal(tight[12:], whole[12:])
     assert (halved[12:] != whole[12:]).any()  # had the second shard shared the budget
+
+
+def test_a_set_whose_name_cannot_be_stored_is_refused_before_the_model_is_loaded(
+    store, sets, tmp_path
+):
+    def never():
+        raise AssertionError("the model was loaded")
+
+    settings: dict[str, Any] = {"multipliers": MULTIPLIERS, "model": never}
+    with pytest.raises(actcache.errors.FormatError, match="Choose another name"):
+        run_sweep(store, {"a:b": sets["one"]}, out=tmp_path / "s.zarr", **settings)
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        run_sweep(store, {"a": sets["one"]}, out=tmp_path / "s.zarr", **settings)

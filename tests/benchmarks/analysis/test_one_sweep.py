@@ -9,8 +9,8 @@ from benchmarks.analysis import one_sweep
 from tests.support.tiny import save
 
 
+@pytest.mark.long
 @pytest.mark.model
-@pytest.mark.slow
 def test_a_checkout_against_itself_has_the_same_numbers(tmp_path, capsys):
     rows = [
         {"prompt": f"{i}?", "positive": " (A)" if i % 2 else " (B)", "negative": " (C)"}
