@@ -147,11 +147,15 @@ def _checked(value: Any, kind: Any, expected: str, place: str) -> Any:
     return value
 
 
+_NO_RESULT = ("reuse", "workers", "cluster", "gpus_per_worker")
+"""Flags that change no result."""
+
+
 def write_config(path: Path, args: argparse.Namespace, config: Any) -> None:
     """Write the settings of a run beside what it left, so that `--config` repeats it.
 
     All settings stand in it, whatever their defaults will be. Of the other flags only those that
-    were given; stores of `--reuse` are left out, since they change no result.
+    were given; stores of `--reuse` and the cluster are left out, since they change no result.
     """
     from importlib.metadata import version
 
@@ -165,7 +169,7 @@ def write_config(path: Path, args: argparse.Namespace, config: Any) -> None:
     given = {
         action.dest: getattr(args, action.dest)
         for action in args.parser._actions
-        if action.option_strings and action.dest not in (*NOT_SETTINGS, *settings, "reuse")
+        if action.option_strings and action.dest not in (*NOT_SETTINGS, *settings, *_NO_RESULT)
         if getattr(args, action.dest) not in (action.default, None)
     }
     repeat = f"actcache {args.command} … --config {path.name} -o OTHER"
