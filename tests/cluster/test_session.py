@@ -33,7 +33,7 @@ def ray(monkeypatch):
         ({"n": -2}, "--workers is -2"),
         ({"n": 1, "gpus": -1}, "--gpus-per-worker is -1, expected 0 or more"),
         ({"n": 1, "address": "ray://head:10001"}, "expected HOST:PORT of the cluster's head"),
-        ({"n": 100_000}, "100000 workers of 1 CPU were asked for. Pass a smaller --workers"),
+        ({"n": 100_000}, "expected room for 100000 workers of 1 CPU. Pass a smaller"),
     ],
 )
 def test_workers_that_cannot_be_are_refused(settings, line):
@@ -45,9 +45,11 @@ def test_workers_that_cannot_be_are_refused(settings, line):
 def test_workers_have_the_threads_that_the_environment_names(monkeypatch):
     assert Workers(n=1, address="head:6379").threads == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert Workers(n=2, address="head:6379").asked == "2 workers of 3 CPUs"
+    assert Workers(n=2, address="head:6379").threads == 3
+    with pytest.raises(ActcacheError, match="100000 workers of 3 CPUs and 1 GPU"):
+        Workers(n=100_000, gpus=1)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert Workers(n=2, address="head:6379", gpus=1).asked == "2 workers of 1 CPU and 1 GPU"
+    assert Workers(n=2, address="head:6379").threads == 1
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):
