@@ -101,9 +101,9 @@ def add_output(
         required=required,
         default=default,
         metavar=metavar,
-        type=str if bucket else _on_this_machine,
         help=help,
     )
+    command.set_defaults(output_in_bucket=bucket)
 
 
 def add_format(command: argparse.ArgumentParser) -> None:
@@ -118,7 +118,7 @@ def add_format(command: argparse.ArgumentParser) -> None:
 
 def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
     """Add the options of a command that writes a store."""
-    add_output(command, metavar, f"the store to write, {metavar}.zarr", bucket=True)
+    add_output(command, metavar, f"the store to write, {metavar}.zarr, also s3://…", bucket=True)
     command.add_argument("--resume", action="store_true", help="resume an interrupted run")
     add_overwrite(command, f"replace the store at {metavar}, if there is one")
 
@@ -186,14 +186,6 @@ def given_workers(args: argparse.Namespace) -> Workers | None:
 def names(text: str | None) -> tuple[str, ...] | None:
     """Split at the commas; None for None."""
     return None if text is None else tuple(text.split(","))
-
-
-def _on_this_machine(path: str) -> str:
-    if path.lower().startswith("s3:/"):
-        from actcache.store.storage.address import require_folder  # imports numpy
-
-        require_folder(path, "what this command writes")
-    return path
 
 
 def _given(what: str, text: str) -> str:

@@ -31,6 +31,7 @@ from actcache.errors import ActcacheError, DamageError, MismatchError
 from actcache.store.storage.address import storage_at
 from actcache.store.store import open_store
 from tests.cluster import toys
+from tests.cluster.analyses import ANALYSIS_CASES
 from tests.cluster.faults import (
     REPEATS,
     RUN_ROWS,
@@ -197,6 +198,7 @@ SESSION_CASES = [
     workers_that_die_while_they_load_are_given_up,
     a_cluster_that_is_too_small_is_refused_with_what_it_has,
     a_wrong_token_is_refused_in_one_line,
+    *ANALYSIS_CASES,
 ]
 
 
