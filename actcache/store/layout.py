@@ -306,7 +306,7 @@ def _read_documents(
         except FormatError:
             refuse(record, f"the name {name!r}", "names that are safe")
         raw = (
-            next(ahead)
+            bytes(next(ahead))
             if path in whole
             else storage.read(path, n_bytes=files[path].n_bytes, at_most=DOCUMENT_LIMIT)
         )

@@ -19,7 +19,7 @@ from actcache.store.encoding import block_bytes, shard_bytes
 from actcache.store.layout import Layout, read_in_place, shard_name
 from actcache.store.schema import RowArray
 from actcache.store.storage.block_cache import BlockCache
-from actcache.store.storage.protocol import Range
+from actcache.store.storage.protocol import Buffer, Range
 
 OPEN_MAPS = 128
 """Maps of a store that stay open; each costs a file descriptor."""
@@ -32,9 +32,6 @@ WORTH_A_BLOCK = 0.25
 
 Chosen = slice | Int64[np.ndarray, " _"]
 """Rows or layers: a range of step 1, or numbers from 0 on."""
-
-Buffer = bytes | np.ndarray
-"""The bytes of a block."""
 
 Part = tuple[int, Chosen, Chosen]
 """The number of a shard, rows in it, and where they go."""
@@ -239,7 +236,7 @@ class ShardMaps:
         return shard_name(array, run[0].shard), start, stop
 
     def _piece(
-        self, array: RowArray, run: Sequence[_Block], raw: bytes, parts: Sequence[Part]
+        self, array: RowArray, run: Sequence[_Block], raw: Buffer, parts: Sequence[Part]
     ) -> Piece:
         """The rows that were asked for, of blocks that were read."""
         part, _, _, place, first, stop = run[0]
@@ -251,7 +248,7 @@ class ShardMaps:
             values = np.take(values, rows - first, axis=1)
         return slice(place, place + len(run)), to, values
 
-    def _settle(self, array: RowArray, run: Sequence[_Block], raw: bytes) -> None:
+    def _settle(self, array: RowArray, run: Sequence[_Block], raw: Buffer) -> None:
         """Check and cache whole blocks that were just read; only what is intact is cached."""
         if run[0].stop - run[0].first < self.shard_rows:
             return
@@ -305,7 +302,9 @@ class ShardMaps:
         assert self._unchecked is not None
         self._unchecked[array.name, shard].discard(layer)
 
-    def _is_intact(self, array: RowArray, shard: int, layer: int, values: Buffer) -> bool:
+    def _is_intact(
+        self, array: RowArray, shard: int, layer: int, values: Buffer | np.ndarray
+    ) -> bool:
         """Whether these are the bytes of a block that the log vouches for."""
         checksum: int = google_crc32c.value(values)
         return checksum == int(self._layout.checksums[shard][array.name][layer])

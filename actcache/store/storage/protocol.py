@@ -13,6 +13,9 @@ import numpy as np
 
 from actcache.errors import refuse
 
+Buffer = bytes | memoryview
+"""Bytes that were read, perhaps as the library holds them that read them."""
+
 Range = tuple[str, int, int]
 """Some bytes of an object: its name, the first byte, and the byte behind the last."""
 
@@ -90,7 +93,7 @@ class Storage(Protocol):
         """All of several objects, in order, each of `n_bytes`; raises at one that is damaged."""
         return (self.read(name, n_bytes=n_bytes) for name in names)
 
-    def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
+    def read_ranges(self, ranges: Sequence[Range]) -> Iterator[Buffer]:
         """Some bytes of several objects, in order."""
         return (self.read_range(*part) for part in ranges)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from actcache.errors import ActcacheError, DamageError, refuse
-from actcache.store.storage.protocol import Parts, Range, Storage
+from actcache.store.storage.protocol import Buffer, Parts, Range, Storage
 from actcache.store.storage.s3_client import PATIENCE_S, S3Client
 
 if TYPE_CHECKING:
@@ -135,14 +135,19 @@ class S3Storage(Storage):
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Some bytes of an object."""
+        return bytes(self._read_range((name, start, stop)))
+
+    def _read_range(self, part: Range) -> Buffer:
+        """Some bytes of an object, as obstore holds them: no copy is made."""
+        name, start, stop = part
         if start == stop:  # no range that can be asked for
             if (size := self.size(name)) < stop:
                 refuse(self.where(name), f"{size} bytes", f"{stop} or more")
             return b""
 
-        def get(store: "S3Store", _: int) -> bytes:
+        def get(store: "S3Store", _: int) -> Buffer:
             try:
-                return bytes(store.get_range(self._key(name), start=start, end=stop))
+                return memoryview(store.get_range(self._key(name), start=start, end=stop))
             except BaseException as error:
                 if " 416 " not in str(error):
                     raise
@@ -157,9 +162,9 @@ class S3Storage(Storage):
         """All of several objects, several at a time."""
         return _in_order(lambda name: self.read(name, n_bytes=n_bytes), names)
 
-    def read_ranges(self, ranges: Sequence[Range]) -> Iterator[bytes]:
+    def read_ranges(self, ranges: Sequence[Range]) -> Iterator[Buffer]:
         """Some bytes of several objects, several at a time."""
-        return _in_order(lambda part: self.read_range(*part), ranges)
+        return _in_order(self._read_range, ranges)
 
     def write(self, name: str, parts: Parts) -> None:
         """Replace an object, whole or not at all."""
