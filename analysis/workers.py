@@ -41,7 +41,10 @@ class PoolMap:
     def __call__(
         self, function: Callable[[Unit], Result], units: Iterable[Unit], /
     ) -> Iterator[Result]:
-        """Run units as workers are free; those that are done early wait for those before them."""
+        """Run units as workers are free; those that are done early wait for those before them.
+
+        A slow unit gets a twin, so few wait.
+        """
         if self._sent[0] is not function:
             self._sent = function, self._ray.put(function)  # once, however many units there are
         tasks = [

@@ -35,6 +35,10 @@ class Columns(Mapping[str, np.ndarray]):
             return values[: self._layout.committed]
         return values
 
+    def __getstate__(self) -> dict[str, Any]:
+        # For workers: they read for themselves.
+        return {**self.__dict__, "_values": {}}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._plain)
 

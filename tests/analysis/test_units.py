@@ -107,7 +107,7 @@ def test_vectors_fits_sweep_and_predictors(tmp_path, small):
 def test_a_bar_moves_within_units_here_and_after_those_that_ran_elsewhere():
     def bar(map_units):
         moves: list[int] = []
-        steps = UnitSteps(moves.append, of_unit=3)
+        steps = UnitSteps(lambda n: moves.append(n), of_unit=3)  # which cannot be pickled
         for _ in map_units(partial(two_of_three, steps), range(2)):
             steps.finish_unit()
         return moves

@@ -6,6 +6,7 @@ import socket
 import pytest
 
 from actcache import demo
+from actcache.analysis import analyze
 from actcache.build import build_store
 from actcache.cli.main import main
 from actcache.cluster import Workers, connect
@@ -59,23 +60,28 @@ def test_without_ray_one_line_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.usefixtures("ray")
-def test_the_command_refuses_before_it_reads_rows(tmp_path, capsys):
-    command = ["build", "no-such-rows.jsonl", "--model", "no-such-model", "-o", str(tmp_path / "s")]
+@pytest.mark.parametrize(
+    "command",
+    [["build", "no-such-rows.jsonl", "--model", "no-such-model"], ["analyze", "no-store"]],
+)
+def test_the_command_refuses_before_it_reads_rows(tmp_path, capsys, command):
     for flags, line in (
         (["--workers", "0"], "--workers is 0"),
         (["--cluster", "head:1"], "--cluster is given without --workers"),
         (["--gpus-per-worker", "1"], "--gpus-per-worker is given without --workers"),
     ):
-        assert main([*command, *flags]) == 1
+        assert main([*command, "-o", str(tmp_path / "s"), *flags]) == 1
         error = capsys.readouterr().err
         assert line in error
         assert error.count("\n") == 1
 
 
 @pytest.mark.usefixtures("ray")
-def test_build_store_refuses_as_the_command_does(tmp_path):
+def test_build_store_and_analyze_refuse_as_the_command_does(tmp_path):
     with pytest.raises(ActcacheError, match="--workers is 0"):
         build_store({"b": ["Hello."]}, tmp_path / "s", model="no-such-model", workers=0)
+    with pytest.raises(ActcacheError, match="--workers is 0"):
+        analyze("no-store", tmp_path / "out", workers=0)
 
 
 @pytest.mark.slow
@@ -99,6 +105,7 @@ def test_without_workers_ray_is_not_imported(tmp_path):
     import sys
     from actcache.cli.main import main
     assert main(["build", sys.argv[1], "--model", sys.argv[2], "-o", sys.argv[3], "--limit", "4"]) == 0
+    assert main(["analyze", sys.argv[3], "--stages", "vectors"]) == 0
     assert "ray" not in sys.modules
     import actcache.build.workers, actcache.cluster.pool
     assert "ray" not in sys.modules

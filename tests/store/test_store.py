@@ -330,6 +330,20 @@ def test_a_store_without_a_committed_row_has_none(path):
     assert len(store["id"]) == 0
 
 
+def test_a_store_is_pickled_without_what_it_has_read(path):
+    config, values = example()
+    build(path, config, values)
+    store = open_store(path, check=True)
+    size = len(pickle.dumps(store))
+    assert store["prompt"].size
+    assert store.resid("prompt")[:].size
+    again = pickle.loads(pickle.dumps(store))
+
+    assert len(pickle.dumps(store)) < size + 200  # which blocks were checked
+    np.testing.assert_array_equal(again["prompt"], store["prompt"])
+    np.testing.assert_array_equal(again.resid("prompt")[:], store.resid("prompt")[:])
+
+
 def test_a_store_that_was_killed_while_it_was_created_holds_nothing_yet(path):
     config, _ = example()
     Writer.create(path, StoreContents(**config)).close()

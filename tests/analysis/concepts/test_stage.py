@@ -62,6 +62,18 @@ def fit(store, **settings):
     return fit_concepts(store, labels=LABELS, config=config)
 
 
+def test_each_of_several_concepts_has_what_it_has_alone(tmp_path):
+    store = concept_store(tmp_path / "s.zarr", concepts=("bees", "snow"))
+    config = AnalyzeConfig(draws=20)
+    summary, tensors = fit_concepts(store, labels=LABELS, config=config)
+
+    for name in ("bees", "snow"):
+        alone, own = fit_concepts(store, labels=LABELS, config=config, names=[name])
+        assert alone.concepts[name] == summary.concepts[name]
+        for key, values in own.items():
+            np.testing.assert_array_equal(tensors[key], values)
+
+
 def test_a_blind_layer_takes_the_last_token_has_no_soft_labels_and_is_listed(tmp_path):
     store = concept_store(tmp_path / "s.zarr")
 
