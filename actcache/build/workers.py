@@ -30,6 +30,7 @@ from actcache.engine.self_check import CaptureFunction, check_capture, rows_to_c
 from actcache.errors import ActcacheError
 from actcache.progress import SILENT, Progress
 from actcache.prompts.render import Rendered
+from actcache.store.array import Residuals
 from actcache.store.copies.copy import open_source
 from actcache.store.layout import Layout, record_name
 from actcache.store.partial import require_room
@@ -182,12 +183,6 @@ class _WriteRun:
 
     def __call__(self, worker: WorkerModel) -> list[Receipt]:
         layout, receipts = self.layout, Receipts(self.layout)
-        if not layout.storage.exists(record_name(0)):
-            raise ActcacheError(
-                f"the worker on '{socket.gethostname()}' sees no store at "
-                f"'{layout.storage.location}', expected the one that was begun. Write to a folder "
-                "that all machines share, or to a bucket."
-            )
         written = []
         with os_errors_explained(f"'{layout.storage.location}' cannot be written", kept="written"):
             for rows, blocks in self.run.compute(
@@ -195,22 +190,27 @@ class _WriteRun:
             ):
                 number = rows.start // layout.root.shard_rows
                 if number in self.missing:
+                    self._require_store()
                     receipt = write_shard(layout, number, blocks)
                     receipts.write(receipt)
                     written.append(receipt)
         return written
 
+    def _require_store(self) -> None:
+        """Refuse a folder that this machine does not share, or whose store is finished."""
+        storage = self.layout.storage
+        if not storage.exists(record_name(0)):
+            raise ActcacheError(
+                f"the worker on '{socket.gethostname()}' sees no store at '{storage.location}', "
+                "expected the one that was begun. Write to a folder that all machines share, or "
+                "to a bucket."
+            )
+
     def _read_earlier(self, rows: Int64[np.ndarray, " k"]) -> dict[str, np.ndarray]:
         """Read rows of shards that are written, whether or not they have a record yet."""
-        maps = ShardMaps(self.layout, check=False)
-        shards, places = np.divmod(rows, maps.shard_rows)
+        maps, root = ShardMaps(self.layout, check=False), self.layout.root
         return {
-            name: np.concatenate(
-                [
-                    maps.take(array, shard, slice(None), places[shards == shard]).swapaxes(0, 1)
-                    for shard in np.unique(shards).tolist()  # rows are in order
-                ]
-            )
+            name: Residuals(maps, array, n=root.n, batch_rows=root.shard_rows).stored[rows]
             for name, array in self.layout.arrays.items()
         }
 

@@ -207,6 +207,14 @@ def remove_uncommitted(layout: Layout) -> None:
     layout.storage.remove(f"{ROOT}{TEMPORARY}")
 
 
+def remove_temporaries(layout: Layout) -> None:
+    """Remove what writers that were killed have left in a store that is whole."""
+    for folder in (*layout.arrays, COMMITS):
+        for name in layout.storage.list(folder):
+            if name.endswith(TEMPORARY):
+                layout.storage.remove(name)
+
+
 def discard(path: str | Path | Storage) -> None:
     """Remove a store that was begun and shall not be finished."""
     storage = destination_of(path).storage

@@ -22,6 +22,7 @@ from actcache.store.partial import (
     begin,
     destination_of,
     is_begun,
+    remove_temporaries,
     remove_uncommitted,
     unsealed,
 )
@@ -230,6 +231,8 @@ class Writer:
             )
         if not storage.is_shared:
             self._destination.require_free(overwrite=False)
+            if self._shared:
+                remove_temporaries(layout)
         root = replace(layout.root, complete=True, certificate=certificate)
         document = encode(root_document(root))
         with self._kept():

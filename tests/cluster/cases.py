@@ -12,12 +12,15 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from logging.handlers import BufferingHandler
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from actcache import demo
 from actcache.build.run import run_build
 from actcache.build.runs import Runs
 from actcache.build.workers import run_in_pool
@@ -25,6 +28,7 @@ from actcache.cluster.pool import Pool
 from actcache.cluster.session import Session, Workers, connect
 from actcache.cluster.task import Task, WorkerError
 from actcache.errors import ActcacheError, DamageError, MismatchError
+from actcache.store.storage.address import storage_at
 from actcache.store.store import open_store
 from tests.cluster import toys
 from tests.cluster.faults import (
@@ -38,9 +42,12 @@ from tests.cluster.faults import (
 )
 from tests.cluster.toys import Step
 from tests.support.cluster import tree
+from tests.support.processes import ROOT
+from tests.support.seaweedfs import BUCKET, SeaweedFS, weed
 
-SIZES = {"shard_rows": SHARD_ROWS, "run_rows": RUN_ROWS}
+SIZES: dict[str, Any] = {"shard_rows": SHARD_ROWS, "run_rows": RUN_ROWS}
 SLOW_SECONDS = 2.0
+Case = Callable[..., None]
 
 
 def steps(folder, names, **how):
@@ -77,9 +84,9 @@ def every_task_is_done_once_and_after_those_that_it_needs(pool, folder):
 
 
 def workers_compute_with_one_thread_in_the_folder_of_the_command(pool, folder):
-    threads, cwd, _ = pool.ask(toys.environment)
+    threads, cwd = pool.ask(toys.environment)
     assert threads == "1"
-    assert cwd == os.getcwd()
+    assert cwd == str(Path.cwd())
 
 
 def an_error_of_a_task_ends_the_job_with_its_class_and_line(pool, folder):
@@ -89,19 +96,17 @@ def an_error_of_a_task_ends_the_job_with_its_class_and_line(pool, folder):
     with pytest.raises(ActcacheError, match="see actcache verify") as caught:
         list(pool.run(steps(folder / "two", "a", a={"first": "damage"})))
     assert not isinstance(caught.value, DamageError)  # which is made of three words
-    with pytest.raises(WorkerError, match="in __call__[^$]*KeyError: 'a'"):
+    with pytest.raises(WorkerError, match=r"in __call__[^$]*KeyError: 'a'"):
         list(pool.run(steps(folder / "three", "a", a={"first": "break"})))
     assert pool.ask(Step("again", folder)) == "again"
 
 
 def what_a_task_logs_is_logged_where_somebody_reads_it(pool, folder):
-    texts = []
-    handler = logging.Handler()
-    handler.emit = lambda record: texts.append(record.getMessage())
+    handler = BufferingHandler(10)
     logging.getLogger("actcache").addHandler(handler)
     list(pool.run(steps(folder / "log", "a", a={"first": "warn"})))
     logging.getLogger("actcache").removeHandler(handler)
-    assert texts == ["actcache: this is 1"]
+    assert [record.getMessage() for record in handler.buffer] == ["actcache: this is 1"]
 
 
 def a_killed_worker_is_replaced_and_only_its_task_begun_again(pool, folder):
@@ -151,7 +156,7 @@ def a_worker_that_states_something_else_is_refused_with_both_values(session, fol
 def workers_that_die_while_they_load_are_given_up(session, folder):
     with (
         Pool(session, toys.load_and_die) as pool,
-        pytest.raises(ActcacheError, match="3 workers ended .* while they loaded"),
+        pytest.raises(ActcacheError, match=r"3 workers ended .* while they loaded"),
     ):
         pool.ask(toys.environment)
 
@@ -169,10 +174,27 @@ def a_cluster_that_is_too_small_is_refused_with_what_it_has(session, folder):
             pass
 
 
+def a_wrong_token_is_refused_in_one_line(session, folder):
+    code = "import sys; from actcache.cluster import *; connect(Workers(n=1, address=sys.argv[1])).__enter__()"
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code, session.ray.get_runtime_context().gcs_address],
+        env=os.environ | {"RAY_AUTH_TOKEN": "0" * 32},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert time.monotonic() - start < 60
+    assert "refuses the token" in done.stderr.splitlines()[-1]
+    assert "Set RAY_AUTH_TOKEN to the token of the cluster." in done.stderr.splitlines()[-1]
+    assert "0" * 32 not in done.stderr
+
+
 SESSION_CASES = [
     a_worker_that_states_something_else_is_refused_with_both_values,
     workers_that_die_while_they_load_are_given_up,
     a_cluster_that_is_too_small_is_refused_with_what_it_has,
+    a_wrong_token_is_refused_in_one_line,
 ]
 
 
@@ -186,7 +208,7 @@ class Build:
         self.plan = demo_plan()
         self.orders = Folder(folder / "orders")
         whole = run_build(self.plan, folder / "whole.zarr", **SIZES)
-        other = run_build(self.plan, folder / "other.zarr", shard_rows=SHARD_ROWS, run_rows=88)
+        run_build(self.plan, folder / "other.zarr", shard_rows=SHARD_ROWS, run_rows=88)
         assert tree(folder / "other.zarr") != tree(folder / "whole.zarr")  # batching shows
         self.whole = tree(folder / "whole.zarr")
         self.runs = Runs.of(self.plan, whole.row_arrays, **SIZES)
@@ -255,12 +277,46 @@ def what_has_a_receipt_is_not_run_again(build, pool, folder):
         assert 0 < sum(to_run) < 4 or interruption is INTERRUPTIONS[-1]
 
 
+def a_build_into_a_bucket_has_the_same_bytes(build, pool, folder):
+    weed()
+    address = f"s3://{BUCKET}/builds/s.zarr"
+    run_in_pool(build.plan, address, pool, **SIZES)
+    storage = storage_at(address)
+    assert {name: storage.read(name) for name in storage.sizes("")} == build.whole
+    assert storage.sibling(".receipts").list() == []
+    assert build.runs_begun() == [1, 1, 1, 1]
+
+
+def the_command_line_builds_the_same(build, pool, folder):
+    """In another process, on a cluster that runs; nothing but our lines, of 80 columns at most."""
+    address = pool._session.ray.get_runtime_context().gcs_address
+    pool.close()
+    files = [str(path) for path in demo.row_files("tidy")]
+    command = ["build", *files, "--model", str(demo.model_path()), "--limit", "24"]
+    told = {}
+    for name, more in (("one", []), ("two", ["--workers", "2", "--cluster", address])):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-m", "actcache", *command, *more, "-o", name],
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        told[name] = done.stdout.replace("two", "one") + done.stderr
+    assert told["one"] == told["two"], told
+    assert tree(folder / "one") == tree(folder / "two")
+
+
 BUILD_CASES = [
     what_has_a_receipt_is_not_run_again,
     a_build_has_the_bytes_of_one_machine,
     after_the_kill_of_a_worker_only_its_run_is_begun_again,
     a_run_that_never_ends_is_finished_by_a_twin,
     rows_of_another_store_are_copied,
+    a_build_into_a_bucket_has_the_same_bytes,
+    the_command_line_builds_the_same,
 ]
 
 
@@ -347,23 +403,32 @@ def main(folder: Path, chosen: list[str]) -> None:
     def run(case: Callable[..., None], *given: object) -> None:
         place = folder / case.__name__
         place.mkdir()
-        start = time.monotonic()
         try:
             case(*given, place)
             outcomes[case.__name__] = ""
+        except pytest.skip.Exception as why:
+            outcomes[case.__name__] = f"skip: {why}"
         except Exception:
             outcomes[case.__name__] = traceback.format_exc()
-        outcomes[f"seconds of {case.__name__}"] = f"{time.monotonic() - start:.1f}"
 
-    def of(cases: list[Callable[..., None]]) -> list[Callable[..., None]]:
+    def of(cases: list[Case]) -> list[Case]:
         return [case for case in cases if not chosen or case.__name__ in chosen]
 
-    with connect(Workers(n=2)) as session:
-        run_all(session, folder, run, of)
-    print(json.dumps(outcomes))
+    with ExitStack() as stack:
+        with suppress(pytest.skip.Exception):  # the case says so
+            if of([a_build_into_a_bucket_has_the_same_bytes]):
+                server = stack.enter_context(SeaweedFS(folder / "seaweed"))
+                os.environ.update(server.environment)  # Ray's processes inherit it
+        run_all(stack.enter_context(connect(Workers(n=2))), folder, run, of)
+    sys.stdout.write(json.dumps(outcomes) + "\n")
 
 
-def run_all(session: Session, folder: Path, run: Callable[..., None], of: Callable[..., list]):
+def run_all(
+    session: Session,
+    folder: Path,
+    run: Callable[..., None],
+    of: Callable[[list[Case]], list[Case]],
+) -> None:
     if of(POOL_CASES):
         with Pool(session, toys.load, slow_seconds=SLOW_SECONDS) as pool:
             for case in of(POOL_CASES):
@@ -372,8 +437,8 @@ def run_all(session: Session, folder: Path, run: Callable[..., None], of: Callab
         run(case, session)
     if of(BUILD_CASES) or of(INTERRUPTIONS):
         build = Build(folder)
-    for case in of(INTERRUPTIONS):
-        run(case, build, session)
+        for case in of(INTERRUPTIONS):
+            run(case, build, session)
     if of(BUILD_CASES):
         with Pool(session, build.load, slow_seconds=SLOW_SECONDS) as pool:
             for case in of(BUILD_CASES):

@@ -44,7 +44,7 @@ class Folder:
     def take(self):
         """Take the fault that is ordered, if nobody has taken it."""
         try:
-            os.rename(self.path / "fault", self.path / "taken")
+            (self.path / "fault").rename(self.path / "taken")
         except FileNotFoundError:
             return ""
         return (self.path / "taken").read_text()
@@ -60,7 +60,7 @@ class Folder:
     def rows_run(self, plan):
         """How often each row of a plan has been run since the last call, without the check."""
         log = self.path / "log"
-        numbers = {}
+        numbers: dict[str, int] = {}
         for i, row in enumerate(plan.rendered):
             numbers.setdefault(str([list(row.prompt), list(row.positive)]), i)
         counts = [0] * plan.n

@@ -55,5 +55,5 @@ class Step:
         return self.name
 
 
-def environment(_pid: int) -> tuple[str, str, str]:
-    return os.environ["OMP_NUM_THREADS"], os.getcwd(), os.environ.get("CUDA_VISIBLE_DEVICES", "-")
+def environment(_pid: int) -> tuple[str, str]:
+    return os.environ["OMP_NUM_THREADS"], str(Path.cwd())
