@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +34,7 @@ from tests.cluster.faults import (
     REPEATS,
     RUN_ROWS,
     SHARD_ROWS,
+    SIZES,
     Folder,
     LoadFaulty,
     LoadOtherDtype,
@@ -45,7 +45,6 @@ from tests.support.cluster import tree
 from tests.support.processes import ROOT
 from tests.support.seaweedfs import BUCKET, SeaweedFS, weed
 
-SIZES: dict[str, Any] = {"shard_rows": SHARD_ROWS, "run_rows": RUN_ROWS}
 SLOW_SECONDS = 2.0
 Case = Callable[..., None]
 
