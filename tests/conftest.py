@@ -1,6 +1,5 @@
 """Nothing from the network in a test; one thread, which for tiny models is faster than two."""
 
-import gc
 import os
 import secrets
 import sys
@@ -49,9 +48,3 @@ def pytest_collection_modifyitems(items):
     """Begin with the files that have long tests: one that comes last leaves all other cores idle."""
     long = {item.path for item in items if item.get_closest_marker("long")}
     items.sort(key=lambda item: item.path not in long)
-
-
-def pytest_collection_finish():
-    """Spare the garbage collector a million objects of imports and tests, which all stay."""
-    gc.collect()
-    gc.freeze()

@@ -96,7 +96,7 @@ RULES = {
             *("analysis.directions.fitting", "steering.files"),
             *("analysis.names", "build", "data", "engine", "prompts", *STORE),
         ),
-        heavy=("run", "forecast"),
+        heavy=("run", "grid", "forecast"),
     ),
     "analysis.predict": Rule(
         (
@@ -111,7 +111,7 @@ RULES = {
                 *STORE,
             ),
         ),
-        heavy=("stage", "learned_vectors", "adamw_stack"),
+        heavy=("stage", "learned_vectors", "unseen_vectors", "adamw_stack"),
     ),
     "analysis.predict.w2s": Rule(
         (*PREDICT_SHARED, "analysis.sweep", "analysis.stats", "analysis.config", *GROUND),
@@ -167,7 +167,7 @@ RULES = {
             ),
         )
     ),
-    "analysis": Rule(("analysis", "build", "encoders", "engine", *STORE)),
+    "analysis": Rule(("analysis", "build", "cluster", "encoders", "engine", *STORE)),
     "cli": Rule(EVERYTHING),
 }
 """By the dotted name after `actcache.`; the empty name is `actcache` itself. The longest name that

@@ -154,7 +154,7 @@ class LoadModel:
             value=WorkerModel(model=model, read=reader(self.config)),
             statement={
                 **model_identity(model),
-                "device": _kind_of_device(model.device),
+                "device": kind_of_device(model.device),
                 "threads": torch.get_num_threads(),
                 "versions": versions(),
             },
@@ -191,21 +191,11 @@ class _WriteRun:
             ):
                 number = rows.start // layout.root.shard_rows
                 if number in self.missing:
-                    self._require_store()
+                    require_begun(layout)
                     receipt = write_shard(layout, number, blocks)
                     receipts.write(receipt)
                     written.append(receipt)
         return written
-
-    def _require_store(self) -> None:
-        """Refuse a folder that this machine does not share, or whose store is finished."""
-        storage = self.layout.storage
-        if not storage.exists(record_name(0)):
-            raise ActcacheError(
-                f"the worker on '{socket.gethostname()}' sees no store at '{storage.location}', "
-                "expected the one that was begun. Write to a folder that all machines share, or "
-                "to a bucket."
-            )
 
     def _read_earlier(self, rows: Int64[np.ndarray, " k"]) -> dict[str, np.ndarray]:
         """Read rows of shards that are written, whether or not they have a record yet."""
@@ -272,7 +262,18 @@ def _accept(writer: Writer, receipts: dict[int, Receipt]) -> None:
         writer.accept(receipt)
 
 
-def _kind_of_device(device: torch.device) -> str:
+def require_begun(layout: Layout) -> None:
+    """Refuse a folder that this machine does not share, or whose store is finished."""
+    storage = layout.storage
+    if not storage.exists(record_name(0)):
+        raise ActcacheError(
+            f"the worker on '{socket.gethostname()}' sees no store at '{storage.location}', "
+            "expected the one that was begun. Write to a folder that all machines share, or "
+            "to a bucket."
+        )
+
+
+def kind_of_device(device: torch.device) -> str:
     """Name what computes, as far as it decides the last bits."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

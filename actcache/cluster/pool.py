@@ -116,10 +116,15 @@ class Pool:
         return [(seat.task, seat.since) for seat in self._seats if seat.task is not None]
 
     def _take_answer(self, seat: _Seat, job: "_Job") -> Iterator[tuple[Task, Any]]:
-        ray = self._session.ray
+        errors = self._session.ray.exceptions
         try:
-            answer: Answer = ray.get(seat.reference)
-        except ray.exceptions.RayActorError:
+            answer: Answer = self._session.ray.get(seat.reference)
+        except (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
+            if "ModuleNotFoundError" in str(error):
+                raise ActcacheError(
+                    "a machine of the cluster does not find actcache, or what it needs, expected "
+                    "the same environment on all. Install it there."
+                ) from error
             self._replace(seat, job)
             return
         for text in answer.warnings:
@@ -157,6 +162,7 @@ class Pool:
                 f"{MAX_DEATHS} workers ended one after the other while they loaded, expected them "
                 "to run: perhaps their machine has too little memory. Use fewer --workers."
             )
+        self._session.ray.kill(seat.actor)  # it may live on where nobody reaches it
         new = self._take_seat()
         seat.actor, seat.reference, seat.deaths = new.actor, new.reference, deaths
 

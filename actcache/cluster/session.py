@@ -77,8 +77,9 @@ class Workers:
                 "auto. Start the command on a machine of the cluster."
             )
         if self.starts_ray and self.n * self.threads > _n_cpus():
+            asked = _asked(self.n, self.threads, self.gpus)
             raise ActcacheError(
-                f"this machine has {_count(_n_cpus(), 'CPU')}, and {self.asked} were asked for. "
+                f"this machine has {_count(_n_cpus(), 'CPU')}, expected room for {asked}. "
                 "Pass a smaller --workers, or the address of a larger --cluster."
             )
 
@@ -92,12 +93,6 @@ class Workers:
     def starts_ray(self) -> bool:
         """Whether Ray is started for this job, rather than found running."""
         return self.address is None and _ADDRESS not in os.environ
-
-    @property
-    def asked(self) -> str:
-        """What is asked for, in words."""
-        gpus = f" and {_count(self.gpus, 'GPU')}" if self.gpus else ""
-        return f"{_count(self.n, 'worker')} of {_count(self.threads, 'CPU')}{gpus}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,10 +241,17 @@ def _checked(workers: Workers, ray: Any) -> Session:
     if room < workers.n:
         raise ActcacheError(
             f"the cluster has {_count(n_cpus, 'CPU')} and {_count(n_gpus, 'GPU')} on "
-            f"{_count(len(nodes), 'machine')}, which hold {_count(room, 'such worker')}; "
-            f"{workers.asked} were asked for. Pass a smaller --workers, or add machines."
+            f"{_count(len(nodes), 'machine')}, room for {_count(room, 'such worker')}, expected "
+            f"{_asked(workers.n, workers.threads, gpus)}. Pass a smaller --workers or "
+            "--gpus-per-worker, or add machines."
         )
     return Session(ray=ray, workers=workers.n, threads=workers.threads, gpus=gpus)
+
+
+def _asked(n: int, cpus: int, gpus: int | None) -> str:
+    """Say what is asked for."""
+    with_gpus = f" and {_count(gpus, 'GPU')}" if gpus else ""
+    return f"{_count(n, 'worker')} of {_count(cpus, 'CPU')}{with_gpus}"
 
 
 def _n_cpus() -> int:

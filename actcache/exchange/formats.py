@@ -102,8 +102,9 @@ def export(
     elif _is_results(folder := Path(source.path if isinstance(source, Store) else source)):
         written = _export_results(folder, path, to, directions, overwrite=overwrite)
     elif to in ("gguf", "easysteer") or directions is not None:
+        place = source.path if isinstance(source, Store) else source
         raise MismatchError(
-            f"'{source}' is not a results folder, and only results hold directions; expected what "
+            f"'{place}' is not a results folder, and only results hold directions; expected what "
             "actcache analyze left. Pass its OUT, or a steering file."
         )
     else:

@@ -7,6 +7,7 @@ import copy
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import EllipsisType
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Int64, Shaped
 
 from actcache.errors import MismatchError
 from actcache.store.schema import RowArray
-from actcache.store.shard_maps import Chosen, ShardMaps
+from actcache.store.shard_maps import Chosen, Piece, ShardMaps
 
 Rows = int | np.integer | slice | Sequence[int] | np.ndarray
 """A selection of rows: one number, a slice, a bool mask, or numbers in any order."""
@@ -29,6 +30,8 @@ size again for the next batch; larger pieces go back to the system, and each pag
 
 SHARDS_AHEAD = 2
 """Shards that `batches` reads before they are asked for, where nothing can be mapped."""
+
+_ALL = slice(None)
 
 
 class Residuals:
@@ -238,10 +241,21 @@ class Residuals:
         n_layers = np.arange(self._array.n_layers)[layers].size
         dtype = np.float32 if convert else self._array.stored
         values = np.empty((n_layers, n_rows, self._array.width), dtype)  # layer by layer as on disk
-        parts = list(self._by_shard(rows))
+        if mapped:
+            take = partial(self._maps.take, self._array)
+            parts = self._by_shard(rows)
+            pieces = ((_ALL, to, take(shard, layers, inside)) for shard, inside, to in parts)
+            self._fill(values, pieces)
+        else:
+            self._maps.read(
+                self._array, layers, list(self._by_shard(rows)), partial(self._fill, values)
+            )
+        return values.swapaxes(0, 1)
 
-        def put(part: int, place: slice, blocks: Shaped[np.ndarray, "_ _ _"]) -> None:
-            to = parts[part][2]
+    def _fill(self, values: Shaped[np.ndarray, "_ _ _"], pieces: Iterator[Piece]) -> None:
+        """Copy stored blocks to their places in `[layer, row, width]`, as float32 if it is that."""
+        convert = values.dtype != self._array.stored
+        for place, to, blocks in pieces:
             if not convert:
                 values[place, to] = blocks
             elif isinstance(to, slice):  # the bits are the upper half of a float32's
@@ -250,9 +264,6 @@ class Residuals:
                 bits <<= 16
             else:
                 values.view(np.uint32)[place, to] = np.left_shift(blocks, 16, dtype=np.uint32)
-
-        self._maps.take_all(self._array, layers, [part[:2] for part in parts], put)
-        return values.swapaxes(0, 1)
 
     def _private(self, rows: Chosen, layers: Chosen) -> Shaped[np.ndarray, "_ _ _"] | None:
         """A range of rows of one shard as memory of its own; None where that cannot be mapped."""

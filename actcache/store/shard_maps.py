@@ -36,8 +36,11 @@ Chosen = slice | Int64[np.ndarray, " _"]
 Buffer = bytes | np.ndarray
 """The bytes of a block."""
 
-Use = Callable[[int, slice, Shaped[np.ndarray, "layer row width"]], None]
-"""Takes blocks as they arrive: which part they are of, which of the chosen layers, the values."""
+Part = tuple[int, Chosen, Chosen]
+"""The number of a shard, rows in it, and where they go."""
+
+Piece = tuple[slice, Chosen, Shaped[np.ndarray, "layer row width"]]
+"""Values that were read: which of the chosen layers they are, where their rows go, and they."""
 
 
 class _Block(NamedTuple):
@@ -86,26 +89,26 @@ class ShardMaps:
             taken = mapped[np.ix_(layers, rows)]
         return taken
 
-    def take_all(
-        self, array: RowArray, layers: Chosen, parts: Sequence[tuple[int, Chosen]], use: Use
+    def read(
+        self,
+        array: RowArray,
+        layers: Chosen,
+        parts: Sequence[Part],
+        use: Callable[[Iterator[Piece]], None],
     ) -> None:
-        """Hand over some rows of several shards, in the stored dtype and in any order.
+        """Read some rows of several shards by range, in the stored dtype and in any order.
 
         Args:
             array: the row array.
             layers: which layers, of every part.
-            parts: the number of a shard, and rows in it.
-            use: called until every layer of every part was handed over; anew from the beginning if
-                the store got another name meanwhile.
+            parts: rows of shards.
+            use: takes all pieces, as they arrive; called again if the store is found elsewhere.
 
         Raises:
             MismatchError: the store was replaced, moved or removed meanwhile.
         """
-        if self.is_mapped:
-            for number, (shard, rows) in enumerate(parts):
-                use(number, slice(None), self.take(array, shard, layers, rows))
-        elif parts:
-            read_in_place(self._layout, lambda: self._read(array, layers, parts, use))
+        if parts:
+            read_in_place(self._layout, lambda: use(self._pieces(array, layers, parts)))
 
     def map_shard(
         self, array: RowArray, shard: int, *, private: bool = False
@@ -181,9 +184,7 @@ class ShardMaps:
             self._mapped.pop(oldest, None)  # another thread may have
         return blocks
 
-    def _read(
-        self, array: RowArray, layers: Chosen, parts: Sequence[tuple[int, Chosen]], use: Use
-    ) -> None:
+    def _pieces(self, array: RowArray, layers: Chosen, parts: Sequence[Part]) -> Iterator[Piece]:
         """Read by range: first what is cached, then all that is missing, as it arrives."""
         missing = []
         for block in self._blocks(array, layers, parts):
@@ -191,19 +192,17 @@ class ShardMaps:
                 missing.append(block)
             else:
                 whole = block._replace(first=0, stop=self.shard_rows)
-                self._hand_over(array, [whole], cached, parts, use)
+                yield self._piece(array, [whole], cached, parts)
         runs = list(self._runs(array, missing))
         raws = self._layout.storage.read_ranges([self._range(array, run) for run in runs])
         for run, raw in zip(runs, raws, strict=True):
             self._settle(array, run, raw)
-            self._hand_over(array, run, raw, parts, use)
+            yield self._piece(array, run, raw, parts)
 
-    def _blocks(
-        self, array: RowArray, layers: Chosen, parts: Sequence[tuple[int, Chosen]]
-    ) -> Iterator[_Block]:
+    def _blocks(self, array: RowArray, layers: Chosen, parts: Sequence[Part]) -> Iterator[_Block]:
         """What must be read of each block: all of one that is to be checked, or worth a cache."""
         numbers = np.arange(array.n_layers)[layers].tolist()
-        for part, (shard, rows) in enumerate(parts):
+        for part, (shard, rows, _) in enumerate(parts):
             if isinstance(rows, slice):
                 first, stop = rows.start, rows.stop
             else:
@@ -239,23 +238,18 @@ class ShardMaps:
         stop = run[-1].layer * size + run[-1].stop * row_bytes
         return shard_name(array, run[0].shard), start, stop
 
-    def _hand_over(
-        self,
-        array: RowArray,
-        run: Sequence[_Block],
-        raw: bytes,
-        parts: Sequence[tuple[int, Chosen]],
-        use: Use,
-    ) -> None:
-        """Give the rows that were asked for to who asked for them."""
+    def _piece(
+        self, array: RowArray, run: Sequence[_Block], raw: bytes, parts: Sequence[Part]
+    ) -> Piece:
+        """The rows that were asked for, of blocks that were read."""
         part, _, _, place, first, stop = run[0]
         values = np.frombuffer(raw, _little(array)).reshape(len(run), stop - first, array.width)
-        rows = parts[part][1]
+        _, rows, to = parts[part]
         if isinstance(rows, slice):
             values = values[:, rows.start - first : rows.stop - first]
         else:
             values = np.take(values, rows - first, axis=1)
-        use(part, slice(place, place + len(run)), values)
+        return slice(place, place + len(run)), to, values
 
     def _settle(self, array: RowArray, run: Sequence[_Block], raw: bytes) -> None:
         """Check and cache whole blocks that were just read; only what is intact is cached."""

@@ -32,7 +32,8 @@ class ResidualDataset(Dataset[Any]):
     `DataLoader(data, batch_size=None, sampler=BatchSampler(RandomSampler(data), 256, False))`.
 
     Args:
-        path: the store.
+        path: the store, a folder or `s3://…`; workers that read a bucket must be spawned
+            (`DataLoader(…, multiprocessing_context="spawn")`).
         position: prompt, fork, positive, negative, ….
         site: resid_post, embed, ….
         layers: numbers of the layers to return, in this order, negative ones from the end; a single

@@ -89,6 +89,7 @@ def _bad_shards(
 ) -> Iterator[Problem]:
     maps, size = ShardMaps(layout, check=False), layout.root.shard_rows
     for array in layout.arrays.values():
+        expected = shard_index(array, size)
         for shard in range(len(layout.checksums)):
             rows = layout.root.rows_of(shard)
             where = layout.storage.where(shard_name(array, shard))
@@ -100,7 +101,7 @@ def _bad_shards(
                     found = f"other bytes at layer {layer} of rows {rows[0]} to {rows[-1]}"
                     yield Problem(where, found, "those of its checksum")
                 on_bytes(block_bytes(array, len(rows)))
-            if index != shard_index(array, size):
+            if index != expected:
                 yield Problem(where, "another index", "that of its blocks")
     maps.clear()
 

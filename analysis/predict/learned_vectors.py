@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
 from actcache.analysis.names import L2S, L2S_WITHOUT_LETTER, OWN_DIFFERENCE
+from actcache.analysis.predict.adamw_stack import training_device
 from actcache.analysis.predict.l2s.settings import L2SSettings, default_context_layers
 from actcache.analysis.predict.l2s.vector_predictor import FILE, VectorPredictor
 from actcache.analysis.predict.reuse import Artifact, digest_of, identity_of, load_or_make
@@ -204,12 +205,13 @@ class LearnedVectors:
         return np.asarray(total / len(row_numbers))
 
 
-def _train(store: Store, rows: BehaviorRows, **settings: Any) -> VectorPredictor:
+def _train(store: Store, rows: BehaviorRows, *, device: str, **settings: Any) -> VectorPredictor:
     """Train the networks of one behavior."""
     return VectorPredictor.fit(
         store,
         rows=_mask(store, rows, rows.train),
         validation=_mask(store, rows, rows.validation),
+        device=training_device(device),
         **settings,
     )
 

@@ -24,6 +24,7 @@ from actcache.analysis.names import (
     slugs,
     w2s,
 )
+from actcache.analysis.predict.adamw_stack import training_device
 from actcache.analysis.predict.artifacts import embedding_plane, write_selections
 from actcache.analysis.predict.outcome import Plane, PredictorScores
 from actcache.analysis.predict.reuse import Artifact, digest_of, identity_of, load_or_make
@@ -106,7 +107,7 @@ class _Training:
             layers=self.layers,
             embeddings=self.embeddings(unit),
             settings=self.settings,
-            device=self.device,
+            device=training_device(self.device),
             on_network=on_network,
         )
 

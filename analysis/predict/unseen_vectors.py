@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from actcache.analysis.names import L2S
+from actcache.analysis.predict.adamw_stack import training_device
 from actcache.analysis.predict.l2s.settings import L2SSettings
 from actcache.analysis.predict.l2s.vector_predictor import FILE, VectorPredictor
 from actcache.analysis.predict.reuse import Artifact, load_or_make
@@ -149,7 +150,7 @@ def _train(store: Store, device: str, training: _Training) -> VectorPredictor:
         layers=training.layers,
         context_layers=[training.context_layer],
         settings=training.settings,
-        device=device,
+        device=training_device(device),
     )
 
 

@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Int64
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.sweep.run import nodes_added, sweep_shard_rows
+from actcache.analysis.sweep.grid import nodes_added
+from actcache.analysis.sweep.run import sweep_shard_rows
 from actcache.analysis.sweep.sets import rows_of_sets
 from actcache.build.forecast import TimeEstimate, scaled
 from actcache.build.replay import rendered_pairs

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actcache.analysis.sweep.run import sweep_costs
+from actcache.analysis.sweep.grid import sweep_costs
 from actcache.engine.batching import Heads, plan_batches
 from actcache.engine.model import LanguageModel
 from actcache.engine.steered_scores import SteeringRule, score_grid, sweep_head

@@ -3,7 +3,7 @@
 Python's own allocations, traced while two builds of different n run in one process on a random GPT-2:
 the peak of each, and what is still alive when the last shard is written, by the file that made it.
 Tokens are the tuples that `render` keeps (and what the tokenizer makes, were it kept); texts are what
-JSON's reader makes. Resident memory grows by more, since it counts the store's mapped pages.
+JSON's reader makes, and the samples made of them. Resident memory grows by more, since it counts the store's mapped pages.
 """
 
 import gc
@@ -20,7 +20,11 @@ from benchmarks.support.turns import arguments, report
 
 SOURCES = {
     "tokens": ("tokenization_utils_tokenizers.py", "prompts/render.py"),
-    "texts": ("json/decoder.py", "data/readers.py", "data/formats.py", "data/samples.py"),
+    "texts": (
+        *("json/decoder.py", "data/readers.py", "data/formats.py", "data/samples.py"),
+        "dataclasses.py",  # samples, once more with their splits
+    ),
+    "columns": ("store/schema.py", "build/provenance.py"),
 }
 
 

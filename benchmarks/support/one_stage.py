@@ -121,7 +121,8 @@ def build(args: dict[str, Any]) -> Parts:
 def sweep(args: dict[str, Any]) -> Parts:
     import torch
 
-    from actcache.analysis.sweep.run import run_sweep, sweep_costs
+    from actcache.analysis.sweep.grid import sweep_costs
+    from actcache.analysis.sweep.run import run_sweep
     from actcache.build.replay import rendered_pairs
     from actcache.engine.batching import plan_batches
     from actcache.engine.model import load_model

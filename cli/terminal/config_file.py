@@ -17,6 +17,9 @@ from actcache.errors import ActcacheError
 from actcache.names import suggestion
 from actcache.settings import settings_of
 
+CHANGE_NO_RESULT = ("reuse", "workers", "cluster", "gpus_per_worker")
+"""Flags that are not written: another run may do without what they name."""
+
 NOT_SETTINGS = ("help", "config", "output", "json", "resume", "overwrite", "dry_run")
 """Flags that say what to do now, not what a run computes: no file holds them."""
 
@@ -151,7 +154,7 @@ def write_config(path: Path, args: argparse.Namespace, config: Any) -> None:
     """Write the settings of a run beside what it left, so that `--config` repeats it.
 
     All settings stand in it, whatever their defaults will be. Of the other flags only those that
-    were given; stores of `--reuse` are left out, since they change no result.
+    were given, without `CHANGE_NO_RESULT`.
     """
     from importlib.metadata import version
 
@@ -165,7 +168,8 @@ def write_config(path: Path, args: argparse.Namespace, config: Any) -> None:
     given = {
         action.dest: getattr(args, action.dest)
         for action in args.parser._actions
-        if action.option_strings and action.dest not in (*NOT_SETTINGS, *settings, "reuse")
+        if action.option_strings
+        if action.dest not in (*NOT_SETTINGS, *CHANGE_NO_RESULT, *settings)
         if getattr(args, action.dest) not in (action.default, None)
     }
     repeat = f"actcache {args.command} … --config {path.name} -o OTHER"

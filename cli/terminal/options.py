@@ -118,7 +118,7 @@ def add_format(command: argparse.ArgumentParser) -> None:
 
 def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
     """Add the options of a command that writes a store."""
-    add_output(command, metavar, f"the store to write, {metavar}.zarr", bucket=True)
+    add_output(command, metavar, f"the store to write, {metavar}.zarr, also s3://…", bucket=True)
     command.add_argument("--resume", action="store_true", help="resume an interrupted run")
     add_overwrite(command, f"replace the store at {metavar}, if there is one")
 

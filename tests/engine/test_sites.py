@@ -1,11 +1,13 @@
 """Sites within a block, at every kind of position, against plain hooks on Hugging Face."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 
 from actcache.engine.model import adopt_model
-from actcache.engine.reference import reference_capture
+from actcache.engine.reference import reference_capture, reference_values
 from actcache.engine.sites import find_taps
 from actcache.engine.tree_capture import capture
 from actcache.errors import ModelError
@@ -70,37 +72,39 @@ SITES_BY_HAND = {family: PLACES.get(family, {}) | NORM_PLACES[family] for family
 ADDED_TIMES = {"granite": 0.5}  # its config's residual_multiplier, for attn_out and mlp_out
 
 
-def read_by_hand(hf, blocks, family, row, position, site):
-    """One site by a hook on Hugging Face's own module, in a forward pass of one sequence."""
+def read_by_hand(hf, blocks, family, row, position):
+    """Every site by a hook on Hugging Face's own module, in a forward pass of one sequence."""
     tokens = row.prompt if position in ("mean", "prompt", "template_-2") else row.chain
     if position in ("positive", "negative"):
         tokens = row.chain + getattr(row, position)
-    where = SITES_BY_HAND[family][site]
-    seen = []
+    places = SITES_BY_HAND[family]
+    seen: dict[str, list[torch.Tensor]] = {site: [] for site in places}
 
-    def given(_module, args, kwargs):
-        seen.append(args[0] if args else kwargs["hidden_states"])
+    def given(site, _module, args, kwargs):
+        seen[site].append(args[0] if args else kwargs["hidden_states"])
 
-    def output(_module, _args, out):
-        seen.append(out[0] if isinstance(out, tuple) else out)
+    def output(site, _module, _args, out):
+        seen[site].append(out[0] if isinstance(out, tuple) else out)
 
-    modules = [block.get_submodule(where[1:]) for block in blocks]
     handles = [
-        module.register_forward_pre_hook(given, with_kwargs=True)
+        module.register_forward_pre_hook(partial(given, site), with_kwargs=True)
         if where[0] == "<"
-        else module.register_forward_hook(output)
-        for module in modules
+        else module.register_forward_hook(partial(output, site))
+        for site, where in places.items()
+        for module in (block.get_submodule(where[1:]) for block in blocks)
     ]
     with torch.no_grad():
         hf(torch.tensor([tokens]))
     for handle in handles:
         handle.remove()
-    values = torch.stack([value.reshape(len(tokens), -1) for value in seen])
-    if site in ("attn_out", "mlp_out"):
-        values = values * ADDED_TIMES.get(family, 1.0)
-    if position == "mean":
-        return values.mean(1)
-    return values[:, {"template_-2": -2}.get(position, -1)]
+    read = {}
+    for site, tensors in seen.items():
+        values = torch.stack([value.reshape(len(tokens), -1) for value in tensors])
+        if site in ("attn_out", "mlp_out"):
+            values = values * ADDED_TIMES.get(family, 1.0)
+        token = {"template_-2": -2}.get(position, -1)
+        read[site] = values.mean(1) if position == "mean" else values[:, token]
+    return read
 
 
 @pytest.mark.parametrize("family", SITES_BY_HAND)
@@ -113,13 +117,15 @@ def test_each_site_equals_a_hook_on_hugging_face_with_the_row_alone(family):
 
     for site in sites:
         assert captured[site].shape == (3, 4, len(POSITIONS), model.width_of(site))
-        for i, row in enumerate(rows):
-            for j, position in enumerate(POSITIONS):
-                true = read_by_hand(hf, model.anatomy.blocks, family, row, position, site)
-                alone = reference_capture(model, row, position=position, answer="last", site=site)
+    for i, row in enumerate(rows):
+        for j, position in enumerate(POSITIONS):
+            by_hand = read_by_hand(hf, model.anatomy.blocks, family, row, position)
+            alone = reference_values(model, row, positions=[position], answer="last", sites=sites)
+            assert set(by_hand) == set(sites)
+            for site, true in by_hand.items():
                 # fp32 rounding; values are of size 0.1 to 20.
                 torch.testing.assert_close(captured[site][i, :, j], true, rtol=1e-4, atol=1e-5)
-                torch.testing.assert_close(alone, true, rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(alone[site][:, 0], true, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "cohere"])

@@ -163,3 +163,17 @@ def test_refuses_a_boundary_that_the_tokenizer_merges():
 def test_refuses_unknown_settings(field):
     with pytest.raises(RenderError, match="Pass one of them"):
         Rendering(**{field: "some"})
+
+
+def test_all_rows_share_one_integer_for_each_token():
+    """All rows of a build are in memory; integers that rows have alone take most of it."""
+    from actcache.demo import model_path
+    from actcache.engine.model import load_tokenizer
+
+    render = Renderer(load_tokenizer(str(model_path())), Rendering())
+    sample = replace(PAIR, prompt="Is the following statement something you would say?")
+    first, second = render(sample), render(replace(sample, id="b/1"))
+
+    assert any(token > 256 for token in first.prompt)  # Python itself shares the smaller ones
+    assert first.prompt == second.prompt
+    assert all(a is b for a, b in zip(first.prompt, second.prompt, strict=True))

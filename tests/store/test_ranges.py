@@ -170,10 +170,11 @@ def damaged(storage, name="resid_post/prompt/c.1.0.0", place=4 * 4 * 2 + 3):
     storage.objects[name] = bytes(raw)
 
 
-def test_a_damaged_block_is_refused_with_its_rows_and_never_cached(wide, tmp_path):
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_damaged_block_is_refused_with_its_rows_and_never_cached(wide, tmp_path, cached):
     storage, values = wide
     damaged(storage)  # layer 1 of rows 4 to 7
-    cache = BlockCache(tmp_path, n_bytes=10**6)
+    cache = BlockCache(tmp_path, n_bytes=10**6) if cached else None
     residuals = opened(storage, check=True, cache=cache).array("resid_post/prompt")
     np.testing.assert_array_equal(residuals.layer(0), values[:, 0])
     for read in (
@@ -185,9 +186,9 @@ def test_a_damaged_block_is_refused_with_its_rows_and_never_cached(wide, tmp_pat
             read()
     wrong = opened(storage, cache=cache).array("resid_post/prompt").layer(1)  # not checked
     assert not np.array_equal(wrong, values[:, 1])
-    cached = [path.read_bytes() for path in files_in(tmp_path)]
-    assert wrong[4:8].tobytes() not in cached
-    assert wrong[:4].tobytes() in cached
+    blocks = [path.read_bytes() for path in files_in(tmp_path)]
+    assert wrong[4:8].tobytes() not in blocks
+    assert (wrong[:4].tobytes() in blocks) == cached
     assert [problem.found for problem in verify(storage)] == [
         "other bytes at layer 1 of rows 4 to 7"
     ]
@@ -321,7 +322,9 @@ def test_the_least_recently_used_blocks_go_and_nothing_else_does(tmp_path):
             np.testing.assert_array_equal(
                 residuals[rows, layer], values["resid_post/prompt"][rows, layer]
             )
+            storage.reset()
             residuals[0:4, 0]  # always the most recently used
+            assert storage.asked["range"] == 0
             assert sum(path.stat().st_size for path in blocks()) <= cache.n_bytes
     assert first in blocks()
     assert len(blocks()) > 10

@@ -3,6 +3,8 @@
 import logging
 import pickle
 import threading
+import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -162,6 +164,15 @@ def test_many_reads_keep_their_order_and_stop_at_the_first_that_is_damaged(stora
         next(read)
 
 
+def test_a_folder_is_gone_with_its_last_object(storage):
+    storage.write_small({"a/b/x": b"1", "a/c/x": b"2"})
+    assert sorted(storage.list("a")) == ["a/b/", "a/c/"]
+    storage.remove("a/b/x")
+    assert storage.list("a") == ["a/c/"]
+    storage.remove("a")
+    assert storage.list() == []
+
+
 def test_sizes_and_etags_of_a_whole_store_take_one_request(storage, seaweedfs):
     storage.write_small({f"a/{i}/x": b"1" for i in range(60)})
     with AnswerProxy(seaweedfs.ports["s3"]) as proxy:
@@ -273,6 +284,48 @@ def test_a_bucket_that_cannot_be_written_is_refused_in_one_line(
     )
     for key in (*KEYS.values(), *READER.values(), *UNKNOWN.values(), *WRONG_SECRET.values()):
         assert key not in written
+
+
+AWS_WORDS = f"""<?xml version="1.0" encoding="UTF-8"?>
+<Error><Code>SignatureDoesNotMatch</Code><Message>It does not match {KEYS["AWS_SECRET_ACCESS_KEY"]}
+</Message><AWSAccessKeyId>{KEYS["AWS_ACCESS_KEY_ID"]}</AWSAccessKeyId>
+<StringToSign>AWS4-HMAC-SHA256 20261122T000000Z</StringToSign></Error>"""
+
+
+class LoudHandler(BaseHTTPRequestHandler):
+    """Answers as AWS does, and worse: with keys in the text."""
+
+    def do_GET(self):
+        raw = AWS_WORDS.replace("SignatureDoesNotMatch", self.path[1:].partition("?")[0]).encode()
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def log_message(self, *_args):
+        pass
+
+
+@pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "AccessDenied", "SomethingNew"])
+def test_of_a_servers_text_only_its_code_is_shown(code):
+    with ThreadingHTTPServer(("127.0.0.1", 0), LoudHandler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            # The bucket's name comes back as the code.
+            storage = S3Storage(f"s3://{code}/a", environment={**KEYS, "AWS_ENDPOINT_URL": url})
+            with pytest.raises(BucketError) as raised:
+                storage.read("x")
+        finally:
+            server.shutdown()
+            thread.join()
+
+    shown = "".join(traceback.format_exception(raised.value))
+    assert not any(secret in shown for secret in (*KEYS.values(), "HMAC", "<Code>"))
+    assert raised.value.__context__ is None
+    assert "\n" not in str(raised.value)
+    assert code != "SomethingNew" or "refuses to list it (SomethingNew)" in str(raised.value)
 
 
 def test_the_rights_that_only_removing_needs_are_named(storage, seaweedfs):

@@ -29,6 +29,9 @@ READER = {"AWS_ACCESS_KEY_ID": "accesskeyofreader", "AWS_SECRET_ACCESS_KEY": "se
 
 STARTS_WITHIN_S = 60
 
+_UNTIL_INPUT_ENDS = '"$@" & child=$!; read -r _; kill -9 $child; wait $child'
+"""Kills the server when our end of its input is closed: so also when we are killed ourselves."""
+
 
 def weed():
     """Path of the server's binary; skips the test where there is none."""
@@ -86,6 +89,7 @@ class SeaweedFS:
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [
+                    *("sh", "-c", _UNTIL_INPUT_ENDS, "sh"),
                     *(self._binary, "server", f"-dir={self.folder}"),
                     *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", *ports),
                     *("-s3", f"-s3.config={self.folder / 's3.json'}", "-s3.autoCreateBucket=false"),
@@ -94,6 +98,7 @@ class SeaweedFS:
                     # Otherwise a second start waits for an election: 17 s in place of 2.
                     *("-master.electionTimeout=500ms", "-master.heartbeatInterval=50ms"),
                 ],
+                stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -103,8 +108,7 @@ class SeaweedFS:
     def kill(self):
         """End it as a power cut would."""
         if self.process is not None:
-            self.process.kill()
-            self.process.wait()
+            self.process.communicate()
             self.process = None
 
     def __enter__(self):

@@ -12,8 +12,11 @@ from types import FunctionType
 from typing import Any, get_args
 
 import jaxtyping
+from beartype import BeartypeConf
 
 _jaxtyped = jaxtyping.jaxtyped
+_ERRORS = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
+"""The same error from both, a `TypeError`."""
 
 
 def checked(call: Any = None, *, typechecker: Callable[..., Any]) -> Any:
@@ -29,7 +32,7 @@ def checked(call: Any = None, *, typechecker: Callable[..., Any]) -> Any:
         hints = list(call.__annotations__.values())
         if not any(map(_needs_shapes, hints)):
             checks_itself = "isinstance" in call.__code__.co_names
-            return typechecker(_with_dimensions(call) if checks_itself else call)
+            return typechecker(_with_dimensions(call) if checks_itself else call, conf=_ERRORS)
     return _jaxtyped(call, typechecker=typechecker)
 
 

@@ -184,6 +184,10 @@ class S3Client:
             **({"endpoint": self.endpoint} if self.endpoint else {}),
             **{n.removeprefix("AWS_").lower(): value for n, value in keys.items() if value},
         }
+        self._process = os.getpid()
+        if S3Client._first_process not in (None, self._process):
+            raise self._forked(f"s3://{self.bucket}")
+        S3Client._first_process = self._process
         try:
             from obstore.store import S3Store
         except ImportError:
@@ -203,10 +207,6 @@ class S3Client:
             )
             for longest in (FIRST_PATIENCE_S, LONGEST_REQUEST_S)
         )
-        self._process = os.getpid()
-        if S3Client._first_process not in (None, self._process):
-            raise self._forked(f"s3://{self.bucket}")
-        S3Client._first_process = self._process
 
     def ask(
         self, where: str, verb: str, request: "Callable[[S3Store, int], T]", *, folder: str

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from actcache.analysis.config import AnalyzeConfig
-from actcache.analysis.sweep import run as sweep_run
+from actcache.analysis.sweep import grid as sweep_grid
 from actcache.analysis.sweep.forecast import forecast_analysis
 from actcache.analysis.sweep.run import run_sweep
 from actcache.build.config import BuildConfig
@@ -61,7 +61,7 @@ def test_it_equals_full_passes_and_a_dry_run_counts_it(store, model, tmp_path, m
         sizes.append(len(rows))
         return score_grid(model, rows, **rest)
 
-    monkeypatch.setattr(sweep_run, "score_grid", counted)
+    monkeypatch.setattr(sweep_grid, "score_grid", counted)
     sweep = run_sweep(store, {"d": directions}, out=tmp_path / "w.zarr", model=model, **settings)
 
     assert facts["passes"] == len(sizes) - 2  # two of the check before it
@@ -102,7 +102,7 @@ def test_broken_and_resumed_equals_uninterrupted(store, model, tmp_path, monkeyp
         return score_grid(*args, **rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_run, "score_grid", breaks)
+        patch.setattr(sweep_grid, "score_grid", breaks)
         with pytest.raises(RuntimeError, match="broke"):
             run_sweep(store, out=tmp_path / "w.zarr", **settings)
     assert (tmp_path / "w.zarr.partial").exists()

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from actcache.analysis.sweep.direction_files import read_direction_sets
-from actcache.analysis.sweep.norms import norms_of, scaled
+from actcache.analysis.sweep.given import norms_of, scaled
 from actcache.errors import MismatchError, NotFiniteError
 from actcache.steering.files.control_vector import write_control_vector
 from tests.analysis.directions.test_token_choice import write_store

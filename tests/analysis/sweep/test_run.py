@@ -140,7 +140,7 @@ def test_an_interrupted_sweep_is_resumed_and_equals_a_whole_one(
         return score_grid(*args, **settings)
 
     with monkeypatch.context() as patched:
-        patched.setattr("actcache.analysis.sweep.run.score_grid", breaks)
+        patched.setattr("actcache.analysis.sweep.grid.score_grid", breaks)
         with pytest.raises(KeyboardInterrupt):
             sweep(store, model, tmp_path / "sweep.zarr", sets, shard_rows=6)
     assert not (tmp_path / "sweep.zarr").exists()
@@ -244,7 +244,7 @@ def test_a_score_that_is_read_before_anything_is_steered_is_refused(store, tmp_p
 
 def test_out_of_memory_in_one_shard_changes_no_other(tmp_path, monkeypatch, caplog):
     """On the demo model, whose values show which rows shared a pass."""
-    from actcache.analysis.sweep import run as module
+    from actcache.analysis.sweep import grid as module
     from actcache.engine.steered_scores import score_grid
 
     model = load_model(str(actcache.demo.model_path()))
@@ -276,3 +276,16 @@ def test_out_of_memory_in_one_shard_changes_no_other(tmp_path, monkeypatch, capl
     assert "out of memory" in caplog.text
     np.testing.assert_array_equal(tight[12:], whole[12:])
     assert (halved[12:] != whole[12:]).any()  # had the second shard shared the budget
+
+
+def test_a_set_whose_name_cannot_be_stored_is_refused_before_the_model_is_loaded(
+    store, sets, tmp_path
+):
+    def never():
+        raise AssertionError("the model was loaded")
+
+    settings: dict[str, Any] = {"multipliers": MULTIPLIERS, "model": never}
+    with pytest.raises(actcache.errors.FormatError, match="Choose another name"):
+        run_sweep(store, {"a:b": sets["one"]}, out=tmp_path / "s.zarr", **settings)
+    with pytest.raises(AssertionError, match="the model was loaded"):
+        run_sweep(store, {"a": sets["one"]}, out=tmp_path / "s.zarr", **settings)

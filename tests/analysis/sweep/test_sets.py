@@ -9,6 +9,7 @@ import pytest
 import actcache
 from actcache import analysis
 from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.sweep.grid import SweepCheck
 from actcache.analysis.sweep.row_directions import shared_directions
 from actcache.analysis.sweep.run import run_sweep
 from actcache.analysis.sweep.sets import (
@@ -106,7 +107,7 @@ def test_each_set_has_what_a_sweep_of_it_alone_has_and_nan_elsewhere(store, mode
 
 
 def test_rows_that_no_set_steers_are_not_run(store, model, sets, tmp_path, monkeypatch):
-    from actcache.analysis.sweep import run as module
+    from actcache.analysis.sweep import grid as module
 
     ran = []
 
@@ -115,7 +116,9 @@ def test_rows_that_no_set_steers_are_not_run(store, model, sets, tmp_path, monke
         return score_grid(model, rows, directions=directions, **settings)
 
     monkeypatch.setattr(module, "score_grid", counted)
-    monkeypatch.setattr(module, "_self_check", lambda _grid: {})
+    monkeypatch.setattr(
+        module.SweepGrid, "check", lambda *_: SweepCheck(device="cpu", certificate={})
+    )
     few = {name: sets[name] for name in ("few-rows", "few")}
     sweep(store, model, tmp_path / "s.zarr", few)
 
@@ -126,7 +129,7 @@ def test_an_interrupted_sweep_of_parts_has_the_bytes_of_a_whole_one(
     store, model, sets, tmp_path, monkeypatch
 ):
     whole = sweep(store, model, tmp_path / "whole.zarr", sets, shard_rows=16)
-    from actcache.analysis.sweep import run as module
+    from actcache.analysis.sweep import grid as module
 
     calls = []
 
@@ -149,13 +152,13 @@ def test_an_interrupted_sweep_of_parts_has_the_bytes_of_a_whole_one(
 def test_an_interrupted_sweep_of_other_rows_is_not_continued(
     store, model, sets, tmp_path, monkeypatch
 ):
-    from actcache.analysis.sweep import run as module
+    from actcache.analysis.sweep import grid as module
 
     def breaks(*_args):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "_self_check", breaks)
+        patched.setattr(module.SweepGrid, "sweep", breaks)
         with pytest.raises(KeyboardInterrupt):
             sweep(store, model, tmp_path / "s.zarr", sets)
     other = {**sets, "few": SweepSet(directions=sets["few"].directions, rows=~sets["few"].rows)}
