@@ -67,7 +67,7 @@ def run_with_workers(
         ActcacheError: as `run_build`; or the cluster cannot be used; or a worker that started has
             another model, dtype, device or version than the first one.
     """
-    require_place(path, resume=resume, overwrite=overwrite)
+    require_place(path, resume=resume, overwrite=overwrite, config=plan.config.recorded())
     require_room(path, plan.n_bytes)
     require_storable(plan, reused=[open_source(store).digest for store in reuse])
     with (

@@ -265,7 +265,9 @@ def a_bucket_that_dies_in_a_write_is_waited_for(build: BucketBuild, pool):
 
 def a_bucket_that_stays_away_ends_the_build_in_one_line(build: BucketBuild, pool):
     storage = build.storage(a_bucket_that_stays_away_ends_the_build_in_one_line)
-    build.proxy.in_put = Kill(build.server, storage, 14)
+    # Two workers have begun a third run only when one of the first is whole.
+    of_a_run = len(build.runs.arrays) * len(build.shards_of(0))
+    build.proxy.in_put = Kill(build.server, storage, 2 * of_a_run + 1)
     impatient = S3Storage(storage.location, patience=1.0)
     with pytest.raises(
         BucketError, match=r"^'s3://\S+': \S+ did not answer for \d+ s, .*\.$"
@@ -280,7 +282,8 @@ def a_bucket_that_stays_away_ends_the_build_in_one_line(build: BucketBuild, pool
     build.runs_begun()
     build.resume(storage, pool)
     build.require_whole(storage)
-    assert build.runs_begun() == build.runs_without(shards) != [1, 1, 1, 1]
+    begun = build.runs_begun()
+    assert (begun, sum(begun) < 4) == (build.runs_without(shards), True), shards
 
 
 def out_of_memory_in_one_run_changes_no_other(build: BucketBuild, pool):
