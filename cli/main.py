@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().print_help(sys.stderr)
         return 2
     try:
-        _refuse_empty_paths(args)
+        _check_paths(args)
         args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our stdout has closed it, such as `head`
@@ -141,12 +141,18 @@ def _fail(message: str) -> int:
     return 1
 
 
-def _refuse_empty_paths(args: argparse.Namespace) -> None:
+def _check_paths(args: argparse.Namespace) -> None:
+    """Refuse paths that are empty, and a bucket where a folder is written."""
     for name in ("store", "stores", "path", "source", "model", "output"):
         given = getattr(args, name, None)
         if given == "" or (isinstance(given, list) and "" in given):
             flag = f"--{name}" if name in ("model", "output") else name.upper()
             raise ActcacheError(f"{flag} is empty, expected a path. Pass one.")
+    output = getattr(args, "output", None)
+    if output and output.lower().startswith("s3:/") and not args.output_in_bucket:
+        from actcache.store.storage.address import require_folder  # imports numpy
+
+        require_folder(output, f"what {args.command} writes")
 
 
 def _filled(text: str) -> str:

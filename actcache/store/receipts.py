@@ -117,10 +117,7 @@ def receipts_beside(storage: Storage) -> Storage:
 
 def remove_receipts(storage: Storage) -> None:
     """Remove all receipts of the store in `storage`."""
-    receipts = receipts_beside(storage)
-    for name in receipts.list():
-        receipts.remove(name)
-    receipts.remove("")
+    receipts_beside(storage).remove("")
 
 
 def write_shard(

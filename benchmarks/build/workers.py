@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from actcache import demo
@@ -26,12 +27,15 @@ from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 def demo_plan(n: int) -> BuildPlan:
     """Plan `n` rows of the demo model, no two of which are equal."""
-    samples = read_samples(demo.row_files())
+    samples, rng = read_samples(demo.row_files()), np.random.default_rng(0)
+    words = sorted({word for sample in samples for word in sample.prompt.split()})
     rows = [
-        replace(sample, id=f"{i}", prompt=f"{i}. {sample.prompt}")
+        replace(sample, id=f"{i}", prompt=f"{' '.join(rng.choice(words, 8))} {sample.prompt}")
         for i, sample in ((i, samples[i % len(samples)]) for i in range(n))
     ]
-    return plan_build(rows, BuildConfig(model=str(demo.model_path())))
+    plan = plan_build(rows, BuildConfig(model=str(demo.model_path())))
+    assert len({row.prompt for row in plan.rendered}) == n  # a row that repeats another is not run
+    return plan
 
 
 def main(argv: Sequence[str] | None = None) -> None:

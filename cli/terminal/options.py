@@ -101,9 +101,9 @@ def add_output(
         required=required,
         default=default,
         metavar=metavar,
-        type=str if bucket else _on_this_machine,
         help=help,
     )
+    command.set_defaults(output_in_bucket=bucket)
 
 
 def add_format(command: argparse.ArgumentParser) -> None:
@@ -186,14 +186,6 @@ def given_workers(args: argparse.Namespace) -> Workers | None:
 def names(text: str | None) -> tuple[str, ...] | None:
     """Split at the commas; None for None."""
     return None if text is None else tuple(text.split(","))
-
-
-def _on_this_machine(path: str) -> str:
-    if path.lower().startswith("s3:/"):
-        from actcache.store.storage.address import require_folder  # imports numpy
-
-        require_folder(path, "what this command writes")
-    return path
 
 
 def _given(what: str, text: str) -> str:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -48,7 +48,10 @@ class Deadly:
 
 def built(folder):
     """Two behaviors of the demo in 72 shards: two groups."""
-    samples = read_samples(demo.row_files("tidy", "thrifty"), limit=36)
+    samples = [
+        replace(sample, split=("train", "train", "validation", "test")[i // 2 % 4])
+        for i, sample in enumerate(read_samples(demo.row_files("tidy", "thrifty"), limit=36))
+    ]
     config = BuildConfig(model=str(demo.model_path()), batch_tokens=300)
     return run_build(plan_build(samples, config), folder / "s.zarr", shard_rows=1)
 
@@ -118,10 +121,10 @@ def compare_sweeps(store, folder, units):
     alone = tree(folder / "alone.zarr")
     assert tree(folder / "other.zarr")[array] != alone[array]  # batching shows
     deadly.alive.unlink()
-    run(out=folder / "s.zarr", batch_tokens=600, map_units=units, shared=True)
+    run(out=folder / "swept.zarr", batch_tokens=600, map_units=units, shared=True)
     assert deadly.alive.exists()  # somebody died
-    assert tree(folder / "s.zarr") == alone
-    assert not (folder / "s.zarr.partial.receipts").exists()
+    assert tree(folder / "swept.zarr") == alone
+    assert not (folder / "swept.zarr.partial.receipts").exists()
 
 
 def the_command_line_analyzes_on_a_cluster(session, folder):

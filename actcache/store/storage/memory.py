@@ -74,12 +74,14 @@ class MemoryStorage(Storage):
 
     def put_if_absent(self, name: str, parts: Parts) -> str | None:
         """Write an object unless the name is taken."""
-        raw = b"".join(bytes(part) for part in parts)
-        return self.etag(name) if self.objects.setdefault(name, raw) is raw else None
+        if name in self.objects:
+            return None
+        self.write(name, parts)
+        return self.etag(name)
 
     def remove(self, name: str) -> None:
-        """Remove an object, or all of a folder."""
-        folder = name.rstrip("/") + "/"
+        """Remove an object, or all of a folder; all there is, if the name is empty."""
+        folder = f"{name.rstrip('/')}/" if name else ""
         for removed in [n for n in self.objects if n == name or n.startswith(folder)]:
             del self.objects[removed]
 

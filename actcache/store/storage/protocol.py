@@ -121,7 +121,10 @@ class Storage(Protocol):
         """
 
     def remove(self, name: str) -> None:
-        """Remove an object or a folder with all that is in it, durably, if it is there."""
+        """Remove an object or a folder with all that is in it, durably, if it is there.
+
+        An empty name stands for everything.
+        """
 
     def lock(self) -> Callable[[], None]:
         """Become the only writer, at once or never; returns what releases the lock.
