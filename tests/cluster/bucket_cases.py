@@ -425,7 +425,7 @@ class Outcomes(dict[str, str]):
                 try:
                     case(build, *given)
                     self[case.__name__] = ""
-                except Exception:
+                except (Exception, pytest.fail.Exception):
                     self[case.__name__] = traceback.format_exc()
                 self[f"seconds of {case.__name__}"] = f"{time.monotonic() - start:.1f}"
 
