@@ -1,18 +1,30 @@
 """Whether a store can be written where it is to be, asked before rows are read."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from actcache.errors import ActcacheError
-from actcache.store.partial import LocalDestination, destination_of
+from actcache.store.contents import require_same_config
+from actcache.store.partial import Destination, LocalDestination, begun_root, destination_of
 from actcache.store.storage.address import bucket_address
 
 
-def require_place(path: str | Path, *, resume: bool, overwrite: bool) -> None:
+def require_place(
+    path: str | Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    config: Mapping[str, Any] | None = None,
+) -> None:
     """Refuse a path that is taken, inside a store, or in a folder that cannot be written.
+
+    With `config`, the settings as JSON, also refuse to resume what was begun with others.
 
     Raises:
         StoreExistsError: something lies there that this run may not replace.
+        MismatchError: the interrupted store there has other settings: names the first.
         ActcacheError: the folder is none, or is not writable; or the bucket cannot be written, or
             lets a second writer replace an object.
     """
@@ -23,6 +35,8 @@ def require_place(path: str | Path, *, resume: bool, overwrite: bool) -> None:
         require_create_only(destination.storage)
     if not resume:
         destination.require_new(overwrite=overwrite)
+    elif config is not None:
+        _require_resumable(destination, config)
     if not isinstance(destination, LocalDestination):
         return
     folder = destination.path.parent
@@ -34,3 +48,13 @@ def require_place(path: str | Path, *, resume: bool, overwrite: bool) -> None:
             f"'{path}' cannot be created: '{folder}' {problem}. Choose a folder with room, that "
             "you may write to."
         )
+
+
+def _require_resumable(destination: Destination, config: Mapping[str, Any]) -> None:
+    """Refuse early what `Writer.resume` would refuse when the model is loaded."""
+    storage = destination.storage
+    root = begun_root(storage) if destination.begun() else None
+    if root is None or root.complete:
+        destination.require_free(overwrite=False)
+    if root is not None:
+        require_same_config(config, storage, root)

@@ -76,7 +76,7 @@ def run_build(
     """
     config = plan.config
     # Everything that can fail without the model comes before it is loaded.
-    require_place(path, resume=resume, overwrite=overwrite)
+    require_place(path, resume=resume, overwrite=overwrite, config=config.recorded())
     require_room(path, plan.n_bytes)
     reused_stores = [open_source(store) for store in reuse]
     require_storable(plan, shard_rows=shard_rows, reused=[store.digest for store in reused_stores])

@@ -37,6 +37,7 @@ from actcache.store.partial import require_room
 from actcache.store.receipts import Receipt, Receipts, write_shard
 from actcache.store.shard_maps import ShardMaps
 from actcache.store.storage.atomic import os_errors_explained
+from actcache.store.storage.protocol import Storage
 from actcache.store.store import Store, open_store
 from actcache.store.writer import Writer
 
@@ -66,7 +67,7 @@ def run_with_workers(
         ActcacheError: as `run_build`; or the cluster cannot be used; or a worker that started has
             another model, dtype, device or version than the first one.
     """
-    require_place(path, resume=resume, overwrite=overwrite)
+    require_place(path, resume=resume, overwrite=overwrite, config=plan.config.recorded())
     require_room(path, plan.n_bytes)
     require_storable(plan, reused=[open_source(store).digest for store in reuse])
     with (
@@ -86,7 +87,7 @@ def run_with_workers(
 
 def run_in_pool(
     plan: BuildPlan,
-    path: str | Path,
+    path: str | Path | Storage,
     pool: Pool,
     *,
     resume: bool = False,
@@ -98,7 +99,7 @@ def run_in_pool(
 ) -> Store:
     """Build a store in a pool whose workers have loaded the model of the plan with `LoadModel`.
 
-    Arguments as `run_build`.
+    Arguments as `run_build`; `path` may be a storage, which is pickled to the workers.
     """
     with progress.steps("build", plan.n) as advance:
         facts, check = pool.ask(
@@ -209,7 +210,7 @@ class _WriteRun:
 class _Certify:
     """Runs a few rows again, and compares them with the store."""
 
-    path: str | Path
+    path: str | Path | Storage
     rows: Mapping[int, Rendered]
     reading: Mapping[str, Any]
 

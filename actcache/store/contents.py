@@ -33,6 +33,7 @@ from actcache.store.schema import (
     coordinates,
 )
 from actcache.store.schema import shard_rows as choose_shard_rows
+from actcache.store.storage.protocol import Storage
 
 SWEPT = "swept"
 """Column of a sweep, bool `[n, array]`, arrays in the order of their names: which rows each has. In
@@ -154,10 +155,7 @@ def require_same_store(
     contents: EncodedContents, layout: Layout, *, shard_rows: int | None
 ) -> None:
     """Compare what a build is about to write with what the store was begun with."""
-    what, remedy = (
-        f"this build and '{layout.storage.location}', which it was to continue,",
-        "Use the settings, data and model it was begun with, or begin anew with --overwrite.",
-    )
+    what, remedy = _continuing(layout.storage)
     require_same(_summary(contents), _summary(layout), what=what, remedy=remedy)
     for name, column in contents.columns.items():
         file = column_name(column)
@@ -171,6 +169,20 @@ def require_same_store(
     if shard_rows is not None:
         stored = {"shard_rows": layout.root.shard_rows}
         require_same({"shard_rows": shard_rows}, stored, what=what, remedy=remedy)
+
+
+def require_same_config(config: Mapping[str, Any], storage: Storage, root: Root) -> None:
+    """Compare the settings alone: they are known before a model is loaded."""
+    what, remedy = _continuing(storage)
+    require_same({"config": _as_json(config)}, {"config": root.config}, what=what, remedy=remedy)
+
+
+def _continuing(storage: Storage) -> tuple[str, str]:
+    """What is compared, and what to do where it differs."""
+    return (
+        f"this build and '{storage.location}', which it was to continue,",
+        "Use the settings, data and model it was begun with, or begin anew with --overwrite.",
+    )
 
 
 def _summary(store: EncodedContents | Layout) -> dict[str, Any]:

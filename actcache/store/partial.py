@@ -14,7 +14,7 @@ from pathlib import Path
 
 from actcache.errors import ActcacheError, FormatError, StoreExistsError
 from actcache.store.contents import EncodedContents
-from actcache.store.documents import encode, root_document
+from actcache.store.documents import decode, encode, parse_root, root_document
 from actcache.store.encoding import shard_bytes
 from actcache.store.layout import (
     PARTIAL,
@@ -25,7 +25,7 @@ from actcache.store.layout import (
     record_name,
     shard_name,
 )
-from actcache.store.schema import COMMITS
+from actcache.store.schema import COMMITS, DOCUMENT_LIMIT, Root
 from actcache.store.storage.address import bucket_address, storage_at
 from actcache.store.storage.atomic import TEMPORARY, remove, sync_path
 from actcache.store.storage.local import LocalStorage
@@ -180,6 +180,14 @@ def is_begun(storage: Storage) -> bool:
         return False
     mark = storage.read(OVERWRITE_MARK) if storage.exists(OVERWRITE_MARK) else b""
     return mark in (b"", _digest(storage.read(record_name(0))))
+
+
+def begun_root(storage: Storage) -> Root | None:
+    """The group's document of the store that can be continued there; None if there is none."""
+    if not is_begun(storage):
+        return None
+    where = storage.where(ROOT)
+    return parse_root(decode(storage.read(ROOT, at_most=DOCUMENT_LIMIT), where), where)
 
 
 def unsealed(layout: Layout) -> Layout:

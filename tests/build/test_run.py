@@ -139,8 +139,12 @@ def test_resume_refuses_other_settings_and_names_the_field(
 ):
     interrupted(samples, config, tmp_path / "s.zarr")
 
+    def never():
+        raise AssertionError("the model was loaded")
+
+    plan = plan_build(samples, replace(config, **change))
     with pytest.raises(MismatchError, match=field):
-        run_build(plan_build(samples, replace(config, **change)), tmp_path / "s.zarr", resume=True)
+        run_build(plan, tmp_path / "s.zarr", resume=True, model=never)
 
 
 def test_resume_refuses_other_weights_and_other_data(samples, config, tmp_path):

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +35,7 @@ from tests.cluster.faults import (
     REPEATS,
     RUN_ROWS,
     SHARD_ROWS,
+    SIZES,
     Folder,
     LoadFaulty,
     LoadOtherDtype,
@@ -46,7 +46,6 @@ from tests.support.cluster import tree
 from tests.support.processes import ROOT
 from tests.support.seaweedfs import BUCKET, SeaweedFS, weed
 
-SIZES: dict[str, Any] = {"shard_rows": SHARD_ROWS, "run_rows": RUN_ROWS}
 SLOW_SECONDS = 6.0  # longer than a run takes on a busy machine, or it gets a twin as well
 Case = Callable[..., None]
 

@@ -5,6 +5,9 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from actcache import demo
 from actcache.build.config import BuildConfig
@@ -15,6 +18,7 @@ from actcache.data.formats import read_samples
 from actcache.engine.self_check import rows_to_check
 
 SHARD_ROWS, RUN_ROWS = 8, 24
+SIZES: dict[str, Any] = {"shard_rows": SHARD_ROWS, "run_rows": RUN_ROWS}
 REPEATS = {20: 3, 30: 2, 31: 26, 50: 7, 51: 49, 75: 29, 80: 52}
 """Rows of the plan, and the earlier ones that they repeat."""
 
@@ -38,7 +42,7 @@ class Folder:
         self.path.mkdir(exist_ok=True)
 
     def order(self, fault):
-        """Let a worker have a fault, kill or hang, when it is within a run."""
+        """Let a worker have a fault (kill, hang, oom) when it is within a run."""
         (self.path / "fault").write_text(fault)
 
     def take(self):
@@ -89,6 +93,8 @@ class LoadFaulty:
             fault = folder.take() if len(rows) > 2 else ""  # two are the check before the build
             if fault == "kill":
                 os.kill(os.getpid(), 9)
+            if fault == "oom":
+                raise torch.OutOfMemoryError
             while fault == "hang" and not (folder.path / "healed").exists():
                 time.sleep(0.1)
             if (folder.path / "slow").exists():

@@ -21,6 +21,7 @@ class AnswerProxy:
         cut: numbers of the PUTs, from 0, whose answer is cut: the client's connection is reset
             once the first bytes of the answer are there, so the server has done what was asked.
         before_cut: called before an answer is cut.
+        in_put: called with the path of each PUT whose head the server has and whose body it has not.
         without: a header that the server never sees, as if it did not know it.
     """
 
@@ -30,9 +31,10 @@ class AnswerProxy:
         *,
         cut: Collection[int] = (),
         before_cut=lambda: None,
+        in_put=lambda _path: None,
         without: str | None = None,
     ):
-        self.cut = cut
+        self.cut, self.in_put = cut, in_put
         self.requests: list[str] = []
         """Method and path of every request, in order of arrival."""
         self._without = re.compile(rf"\r\n{without}:[^\r]*".encode(), re.IGNORECASE)
@@ -92,6 +94,8 @@ class AnswerProxy:
                 head, _, buffer = buffer.partition(b"\r\n\r\n")
                 requests.append(self._number(head))
                 server.sendall(self._without.sub(b"", head) + b"\r\n\r\n")
+                if requests[-1] is not None:
+                    self.in_put(head.split()[1].decode())
                 length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
                 left = int(length[1]) if length else 0
                 while left:

@@ -1,0 +1,86 @@
+"""Coordinators of builds into a bucket, in processes of their own, which end at a given write."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from actcache.build.workers import run_in_pool
+from actcache.cluster.pool import Pool
+from actcache.cluster.session import Workers, connect
+from actcache.errors import ActcacheError
+from actcache.store.storage.s3 import S3Storage
+from tests.cluster.faults import SIZES, LoadFaulty, demo_plan
+
+CODE = "import sys; from tests.cluster.bucket_faults import coordinate; coordinate(*sys.argv[1:])"
+
+
+class MortalStorage(S3Storage):
+    """Kills the process that made it when that one is about to write a certain object."""
+
+    def __init__(self, address, last):
+        super().__init__(address)
+        self._last = last
+        self._process = os.getpid()
+
+    def put_if_absent(self, name, parts):
+        self._die_before(name)
+        return super().put_if_absent(name, parts)
+
+    def write(self, name, parts):
+        self._die_before(name)
+        super().write(name, parts)
+
+    def _die_before(self, name):
+        if name == self._last and os.getpid() == self._process:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def coordinate(address, orders, cluster, n_workers, last, together):
+    """Build as a command with --resume does; what users would read goes to stderr.
+
+    With a folder in `together`, begin when a second coordinator is ready as well.
+    """
+    plan = demo_plan()
+    try:
+        with (
+            connect(Workers(n=int(n_workers), address=cluster or None)) as session,
+            Pool(session, LoadFaulty(plan.config, orders)) as pool,
+        ):
+            if together:
+                pool.ask(_ready)
+                Meet(together)()
+            run_in_pool(plan, MortalStorage(address, last), pool, resume=True, **SIZES)
+    except ActcacheError as error:
+        sys.exit(f"actcache: {error}")
+
+
+def start_coordinator(address, orders, *, cluster="", n_workers=2, last="", together=""):
+    """Start `coordinate` in a process and a session of its own."""
+    given = (address, orders, cluster, n_workers, last, together)
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", CODE, *map(str, given)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@dataclass(frozen=True)
+class Meet:
+    """Go on when two are there."""
+
+    folder: str
+
+    def __call__(self, _worker=None):
+        (Path(self.folder) / str(os.getpid())).touch()
+        while len(list(Path(self.folder).iterdir())) < 2:
+            time.sleep(0.02)
+
+
+def _ready(_worker):
+    """Wait, as a task, until a worker has loaded."""
