@@ -43,6 +43,12 @@ def bucket(seaweedfs, monkeypatch):
     return f"s3://{BUCKET}/{secrets.token_hex(8)}"
 
 
+@pytest.fixture
+def no_report(monkeypatch):
+    """Analyses leave report.html and the pictures out: they take half of a tiny analysis."""
+    monkeypatch.setattr("actcache.analysis.pipeline.write_results_report", lambda *_, **__: [])
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Begin with the files that have long tests: one that comes last leaves all other cores idle."""

@@ -158,6 +158,7 @@ def test_a_flipped_byte_stops_analyze_and_names_shard_and_rows(store, tmp_path, 
     assert main([*command, "--no-check"]) == 0
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_damaged_sweep_is_not_read(store, tmp_path):
     results = analysis.analyze(store, tmp_path / "out", **SWEEP)
     shard = results.path / "sweep.zarr" / "difference_of_means" / "propensity" / "c.0.0.0"

@@ -32,7 +32,8 @@ def script_consistency(text, scripts):
             continue
         n += 1
         first = unicodedata.normalize("NFKC", character)[0]
-        if unicodedata.name(first).split(" ")[0] in scripts:
+        # Python has no name for some letters: Tangut's, for example.
+        if unicodedata.name(first, "NONE").split(" ")[0] in scripts:
             n_expected += 1
     return None if n == 0 else n_expected / n
 

@@ -91,15 +91,21 @@ def test_an_interrupted_series_goes_on_at_its_concept_and_equals_one_store(model
     assert whole.design == summary.design == "same"
 
 
-def test_residuals_are_kept_on_request(model, tmp_path):
-    series(model, tmp_path / "out", concepts=("7",), keep=True)
-    assert [path.name for path in (tmp_path / "out" / "stores").iterdir()] == ["7.zarr"]
+@pytest.fixture(scope="module")
+def kept(model, tmp_path_factory):
+    """The folder of a series of one concept whose residuals were asked for."""
+    out = tmp_path_factory.mktemp("kept") / "out"
+    series(model, out, concepts=("7",), keep=True)
+    return out
 
 
-def test_a_series_of_other_settings_is_not_gone_on_with(model, tmp_path):
-    series(model, tmp_path / "out", concepts=("7",))
+def test_residuals_are_kept_on_request(kept):
+    assert [path.name for path in (kept / "stores").iterdir()] == ["7.zarr"]
+
+
+def test_a_series_of_other_settings_is_not_gone_on_with(model, kept, tmp_path):
     with pytest.raises(MismatchError, match="Choose another folder"):
-        series(model, tmp_path / "out", concepts=("8",))
+        series(model, kept, concepts=("8",), keep=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(ActcacheError, match="holds other files"):

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actcache.analysis.generation import metrics
@@ -22,6 +22,7 @@ TEXTS = st.one_of(
 
 
 @given(text=TEXTS)
+@example("a 𗀀")  # U+17000 has no name
 def test_metrics_equal_plain_loops(text):
     assert metrics.repetition(text) == pytest.approx(reference.repetition(text))
     assert metrics.compression(text) == reference.compression(text)

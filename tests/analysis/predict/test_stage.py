@@ -176,6 +176,7 @@ def test_one_sweep_gives_what_two_sweeps_of_all_rows_gave(store, model, done, tm
             assert np.isnan(now[~read]).all()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_tables_are_those_of_a_sweep_of_all_rows(store, model, done, tmp_path):
     out, summary = done
     config = replace(CONFIG, all_rows=True)
@@ -256,6 +257,7 @@ def test_the_fixed_layer_of_learned_vectors_is_chosen_by_the_samples_own_differe
             assert sets["l2s_without_letter"].fixed_layer[behavior] == best
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_second_run_trains_nothing_and_needs_no_model(store, done, monkeypatch):
     out, summary = done
 
@@ -268,6 +270,7 @@ def test_a_second_run_trains_nothing_and_needs_no_model(store, done, monkeypatch
     assert again.summary == summary
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_device_reaches_all_that_is_trained_and_is_no_setting(
     store, model, done, tmp_path, monkeypatch
 ):
@@ -346,6 +349,7 @@ def test_the_terminals_table_is_the_first_one_without_comparisons(done):
     assert not {"CAA, third", "CAA, random layer"} & rows
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_command_shows_findings_numbers_and_where_the_rest_is(store, tmp_path, capsys):
     flags = ["--draws", "50", "--seeds", "2", "--top", "1", "--vectors", "caa", "--json"]
     assert main(["analyze", str(store.path), "-o", str(tmp_path / "out"), *flags]) == 0

@@ -82,6 +82,7 @@ def test_a_longer_copy_of_the_difference_of_means_has_its_slopes_at_one_norm(sto
         np.testing.assert_array_equal(arrays["noise/slope"], sweep.slopes("noise"))
 
 
+@pytest.mark.usefixtures("no_report")
 def test_raw_directions_are_as_long_as_they_are(store, file, tmp_path):
     results = analyze(store, tmp_path / "out", directions=(f"{file}:copy",), norm="raw", **SETTINGS)
 
@@ -101,6 +102,7 @@ def test_other_methods_are_left_and_swept(store, tmp_path):
     assert compared_of(results).sets.keys() == {"difference_of_means", "ridge", "random"}
 
 
+@pytest.mark.usefixtures("no_report")
 def test_residual_norm_holds_for_the_difference_of_means_too(store, file, tmp_path):
     results = analyze(
         store, tmp_path / "out", directions=(f"{file}:copy",), norm="residual", **SETTINGS
@@ -131,6 +133,7 @@ def test_intervals_resample_behaviors_too():
     assert narrow.high - narrow.low < 0.05
 
 
+@pytest.mark.usefixtures("no_report")
 def test_other_directions_can_be_steered_with_and_exported(store, tmp_path):
     out = tmp_path / "out"
     results = analyze(store, out, methods=("mean", "ridge"), **SETTINGS)
