@@ -29,6 +29,12 @@ MAX_GRID = 1000
 MAX_MULTIPLIER = 1_000_000
 """Of either sign. Nothing of the residual is left long before, and float32 overflows after."""
 
+SERIES_OF_BUILD = ("template", "dtype", "device", "batch_tokens", "trust_remote_code")
+"""Settings of build that `actcache concepts` takes, beside the model and positions."""
+
+SERIES_OF_ANALYSIS = ("methods", "shuffles", "draws")
+"""The same of analyze."""
+
 
 @no_type_check  # users' words: `check_words` refuses them, also under a type checker
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The files that people look at: report.html and the pictures, of a results folder or of texts.
+"""The files that people look at: report.html and pictures, of results, of texts, of concepts.
 
 They are made from the folder alone: its summary, its arrays and the shortened prompts in
 samples.json. So they can be made again without store, model and torch.
@@ -6,19 +6,19 @@ samples.json. So they can be made again without store, model and torch.
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from actcache.analysis.concepts.summary import FILE as CONCEPTS
-from actcache.analysis.concepts.summary import ConceptSummary
-from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.concepts.summary import ConceptSummary, is_series, read_series
+from actcache.analysis.config import SERIES_OF_ANALYSIS, SERIES_OF_BUILD, AnalyzeConfig
 from actcache.analysis.files import DocumentError, typed, write_aside, write_json, write_text
 from actcache.analysis.generation.folder import is_generations, open_generations
 from actcache.analysis.generation.report_files import write_generation_report
@@ -29,6 +29,7 @@ from actcache.analysis.results import REPORT, SAMPLES, Results, open_results
 from actcache.analysis.summary import Summary
 from actcache.build.config import BuildConfig
 from actcache.conventions import NO_PRESET, SWEEP_FIELDS
+from actcache.data.concepts import ConceptSettings
 from actcache.errors import ActcacheError, FormatError, MismatchError
 from actcache.store.store import Store
 
@@ -93,19 +94,19 @@ def write_samples(out: Path, store: Store) -> None:
 
 
 def write_report(folder: str | Path, *, formats: Sequence[str] = ("png",)) -> list[Path]:
-    """Write report.html and the pictures of what `analyze` or `steer` left in a folder.
+    """Write report.html and the pictures of what `analyze`, `steer` or a series left.
 
     Reads the folder alone: no store, no model, no torch. The same folder gives the same bytes.
 
     Args:
-        folder: OUT of analyze, or GEN of steer.
+        folder: OUT of analyze or of a series of concepts, or GEN of steer.
         formats: of the pictures: png, svg, pdf; several for several files each.
 
     Returns:
         The files that were written, report.html first.
 
     Raises:
-        StoreNotFoundError: the folder holds neither.
+        StoreNotFoundError: the folder holds none of them, or a series that was interrupted.
         FormatError: what it holds is damaged, or does not fit together.
         ActcacheError: a format is not known.
     """
@@ -114,6 +115,8 @@ def write_report(folder: str | Path, *, formats: Sequence[str] = ("png",)) -> li
     with _misfits_explained(path):
         if is_generations(path):
             return write_generation_report(open_generations(path), formats=formats)
+        if is_series(path):
+            return write_series_report(path, formats=formats)
         return write_results_report(open_results(path), formats=formats)
 
 
@@ -146,11 +149,37 @@ def write_results_report(results: Results, *, formats: Sequence[str] = ("png",))
         again=f"actcache report {shlex.quote(str(out))}",
     )
     write_text(out / REPORT, page)
-    written = [out / REPORT]
-    drawn = pictures(summary, out)
-    if concepts is not None and concepts.concepts:
-        drawn["concepts.png"] = partial(plot_masses, summary=concepts)
-    for name, draw in drawn.items():
+    drawn = {**pictures(summary, out), **_concept_pictures(concepts)}
+    return [out / REPORT, *_draw(out, drawn, formats)]
+
+
+def write_series_report(out: Path, *, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Write report.html and the picture of a series of concepts."""
+    from actcache.analysis.report.html.series_page import series_page
+
+    settings, summary = read_series(out)
+    page = series_page(
+        summary,
+        settings=settings,
+        commands=[_series_command(settings, out)],
+        again=f"actcache report {shlex.quote(str(out))}",
+    )
+    write_text(out / REPORT, page)
+    return [out / REPORT, *_draw(out, _concept_pictures(summary), formats)]
+
+
+def _concept_pictures(concepts: ConceptSummary | None) -> dict[str, Callable[[Path], None]]:
+    if concepts is None or not concepts.concepts:
+        return {}
+    return {"concepts.png": partial(plot_masses, summary=concepts)}
+
+
+def _draw(
+    out: Path, pictures: Mapping[str, Callable[[Path], None]], formats: Sequence[str]
+) -> list[Path]:
+    """Draw each picture in each format."""
+    written = []
+    for name, draw in pictures.items():
         for form in formats:
             path = (out / name).with_suffix(f".{form}")
             write_aside(path, draw)
@@ -237,6 +266,30 @@ def _commands(summary: Summary, out: Path) -> list[str]:
         return [analyze]
     build = ["build", "DATA", "-o", shlex.quote(store.path)]
     return [command_line(build, BuildConfig, store.build, keep=("model",)), analyze]
+
+
+def _series_command(settings: Mapping[str, Any], out: Path) -> str:
+    """The command line that repeats a series of concepts."""
+    from actcache.analysis.report.html.facts import command_line, setting_words
+
+    rows, build = settings["rows"], settings["build"]
+    pools = ["STATEMENTS.txt"]
+    if len(rows["pools"]) > 1:
+        pools = [f"STATEMENTS_{number}.txt" for number in range(1, len(rows["pools"]) + 1)]
+    of_rows = setting_words(ConceptSettings, rows["settings"], keep=("prefix",))
+    words = ["concepts", "CONCEPTS.txt", "--statements", *pools, *of_rows]
+    # The command declares positions with another default than build.
+    words += setting_words(
+        BuildConfig,
+        _of(build, ("model", "positions", *SERIES_OF_BUILD)),
+        keep=("model", "positions"),
+    )
+    words += ["-o", shlex.quote(str(out))]
+    return command_line(words, AnalyzeConfig, _of(settings, SERIES_OF_ANALYSIS))
+
+
+def _of(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: settings[name] for name in names if name in settings}
 
 
 def _read_texts(path: Path) -> SampleTexts:

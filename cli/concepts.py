@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.config import SERIES_OF_ANALYSIS, SERIES_OF_BUILD, AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.cli.terminal import console
 from actcache.cli.terminal.options import (
@@ -53,12 +53,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="tokens that are compared, as of build (default: %(default)s)",
     )
-    add_settings_of(group, BuildConfig, *_OF_BUILD)
-    add_settings_of(group, AnalyzeConfig, *_OF_ANALYSIS)
-
-
-_OF_BUILD = ("template", "dtype", "device", "batch_tokens", "trust_remote_code")
-_OF_ANALYSIS = ("methods", "shuffles", "draws")
+    add_settings_of(group, BuildConfig, *SERIES_OF_BUILD)
+    add_settings_of(group, AnalyzeConfig, *SERIES_OF_ANALYSIS)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -91,19 +87,20 @@ def run(args: argparse.Namespace) -> None:
 
 def _fit(args: argparse.Namespace, rows: ConceptRows) -> None:
     """Build and fit every concept, and write the report."""
-    of_build = {name: getattr(args, name) for name in _OF_BUILD}
+    of_build = {name: getattr(args, name) for name in SERIES_OF_BUILD}
     build = BuildConfig(model=args.model, positions=names(args.positions) or (), **of_build)
     methods: Any = names(args.methods)  # the settings refuse unknown words
     config = AnalyzeConfig(methods=methods, shuffles=args.shuffles, draws=args.draws)
     choose_threads(width_of(build.model))
     from actcache.analysis.concepts.series import run_series
-    from actcache.analysis.files import write_aside, write_text
-    from actcache.analysis.report.concept_pages import concepts_page, plot_masses
+    from actcache.analysis.files import write_text
+    from actcache.analysis.report.concept_pages import concepts_page
+    from actcache.analysis.report_files import write_report
 
     out = Path(args.output)
     progress = console.Bars(quiet=args.json)
     summary = run_series(rows, out, build=build, config=config, keep=args.keep, progress=progress)
     write_text(out / "tables.md", concepts_page(summary))
-    write_aside(out / "concepts.png", lambda path: plot_masses(path, summary=summary))
-    facts = {"concepts": len(summary.concepts), "path": str(out), "report": "tables.md"}
+    write_report(out)
+    facts = {"concepts": len(summary.concepts), "path": str(out), "report": "report.html"}
     console.print_result(facts, as_json=args.json)

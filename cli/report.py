@@ -1,4 +1,4 @@
-"""Write report.html and the pictures again, from what analyze or steer left.
+"""Write report.html and the pictures again, from what analyze, steer or concepts left.
 
 Reads the folder alone: no store, no model, no torch. The page holds everything that it shows and
 opens from disk in any browser.
@@ -14,7 +14,7 @@ EXAMPLE = "actcache report results --format png,svg"
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare what the command takes."""
-    command.add_argument("path", metavar="OUT|GEN", help="what analyze or steer left")
+    command.add_argument("path", metavar="OUT|GEN", help="what analyze, steer or concepts left")
     add_format(command)
 
 

@@ -167,7 +167,7 @@ RULES = {
             ),
         )
     ),
-    "analysis": Rule(("analysis", "build", "cluster", "encoders", "engine", *STORE)),
+    "analysis": Rule(("analysis", "build", "cluster", "data", "encoders", "engine", *STORE)),
     "cli": Rule(EVERYTHING),
 }
 """By the dotted name after `actcache.`; the empty name is `actcache` itself. The longest name that

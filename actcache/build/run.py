@@ -84,7 +84,8 @@ def run_build(
         if not isinstance(model, LanguageModel):
             model = load_planned(config) if model is None else model()
         read = read or reader(config)
-        check = check_capture(model, plan.rendered, read=read, **plan.reading)
+        shares = plan.shares_beginnings
+        check = check_capture(model, plan.rendered, read=read, shares=shares, **plan.reading)
         contents, reused = plan_contents(
             plan,
             ModelFacts.of(model, config.sites),

@@ -26,7 +26,7 @@ from actcache.cluster.pool import Pool
 from actcache.cluster.session import Workers, connect
 from actcache.cluster.task import Loaded, Task
 from actcache.engine.model import LanguageModel
-from actcache.engine.self_check import CaptureFunction, check_capture, rows_to_check
+from actcache.engine.self_check import CaptureFunction, batches_to_check, check_batches
 from actcache.errors import ActcacheError
 from actcache.progress import SILENT, Progress
 from actcache.prompts.render import Rendered
@@ -103,7 +103,13 @@ def run_in_pool(
     """
     with progress.steps("build", plan.n) as advance:
         facts, check = pool.ask(
-            _Check(rows=rows_to_check(plan.rendered), sites=plan.config.sites, reading=plan.reading)
+            _Check(
+                batches=batches_to_check(
+                    plan.rendered, positions=plan.positions, shares=plan.shares_beginnings
+                ),
+                sites=plan.config.sites,
+                reading=plan.reading,
+            )
         )
         contents, reused = plan_contents(
             plan,
@@ -165,12 +171,12 @@ class LoadModel:
 class _Check:
     """Checks the capture on a few rows, and tells what the store says about the model."""
 
-    rows: Sequence[Rendered]
+    batches: Sequence[Sequence[Rendered]]
     sites: Sequence[str]
     reading: Mapping[str, Any]
 
     def __call__(self, worker: WorkerModel) -> tuple[ModelFacts, dict[str, Any]]:
-        check = check_capture(worker.model, self.rows, read=worker.read, **self.reading)
+        check = check_batches(worker.model, self.batches, read=worker.read, **self.reading)
         return ModelFacts.of(worker.model, self.sites), check
 
 

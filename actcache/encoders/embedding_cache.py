@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from actcache.encoders.paid_file import PaidFile, cache_folder
+from actcache.encoders.paid_file import PaidFile
 from actcache.errors import MismatchError
+from actcache.store.storage.user_cache import cache_folder
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS encoders (name TEXT PRIMARY KEY, dimension INTEGER NOT NULL);

@@ -3,7 +3,6 @@
 It holds digests of what was asked, no text of it and no key.
 """
 
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +15,6 @@ T = TypeVar("T", bound="PaidFile")
 
 _VERSION = 1
 _QUERY_SIZE = 500  # digests in one query; SQLite takes at least 999 values
-
-
-def cache_folder() -> Path:
-    """Return `$XDG_CACHE_HOME/actcache`, or the same in `~/.cache`."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "actcache"
 
 
 class PaidFile:

@@ -5,6 +5,7 @@ within a block are checked too: the outputs of attention and MLP must add up to 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from actcache.conventions import MASS_SITES
 from actcache.engine.model import LanguageModel
 from actcache.engine.reference import reference_values
 from actcache.engine.sites import find_taps
+from actcache.engine.tree_capture import capture_head
 from actcache.errors import ModelError
+from actcache.prompts.beginnings import find_beginnings, group_by_beginning
 from actcache.prompts.positions import of_samples
 from actcache.prompts.render import Rendered
 
@@ -29,6 +32,9 @@ FULL_PRECISION_BOUND = 1e-3
 HALF_PRECISION_BOUND = 0.1
 """The same in bfloat16 and float16, where each step rounds to 8 or 11 bits."""
 
+_WINDOW = 512
+"""Rows among which shared beginnings are looked for, as a build forms its batches."""
+
 
 def check_capture(
     model: LanguageModel,
@@ -38,10 +44,12 @@ def check_capture(
     positions: Sequence[str],
     sites: Sequence[str],
     answer: str,
+    shares: bool = True,
 ) -> dict[str, Any]:
-    """Capture the shortest and the middle row together, and compare with each row alone.
+    """Capture a few rows together, as a build would, and compare with each row alone.
 
-    `rows` are all rows of the build, or its `rows_to_check`; `read` is the function to check.
+    `rows` are all rows of the build, `read` is the function to check, `shares` whether it may run
+    what rows begin with once.
 
     Returns:
         `largest_relative_error`, of any value over the largest absolute value that was read at
@@ -50,35 +58,86 @@ def check_capture(
     Raises:
         ModelError: it is over the bound, or a site is not what its name says.
     """
-    bound = error_bound(model)
-    few = rows_to_check(rows)
-    check_sites(model, few[0], sites)
-    positions = of_samples(positions, paired=bool(few[0].positive))
+    shares = shares and model.can_share_beginnings
+    batches = batches_to_check(rows, positions=positions, shares=shares)
     reading: dict[str, Any] = {"positions": positions, "sites": sites, "answer": answer}
-    alone = [reference_values(model, row, **reading) for row in few]
-    captured = read(model, few, **reading)
+    return check_batches(model, batches, read=read, **reading)
+
+
+def check_batches(
+    model: LanguageModel,
+    batches: Sequence[Sequence[Rendered]],
+    *,
+    read: CaptureFunction,
+    positions: Sequence[str],
+    sites: Sequence[str],
+    answer: str,
+) -> dict[str, Any]:
+    """Check as `check_capture` does, on the `batches_to_check` of a build."""
+    bound = error_bound(model)
+    check_sites(model, batches[0][0], sites)
+    positions = of_samples(positions, paired=bool(batches[0][0].positive))
+    reading: dict[str, Any] = {"positions": positions, "sites": sites, "answer": answer}
     largest = 0.0
-    for site in sites:
-        for j, position in enumerate(positions):
-            for i, true_values in enumerate(alone):
-                true = true_values[site][:, j]
-                error = float(relative_error(site, captured[site][i, :, j], true).max())
-                # A residual that overflows is reported by the writer, with its row and layer.
-                if torch.isfinite(true).all() and not error <= bound:
-                    raise ModelError(
-                        f"on '{model.name}' ({model.hf.config.model_type}) the batched {site} at "
-                        f"'{position}' is off by {error:.2g} of its size from a plain forward "
-                        f"pass, expected at most {bound:g}: the engine does not handle this "
-                        "family or attention. Try --engine transformer-lens, or --dtype float32."
-                    )
-                largest = max(largest, error) if not np.isnan(error) else largest
+    for batch in batches:
+        alone = [reference_values(model, row, **reading) for row in batch]
+        captured = read(model, batch, **reading)
+        for site, (j, position), (i, true_values) in product(
+            sites, enumerate(positions), enumerate(alone)
+        ):
+            true = true_values[site][:, j]
+            error = float(relative_error(site, captured[site][i, :, j], true).max())
+            # A residual that overflows is reported by the writer, with its row and layer.
+            if torch.isfinite(true).all() and not error <= bound:
+                raise ModelError(
+                    f"on '{model.name}' ({model.hf.config.model_type}) the batched {site} at "
+                    f"'{position}' is off by {error:.2g} of its size from a plain forward "
+                    f"pass, expected at most {bound:g}: the engine does not handle this "
+                    "family or attention. Try --engine transformer-lens, or --dtype float32."
+                )
+            largest = max(largest, error) if not np.isnan(error) else largest
     return {"largest_relative_error": largest, "bound": bound}
 
 
-def rows_to_check(rows: Sequence[Rendered]) -> list[Rendered]:
-    """Pick the shortest and the middle row of a build."""
+def batches_to_check(
+    rows: Sequence[Rendered], *, positions: Sequence[str], shares: bool
+) -> list[list[Rendered]]:
+    """Pick a few rows of a build, in batches of each kind that it will run.
+
+    The shortest and the middle row together. If they begin with nothing in common and other rows
+    of the build do, those of them that are shortest too: their beginning is run once.
+
+    Args:
+        rows: all rows of the build.
+        positions: what is read; nothing is shared from the first token that is read.
+        shares: whether a pass may run a beginning once.
+    """
     order = np.argsort([row.length for row in rows], kind="stable")
-    return [rows[i] for i in dict.fromkeys((order[0], order[len(order) // 2]))]
+    few = [rows[i] for i in dict.fromkeys((order[0], order[len(order) // 2]))]
+    if not shares or _share(few, positions):
+        return [few]
+    alike = _rows_that_share(rows, positions)
+    return [few, alike] if alike else [few]
+
+
+def _share(rows: Sequence[Rendered], positions: Sequence[str]) -> bool:
+    """Whether a pass over these rows runs a beginning once."""
+    return find_beginnings([capture_head(row, positions=positions) for row in rows]).length > 0
+
+
+def _rows_that_share(rows: Sequence[Rendered], positions: Sequence[str]) -> list[Rendered]:
+    """Find as few rows as make a pass that shares a beginning; none where no rows do."""
+    distinct = list({(row.chain, row.positive, row.negative): row for row in rows}.values())
+    for start in range(0, len(distinct), _WINDOW):
+        window = distinct[start : start + _WINDOW]
+        groups = group_by_beginning([capture_head(row, positions=positions) for row in window])
+        if not groups:
+            continue
+        alike = sorted((window[i] for i in groups[0][0]), key=lambda row: row.length)
+        for n_rows in range(2, len(alike) + 1):
+            if _share(alike[:n_rows], positions):
+                return alike[:n_rows]
+    return []
 
 
 def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actcache.analysis.concepts.stage import fit_concepts
-from actcache.analysis.concepts.summary import FILE, ConceptSummary
+from actcache.analysis.concepts.summary import FILE, SERIES, ConceptSummary
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.files import plain, write_json, write_tensors, write_text
 from actcache.analysis.names import slugs
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from actcache.engine.model import LanguageModel
 
 SITES: Sequence[Site] = ("resid_post", ATTENTION, ATTENTION_CONTROL)
-SETTINGS = "series.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,7 @@ def _require_same_settings(series: _Series) -> None:
             "seed": series.config.seed,
         }
     )
-    path = series.out / SETTINGS
+    path = series.out / SERIES
     if not path.exists():
         if any(not entry.name.startswith(".") for entry in series.out.iterdir()):
             raise MismatchError(

@@ -3,13 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from actcache.analysis.files import typed, write_json
+from actcache.analysis.files import DocumentError, typed, write_json
 from actcache.analysis.stats.bootstrap import Interval
-from actcache.errors import FormatError
+from actcache.errors import FormatError, StoreNotFoundError
 
 FILE = "concepts.json"
+
+SERIES = "series.json"
+"""The settings of a series of concepts, in the folder that it writes."""
 
 ATTENDED = "attended"
 """The token of a direction set that is read, in each layer, where attention chose it."""
@@ -136,3 +139,35 @@ class ConceptSummary:
                 f"'{folder / FILE}' is not what analyze writes ({error}), expected the scores of "
                 "concepts. Run analyze with --stages concepts."
             ) from None
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder was written by a series of concepts, finished or not."""
+    return (folder / SERIES).is_file()
+
+
+def read_series(folder: Path) -> tuple[dict[str, Any], ConceptSummary]:
+    """Read the settings and the scores of a finished series.
+
+    Raises:
+        StoreNotFoundError: it was interrupted.
+        FormatError: a file is damaged.
+    """
+    if not (folder / FILE).is_file():
+        raise StoreNotFoundError(
+            f"'{folder}' has no {FILE}: its series of concepts was interrupted. Run the same "
+            "concepts command again: it goes on at the concept it was at."
+        )
+    path = folder / SERIES
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        parts = [settings[name] for name in ("rows", "build")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise DocumentError("expected rows and build")
+    except (OSError, ValueError, RecursionError, LookupError, TypeError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise FormatError(
+            f"'{path}' is not what concepts writes ({reason}), expected its settings. Run the "
+            "concepts command again with another -o."
+        ) from None
+    return settings, ConceptSummary.read(folder)

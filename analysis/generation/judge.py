@@ -21,9 +21,10 @@ from actcache.encoders.connection import (
     Wording,
     WrongAnswerError,
 )
-from actcache.encoders.paid_file import PaidFile, cache_folder
+from actcache.encoders.paid_file import PaidFile
 from actcache.errors import ActcacheError
 from actcache.progress import SILENT, Progress
+from actcache.store.storage.user_cache import cache_folder
 
 DEFAULT_TEMPLATE = """\
 Below is a question and an answer to it. How strongly does the answer show this trait: {behavior}?

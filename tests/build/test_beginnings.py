@@ -15,6 +15,8 @@ from actcache.engine.tree_capture import capture, tokens_run
 
 pytestmark = pytest.mark.model
 SYSTEMS = ("Answer as someone who is calm would.", "Answer as a bold man would do it.", None)
+CHECKS = 2
+"""Passes of the check before the build: one that shares no beginning, and one that does."""
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,7 @@ class CountedCapture:
         self._entered = 0
         values = capture(model, rows, positions=positions, sites=sites, answer=answer)
         longest = max(tokens_run(row, positions=positions, answer=answer) for row in rows)
-        if self.n_passes > 1:  # the first one is the check before the build
+        if self.n_passes > CHECKS:
             self.n_saved += len(rows) * longest - self._entered
         return values
 
@@ -58,7 +60,7 @@ def test_a_dry_run_counts_the_passes_and_tokens_that_run(plan, tmp_path):
 
     run_build(plan, tmp_path / "s.zarr", read=read)
 
-    assert facts["passes"] == read.n_passes - 1
+    assert facts["passes"] == read.n_passes - CHECKS
     assert facts["tokens shared"] == read.n_saved
     assert facts["tokens"] == sum(plan.costs)
     # 40 rows share the 38 to 40 tokens of two messages, in a few batches each.

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from actcache.build.plan import plan_build
 from actcache.build.workers import LoadModel
 from actcache.cluster.task import Loaded
 from actcache.data.formats import read_samples
-from actcache.engine.self_check import rows_to_check
+from actcache.engine.self_check import batches_to_check
 
 SHARD_ROWS, RUN_ROWS = 8, 24
 SIZES: dict[str, Any] = {"shard_rows": SHARD_ROWS, "run_rows": RUN_ROWS}
@@ -72,7 +73,8 @@ class Folder:
         for row in (row for line in lines for row in json.loads(line)):
             counts[numbers[str(row)]] += 1
         log.unlink(missing_ok=True)
-        for row in rows_to_check(plan.rendered):
+        checked = batches_to_check(plan.rendered, positions=plan.positions, shares=True)
+        for row in chain.from_iterable(checked):
             counts[numbers[str([list(row.prompt), list(row.positive)])]] -= 1
         return counts
 

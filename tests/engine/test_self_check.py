@@ -1,19 +1,23 @@
 """The checks before a build and a sweep: what they record, allow and stop."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from actcache.analysis.sweep import grid
 from actcache.analysis.sweep import run as sweep
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
+from actcache.engine import beginnings
 from actcache.engine.model import adopt_model, load_model
-from actcache.engine.self_check import check_capture, check_sites
+from actcache.engine.self_check import batches_to_check, check_capture, check_sites
 from actcache.engine.steered_scores import score_grid
-from actcache.engine.tree_capture import capture
+from actcache.engine.tree_capture import capture, capture_head
 from actcache.errors import ModelError
+from actcache.prompts.beginnings import find_beginnings
 from tests.support.tiny import make, marked_rows, rows_of_three_lengths
 
 pytestmark = pytest.mark.model
@@ -56,11 +60,47 @@ def test_a_wrong_capture_stops_the_build_before_it_begins(samples, config, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_in_what_rows_share_stops_the_build_before_it_begins(
+    samples, config, tmp_path, monkeypatch
+):
+    """The shortest and the middle row share nothing here; most of the others do."""
+    system = "Answer as someone who is calm and kind to everybody would."
+    rows = [replace(row, system=system if i % 3 else None) for i, row in enumerate(samples)]
+    plan = plan_build(rows, config)
+    few, alike = batches_to_check(plan.rendered, positions=plan.positions, shares=True)
+    assert [len(few), len(alike)] == [2, 2]
+    heads = [capture_head(row, positions=plan.positions) for row in alike]
+    assert find_beginnings(heads).n_saved > 10
+    join = beginnings._ContinuedLayer._join
+
+    def wrong(self, part, rows):
+        states = join(self, part, rows)
+        # The probe that decides whether a family can share has four tokens in common.
+        return states * 1.1 if part and self.get_seq_length() > 4 else states
+
+    monkeypatch.setattr(beginnings._ContinuedLayer, "_join", wrong)
+    with pytest.raises(ModelError, match=r"off by .* expected at most 0.001"):
+        run_build(plan, tmp_path / "s.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_share_nothing_are_checked_in_one_batch():
+    rows = rows_of_three_lengths()
+    batches = batches_to_check(rows, positions=["prompt"], shares=True)
+    assert [len(batch) for batch in batches] == [2]
+    assert batches == batches_to_check(rows, positions=["prompt"], shares=False)
+
+
+def test_rows_of_equal_tokens_are_not_a_shared_batch():
+    short, *_, long = sorted(rows_of_three_lengths(), key=lambda row: row.length)
+    assert len(batches_to_check([short, long, long, long], positions=["prompt"], shares=True)) == 1
+
+
 def test_a_wrong_sweep_stops_before_it_begins(store, config, tmp_path, monkeypatch):
     def wrong(*args, **settings):
         return score_grid(*args, **settings) * 1.01
 
-    monkeypatch.setattr(sweep, "score_grid", wrong)
+    monkeypatch.setattr(grid, "score_grid", wrong)
     values = np.random.default_rng(0).normal(size=(1, 4, 32)).astype(np.float32)
 
     with pytest.raises(ModelError, match=r"a steered cell is off by .* from two full passes"):

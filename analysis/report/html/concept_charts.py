@@ -1,8 +1,11 @@
-"""The chart of concepts, attention on the span by token and layer, and the rows behind it."""
+"""What report.html shows of concepts: attention on the span by token and layer, notes, tables."""
+
+from typing import Any
 
 import altair as alt
 
 from actcache.analysis.concepts.summary import ConceptScores, ConceptSummary
+from actcache.analysis.report.concept_pages import blind_notes, concept_notes, concept_tables
 from actcache.analysis.report.html.marks import BLUE, Spec, layer_axis, specification, table, tips
 from actcache.analysis.report.html.result_rows import Rows
 
@@ -32,6 +35,19 @@ def concept_rows(summary: ConceptSummary) -> Rows:
         for token, masses in scores.mass.items()
         for place, layer in enumerate(summary.layers)
     ]
+
+
+def concept_content(concepts: ConceptSummary) -> dict[str, Any]:
+    """Give the values that the template of the section takes."""
+    return {
+        "notes": concept_notes(concepts),
+        "left_out": concepts.left_out,
+        "blind": blind_notes(concepts),
+        "n": len(concepts.concepts),
+        "n_layers": len(concepts.layers),
+        "drawn": list(drawn_concepts(concepts)),
+        "tables": concept_tables(concepts),
+    }
 
 
 def concept_charts(summary: ConceptSummary) -> dict[str, Spec]:

@@ -53,7 +53,14 @@ def command_line(
         settings: value of each field.
         keep: fields whose flag is written in any case.
     """
-    words = ["actcache", *words]
+    return " ".join(["actcache", *words, *setting_words(config, settings, keep=keep)])
+
+
+def setting_words(
+    config: type, settings: Mapping[str, Any], *, keep: tuple[str, ...] = ()
+) -> list[str]:
+    """Write the flags of settings that are not the default; arguments as `command_line`."""
+    words = []
     for spec in settings_of(config):
         value = plain(settings.get(spec.name, spec.default))
         if value is None or (value == plain(spec.default) and spec.name not in keep):
@@ -64,7 +71,7 @@ def command_line(
             text = ",".join(map(_number, value)) if spec.many else _number(value)
             joint = "=" if text.startswith("-") else " "  # else argparse takes it for a flag
             words.append(f"{spec.flag}{joint}{shlex.quote(text)}")
-    return " ".join(words)
+    return words
 
 
 def _number(value: Any) -> str:

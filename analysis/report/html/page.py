@@ -8,12 +8,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from actcache.analysis.report.html.library import chart_library
 from actcache.analysis.report.html.marks import CONFIG, Spec
 
 TEMPLATES = Path(__file__).parent / "templates"
-
-_LIBRARY = "window.vegaEmbed = vegaEmbed;"
-"""What the script gives the page."""
 
 
 def render(
@@ -58,11 +56,8 @@ def _environment() -> Environment:
 
 @cache
 def _library() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script."""
-    import vl_convert
-
-    script: str = vl_convert.javascript_bundle(_LIBRARY)
-    return Markup(script.replace("</script", "<\\/script").replace("<!--", "<\\!--"))
+    """The charts' library, so that no text in it ends the element that it stands in."""
+    return Markup(chart_library().replace("</script", "<\\/script").replace("<!--", "<\\!--"))
 
 
 def _printable(value: Any) -> Any:

@@ -5,13 +5,12 @@ from typing import Any
 
 from actcache.analysis.concepts.summary import ConceptSummary
 from actcache.analysis.names import CAA, strategy_label
-from actcache.analysis.report.concept_pages import blind_notes, concept_notes, concept_tables
 from actcache.analysis.report.findings import findings
 from actcache.analysis.report.html.columns import columns
 from actcache.analysis.report.html.concept_charts import (
     concept_charts,
+    concept_content,
     concept_rows,
-    drawn_concepts,
 )
 from actcache.analysis.report.html.facts import flat_facts
 from actcache.analysis.report.html.page import render
@@ -76,7 +75,7 @@ def results_page(
         **_sample_content(summary, sample_data),
         **_predictor_content(summary, tables),
         **_label_content(summary),
-        "concepts": None if concepts is None else _concept_content(concepts),
+        "concepts": None if concepts is None else concept_content(concepts),
         **_setting_content(summary),
     }
     present = {
@@ -194,18 +193,6 @@ def _label_content(summary: Summary) -> dict[str, Any]:
         "classes": layers if summary.labels else {},
         "layer_tables": layer_tables(summary),
         "plane_tables": plane_tables(summary),
-    }
-
-
-def _concept_content(concepts: ConceptSummary) -> dict[str, Any]:
-    return {
-        "notes": concept_notes(concepts),
-        "left_out": concepts.left_out,
-        "blind": blind_notes(concepts),
-        "n": len(concepts.concepts),
-        "n_layers": len(concepts.layers),
-        "drawn": list(drawn_concepts(concepts)),
-        "tables": concept_tables(concepts),
     }
 
 

@@ -12,6 +12,7 @@ from actcache.analysis.concepts.summary import ConceptSummary
 from actcache.analysis.config import AnalyzeConfig
 from actcache.build.config import BuildConfig
 from actcache.build.pipeline import build_store
+from actcache.cli.main import main
 from actcache.conventions import ATTENTION, ATTENTION_CONTROL
 from actcache.data.concepts import ConceptRows, ConceptSettings
 from actcache.errors import ActcacheError, MismatchError
@@ -89,6 +90,24 @@ def test_an_interrupted_series_goes_on_at_its_concept_and_equals_one_store(model
             if key.endswith("attended"):
                 np.testing.assert_allclose(values, tensors[key], atol=1e-4)
     assert whole.design == summary.design == "same"
+
+
+def test_the_command_leaves_a_folder_that_report_opens(model, tmp_path):
+    (tmp_path / "concepts.txt").write_text("7\n")
+    (tmp_path / "statements.txt").write_text("\n".join(planted_statements()))
+    out = tmp_path / "out"
+    command = ["concepts", str(tmp_path / "concepts.txt"), "-o", str(out)]
+    command += ["--statements", str(tmp_path / "statements.txt"), "--prefix", "#{concept}"]
+    command += ["--model", str(model), "--positions", "template:4", "--draws", "50"]
+    assert main(command) == 0
+    page = (out / "report.html").read_bytes()
+    assert (out / "concepts.png").is_file()
+    assert "# Concepts" in (out / "tables.md").read_text(encoding="utf-8")
+
+    (out / "report.html").unlink()
+    assert main(["report", str(out), "--format", "svg"]) == 0
+    assert (out / "report.html").read_bytes() == page
+    assert (out / "concepts.svg").is_file()
 
 
 @pytest.fixture(scope="module")
