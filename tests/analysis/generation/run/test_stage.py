@@ -22,6 +22,7 @@ from actcache.analysis.generation.folder import Generations, open_generations
 from actcache.analysis.generation.run.finish import choices_kept
 from actcache.analysis.generation.run.source_plan import plan_generation
 from actcache.analysis.generation.run.summarize import summarize_texts
+from actcache.cli.main import main
 from actcache.engine.model import load_model
 from actcache.errors import StoreNotFoundError
 from actcache.progress import Silent
@@ -90,12 +91,14 @@ def test_the_random_control_has_the_norm_of_the_vector_and_changes_texts_too(gen
 def test_a_killed_run_is_resumed_to_the_lines_of_an_uninterrupted_one(
     steering_file, rows_file, tmp_path
 ):
-    flags = ["--data", str(rows_file), "--strength", "-2,-1,1,2", "--max-new", "6"]
+    flags = ["--data", str(rows_file), "--strength", "-2,2", "--max-new", "6"]
     flags += ["--temperature", "1", "--samples", "3", "--batch-tokens", "100", "--draws", "10"]
-    command = [sys.executable, "-m", "actcache", "steer", str(steering_file), *flags, "-o"]
+    command = ["steer", str(steering_file), *flags, "-o"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*command, str(whole)], cwd=ROOT, check=True, capture_output=True)
-    with subprocess.Popen([*command, str(killed)], cwd=ROOT, stderr=subprocess.PIPE) as process:
+    assert main([*command, str(whole)]) == 0
+    with subprocess.Popen(
+        [sys.executable, "-m", "actcache", *command, str(killed)], cwd=ROOT, stderr=subprocess.PIPE
+    ) as process:
         lines = killed / "generations.jsonl"
         while not lines.exists() or lines.stat().st_size < 5000:
             assert process.poll() is None, process.stderr
@@ -108,7 +111,7 @@ def test_a_killed_run_is_resumed_to_the_lines_of_an_uninterrupted_one(
     with lines.open("ab") as file:
         file.write(b'{"id": "torn')
 
-    subprocess.run([*command, str(killed), "--resume"], cwd=ROOT, check=True, capture_output=True)
+    assert main([*command, str(killed), "--resume"]) == 0
 
     assert [_facts(text) for text in Generations(killed).texts()] == [
         _facts(text) for text in Generations(whole).texts()
