@@ -31,11 +31,11 @@ from actcache.errors import (
 )
 from actcache.identity import IDENTITY, require_same
 from actcache.store.layout import partial_folder, record_name
-from actcache.store.partial import require_outside_stores
 from actcache.store.schema import DOCUMENT_LIMIT
 from actcache.store.storage.atomic import lock_folder, make_folder, os_errors_explained, remove
 from actcache.store.storage.local import LocalStorage
 from actcache.store.store import Store
+from actcache.store.writing.partial import require_outside_stores
 
 if TYPE_CHECKING:
     from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor

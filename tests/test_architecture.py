@@ -46,8 +46,11 @@ RULES = {
     "progress": Rule(("errors", "notebook")),
     "data": Rule(GROUND),
     "prompts": Rule(("data", *GROUND)),
-    "store": Rule(("store.storage", "store.copies", *GROUND), heavy=("torch_dataset",)),
+    "store": Rule(
+        ("store.storage", "store.writing", "store.copies", *GROUND), heavy=("torch_dataset",)
+    ),
     "store.storage": Rule(GROUND),
+    "store.writing": Rule(STORE),
     "store.copies": Rule(("data", *STORE)),
     "engine": Rule(("prompts", *GROUND), heavy=EVERYTHING),
     "cluster": Rule(GROUND),

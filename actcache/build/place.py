@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from actcache.errors import ActcacheError
-from actcache.store.contents import require_same_config
-from actcache.store.partial import Destination, LocalDestination, begun_root, destination_of
 from actcache.store.storage.address import bucket_address
+from actcache.store.writing.contents import require_same_config
+from actcache.store.writing.partial import Destination, LocalDestination, begun_root, destination_of
 
 
 def require_place(

@@ -12,9 +12,9 @@ from actcache.data.messages import history_text
 from actcache.data.samples import HISTORY, TEXT_COLUMNS, samples_digest
 from actcache.data.spans import CONTROL_SPAN, SPAN
 from actcache.prompts.render import PARTS
-from actcache.store.contents import StoreContents
 from actcache.store.documents import encode, root_document
 from actcache.store.schema import Ragged, RowArray
+from actcache.store.writing.contents import StoreContents
 
 if TYPE_CHECKING:  # both import torch
     from actcache.build.plan import BuildPlan

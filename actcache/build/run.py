@@ -28,12 +28,12 @@ from actcache.engine.model import LanguageModel, load_model
 from actcache.engine.self_check import CaptureFunction, check_capture
 from actcache.engine.tree_capture import capture
 from actcache.progress import SILENT, Progress
-from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import open_source
-from actcache.store.partial import require_room
 from actcache.store.schema import Dtype, RowArray
 from actcache.store.store import Store, open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.partial import require_room
+from actcache.store.writing.writer import Writer
 
 
 def run_build(

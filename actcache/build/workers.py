@@ -33,13 +33,13 @@ from actcache.prompts.render import Rendered
 from actcache.store.array import Residuals
 from actcache.store.copies.copy import open_source
 from actcache.store.layout import Layout, record_name
-from actcache.store.partial import require_room
-from actcache.store.receipts import Receipt, Receipts, write_shard
 from actcache.store.shard_maps import ShardMaps
 from actcache.store.storage.atomic import os_errors_explained
 from actcache.store.storage.protocol import Storage
 from actcache.store.store import Store, open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.partial import require_room
+from actcache.store.writing.receipts import Receipt, Receipts, write_shard
+from actcache.store.writing.writer import Writer
 
 
 def run_with_workers(

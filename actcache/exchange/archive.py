@@ -23,7 +23,6 @@ from jaxtyping import Shaped
 
 from actcache.errors import refuse
 from actcache.store.columns import empty_chunk, parse_left_out, read_column
-from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Fill
 from actcache.store.documents import (
     GROUP,
@@ -52,6 +51,7 @@ from actcache.store.schema import (
 from actcache.store.storage.atomic import atomic_path
 from actcache.store.storage.local import LocalStorage, require_backed
 from actcache.store.store import Store
+from actcache.store.writing.contents import ColumnValues, StoreContents
 
 KIND = "archive"
 

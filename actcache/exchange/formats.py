@@ -20,9 +20,9 @@ from actcache.exchange.steering import (
 from actcache.progress import SILENT, Progress
 from actcache.steering.steering import AnySteering, Steering
 from actcache.store.copies.fill import fill_store
-from actcache.store.partial import require_outside_stores
 from actcache.store.storage.address import require_folder
 from actcache.store.store import Store, open_store
+from actcache.store.writing.partial import require_outside_stores
 
 FORMATS = ("hdf5", "npz", "safetensors", "gguf", "easysteer", "archive")
 """What can be written."""

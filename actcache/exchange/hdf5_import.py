@@ -20,10 +20,10 @@ from actcache.errors import MismatchError
 from actcache.exchange.hdf5 import MARK
 from actcache.exchange.plain_hdf5 import PlainFile, is_text
 from actcache.store.columns import parse_left_out
-from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Fill
 from actcache.store.schema import LEFT_OUT, Dtype, Kind, Ragged, RowArray, shard_rows
 from actcache.store.store import Store
+from actcache.store.writing.contents import ColumnValues, StoreContents
 
 _STORED_AS = {"float32": ("float32",), "float16": ("float16",), "bfloat16": ("float32", "uint16")}
 _JSON = {"arrays": dict, "columns": list, "shards": dict, "config": dict, "provenance": dict}

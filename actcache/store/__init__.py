@@ -10,7 +10,6 @@ from actcache.lazy import attach
 if TYPE_CHECKING:
     from actcache.store.array import Residuals
     from actcache.store.columns import Columns
-    from actcache.store.contents import StoreContents
     from actcache.store.copies.copy import subset
     from actcache.store.copies.merge import Merged, merge
     from actcache.store.copies.selection import Selection
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
     from actcache.store.store import Store, open_store
     from actcache.store.torch_dataset import ResidualDataset
     from actcache.store.verify import Problem, verify
-    from actcache.store.writer import Writer
+    from actcache.store.writing.contents import StoreContents
+    from actcache.store.writing.writer import Writer
 
 __all__ = [
     "Columns",

@@ -18,9 +18,9 @@ from actcache.analysis.generation.summary import GenerationSummary
 from actcache.analysis.generation.texts import Configuration, GeneratedText
 from actcache.errors import ActcacheError, FormatError, StoreExistsError, StoreNotFoundError
 from actcache.identity import require_same
-from actcache.store.partial import require_outside_stores
 from actcache.store.storage.atomic import os_errors_explained, remove, sync_path
 from actcache.store.storage.local import LocalStorage
+from actcache.store.writing.partial import require_outside_stores
 
 TEXTS, CONFIGURATIONS, SUMMARY = "generations.jsonl", "configurations.json", "summary.json"
 TABLES, PICTURE, STEERING = "tables.md", "curve.png", "steering.safetensors"

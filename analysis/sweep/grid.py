@@ -23,9 +23,9 @@ from actcache.errors import ModelError
 from actcache.prompts.beginnings import group_by_beginning
 from actcache.prompts.render import Rendered
 from actcache.store.layout import Layout
-from actcache.store.receipts import Receipt, Receipts, write_shard
 from actcache.store.schema import RowArray
 from actcache.store.storage.atomic import os_errors_explained
+from actcache.store.writing.receipts import Receipt, Receipts, write_shard
 
 Result = TypeVar("Result")
 

@@ -14,8 +14,8 @@ from actcache.analysis.names import METHOD
 from actcache.analysis.stats.slopes import among, slopes
 from actcache.errors import MismatchError
 from actcache.notebook import facts_table
-from actcache.store.contents import SWEPT
 from actcache.store.store import Store, open_store
+from actcache.store.writing.contents import SWEPT
 
 _ARRAY = "/propensity"
 

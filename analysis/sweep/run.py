@@ -30,11 +30,11 @@ from actcache.engine.steered_scores import SteeringRule, can_move
 from actcache.errors import MismatchError
 from actcache.progress import AUTOMATIC, Progress
 from actcache.prompts.render import Rendered
-from actcache.store.contents import SWEPT, StoreContents
-from actcache.store.partial import require_room
 from actcache.store.schema import shard_rows
 from actcache.store.store import Store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import SWEPT, StoreContents
+from actcache.store.writing.partial import require_room
+from actcache.store.writing.writer import Writer
 
 
 def run_sweep(

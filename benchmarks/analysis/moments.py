@@ -16,10 +16,10 @@ from actcache.analysis.directions.difference_of_means import directions_of_momen
 from actcache.analysis.directions.shard_groups import BATCH_ROWS, store_moments
 from actcache.analysis.stats.float16 import to_float32
 from actcache.analysis.stats.moments import class_moments
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 

@@ -23,10 +23,10 @@ import numpy as np
 
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.progress import SILENT, Progress
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import Store, open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from benchmarks.support.one_stage import peak_resident
 from benchmarks.support.turns import arguments, report
 

@@ -28,7 +28,7 @@ from actcache.engine.self_check import check_capture
 from actcache.engine.tree_capture import capture
 from actcache.store.schema import shard_rows
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.writer import Writer
 from benchmarks.support.models import saved_gpt2, saved_rows
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 

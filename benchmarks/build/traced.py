@@ -14,7 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import actcache
-from actcache.store.writer import Writer
+from actcache.store.writing.writer import Writer
 from benchmarks.support.models import saved_gpt2, saved_rows
 from benchmarks.support.turns import arguments, report
 

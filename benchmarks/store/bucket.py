@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.storage import MemoryStorage, S3Storage, Storage
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 POSITIONS = ("positive", "negative")

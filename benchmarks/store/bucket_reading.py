@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from actcache.store.array import Residuals
-from actcache.store.contents import StoreContents
 from actcache.store.layout import shard_name
 from actcache.store.schema import RowArray
 from actcache.store.storage.protocol import Storage
 from actcache.store.storage.s3 import S3Storage
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 NAME = "resid_post/prompt"

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from actcache.analysis.directions.difference_of_means import pair_directions
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 
 DTYPES = ("bfloat16", "float16", "float32")

@@ -24,10 +24,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray, shard_rows
 from actcache.store.store import open_store, verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from benchmarks.store.formats import FORMATS, Format, Reader, synced
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 

@@ -33,7 +33,7 @@ def of_actcache(name: str, *modules: str) -> Any:
 
 def write(path: Path) -> None:
     """Write a store of one behavior, 100 MB in float16."""
-    writer_class = of_actcache("Writer", "actcache.store.writer", "actcache.writer")
+    writer_class = of_actcache("Writer", "actcache.store.writing.writer", "actcache.writer")
     row_array = of_actcache("RowArray", "actcache.store.schema", "actcache.schema")
     values = np.random.default_rng(0).normal(size=(LAYERS, 512, D_MODEL)).astype(np.float16)
     block = values.swapaxes(0, 1)
@@ -62,7 +62,7 @@ def write(path: Path) -> None:
         "provenance": {"data_sha256": "", "model": {"name": "none", "weights_sha256": ""}},
     }
     try:
-        store_contents = of_actcache("StoreContents", "actcache.store.contents")
+        store_contents = of_actcache("StoreContents", "actcache.store.writing.contents")
     except ImportError:  # a checkout from before there were any
         create = partial(writer_class.create, path, **contents)
     else:

@@ -125,7 +125,7 @@ def add_new_store(command: argparse.ArgumentParser, metavar: str) -> None:
 
 def note_ignored(args: argparse.Namespace) -> None:
     """Say on stderr which of `--resume` and `--overwrite` changes nothing."""
-    from actcache.store.partial import destination_of  # imports numpy
+    from actcache.store.writing.partial import destination_of  # imports numpy
 
     if args.resume and args.overwrite:
         say("actcache: --overwrite is ignored: --resume keeps what was begun")

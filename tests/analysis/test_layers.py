@@ -7,10 +7,10 @@ import pytest
 
 from actcache import analysis
 from actcache.analysis.directions.difference_of_means import label_directions
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 
 N, LAYERS, WIDTH = 40, 3, 5
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from benchmarks.compare_outputs import main
 
 

@@ -136,7 +136,7 @@ KILLED = """
 import sys, os, signal
 from actcache.build import BuildConfig, plan_build, run_build
 from actcache.data.formats import read_samples
-from actcache.store.writer import Writer
+from actcache.store.writing.writer import Writer
 right = Writer.commit
 def dies(self, blocks):
     right(self, blocks)

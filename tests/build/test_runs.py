@@ -167,7 +167,7 @@ def test_repeated_rows_are_equal_to_the_rows_that_they_repeat(plan, whole):
 def test_resumed_anywhere_in_a_run_equals_uninterrupted(
     n_committed, plan, model, whole, tmp_path, monkeypatch
 ):
-    from actcache.store.writer import Writer
+    from actcache.store.writing.writer import Writer
 
     commit = Writer.commit
 
@@ -248,7 +248,7 @@ def test_a_renewed_budget_begins_anew_and_warns_of_less_alone(caplog):
 def test_a_shard_that_cannot_be_written_stops_what_comes_after_it(
     plan, model, tmp_path, monkeypatch
 ):
-    from actcache.store.writer import Writer
+    from actcache.store.writing.writer import Writer
 
     commit = Writer.commit
     calls = []

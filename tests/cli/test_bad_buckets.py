@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from actcache.store.layout import read_layout
-from actcache.store.partial import unsealed
 from actcache.store.storage.s3 import S3Storage
+from actcache.store.writing.partial import unsealed
 from tests.cli.commands import build, refused
 from tests.support.answer_proxy import AnswerProxy
 from tests.support.seaweedfs import BUCKET, KEYS, OPEN_BUCKET, READER

@@ -26,10 +26,10 @@ from actcache.cluster.session import Session, Workers, connect
 from actcache.cluster.task import Task
 from actcache.errors import BucketError, DamageError, IncompleteStoreError, StoreExistsError
 from actcache.store.layout import ROOT, Layout, read_layout, record_name, shard_name
-from actcache.store.partial import unsealed
-from actcache.store.receipts import Receipt, Receipts
 from actcache.store.storage.s3 import S3Storage
 from actcache.store.store import open_store
+from actcache.store.writing.partial import unsealed
+from actcache.store.writing.receipts import Receipt, Receipts
 from tests.cluster.bucket_faults import Meet, start_coordinator
 from tests.cluster.cases import Build
 from tests.cluster.faults import SIZES

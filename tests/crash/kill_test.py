@@ -24,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from actcache.errors import IncompleteStoreError, StoreExistsError, StoreNotFoundError
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store, verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.support.stores import build, commit_next, example, file_bytes, scratch
 
 ROOT = Path(__file__).parents[2]

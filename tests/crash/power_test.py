@@ -149,8 +149,8 @@ def _syncs_but(what):
 
 def build_or_resume(path, *, without_sync):
     """Begin or resume the build, and finish it; say after each commit how many rows are safe."""
-    from actcache.store.contents import StoreContents
-    from actcache.store.writer import Writer
+    from actcache.store.writing.contents import StoreContents
+    from actcache.store.writing.writer import Writer
 
     os.fsync, os.fdatasync = _syncs_but(without_sync)
     settings, values = plan()

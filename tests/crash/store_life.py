@@ -37,13 +37,13 @@ from actcache.errors import (
     StoreNotFoundError,
 )
 from actcache.exchange import export, import_store
-from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import subset
 from actcache.store.copies.merge import merge
 from actcache.store.copies.selection import Selection
-from actcache.store.partial import discard
 from actcache.store.store import Store, open_store, verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.partial import discard
+from actcache.store.writing.writer import Writer
 from tests.support.stores import commit_next, example, scratch
 
 NAMES = st.sampled_from(["a.zarr", "b.zarr", "c"])

@@ -29,9 +29,9 @@ import actcache.exchange, h5py, zarr
 from actcache.cli.main import main
 from actcache.errors import ActcacheError
 from actcache.store.store import open_store, verify
-from actcache.store.contents import StoreContents
-from actcache.store.partial import committed_bytes
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.partial import committed_bytes
+from actcache.store.writing.writer import Writer
 from tests.support.stores import example
 path = sys.argv[1]
 before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
@@ -96,8 +96,8 @@ READ_PART = (
 @pytest.mark.parametrize("read", READ_PART)
 @pytest.mark.parametrize("sizes", ["rows", "layers"])
 def test_a_part_that_declares_rows_or_layers_without_end_is_refused(tmp_path, sizes, read):
-    from actcache.store.contents import StoreContents
-    from actcache.store.writer import Writer
+    from actcache.store.writing.contents import StoreContents
+    from actcache.store.writing.writer import Writer
 
     settings, _ = example()
     if sizes == "rows":  # no column knows better

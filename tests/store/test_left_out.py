@@ -8,14 +8,14 @@ import pytest
 from actcache.cli.main import main
 from actcache.errors import FormatError, MismatchError
 from actcache.exchange.formats import export, import_store
-from actcache.store.contents import StoreContents
 from actcache.store.copies.copy import subset
 from actcache.store.copies.merge import merge
 from actcache.store.copies.selection import Selection
 from actcache.store.schema import DOCUMENT_LIMIT
 from actcache.store.store import open_store
 from actcache.store.verify import verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.support.stores import build, example
 
 MANY = [

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from actcache.errors import ActcacheError
-from actcache.store.contents import StoreContents
-from actcache.store.partial import committed_bytes, require_room
 from actcache.store.schema import RowArray
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.partial import committed_bytes, require_room
+from actcache.store.writing.writer import Writer
 from tests.support.stores import commit_next, example, fill
 
 

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actcache.errors import ActcacheError, DamageError, MismatchError
-from actcache.store.contents import StoreContents
 from actcache.store.layout import open_layout
 from actcache.store.storage.block_cache import BlockCache
 from actcache.store.storage.memory import MemoryStorage
 from actcache.store.store import Store, open_store
 from actcache.store.verify import verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.support.stores import (
     as_json,
     build,

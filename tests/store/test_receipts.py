@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from actcache.errors import ActcacheError, DamageError, StoreExistsError
-from actcache.store.contents import StoreContents
 from actcache.store.layout import read_layout
-from actcache.store.receipts import Receipts, write_shard
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.memory import MemoryStorage
 from actcache.store.store import open_store
 from actcache.store.verify import verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.receipts import Receipts, write_shard
+from actcache.store.writing.writer import Writer
 from tests.support.stores import build, example, file_bytes, fill, shaped, shapes
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from actcache.errors import IncompleteStoreError, MismatchError, StoreExistsError
-from actcache.store.contents import StoreContents
 from actcache.store.storage.local import LocalStorage
 from actcache.store.store import open_store, verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.support.processes import run_code
 from tests.support.stores import build, commit_next, example, file_bytes, fill, scratch
 

@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actcache.errors import ActcacheError, BucketError, DamageError
-from actcache.store.contents import StoreContents
 from actcache.store.storage import MemoryStorage, S3Storage, require_create_only
 from actcache.store.store import open_store
 from actcache.store.verify import verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.store.test_storage import assert_same_answers
 from tests.support.answer_proxy import AnswerProxy
 from tests.support.processes import run_code

@@ -17,13 +17,13 @@ from actcache.errors import (
     IncompleteStoreError,
     StoreExistsError,
 )
-from actcache.store.contents import StoreContents
 from actcache.store.storage.atomic import atomic_path, remove
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.memory import MemoryStorage
 from actcache.store.store import open_store
 from actcache.store.verify import verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.support.processes import ROOT, run_code
 from tests.support.stores import (
     GOLDEN_CERTIFICATE,

@@ -19,11 +19,11 @@ from actcache.errors import (
     StoreNotFoundError,
 )
 from actcache.store.array import CONVERTED_BYTES
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.shard_maps import OPEN_MAPS
 from actcache.store.store import open_store, verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.reference import store as reference
 from tests.support.processes import ROOT, run_code
 from tests.support.stores import (

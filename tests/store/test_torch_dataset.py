@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 
 from actcache.errors import MismatchError
-from actcache.store.contents import StoreContents
 from actcache.store.store import open_store
 from actcache.store.torch_dataset import NO_CLASS, ResidualDataset
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.support.stores import build, commit_next, example
 
 

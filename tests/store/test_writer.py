@@ -20,7 +20,6 @@ from actcache.errors import (
     NotFiniteError,
     StoreExistsError,
 )
-from actcache.store.contents import StoreContents
 from actcache.store.schema import Ragged, RowArray
 from actcache.store.storage.atomic import (
     WORTH_AN_EARLY_SYNC,
@@ -29,7 +28,8 @@ from actcache.store.storage.atomic import (
 )
 from actcache.store.storage.protocol import LargeObject
 from actcache.store.store import open_store, verify
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.crash import kill_test
 from tests.reference import store as reference
 from tests.support.processes import ROOT, run_code
@@ -148,8 +148,8 @@ def test_a_second_writer_is_refused_at_once(path):
             Writer.create(path, StoreContents(**config))
         code = """
             import sys
-            from actcache.store.contents import StoreContents
-            from actcache.store.writer import Writer
+            from actcache.store.writing.contents import StoreContents
+            from actcache.store.writing.writer import Writer
             from tests.support.stores import example
             Writer.resume(sys.argv[1], StoreContents(**example()[0]))
         """
@@ -365,8 +365,8 @@ def test_a_full_disk_is_one_clear_line_and_the_store_resumes_afterwards(path):
     code = """
         import resource, sys
         from actcache.errors import ActcacheError
-        from actcache.store.contents import StoreContents
-        from actcache.store.writer import Writer
+        from actcache.store.writing.contents import StoreContents
+        from actcache.store.writing.writer import Writer
         from tests.support.stores import commit_next, example
         settings, values = example(n=600, shard_rows=300)
         with Writer.create(sys.argv[1], StoreContents(**settings)) as writer:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 SLOW_COMMITS = """
 import time
-from actcache.store.writer import Writer
+from actcache.store.writing.writer import Writer
 right = Writer.commit
 def slow(self, blocks, **how):
     right(self, blocks, **how)

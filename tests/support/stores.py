@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from hypothesis import strategies as st
 
-from actcache.store.contents import StoreContents
 from actcache.store.schema import Ragged, RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 
 
 def scratch():

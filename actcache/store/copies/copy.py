@@ -15,12 +15,12 @@ from jaxtyping import Int64, Shaped
 from actcache.data.samples import TEXT_COLUMNS, rows_digest
 from actcache.data.spans import SPAN
 from actcache.errors import MismatchError
-from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.fill import Read, fill_store
 from actcache.store.copies.selection import Selection, select_arrays, select_layers, select_rows
 from actcache.store.schema import LEFT_OUT, Ragged, RowArray, coordinates
 from actcache.store.storage.address import bucket_address
 from actcache.store.store import Store, open_store
+from actcache.store.writing.contents import ColumnValues, StoreContents
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import numpy as np
 from jaxtyping import Shaped
 
 from actcache.errors import MismatchError
-from actcache.store.contents import StoreContents
-from actcache.store.partial import discard
 from actcache.store.schema import RowArray
 from actcache.store.store import Store, open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.partial import discard
+from actcache.store.writing.writer import Writer
 
 Read = Callable[[RowArray, slice], Shaped[np.ndarray, "_ layer width"]]
 """Gives some rows of one array in its stored dtype; bfloat16 as its bits, uint16."""

@@ -17,7 +17,6 @@ from actcache.data.samples import HISTORY, Sample
 from actcache.data.splits import n_leaked
 from actcache.errors import MismatchError
 from actcache.identity import IDENTITY, first_difference
-from actcache.store.contents import ColumnValues, StoreContents
 from actcache.store.copies.copy import (
     Source,
     is_row_column,
@@ -31,6 +30,7 @@ from actcache.store.copies.copy import (
 from actcache.store.copies.fill import fill_store
 from actcache.store.schema import LEFT_OUT, Ragged, coordinates
 from actcache.store.store import Store
+from actcache.store.writing.contents import ColumnValues, StoreContents
 
 MAY_DIFFER = (
     *("model", "revision", "device", "device_map", "trust_remote_code", "batch_tokens"),

@@ -22,10 +22,10 @@ from actcache.analysis.directions.difference_of_means import (
 )
 from actcache.analysis.stats.moments import class_moments
 from actcache.errors import MismatchError
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.reference import stats as reference
 
 POSITIONS = ("prompt", "positive", "negative")

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from actcache.analysis.directions.letter import letter_directions, letter_share, without_letter
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 
 N, LAYERS, D = 30, 3, 6
 

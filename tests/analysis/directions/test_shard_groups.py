@@ -11,10 +11,10 @@ from actcache.analysis.directions.letter import letter_directions
 from actcache.analysis.directions.shard_groups import BATCH_ROWS, GROUP_SHARDS, store_moments
 from actcache.analysis.stats.moments import Moments, class_moments, merge_moments
 from actcache.errors import MismatchError
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.reference import stats as reference
 from tests.support.stores import fill, scratch
 from tests.support.units import ShuffledMap

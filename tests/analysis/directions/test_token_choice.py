@@ -11,10 +11,10 @@ from hypothesis.extra.numpy import arrays
 from actcache.analysis.directions import token_choice as attention_mass
 from actcache.analysis.directions.token_choice import choose_tokens, soft_labels, token_choice
 from actcache.errors import MismatchError
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.reference import directions as reference
 
 few = st.integers(1, 4)

@@ -8,9 +8,9 @@ import pytest
 from actcache.analysis.sweep.open_sweep import open_sweep
 from actcache.analysis.sweep.steerability import steerability, summarize
 from actcache.errors import MismatchError
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 
 MULTIPLIERS = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
 SETS = ("caa", "random", "random_1", "randomly_named")

@@ -8,10 +8,10 @@ import pytest
 from actcache.analysis.stats.slopes import slopes
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.errors import MismatchError
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 
 MULTIPLIERS = np.array([-1.0, 0.0, 1.0])
 VALUES = np.random.default_rng(0).standard_normal((2, 5, 3, 3)).astype(np.float32)

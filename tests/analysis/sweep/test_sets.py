@@ -25,11 +25,11 @@ from actcache.engine.steered_scores import score_grid
 from actcache.errors import MismatchError
 from actcache.exchange import export
 from actcache.exchange.archive import read_archive
-from actcache.store.contents import StoreContents
 from actcache.store.copies.fill import fill_store
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.support.stores import file_bytes
 from tests.support.tiny import save
 

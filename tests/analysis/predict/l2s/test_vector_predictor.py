@@ -21,10 +21,10 @@ from actcache.errors import (
     NotFiniteError,
     StoreNotFoundError,
 )
-from actcache.store.contents import StoreContents
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
-from actcache.store.writer import Writer
+from actcache.store.writing.contents import StoreContents
+from actcache.store.writing.writer import Writer
 from tests.reference import predict as reference
 from tests.support.processes import run_code
 

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from actcache.errors import IncompleteStoreError, StoreExistsError, refuse
-from actcache.store.contents import StoreContents, require_same_store
 from actcache.store.documents import encode, root_document
 from actcache.store.encoding import shard_bytes, shard_parts
 from actcache.store.layout import ROOT, Layout, read_layout, record_name, shard_name
 from actcache.store.log import FileSum, encode_record, shard, sums_of
-from actcache.store.partial import (
+from actcache.store.storage.atomic import os_errors_explained
+from actcache.store.storage.protocol import LargeObject, Storage
+from actcache.store.writing.contents import StoreContents, require_same_store
+from actcache.store.writing.partial import (
     Destination,
     begin,
     destination_of,
@@ -26,7 +28,7 @@ from actcache.store.partial import (
     remove_uncommitted,
     unsealed,
 )
-from actcache.store.receipts import (
+from actcache.store.writing.receipts import (
     Receipt,
     Receipts,
     remove_receipts,
@@ -34,8 +36,6 @@ from actcache.store.receipts import (
     shard_record,
     write_shard,
 )
-from actcache.store.storage.atomic import os_errors_explained
-from actcache.store.storage.protocol import LargeObject, Storage
 
 
 class Writer:

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from actcache.errors import ActcacheError, FormatError, StoreExistsError
-from actcache.store.contents import EncodedContents
 from actcache.store.documents import decode, encode, parse_root, root_document
 from actcache.store.encoding import shard_bytes
 from actcache.store.layout import (
@@ -30,6 +29,7 @@ from actcache.store.storage.address import bucket_address, storage_at
 from actcache.store.storage.atomic import TEMPORARY, remove, sync_path
 from actcache.store.storage.local import LocalStorage
 from actcache.store.storage.protocol import Storage
+from actcache.store.writing.contents import EncodedContents
 
 OVERWRITE_MARK = f"{COMMITS}/overwrite"
 """A file that says that finishing may replace a store: it outlives an interruption. It holds the
