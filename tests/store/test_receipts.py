@@ -166,6 +166,20 @@ def test_a_recorded_shard_of_other_bytes_is_refused():
         Writer.resume(storage, contents)
 
 
+def test_a_shard_that_was_replaced_after_its_record_is_not_sealed():
+    config, values = example()
+    contents, storage = StoreContents(**config), SharedMemory()
+    with Writer.create(storage, contents) as writer:
+        work(storage, values, range(3))
+        for receipt in writer.receipts.read().values():
+            writer.accept(receipt)
+        name = "embed/prompt/c.1.0.0"
+        storage.objects[name] = bytes(len(storage.objects[name]))
+        with pytest.raises(DamageError, match=r"shard 1 of memory' holds other bytes"):
+            writer.finish()
+    assert not open_store(storage, partial=True).complete
+
+
 def test_a_recorded_shard_without_receipt_stands_against_other_values():
     config, values = example()
     contents, storage = StoreContents(**config), SharedMemory()
