@@ -136,6 +136,7 @@ class Writer:
                 Receipts(layout).require_true(range(len(layout.checksums)))
             else:
                 remove_uncommitted(layout)
+                remove_receipts(storage)  # their shards are written anew
             destination.require_room(encoded.n_bytes)
             return cls(destination, layout, unlock, shared=shared)
 
