@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from logging.handlers import BufferingHandler
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from actcache.cluster.pool import Pool
 from actcache.cluster.session import Session, Workers, connect
 from actcache.cluster.task import Task, WorkerError
 from actcache.errors import ActcacheError, DamageError, MismatchError
-from actcache.store.storage.address import storage_at
 from actcache.store.store import open_store
 from tests.cluster import toys
 from tests.cluster.analyses import ANALYSIS_CASES
@@ -44,7 +43,6 @@ from tests.cluster.faults import (
 from tests.cluster.toys import Step
 from tests.support.cluster import tree
 from tests.support.processes import ROOT
-from tests.support.seaweedfs import BUCKET, SeaweedFS, weed
 
 SLOW_SECONDS = 6.0  # longer than a run takes on a busy machine, or it gets a twin as well
 Case = Callable[..., None]
@@ -280,16 +278,6 @@ def what_has_a_receipt_is_not_run_again(build, pool, folder):
         assert 0 < sum(to_run) < 4 or interruption is INTERRUPTIONS[-1]
 
 
-def a_build_into_a_bucket_has_the_same_bytes(build, pool, folder):
-    weed()
-    address = f"s3://{BUCKET}/builds/s.zarr"
-    run_in_pool(build.plan, address, pool, **SIZES)
-    storage = storage_at(address)
-    assert {name: storage.read(name) for name in storage.sizes("")} == build.whole
-    assert storage.sibling(".receipts").list() == []
-    assert build.runs_begun() == [1, 1, 1, 1]
-
-
 def the_command_line_builds_the_same(build, pool, folder):
     """In another process, on a cluster that runs; nothing but our lines, of 80 columns at most."""
     address = pool._session.ray.get_runtime_context().gcs_address
@@ -320,7 +308,6 @@ BUILD_CASES = [
     after_the_kill_of_a_worker_only_its_run_is_begun_again,
     a_run_that_never_ends_is_finished_by_a_twin,
     rows_of_another_store_are_copied,
-    a_build_into_a_bucket_has_the_same_bytes,
     the_command_line_builds_the_same,
 ]
 
@@ -419,12 +406,8 @@ def main(folder: Path, chosen: list[str]) -> None:
     def of(cases: list[Case]) -> list[Case]:
         return [case for case in cases if not chosen or case.__name__ in chosen]
 
-    with ExitStack() as stack:
-        with suppress(pytest.skip.Exception):  # the case says so
-            if of([a_build_into_a_bucket_has_the_same_bytes]):
-                server = stack.enter_context(SeaweedFS(folder / "seaweed"))
-                os.environ.update(server.environment)  # Ray's processes inherit it
-        run_all(stack.enter_context(connect(Workers(n=2))), folder, run, of)
+    with connect(Workers(n=2)) as session:
+        run_all(session, folder, run, of)
     sys.stdout.write(json.dumps(outcomes) + "\n")
 
 
