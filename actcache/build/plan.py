@@ -71,6 +71,9 @@ class BuildPlan:
     row_columns: RowColumns = field(repr=False)
     """The columns that the rows bring themselves."""
 
+    unknown: int | None = None
+    """The token that stands for words that the tokenizer does not know; None if it has none."""
+
     reading_notes: Sequence[str] = ()
     """What reading the rows had to say."""
 
@@ -145,6 +148,7 @@ class BuildPlan:
             *self.reading_notes,
             *self.row_columns.notes,
             *_model_notes(self.config),
+            *_unknown_notes(self),
             *_left_out_notes(self.left_out),
             *_condition_notes(self),
             *_leak_notes(self.leaks),
@@ -209,6 +213,7 @@ def plan_build(
         },
         model_config=model_config,
         row_columns=row_columns(usable, config.sites),
+        unknown=_unknown_token(tokenizer),
         reading_notes=tuple(reading_notes),
     )
 
@@ -224,6 +229,23 @@ def _model_notes(config: BuildConfig) -> list[str]:
             "weights_only, which runs no code of it; safetensors are read faster"
         )
     return notes
+
+
+def _unknown_token(tokenizer: Any) -> int | None:
+    """The token of unknown words, if it has no other use: GPT-2's is its end of text."""
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    token: int | None = tokenizer.unk_token_id
+    return None if token in others else token
+
+
+def _unknown_notes(plan: BuildPlan) -> list[str]:
+    spans = [row.prompt[slice(*row.span)] for row in plan.rendered if row.span is not None]
+    n = sum(plan.unknown in span for span in spans)
+    note = (
+        f"warning: {n} of {len(spans)} spans hold words that the tokenizer does not know. All such "
+        "words are one token to the model, which may not see the concept. Use words that it knows."
+    )
+    return [note] if n else []
 
 
 def _left_out_notes(left_out: Sequence[dict[str, Any]]) -> list[str]:

@@ -5,6 +5,7 @@ fitted, and the first concept's to the end: prompts without a concept are copied
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from actcache.engine.model import LanguageModel
 
 SITES: Sequence[Site] = ("resid_post", ATTENTION, ATTENTION_CONTROL)
+
+log = logging.getLogger("actcache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,9 @@ def _built(series: _Series, concept: str, *, first: str, model: "LanguageModel")
     file = path.with_suffix(".jsonl")
     write_text(file, lines)
     plan = plan_store(file, series.build)
+    for sentence in plan.notes:
+        if sentence.startswith("warning"):
+            log.warning("actcache: %s: %s", concept, sentence)
     shared = series.store(first)
     store = run_build(
         plan,

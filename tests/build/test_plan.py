@@ -4,8 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from actcache import demo
+from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
+from actcache.data.formats import read_samples
 from actcache.errors import RenderError
 
 pytestmark = pytest.mark.model
@@ -42,3 +45,19 @@ def test_a_behavior_with_leaky_splits_of_its_own_is_warned_about(samples, config
     assert warning.startswith(
         "warning: 'own' has splits of its own, and 1 of its 2 test prompts are also in train."
     )
+
+
+def test_concepts_that_the_tokenizer_does_not_know_are_warned_about():
+    rows = [
+        {"prompt": f"Think of {word}.", "span": word, "label": label}
+        for label in ("with", "without")
+        for word in ("spiders", "heights", "room")
+    ]
+    config = BuildConfig(
+        model=str(demo.model_path()), positions=("prompt",), sites=("resid_post", "attention")
+    )
+
+    notes = plan_build(read_samples(rows), config).notes
+
+    [warning] = [note for note in notes if note.startswith("warning")]
+    assert "4 of 6 spans hold words that the tokenizer does not know" in warning
