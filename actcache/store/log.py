@@ -228,10 +228,10 @@ def _records_after_the_first(
     storage: Storage, last: int, record_bytes: int, listed: Mapping[str, int]
 ) -> Iterator[Record]:
     """Records 1 to `last`; raises at the first that is missing or damaged."""
-    names = list(map(record_name, range(1, last + 1)))
+    names = map(record_name, range(1, last + 1))  # one by one: a hostile store may claim 2^45
     whole = list(takewhile(lambda name: listed.get(name) == record_bytes, names))
     for number, raw in enumerate(storage.read_many(whole, n_bytes=record_bytes), 1):
-        yield decode_record(raw, number=number, where=storage.where(names[number - 1]))
+        yield decode_record(raw, number=number, where=storage.where(record_name(number)))
     for number in range(len(whole) + 1, last + 1):  # not listed: it may be there since
         yield read_record(storage, number, record_bytes)
 
