@@ -25,7 +25,10 @@ STAGE = """
 import json, sys, time
 import torch
 from actcache.analysis.pipeline import analyze
-from actcache.analysis.sweep import run
+try:
+    from actcache.analysis.sweep import grid as run
+except ImportError:  # before sweeps could be shared among workers
+    from actcache.analysis.sweep import run
 torch.set_num_threads(1)
 spent, run_batches = [], run.run_batches
 def timed(*args, **settings):

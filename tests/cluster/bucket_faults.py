@@ -44,6 +44,7 @@ def coordinate(address, orders, cluster, n_workers, last, together):
 
     With a folder in `together`, begin when a second coordinator is ready as well.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also below nohup
     plan = demo_plan()
     try:
         with (

@@ -314,6 +314,7 @@ BUILD_CASES = [
 
 def coordinate(path, orders, address):
     """Build in a process of its own, slowly; it is going to be ended."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also below nohup
     plan = demo_plan()
     with (
         connect(Workers(n=2, address=address or None)) as session,

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actcache.analysis.sweep import grid
 from actcache.analysis.sweep import run as sweep
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
@@ -147,7 +148,7 @@ def test_a_sweep_short_of_memory_gives_the_same_propensities(built, tmp_path, mo
             raise torch.OutOfMemoryError
         return score_grid(model, rows, **rest)
 
-    monkeypatch.setattr(sweep, "score_grid", tight)
+    monkeypatch.setattr(grid, "score_grid", tight)
     with caplog.at_level(logging.WARNING, "actcache"):
         split = sweep.run_sweep(store, out=tmp_path / "tight.zarr", **settings)
 

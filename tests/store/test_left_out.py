@@ -137,9 +137,9 @@ def test_resuming_with_other_rows_left_out_is_refused_and_names_the_first(tmp_pa
 
 @pytest.mark.parametrize("values", [["no JSON"], ["[1]"], np.arange(3)])
 def test_what_is_no_list_of_rows_is_refused(values, tmp_path, monkeypatch):
-    from actcache.store import contents
     from actcache.store.encoding import encode_numbers, encode_strings
     from actcache.store.schema import Column
+    from actcache.store.writing import contents
 
     def forged(_rows):
         if isinstance(values, np.ndarray):
