@@ -154,7 +154,7 @@ class ShardMaps:
 
             sums, raw = read_in_place(self._layout, read)
         expected = self._layout.checksums[shard][array.name].tolist()
-        return [found == written for found, written in zip(sums, expected, strict=True)], raw
+        return [crc == logged for crc, logged in zip(sums, expected, strict=True)], raw
 
     def clear(self) -> None:
         """Release all maps; arrays that came from them stay valid."""

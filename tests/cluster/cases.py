@@ -284,7 +284,7 @@ def the_command_line_builds_the_same(build, pool, folder):
     pool.close()
     files = [str(path) for path in demo.row_files("tidy")]
     command = ["build", *files, "--model", str(demo.model_path()), "--limit", "24"]
-    told = {}
+    printed = {}
     for name, more in (("one", []), ("two", ["--workers", "2", "--cluster", address])):
         done = subprocess.run(
             [sys.executable, "-W", "error", "-m", "actcache", *command, *more, "-o", name],
@@ -295,8 +295,8 @@ def the_command_line_builds_the_same(build, pool, folder):
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        told[name] = done.stdout.replace("two", "one") + done.stderr
-    assert told["one"] == told["two"], told
+        printed[name] = done.stdout.replace("two", "one") + done.stderr
+    assert printed["one"] == printed["two"], printed
     assert tree(folder / "one") == tree(folder / "two")
     one, two = (folder / f"{name}.toml" for name in ("one", "two"))
     assert one.read_text() == two.read_text().replace("two.toml", "one.toml")

@@ -111,20 +111,20 @@ def test_the_command_leaves_a_folder_that_report_opens(model, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def kept(model, tmp_path_factory):
+def series_folder(model, tmp_path_factory):
     """The folder of a series of one concept whose residuals were asked for."""
-    out = tmp_path_factory.mktemp("kept") / "out"
+    out = tmp_path_factory.mktemp("series") / "out"
     series(model, out, concepts=("7",), keep=True)
     return out
 
 
-def test_residuals_are_kept_on_request(kept):
-    assert [path.name for path in (kept / "stores").iterdir()] == ["7.zarr"]
+def test_residuals_are_kept_on_request(series_folder):
+    assert [path.name for path in (series_folder / "stores").iterdir()] == ["7.zarr"]
 
 
-def test_a_series_of_other_settings_is_not_gone_on_with(model, kept, tmp_path):
+def test_a_series_of_other_settings_is_not_gone_on_with(model, series_folder, tmp_path):
     with pytest.raises(MismatchError, match="Choose another folder"):
-        series(model, kept, concepts=("8",), keep=True)
+        series(model, series_folder, concepts=("8",), keep=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("mine")
     with pytest.raises(ActcacheError, match="holds other files"):

@@ -27,18 +27,18 @@ def read():
 def test_it_is_put_together_once(bundled, tmp_path):
     assert read() == read() == "let a = 'é';\n</script>"
     assert len(bundled) == 1
-    (kept,) = (tmp_path / "cache" / "actcache").iterdir()
-    assert kept.suffix == ".js"
+    (cached,) = (tmp_path / "cache" / "actcache").iterdir()
+    assert cached.suffix == ".js"
 
 
 @pytest.mark.parametrize("damage", [b"", b"let evil", b"// 00\nlet evil", b"\xff\xfe\n\x00"])
 def test_a_damaged_file_is_written_anew(bundled, tmp_path, damage):
     read()
-    (kept,) = (tmp_path / "cache" / "actcache").iterdir()
-    whole = kept.read_bytes()
-    kept.write_bytes(damage)
+    (cached,) = (tmp_path / "cache" / "actcache").iterdir()
+    whole = cached.read_bytes()
+    cached.write_bytes(damage)
     assert read() == "let a = 'é';\n</script>"
-    assert kept.read_bytes() == whole
+    assert cached.read_bytes() == whole
     assert len(bundled) == 2
 
 
@@ -55,7 +55,7 @@ def test_a_cache_that_cannot_be_used_changes_nothing(bundled, tmp_path):
     assert read() == "let a = 'é';\n</script>"
     (tmp_path / "cache").unlink()
     read()
-    (kept,) = (tmp_path / "cache" / "actcache").iterdir()
-    kept.unlink()
-    kept.mkdir()
+    (cached,) = (tmp_path / "cache" / "actcache").iterdir()
+    cached.unlink()
+    cached.mkdir()
     assert read() == "let a = 'é';\n</script>"
