@@ -108,20 +108,27 @@ class LoadFaulty:
 
 @dataclass(frozen=True)
 class LoadOtherDtype:
-    """Loads the model in float16, and in float32 in each worker but the first, which hangs."""
+    """Loads the model in float16, and in float32 in each worker but the first, which hangs.
+
+    The others have loaded it when the first one has work, and so has stated its dtype before.
+    """
 
     config: BuildConfig
     path: str
 
     def __call__(self) -> Loaded:
+        at_work = Path(self.path) / "at work"
         try:
             (Path(self.path) / "first").mkdir()
         except FileExistsError:
+            while not at_work.exists():
+                time.sleep(0.1)
             return LoadModel(config=replace(self.config, dtype="float32"))()
         loaded = LoadModel(config=self.config)()
         right = loaded.value.read
 
         def read(model, rows, **settings):
+            at_work.touch()
             if len(rows) > 2:  # the other one may take long to load
                 time.sleep(3600)
             return right(model, rows, **settings)
