@@ -29,6 +29,8 @@ MAX_DEATHS = 3
 """Workers that may die over one task, or one after the other while they load."""
 
 _LOOK_SECONDS = 0.5
+_HEAD_SECONDS = 5.0
+"""Between two looks at whether Ray's head is there."""
 
 
 @dataclass(eq=False)
@@ -91,11 +93,15 @@ class Pool:
 
         Raises:
             ActcacheError: a task raised it; or workers died again and again.
+            LostError: Ray's head is gone, or Ray has ended on this machine.
             MismatchError: a worker that started states something else than the first one.
             WorkerError: a task raised another error.
         """
-        job = _Job(tasks, self._slow_seconds)
+        job, seen = _Job(tasks, self._slow_seconds), time.monotonic()
         while not job.done:
+            if time.monotonic() - seen > _HEAD_SECONDS:
+                self._session.require_head()
+                seen = time.monotonic()
             self._hand_out(job)
             awaited = {seat.reference: seat for seat in self._seats if seat.reference is not None}
             ready, _ = self._session.ray.wait(list(awaited), timeout=_LOOK_SECONDS)
@@ -119,12 +125,16 @@ class Pool:
         errors = self._session.ray.exceptions
         try:
             answer: Answer = self._session.ray.get(seat.reference)
-        except (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
+        except (
+            *(errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError),
+            *(errors.ObjectLostError, errors.LocalRayletDiedError),
+        ) as error:
             if "ModuleNotFoundError" in str(error):
                 raise ActcacheError(
                     "a machine of the cluster does not find actcache, or what it needs, expected "
                     "the same environment on all. Install it there."
                 ) from error
+            self._session.require_here()
             self._replace(seat, job)
             return
         for text in answer.warnings:

@@ -8,21 +8,25 @@ import importlib.util
 import logging
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from actcache.cluster.ray_folder import ray_folder
 from actcache.errors import ActcacheError
 
 SECONDS_TO_ANSWER = 18.0
 """How long a cluster may take to answer; Ray itself would wait for two minutes."""
+
+SECONDS_AWAY = 30.0
+"""How long its head may then be away. After a minute Ray itself ends the process, as it stands."""
 
 _THREADS = "OMP_NUM_THREADS"
 _ADDRESS, _TOKEN, _TOKEN_FILE, _TOKEN_MODE = (
@@ -30,13 +34,16 @@ _ADDRESS, _TOKEN, _TOKEN_FILE, _TOKEN_MODE = (
     *("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"),
 )
 _OBJECT_STORE_BYTES = 256 << 20  # tasks and answers are small: values go to the store
-_LONGEST_FOLDER = 40  # of Ray's files: the path of a socket in it may have 107 bytes
 
 _PROBE = """
 import logging, sys, ray
 ray.init(sys.argv[1], logging_level=logging.CRITICAL, log_to_driver=False)
 ray.shutdown()
 """
+
+
+class LostError(ActcacheError):
+    """The cluster has gone while it was used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +116,42 @@ class Session:
     gpus: int
     """GPUs of a worker."""
 
+    head: str
+    """HOST:PORT of the process that keeps the cluster together."""
+
+    seconds_away: float = SECONDS_AWAY
+
+    def require_head(self) -> None:
+        """Wait while Ray's head does not answer, for some seconds.
+
+        Raises:
+            LostError: it is gone.
+        """
+        deadline = time.monotonic() + self.seconds_away
+        while why := _unreachable(self.head):
+            if time.monotonic() > deadline:
+                raise _gone(f"Ray's head at '{self.head}' is gone ({why})")
+            time.sleep(0.5)
+
+    def require_here(self) -> None:
+        """Refuse to go on when Ray has ended on this machine: nobody would run its tasks.
+
+        Raises:
+            LostError: it has, or its head is gone.
+        """
+        self.require_head()
+        here = self.ray.get_runtime_context().get_node_id()
+        if not any(node["NodeID"] == here and node["Alive"] for node in self.ray.nodes()):
+            raise _gone("Ray has ended on this machine")
+
 
 @contextmanager
-def connect(workers: Workers) -> Iterator[Session]:
+def connect(workers: Workers, *, seconds_away: float = SECONDS_AWAY) -> Iterator[Session]:
     """Start Ray on this machine, or connect to a cluster; end at the exit what was started.
+
+    Args:
+        workers: how many, and where.
+        seconds_away: how long Ray's head may be away while the session is open.
 
     Raises:
         ActcacheError: the cluster does not answer, refuses the token, or has too few CPUs or GPUs.
@@ -123,14 +162,19 @@ def connect(workers: Workers) -> Iterator[Session]:
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # it warns of its defaults
     if ray.is_initialized():  # by the caller, who will end it
-        yield _checked(workers, ray)
+        yield _checked(workers, ray, seconds_away)
         return
     on_terminate = signal.getsignal(signal.SIGTERM)  # Ray sets another one
     with _started(workers, ray) if workers.starts_ray else _connected(workers, ray):
+        lost = False
         try:
-            yield _checked(workers, ray)
+            yield _checked(workers, ray, seconds_away)
+        except LostError:
+            lost = True
+            raise
         finally:
-            ray.shutdown(wait_for_processes=True)
+            if not lost:  # or this process may end here, before anybody reads why
+                ray.shutdown(wait_for_processes=True)
             with suppress(ValueError):  # not in the main thread
                 signal.signal(signal.SIGTERM, on_terminate)
 
@@ -142,11 +186,7 @@ def _started(workers: Workers, ray: Any) -> Iterator[None]:
     # what it starts know.
     if not {_TOKEN, _TOKEN_FILE, _TOKEN_MODE} & os.environ.keys():
         os.environ[_TOKEN] = secrets.token_hex(16)
-    base = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(
-        prefix="actcache-ray-", dir=base if len(base) <= _LONGEST_FOLDER - 21 else "/tmp"
-    )
-    try:
+    with ray_folder() as folder:
         with _stderr_held():
             ray.init(
                 address="local",
@@ -155,11 +195,9 @@ def _started(workers: Workers, ray: Any) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                _temp_dir=folder,
+                _temp_dir=str(folder),
             )
         yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -189,12 +227,8 @@ def _stderr_held() -> Iterator[None]:
 
 def _require_answer(address: str) -> None:
     """Connect from another process first: it can be ended, and what Ray prints can be held back."""
-    host, _, port = address.rpartition(":")
-    if address != "auto":
-        try:
-            socket.create_connection((host or "localhost", int(port)), timeout=5).close()
-        except (OSError, ValueError, OverflowError) as error:
-            raise _no_answer(address, str(error)) from None
+    if address != "auto" and (why := _unreachable(address)):
+        raise _no_answer(address, why)
     try:
         probe = subprocess.run(
             [sys.executable, "-c", _PROBE, address],
@@ -219,6 +253,23 @@ def _require_answer(address: str) -> None:
     )
 
 
+def _unreachable(address: str) -> str:
+    """Why nobody answers at HOST:PORT; empty if somebody does."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]") or "localhost", int(port)), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+def _gone(what: str) -> LostError:
+    return LostError(
+        f"{what}, expected it to run until the job is done. Start Ray again, then give the same "
+        "command: an analysis goes on by itself, a build with --resume."
+    )
+
+
 def _no_answer(address: str, why: str) -> ActcacheError:
     return ActcacheError(
         f"the cluster at '{address}' does not answer ({why}), expected the HOST:PORT that "
@@ -226,7 +277,7 @@ def _no_answer(address: str, why: str) -> ActcacheError:
     )
 
 
-def _checked(workers: Workers, ray: Any) -> Session:
+def _checked(workers: Workers, ray: Any, seconds_away: float) -> Session:
     """Refuse a cluster that cannot hold the workers."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     n_cpus, n_gpus = (int(sum(node.get(what, 0) for node in nodes)) for what in ("CPU", "GPU"))
@@ -245,7 +296,14 @@ def _checked(workers: Workers, ray: Any) -> Session:
             f"{_asked(workers.n, workers.threads, gpus)}. Pass a smaller --workers or "
             "--gpus-per-worker, or add machines."
         )
-    return Session(ray=ray, workers=workers.n, threads=workers.threads, gpus=gpus)
+    return Session(
+        ray=ray,
+        workers=workers.n,
+        threads=workers.threads,
+        gpus=gpus,
+        head=ray.get_runtime_context().gcs_address,
+        seconds_away=seconds_away,
+    )
 
 
 def _asked(n: int, cpus: int, gpus: int | None) -> str:

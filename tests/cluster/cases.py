@@ -24,7 +24,7 @@ from actcache.build.run import run_build
 from actcache.build.runs import Runs
 from actcache.build.workers import run_in_pool
 from actcache.cluster.pool import Pool
-from actcache.cluster.session import Session, Workers, connect
+from actcache.cluster.session import SECONDS_AWAY, Session, Workers, connect
 from actcache.cluster.task import Task, WorkerError
 from actcache.errors import ActcacheError, DamageError, MismatchError
 from actcache.store.store import open_store
@@ -35,16 +35,17 @@ from tests.cluster.faults import (
     RUN_ROWS,
     SHARD_ROWS,
     SIZES,
+    SLOW_SECONDS,
     Folder,
     LoadFaulty,
     LoadOtherDtype,
     demo_plan,
+    shards_with_receipts,
 )
 from tests.cluster.toys import Step
 from tests.support.cluster import tree
 from tests.support.processes import ROOT
 
-SLOW_SECONDS = 6.0  # longer than a run takes on a busy machine, or it gets a twin as well
 Case = Callable[..., None]
 
 
@@ -312,24 +313,31 @@ BUILD_CASES = [
 ]
 
 
-def coordinate(path, orders, address):
+def coordinate(path, orders, address, seconds_away):
     """Build in a process of its own, slowly; it is going to be ended."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also below nohup
     plan = demo_plan()
-    with (
-        connect(Workers(n=2, address=address or None)) as session,
-        Pool(session, LoadFaulty(plan.config, orders)) as pool,
-    ):
-        run_in_pool(plan, path, pool, **SIZES)
+    workers = Workers(n=2, address=address or None)
+    try:
+        with (
+            connect(workers, seconds_away=float(seconds_away)) as session,
+            Pool(session, LoadFaulty(plan.config, orders)) as pool,
+        ):
+            run_in_pool(plan, path, pool, **SIZES)
+    except ActcacheError as error:
+        sys.exit(f"actcache: {error}")
 
 
 @contextmanager
-def coordinator(build: Build, path: Path, address: str) -> Iterator["subprocess.Popen[str]"]:
+def coordinator(
+    build: Build, path: Path, address: str, *, seconds_away: float = SECONDS_AWAY
+) -> Iterator["subprocess.Popen[str]"]:
     """Start `coordinate`, and wait until shards have receipts."""
     (build.orders.path / "slow").touch()
     code = "import sys; from tests.cluster.cases import coordinate; coordinate(*sys.argv[1:])"
+    words = [path, build.orders.path, address, seconds_away]
     with subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code, path, build.orders.path, address],
+        [sys.executable, "-W", "error", "-c", code, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -341,15 +349,6 @@ def coordinator(build: Build, path: Path, address: str) -> Iterator["subprocess.
             time.sleep(0.02)
         yield process
     (build.orders.path / "slow").unlink()
-
-
-def shards_with_receipts(path):
-    """The shards that have receipts, when no worker of a dead coordinator writes any more."""
-    receipts, before = path.with_name(f"{path.name}.partial.receipts"), None
-    while before != (shards := {int(file.stem) for file in receipts.glob("*.json")}):
-        before = shards
-        time.sleep(1)
-    return shards
 
 
 def interrupted_by_a_kill(build, session, folder):

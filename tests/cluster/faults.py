@@ -20,6 +20,7 @@ from actcache.engine.self_check import batches_to_check
 
 SHARD_ROWS, RUN_ROWS = 8, 24
 SIZES: dict[str, Any] = {"shard_rows": SHARD_ROWS, "run_rows": RUN_ROWS}
+SLOW_SECONDS = 6.0  # longer than a run takes on a busy machine, or it gets a twin as well
 REPEATS = {20: 3, 30: 2, 31: 26, 50: 7, 51: 49, 75: 29, 80: 52}
 """Rows of the plan, and the earlier ones that they repeat."""
 
@@ -33,6 +34,15 @@ def demo_plan():
     ]
     config = BuildConfig(model=str(demo.model_path()), batch_tokens=300)
     return plan_build(chosen, config)
+
+
+def shards_with_receipts(path):
+    """The shards that have receipts, when no worker of a dead coordinator writes any more."""
+    receipts, before = path.with_name(f"{path.name}.partial.receipts"), None
+    while before != (shards := {int(file.stem) for file in receipts.glob("*.json")}):
+        before = shards
+        time.sleep(1)
+    return shards
 
 
 class Folder:
