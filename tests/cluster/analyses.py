@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -20,30 +20,48 @@ from actcache.analysis.predict.l2s.settings import L2SSettings
 from actcache.analysis.predict.w2s.settings import W2SSettings
 from actcache.analysis.sweep.row_directions import RowDirections
 from actcache.analysis.sweep.run import run_sweep
-from actcache.analysis.workers import LoadUnits, PoolMap
+from actcache.analysis.workers import LoadUnits, PoolMap, units_on
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
 from actcache.cluster.pool import Pool
+from actcache.cluster.session import Workers
 from actcache.data.formats import read_samples
 from actcache.progress import SILENT
+from actcache.store.store import open_store
+from tests.cluster.faults import SLOW_SECONDS, Folder, shards_with_receipts
 from tests.support.cluster import tree
 from tests.support.processes import ROOT
 
+SHARD_ROWS = 8
+
 
 @dataclass(frozen=True)
-class Deadly:
-    """A direction for all rows that kills the first process which asks for it, once."""
+class FaultyDirection:
+    """A direction for all rows that logs what it is asked for; who asks may have a fault."""
 
     values: np.ndarray
-    alive: Path
-    """While this file is there, nobody is killed."""
+    orders: Folder
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        if rows.size > 1 and not self.alive.exists():
-            self.alive.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        if rows.size > 1:  # one is the check before the sweep
+            with (self.orders.path / "log").open("a") as file:
+                file.write(f"{rows[0] // SHARD_ROWS}\n")
+            fault = self.orders.take()
+            if fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            while fault == "hang" and not (self.orders.path / "healed").exists():
+                time.sleep(0.1)
+            if (self.orders.path / "slow").exists():
+                time.sleep(0.3)
         return np.repeat(self.values[None], rows.size, axis=0)
+
+    def shards(self) -> list[int]:
+        """The shards that were asked for since the last call."""
+        log = self.orders.path / "log"
+        lines = log.read_text().splitlines()
+        log.unlink()
+        return sorted({int(line) for line in lines})
 
 
 def built(folder):
@@ -59,9 +77,7 @@ def built(folder):
 def units_are_run_with_the_results_of_one_machine(session, folder):
     store = built(folder)
     with Pool(session, LoadUnits(device="cpu")) as pool:
-        units = PoolMap(session, pool)
-        compare_folders(store, folder, units)
-        compare_sweeps(store, folder, units)
+        compare_folders(store, folder, PoolMap(session, pool))
 
 
 def compare_folders(store, folder, units):
@@ -102,29 +118,79 @@ def compare_folders(store, folder, units):
     assert "predictors.npz" in alone
 
 
-def compare_sweeps(store, folder, units):
-    """Sweep in 9 shards, one machine and workers, one of which is killed within a shard."""
+def faulty_sweep(store, orders):
+    """A sweep of a store in 9 shards, and its direction."""
     values = np.random.default_rng(0).normal(size=(store.n_layers, store.d_model))
-    deadly = Deadly(values.astype(np.float32), folder / "alive")
+    direction = FaultyDirection(values.astype(np.float32), orders)
+    sets = {"d": RowDirections(rows=direction, digest="0" * 64)}
     run = partial(
         run_sweep,
         store,
-        {"d": RowDirections(rows=deadly, digest="0" * 64)},
+        sets,
         multipliers=(-1.0, 1.0),
-        shard_rows=8,
+        shard_rows=SHARD_ROWS,
         score="logprob",
+        batch_tokens=600,
     )
-    deadly.alive.touch()
-    run(out=folder / "alone.zarr", batch_tokens=600)
+    return run, direction
+
+
+def coordinate_sweep(store, orders, out, address):
+    """Sweep in a process of its own; it is going to be killed."""
+    run, _ = faulty_sweep(open_store(store), Folder(orders))
+    with units_on(Workers(n=2, address=address), device="cpu") as units:
+        run(out=out, map_units=units, shared=True)
+
+
+def kill_coordinator(store, orders, out, address):
+    """Start `coordinate_sweep`, and kill it when three shards have receipts."""
+    (orders.path / "slow").touch()
+    code = (
+        "import sys; from tests.cluster.analyses import coordinate_sweep as run; run(*sys.argv[1:])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code, store, orders.path, out, address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        receipts = out.with_name(f"{out.name}.partial.receipts")
+        while len(list(receipts.glob("*.json"))) < 3:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    (orders.path / "slow").unlink()
+
+
+def a_sweep_ends_with_the_bytes_of_one_machine_whatever_dies(session, folder):
+    store, orders = built(folder), Folder(folder / "orders")
+    run, direction = faulty_sweep(store, orders)
+    run(out=folder / "alone.zarr")
     run(out=folder / "other.zarr", batch_tokens=200)
     array = "d/propensity/c.0.0.0"
     alone = tree(folder / "alone.zarr")
     assert tree(folder / "other.zarr")[array] != alone[array]  # batching shows
-    deadly.alive.unlink()
-    run(out=folder / "swept.zarr", batch_tokens=600, map_units=units, shared=True)
-    assert deadly.alive.exists()  # somebody died
-    assert tree(folder / "swept.zarr") == alone
-    assert not (folder / "swept.zarr.partial.receipts").exists()
+
+    resumed = folder / "resumed.zarr"
+    kill_coordinator(store.path, orders, resumed, session.ray.get_runtime_context().gcs_address)
+    shards = shards_with_receipts(resumed)
+    direction.shards()
+    with Pool(session, LoadUnits(device="cpu"), slow_seconds=SLOW_SECONDS) as pool:
+
+        def require_same(out):
+            run(out=out, map_units=PoolMap(session, pool), shared=True)
+            assert tree(out) == alone
+            assert not out.with_name(f"{out.name}.partial.receipts").exists()
+
+        require_same(resumed)
+        assert direction.shards() == sorted(set(range(9)) - shards)
+        assert 3 <= len(shards) < 9
+        for fault in ("kill", "hang"):  # the worker that hangs is missed from then on
+            orders.order(fault)
+            require_same(folder / f"{fault}.zarr")
+            assert orders.take() == ""  # somebody had it
+    orders.heal()
 
 
 def the_command_line_analyzes_on_a_cluster(session, folder):
@@ -148,5 +214,6 @@ def the_command_line_analyzes_on_a_cluster(session, folder):
 
 ANALYSIS_CASES = [
     units_are_run_with_the_results_of_one_machine,
+    a_sweep_ends_with_the_bytes_of_one_machine_whatever_dies,
     the_command_line_analyzes_on_a_cluster,
 ]
