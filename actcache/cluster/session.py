@@ -167,6 +167,9 @@ def connect(workers: Workers, *, seconds_away: float = SECONDS_AWAY) -> Iterator
     on_terminate = signal.getsignal(signal.SIGTERM)  # Ray sets another one
     with _started(workers, ray) if workers.starts_ray else _connected(workers, ray):
         lost = False
+        with suppress(ValueError):  # not in the main thread
+            # Ray's C++ part puts one before it, which prints a stack. Slurm ends jobs like this.
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
         try:
             yield _checked(workers, ray, seconds_away)
         except LostError:

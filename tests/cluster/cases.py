@@ -191,11 +191,33 @@ def a_wrong_token_is_refused_in_one_line(session, folder):
     assert "0" * 32 not in done.stderr
 
 
+def a_command_that_is_terminated_ends_without_a_word(session, folder):
+    code = """
+import sys, time
+from actcache.cluster import *
+with connect(Workers(n=1, address=sys.argv[1])):
+    print("connected", flush=True)
+    time.sleep(100)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, session.ray.get_runtime_context().gcs_address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
+        process.terminate()
+        assert process.communicate()[0] == ""
+    assert process.returncode == signal.SIGTERM  # as Ray's own handler has it
+
+
 SESSION_CASES = [
     a_worker_that_states_something_else_is_refused_with_both_values,
     workers_that_die_while_they_load_are_given_up,
     a_cluster_that_is_too_small_is_refused_with_what_it_has,
     a_wrong_token_is_refused_in_one_line,
+    a_command_that_is_terminated_ends_without_a_word,
     *ANALYSIS_CASES,
 ]
 
