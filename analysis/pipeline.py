@@ -31,7 +31,7 @@ from actcache.analysis.results import (
     write_planes,
     write_vectors,
 )
-from actcache.analysis.results_folder import SWEEP, results_folder
+from actcache.analysis.results_folder import SWEEP, require_place_of_sweep, results_folder
 from actcache.analysis.stats.units import MapUnits
 from actcache.analysis.steered_stages import SteeredRun, run_sweep_stages
 from actcache.analysis.summary import StoreSummary, Summary
@@ -105,11 +105,7 @@ def analyze(
         results.summary.behaviors["tidy"].fixed.slope
     """
     check_formats(formats)
-    require_folder(
-        out,
-        "what analyze leaves",
-        remedy="Pass a folder with -o, and the sweep's place with --sweep-store.",
-    )
+    require_folder(out, "what analyze leaves")
     on_cluster = (
         None if workers is None else Workers(n=workers, address=cluster, gpus=gpus_per_worker)
     )
@@ -124,6 +120,8 @@ def analyze(
     left_out = check_analysis(store, config, device=device)
     if not steers(store, config):
         sweep_store = None
+    elif sweep_store is not None:
+        require_place_of_sweep(sweep_store, overwrite=overwrite)
     with (
         units_on(on_cluster, device=device) as map_units,
         results_folder(out, store, overwrite=overwrite, sweep_store=sweep_store) as place,

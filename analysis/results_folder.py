@@ -93,9 +93,8 @@ def results_folder(
 
     Raises:
         StoreExistsError: it is inside a store, or holds files of those names that are not results.
-        ActcacheError: another analysis is writing it; or the sweep's place cannot be written.
-        MismatchError: without `overwrite`, its results are of another store; or what lies at the
-            sweep's place is no sweep.
+        ActcacheError: another analysis is writing it.
+        MismatchError: without `overwrite`, its results are of another store.
     """
     require_outside_stores(out / SUMMARY)
     with os_errors_explained(f"'{out}' cannot be written"):
@@ -114,8 +113,6 @@ def results_folder(
         else:
             require_same_store(out, store)
             place = place_of_sweep(out, sweep_store)
-        if sweep_store is not None:
-            _require_place_of_sweep(place, overwrite=overwrite)
         if overwrite:
             _remove_sweep(place)
             _remove_results(out)
@@ -137,16 +134,22 @@ def _require_ours(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def _require_place_of_sweep(place: str | Path, *, overwrite: bool) -> None:
-    """Refuse a place where no sweep can be written, or something else lies."""
+def require_place_of_sweep(place: str | Path, *, overwrite: bool) -> None:
+    """Refuse a place where no sweep can be written, before anything slow.
+
+    Raises:
+        StoreExistsError: with `overwrite`, a store is finished there, in a bucket.
+        MismatchError: what lies there is no sweep.
+        ActcacheError: the folder or the bucket cannot be written.
+    """
     destination = destination_of(place)
     if not destination.finished():
         require_place(place, resume=True, overwrite=False)
         return
     if overwrite and bucket_address(place):
         raise StoreExistsError(
-            f"'{place}' holds a finished store, expected room for a sweep: objects in a bucket are "
-            "not replaced. Choose another place with --sweep-store."
+            f"'{destination.storage.location}' holds a finished store, expected room for a sweep: "
+            "nothing is replaced in a bucket. Choose another place with --sweep-store."
         )
     open_sweep(place)
 

@@ -193,7 +193,8 @@ def test_a_place_where_no_sweep_can_lie_is_refused_before_the_model_is_loaded(
     assert "s3://nosuchbucket/s.zarr" in refused([*analyze, "s3://nosuchbucket/s.zarr"], capsys)
     (tmp_path / "file").touch()
     assert "/file' is no folder" in refused([*analyze, tmp_path / "file" / "s.zarr"], capsys)
-    assert not (tmp_path / "out" / "sweep.zarr").exists()
+    assert "--sweep-store is empty" in refused([*analyze, ""], capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_needs_a_folder_refuses_a_bucket_in_one_line(built, address, tmp_path, capsys):
@@ -203,6 +204,8 @@ def test_what_needs_a_folder_refuses_a_bucket_in_one_line(built, address, tmp_pa
         ["steer", tmp_path, "-o", f"s3://{BUCKET}/gen", "--behavior", "x"],
     ):
         assert "expected a path on this machine" in refused(argv, capsys)
+    message = refused(["analyze", built, "-o", f"s3://{BUCKET}/out"], capsys)
+    assert "s3://… for the sweep's store with --sweep-store" in message
     message = refused(["info", f"s3://{BUCKET}/nothing.zarr"], capsys)
     assert f"no store at 's3://{BUCKET}/nothing.zarr'" in message
     assert "expected s3://BUCKET/STORE.zarr" in refused(["verify", "s3://"], capsys)
