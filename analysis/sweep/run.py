@@ -126,8 +126,7 @@ def run_sweep(
         recorded = contents(device=check.device)
         with Writer.resume(out, recorded, shared=shared) as writer:
             on_rows(writer.committed)
-            write = _accept_shards if shared else _commit_shards
-            write(writer, grid, rows, map_units=map_units, on_rows=on_rows)
+            _write_shards(writer, grid, rows, shared=shared, map_units=map_units, on_rows=on_rows)
             writer.finish(check.certificate)
     return wanted.open(out)
 
@@ -174,46 +173,35 @@ def _contents(
     )
 
 
-def _commit_shards(
+def _write_shards(
     writer: Writer,
     grid: SweepGrid,
     rows: Sequence[Rendered],
     *,
+    shared: bool,
     map_units: MapUnits,
     on_rows: Callable[[int], object],
 ) -> None:
-    """Sweep the shards that are missing, and write each in its turn."""
-    size = writer.shard_rows
-    numbers = range(writer.committed // size, -(-writer.n // size))
-    for blocks in map_units(grid, (_shard(writer, rows, number) for number in numbers)):
-        part = writer.next_rows
-        writer.commit(blocks, absent=grid.absent(range(part.start, part.stop)))
-        on_rows(part.stop - part.start)
+    """Sweep the shards that are missing, and commit each in its turn.
 
-
-def _accept_shards(
-    writer: Writer,
-    grid: SweepGrid,
-    rows: Sequence[Rendered],
-    *,
-    map_units: MapUnits,
-    on_rows: Callable[[int], object],
-) -> None:
-    """Let others sweep and write the shards without a receipt; append the records of all."""
-    size = writer.shard_rows
-    numbers = range(writer.committed // size, -(-writer.n // size))
-    receipts = writer.receipts.read()
-    missing = [number for number in numbers if number not in receipts]
+    With `shared` those who sweep them write them too, and a shard with a receipt is not missing.
+    """
+    root = writer.layout.root
+    numbers = range(writer.committed // root.shard_rows, root.n_shards)
+    receipts = writer.receipts.read() if shared else {}
     # The checksums of what is committed would travel with each shard, and none needs them.
     layout = replace(writer.layout, checksums=(), last_record=writer.layout.first_record)
-    written = map_units(
-        grid,
-        [WriteShard(shard=_shard(writer, rows, number), layout=layout) for number in missing],
-    )
-    for number in numbers:
-        receipt = receipts[number] if number in receipts else next(written)
-        writer.accept(receipt)
-        on_rows(len(writer.layout.root.rows_of(number)))
+    shards = (_shard(writer, rows, number) for number in numbers if number not in receipts)
+    if shared:
+        written = map_units(grid, (WriteShard(shard=shard, layout=layout) for shard in shards))
+        for number in numbers:
+            writer.accept(receipts[number] if number in receipts else next(written))
+            on_rows(len(root.rows_of(number)))
+        return
+    for number, blocks in zip(numbers, map_units(grid, shards), strict=True):
+        part = root.rows_of(number)
+        writer.commit(blocks, absent=grid.absent(part))
+        on_rows(len(part))
 
 
 def _shard(writer: Writer, rows: Sequence[Rendered], number: int) -> SweepShard:
