@@ -14,27 +14,34 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from actcache.analysis.sweep.row_directions import RowDirections
+from actcache.analysis.sweep.run import run_sweep
+from actcache.analysis.workers import LoadUnits, PoolMap
 from actcache.build.runs import read_rows
 from actcache.build.workers import run_in_pool
 from actcache.cluster.pool import Pool
 from actcache.cluster.session import Session, Workers, connect
 from actcache.cluster.task import Task
 from actcache.errors import BucketError, DamageError, IncompleteStoreError, StoreExistsError
+from actcache.progress import SILENT
 from actcache.store.layout import ROOT, Layout, read_layout, record_name, shard_name
 from actcache.store.storage.s3 import S3Storage
 from actcache.store.store import open_store
 from actcache.store.writing.partial import unsealed
 from actcache.store.writing.receipts import Receipt, Receipts
+from tests.cluster.analyses import Deadly
 from tests.cluster.bucket_faults import Meet, start_coordinator
 from tests.cluster.cases import Build
 from tests.cluster.faults import REPEATS, RUN_ROWS, SIZES
 from tests.support.answer_proxy import AnswerProxy
+from tests.support.cluster import tree
 from tests.support.seaweedfs import BUCKET, KEYS, SeaweedFS
 
 FOLDER = f"s3://{BUCKET}/builds"
@@ -50,7 +57,7 @@ class BucketBuild(Build):
 
     def __init__(self, folder, server, proxy, session):
         super().__init__(folder)
-        self.folder, self.server, self.proxy = folder, server, proxy
+        self.folder, self.server, self.proxy, self.session = folder, server, proxy, session
         self._ray = session.ray
         self.cluster = session.ray.get_runtime_context().gcs_address
         self.seen: list[bytes] = []
@@ -394,6 +401,33 @@ def no_key_is_written_anywhere(build: BucketBuild, pool):
             assert key.encode() not in text, name
 
 
+def a_sweep_has_the_objects_of_one_machine(build: BucketBuild, pool):
+    """Swept by workers, one of which is killed within a shard, while answers are lost."""
+    pool.close()  # its workers hold both CPUs
+    store = open_store(build.folder / "whole.zarr")
+    values = np.random.default_rng(0).normal(size=(store.n_layers, store.d_model))
+    deadly = Deadly(values.astype(np.float32), build.folder / "alive")
+    sweep = partial(
+        run_sweep,
+        store,
+        {"d": RowDirections(rows=deadly, digest="0" * 64)},
+        multipliers=(-1.0, 1.0),
+        shard_rows=16,
+        progress=SILENT,
+    )
+    deadly.alive.touch()
+    sweep(out=build.folder / "sweep.zarr")
+    deadly.alive.unlink()
+    swept = build.storage(a_sweep_has_the_objects_of_one_machine)
+    build.proxy.cut = range(1, 10**6, 3)
+    with Pool(build.session, LoadUnits(device="cpu")) as units:
+        sweep(out=swept.location, map_units=PoolMap(build.session, units), shared=True)
+    build.heal()
+    assert deadly.alive.exists()  # somebody died
+    assert objects_of(swept) == tree(build.folder / "sweep.zarr")
+    assert swept.sibling(".receipts").sizes() == {}
+
+
 POOL_CASES = [
     the_killed_coordinators_are_replaced_and_no_run_is_begun_again,
     what_ctrl_c_left_is_resumed,
@@ -404,6 +438,7 @@ POOL_CASES = [
     out_of_memory_in_one_run_changes_no_other,
     other_bytes_without_a_record_are_replaced,
     other_bytes_with_a_record_are_refused,
+    a_sweep_has_the_objects_of_one_machine,  # closes the pool
     no_key_is_written_anywhere,
 ]
 

@@ -99,7 +99,7 @@ class Folder:
             counts[numbers[row]] += 1
         log.unlink(missing_ok=True)
         checked = batches_to_check(plan.rendered, positions=plan.positions, shares=True)
-        for row in chain.from_iterable(checked):
+        for row in chain.from_iterable(batch.values() for batch in checked):
             counts[numbers[key(row)]] -= 1
         return counts
 

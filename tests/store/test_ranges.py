@@ -189,7 +189,7 @@ def test_a_damaged_block_is_refused_with_its_rows_and_never_cached(wide, tmp_pat
     blocks = [path.read_bytes() for path in files_in(tmp_path)]
     assert wrong[4:8].tobytes() not in blocks
     assert (wrong[:4].tobytes() in blocks) == cached
-    assert [problem.found for problem in verify(storage)] == [
+    assert [problem.actual for problem in verify(storage)] == [
         "other bytes at layer 1 of rows 4 to 7"
     ]
 

@@ -266,6 +266,14 @@ NOWHERE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
         (f"s3://{BUCKET}/a.zarr", UNKNOWN, r"does not know the access key.*Set AWS_ACCESS_KEY_ID"),
         (f"s3://{BUCKET}/a.zarr", WRONG_SECRET, r"signature.*Correct AWS_SECRET_ACCESS_KEY"),
         (f"s3://{BUCKET}/a.zarr", READER, r"not allow these keys to write there.*other keys"),
+        pytest.param(
+            *(
+                f"s3://{BUCKET}/a.zarr",
+                NOWHERE,
+                r"did not answer for [2-9] s.*correct AWS_ENDPOINT",
+            ),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_bucket_that_cannot_be_written_is_refused_in_one_line(
@@ -277,6 +285,7 @@ def test_a_bucket_that_cannot_be_written_is_refused_in_one_line(
     with pytest.raises(BucketError, match=message) as raised:
         require_create_only(storage)
 
+    assert str(raised.value).startswith(f"'{address}': ")  # not what was tried beside it
     assert "\n" not in str(raised.value)
     assert raised.value.__context__ is raised.value.__cause__ is None
     written = (
