@@ -272,7 +272,8 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "actcache"}):
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         if Path(path).suffix == ".png" and isinstance(figure.canvas, FigureCanvasAgg):
-            figure.canvas.print_png(path)  # `savefig` draws everything twice, for the layout
+            # `savefig` draws everything twice, for the layout.
+            figure.canvas.print_png(path)  # type: ignore[no-untyped-call]
         else:
             figure.savefig(path, metadata=dates.get(Path(path).suffix))
 
