@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:  # both import torch
     from actcache.engine.model import LanguageModel
 
 CERTIFICATE_ROWS = 8
-"""How many rows a build runs again at its end."""
+"""How many random rows a build runs again at its end, at most; and how many of those of the check
+before it compares with the store, at most."""
 
 MODE = "hugging face numerics: no folding, no centering; layer = output of the decoder block"
 
@@ -136,7 +138,7 @@ def require_storable(
     root = build_contents(plan, arrays, recorded, shard_rows=shard_rows).encode().root
     number = -1 / 3 * 1e-300  # as long as a number can be in JSON
     certificate = {
-        "rows": sorted((sample.id for sample in plan.samples), key=len)[-CERTIFICATE_ROWS:],
+        "rows": sorted((sample.id for sample in plan.samples), key=len)[-2 * CERTIFICATE_ROWS :],
         "positions": list(plan.positions),
         "largest_relative_error": [number] * n_layers,
         "sites": dict.fromkeys(plan.config.sites, number),
@@ -164,7 +166,8 @@ def provenance(plan: "BuildPlan", facts: ModelFacts) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
+@cache  # a look-up reads the metadata of every package from its file
+def versions() -> Mapping[str, str]:
     """Look up the versions of the packages that decide what a forward pass computes."""
     installed = {}
     for package in ("actcache", "torch", "transformers", "transformer-lens", "tokenizers"):

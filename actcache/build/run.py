@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 from jaxtyping import Int64
 
-from actcache.build.certify import certify, rows_to_certify
+from actcache.build.certify import certify, rows_of_certificate
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
@@ -135,10 +135,14 @@ def run_build(
             certificate = certify(
                 open_store(path, partial=True),
                 model,
-                {i: plan.rendered[i] for i in rows_to_certify(plan.n, seed=config.seed)},
+                {
+                    i: plan.rendered[i]
+                    for i in rows_of_certificate(plan.n, seed=config.seed, checked=check.alone)
+                },
+                alone=check.alone,
                 **plan.reading,
             )
-            writer.finish({**certificate, "self_check": check})
+            writer.finish({**certificate, "self_check": check.recorded()})
     return open_store(path)
 
 

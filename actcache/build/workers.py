@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int64
+from torch import Tensor
 
-from actcache.build.certify import certify, rows_to_certify
+from actcache.build.certify import certify, rows_of_certificate
 from actcache.build.config import BuildConfig
 from actcache.build.place import require_place
 from actcache.build.plan import BuildPlan
@@ -26,7 +27,12 @@ from actcache.cluster.pool import Pool
 from actcache.cluster.session import Workers, connect
 from actcache.cluster.task import Loaded, Task
 from actcache.engine.model import LanguageModel
-from actcache.engine.self_check import CaptureFunction, batches_to_check, check_batches
+from actcache.engine.self_check import (
+    CaptureCheck,
+    CaptureFunction,
+    batches_to_check,
+    check_batches,
+)
 from actcache.errors import ActcacheError
 from actcache.progress import SILENT, Progress
 from actcache.prompts.render import Rendered
@@ -127,15 +133,16 @@ def run_in_pool(
                 run_rows=run_rows,
             )
             _write_shards(pool, runs, writer, advance)
-            sampled = rows_to_certify(plan.n, seed=plan.config.seed)
+            rows = rows_of_certificate(plan.n, seed=plan.config.seed, checked=check.alone)
             certificate = pool.ask(
                 _Certify(
                     path=path,
-                    rows={i: plan.rendered[i] for i in sampled},
+                    rows={i: plan.rendered[i] for i in rows},
+                    alone=check.alone,
                     reading=plan.reading,
                 )
             )
-            writer.finish({**certificate, "self_check": check})
+            writer.finish({**certificate, "self_check": check.recorded()})
     return open_store(path)
 
 
@@ -171,11 +178,11 @@ class LoadModel:
 class _Check:
     """Checks the capture on a few rows, and tells what the store says about the model."""
 
-    batches: Sequence[Sequence[Rendered]]
+    batches: Sequence[Mapping[int, Rendered]]
     sites: Sequence[str]
     reading: Mapping[str, Any]
 
-    def __call__(self, worker: WorkerModel) -> tuple[ModelFacts, dict[str, Any]]:
+    def __call__(self, worker: WorkerModel) -> tuple[ModelFacts, CaptureCheck]:
         check = check_batches(worker.model, self.batches, read=worker.read, **self.reading)
         return ModelFacts.of(worker.model, self.sites), check
 
@@ -191,7 +198,9 @@ class _WriteRun:
     def __call__(self, worker: WorkerModel) -> list[Receipt]:
         layout, receipts = self.layout, Receipts(self.layout)
         written = []
-        with os_errors_explained(f"'{layout.storage.location}' cannot be written", kept="written"):
+        with os_errors_explained(
+            f"'{layout.storage.location}' cannot be written", committed="written"
+        ):
             for rows, blocks in self.run.compute(
                 worker.model, read=worker.read, read_earlier=self._read_earlier
             ):
@@ -218,11 +227,14 @@ class _Certify:
 
     path: str | Path | Storage
     rows: Mapping[int, Rendered]
+    alone: Mapping[int, Mapping[str, Tensor]]
+    """Values of the rows that the check ran alone."""
+
     reading: Mapping[str, Any]
 
     def __call__(self, worker: WorkerModel) -> dict[str, Any]:
         store = open_store(self.path, partial=True)
-        return certify(store, worker.model, self.rows, **self.reading)
+        return certify(store, worker.model, self.rows, alone=self.alone, **self.reading)
 
 
 def _write_shards(pool: Pool, runs: Runs, writer: Writer, advance: Callable[[int], None]) -> None:

@@ -101,33 +101,38 @@ def stack_layers(
 
 
 def reference_masses(
-    hf: Any, anatomy: Anatomy, sequence: Sequence[int], *, back: int, span: tuple[int, int]
-) -> Float32[Tensor, "layer head"]:
-    """Compute one token's masses the slow way: its sequence alone, unpadded, eager attention.
+    hf: Any,
+    anatomy: Anatomy,
+    sequence: Sequence[int],
+    *,
+    read: Sequence[int],
+    spans: Sequence[tuple[int, int]],
+) -> Float32[Tensor, "span layer read head"]:
+    """Compute some tokens' masses the slow way: their sequence alone, unpadded, eager attention.
 
-    The token is counted from the end, `back=1` for the last; `span` are the marked tokens, `[start,
-    end)`. The model is switched to eager attention meanwhile.
+    `read` are the places of the tokens in the sequence, `spans` the marked tokens, `[start, end)`
+    each. The model is switched to eager attention meanwhile.
     """
     device = hf.device
     ids = torch.tensor([list(sequence)], device=device)
-    read = torch.tensor([[len(sequence) - back]], device=device)
+    columns = torch.tensor([list(read)], device=device)
     masses: dict[int, Tensor] = {}
 
-    def record(layer: int, weights: Float[Tensor, "1 head 1 t"]) -> None:
-        marked = weights[0, :, 0, slice(*span)]
-        masses[layer] = marked.sum(-1, dtype=torch.float32)[None, None].to(device)
+    def record(layer: int, weights: Float[Tensor, "1 head read t"]) -> None:
+        marked = [weights[0, :, :, slice(*span)].sum(-1, dtype=torch.float32) for span in spans]
+        masses[layer] = torch.stack(marked).mT.to(device)  # [span, read, head]
 
     configured = hf.config._attn_implementation
     with ExitStack() as stack:
         for layer, module in enumerate(attention_modules(anatomy)):
-            hook = _weights_hook(anatomy, layer, read, record)
+            hook = _weights_hook(anatomy, layer, columns, record)
             stack.callback(module.register_forward_hook(hook).remove)
         if configured != "eager":
             hf.set_attn_implementation("eager")
             stack.callback(hf.set_attn_implementation, configured)
         with torch.inference_mode():
             anatomy.decoder(input_ids=ids, use_cache=False)
-    return stack_layers(anatomy, masses)[0, :, 0]
+    return stack_layers(anatomy, masses)
 
 
 @contextmanager

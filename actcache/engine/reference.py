@@ -86,15 +86,32 @@ def reference_values(
         site: torch.stack([torch.stack(by_position[name]) for name in positions], 1)
         for site, by_position in values.items()
     }
-    for site in set(sites) & set(MASS_SITES):
-        span = row.span if site == ATTENTION else row.control_span
-        assert span is not None
-        masses = [
-            reference_masses(model.hf, model.anatomy, tokens, back=back, span=span)
-            for tokens, back in sequences.values()
-        ]
-        stacked[site] = torch.stack(masses, 1)
+    if marked := [site for site in MASS_SITES if site in sites]:
+        stacked |= _masses(model, row, sequences, marked)
     return stacked
+
+
+def _masses(
+    model: LanguageModel,
+    row: Rendered,
+    sequences: Mapping[str, tuple[tuple[int, ...], int]],
+    sites: Sequence[str],
+) -> dict[str, Float[Tensor, "layer position head"]]:
+    """Read the attention masses at all positions; passes of their own, since they run eager."""
+    spans = [row.span if site == ATTENTION else row.control_span for site in sites]
+    by_position: dict[str, Tensor] = {}
+    for run, names in _runs({name: tokens for name, (tokens, _) in sequences.items()}).items():
+        columns = [len(sequences[name][0]) - sequences[name][1] for name in names]
+        masses = reference_masses(
+            model.hf,
+            model.anatomy,
+            run,
+            read=columns,
+            spans=[span for span in spans if span is not None],
+        )
+        by_position |= {name: masses[:, :, i] for i, name in enumerate(names)}
+    stacked = torch.stack([by_position[name] for name in sequences], 2)
+    return dict(zip(sites, stacked, strict=True))
 
 
 def _runs(sequences: Mapping[str, tuple[int, ...]]) -> dict[tuple[int, ...], list[str]]:

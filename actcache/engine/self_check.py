@@ -5,6 +5,7 @@ within a block are checked too: the outputs of attention and MLP must add up to 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -36,6 +37,25 @@ _WINDOW = 512
 """Rows among which shared beginnings are looked for, as a build forms its batches."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CaptureCheck:
+    """What the check before a build measured, and what it ran."""
+
+    largest_relative_error: float
+    """Of any value, over the largest absolute value that was read at that layer."""
+
+    bound: float
+    """What it is under."""
+
+    alone: Mapping[int, Mapping[str, Float[Tensor, "layer position _"]]]
+    """By row number the `reference_values` of the rows, on the CPU: the certificate compares the
+    store with them too."""
+
+    def recorded(self) -> dict[str, float]:
+        """Convert to JSON, for the store."""
+        return {"largest_relative_error": self.largest_relative_error, "bound": self.bound}
+
+
 def check_capture(
     model: LanguageModel,
     rows: Sequence[Rendered],
@@ -45,15 +65,11 @@ def check_capture(
     sites: Sequence[str],
     answer: str,
     shares: bool = True,
-) -> dict[str, Any]:
+) -> CaptureCheck:
     """Capture a few rows together, as a build would, and compare with each row alone.
 
     `rows` are all rows of the build, `read` is the function to check, `shares` whether it may run
     what rows begin with once.
-
-    Returns:
-        `largest_relative_error`, of any value over the largest absolute value that was read at
-        that layer, and the `bound` that it is under.
 
     Raises:
         ModelError: it is over the bound, or a site is not what its name says.
@@ -66,26 +82,30 @@ def check_capture(
 
 def check_batches(
     model: LanguageModel,
-    batches: Sequence[Sequence[Rendered]],
+    batches: Sequence[Mapping[int, Rendered]],
     *,
     read: CaptureFunction,
     positions: Sequence[str],
     sites: Sequence[str],
     answer: str,
-) -> dict[str, Any]:
+) -> CaptureCheck:
     """Check as `check_capture` does, on the `batches_to_check` of a build."""
     bound = error_bound(model)
-    check_sites(model, batches[0][0], sites)
-    positions = of_samples(positions, paired=bool(batches[0][0].positive))
+    first = next(iter(batches[0].values()))
+    check_sites(model, first, sites)
+    positions = of_samples(positions, paired=bool(first.positive))
     reading: dict[str, Any] = {"positions": positions, "sites": sites, "answer": answer}
     largest = 0.0
+    alone: dict[int, dict[str, Tensor]] = {}
     for batch in batches:
-        alone = [reference_values(model, row, **reading) for row in batch]
-        captured = read(model, batch, **reading)
-        for site, (j, position), (i, true_values) in product(
-            sites, enumerate(positions), enumerate(alone)
+        for number in batch.keys() - alone.keys():
+            values = reference_values(model, batch[number], **reading)
+            alone[number] = {site: value.cpu() for site, value in values.items()}
+        captured = read(model, list(batch.values()), **reading)
+        for site, (j, position), (i, number) in product(
+            sites, enumerate(positions), enumerate(batch)
         ):
-            true = true_values[site][:, j]
+            true = alone[number][site][:, j]
             error = float(relative_error(site, captured[site][i, :, j], true).max())
             # A residual that overflows is reported by the writer, with its row and layer.
             if torch.isfinite(true).all() and not error <= bound:
@@ -96,13 +116,13 @@ def check_batches(
                     "family or attention. Try --engine transformer-lens, or --dtype float32."
                 )
             largest = max(largest, error) if not np.isnan(error) else largest
-    return {"largest_relative_error": largest, "bound": bound}
+    return CaptureCheck(largest_relative_error=largest, bound=bound, alone=alone)
 
 
 def batches_to_check(
     rows: Sequence[Rendered], *, positions: Sequence[str], shares: bool
-) -> list[list[Rendered]]:
-    """Pick a few rows of a build, in batches of each kind that it will run.
+) -> list[dict[int, Rendered]]:
+    """Pick a few rows of a build by number, in batches of each kind that it will run.
 
     The shortest and the middle row together. If they begin with nothing in common and other rows
     of the build do, those of them that are shortest too: their beginning is run once.
@@ -113,8 +133,8 @@ def batches_to_check(
         shares: whether a pass may run a beginning once.
     """
     order = np.argsort([row.length for row in rows], kind="stable")
-    few = [rows[i] for i in dict.fromkeys((order[0], order[len(order) // 2]))]
-    if not shares or _share(few, positions):
+    few = {int(i): rows[i] for i in (order[0], order[len(order) // 2])}
+    if not shares or _share(list(few.values()), positions):
         return [few]
     alike = _rows_that_share(rows, positions)
     return [few, alike] if alike else [few]
@@ -125,19 +145,21 @@ def _share(rows: Sequence[Rendered], positions: Sequence[str]) -> bool:
     return find_beginnings([capture_head(row, positions=positions) for row in rows]).length > 0
 
 
-def _rows_that_share(rows: Sequence[Rendered], positions: Sequence[str]) -> list[Rendered]:
+def _rows_that_share(rows: Sequence[Rendered], positions: Sequence[str]) -> dict[int, Rendered]:
     """Find as few rows as make a pass that shares a beginning; none where no rows do."""
-    distinct = list({(row.chain, row.positive, row.negative): row for row in rows}.values())
+    distinct = list(
+        {(row.chain, row.positive, row.negative): i for i, row in enumerate(rows)}.values()
+    )
     for start in range(0, len(distinct), _WINDOW):
         window = distinct[start : start + _WINDOW]
-        groups = group_by_beginning([capture_head(row, positions=positions) for row in window])
+        groups = group_by_beginning([capture_head(rows[i], positions=positions) for i in window])
         if not groups:
             continue
-        alike = sorted((window[i] for i in groups[0][0]), key=lambda row: row.length)
+        alike = sorted((window[i] for i in groups[0][0]), key=lambda i: rows[i].length)
         for n_rows in range(2, len(alike) + 1):
-            if _share(alike[:n_rows], positions):
-                return alike[:n_rows]
-    return []
+            if _share([rows[i] for i in alike[:n_rows]], positions):
+                return {i: rows[i] for i in alike[:n_rows]}
+    return {}
 
 
 def check_sites(model: LanguageModel, row: Rendered, sites: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ records; the values of columns and shards are read elsewhere.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -299,6 +299,7 @@ def _read_documents(
         if listed.get(path) == files[path].n_bytes <= DOCUMENT_LIMIT
     }
     ahead = storage.read_ranges(list(whole.values()))
+    parsed: dict[bytes, Column] = {}  # columns of one type and shape have equal documents
     for path in paths:
         name = path.removesuffix("/zarr.json")
         try:
@@ -312,13 +313,16 @@ def _read_documents(
         )
         if FileSum.of(raw) != files[path]:
             refuse(storage.where(path), "other bytes", "those of its creation")
+        if raw in parsed:
+            columns[name] = replace(parsed[raw], name=name)
+            continue
         document = decode(raw, storage.where(path))
         if document == GROUP:
             groups.add(name)
         elif is_row_array(document):
             arrays[name] = parse_row_array(name, document, root=root, where=storage.where(path))
         else:
-            columns[name] = parse_column(name, document, storage.where(path))
+            columns[name] = parsed[raw] = parse_column(name, document, storage.where(path))
     expected = {ROOT, LOG, *(f"{name}/zarr.json" for name in (*arrays, *columns, *groups))}
     expected |= {column_name(column) for column in columns.values() if 0 not in column.shape}
     if (

@@ -5,17 +5,17 @@ and thrown away), the store (the same shards committed and the log sealed), the 
 certificate after. CPU seconds of the process, all threads: what waits for the disk is not in it.
 """
 
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from actcache import demo
-from actcache.build.certify import certify, rows_to_certify
+from actcache.build.certify import certify, rows_of_certificate
 from actcache.build.config import BuildConfig
 from actcache.build.pipeline import plan_store
 from actcache.build.plan import BuildPlan
@@ -82,30 +82,31 @@ def variants(plan: BuildPlan, folder: Path) -> dict[str, Callable[[], object]]:
     model = load_planned(plan.config)
     facts = ModelFacts.of(model, plan.config.sites)
     contents, _ = plan_contents(plan, facts, reused_stores=[], shard_rows=None)
-    path = folder / f"{plan.n}.zarr"
+    fresh = (folder / f"{plan.n}-{i}.zarr" for i in count())  # removing stores is no part
     finished = run_build(plan, folder / f"{plan.n}-finished.zarr", model=model)
     certificate = finished.certificate
     shards = computed(plan, contents.arrays, model)
-    sampled = {i: plan.rendered[i] for i in rows_to_certify(plan.n, seed=plan.config.seed)}
+    alone = check_capture(model, plan.rendered, read=capture, **plan.reading).alone
+    chosen = rows_of_certificate(plan.n, seed=plan.config.seed, checked=alone)
+    sampled = {i: plan.rendered[i] for i in chosen}
 
     def build() -> None:
-        run_build(plan, path, model=model)
-        shutil.rmtree(path)
+        run_build(plan, next(fresh), model=model)
 
     def write() -> None:
+        path = next(fresh)
         with Writer.create(path, contents) as writer:
             for blocks in shards:
                 writer.commit(blocks)
             writer.finish(certificate)
         open_store(path)
-        shutil.rmtree(path)
 
     return {
         "build": build,
         "passes": lambda: computed(plan, contents.arrays, model),
         "store": write,
         "check": lambda: check_capture(model, plan.rendered, read=capture, **plan.reading),
-        "certificate": lambda: certify(finished, model, sampled, **plan.reading),
+        "certificate": lambda: certify(finished, model, sampled, alone=alone, **plan.reading),
     }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from actcache.build.certify import certify, rows_to_certify
+from actcache.build.certify import certify, rows_of_certificate
 from actcache.build.plan import BuildPlan
 from actcache.build.run import run_build
 from actcache.engine.batching import plan_batches
@@ -123,9 +123,10 @@ def constant_part(job: Job, path: Path) -> Callable[[], object]:
     settings["answer"] = plan.config.answer
 
     def run() -> None:
-        check_capture(job.model, plan.rendered, read=capture, **settings)
-        sampled = rows_to_certify(plan.n, seed=plan.config.seed)
-        certify(store, job.model, {i: plan.rendered[i] for i in sampled}, **settings)
+        alone = check_capture(job.model, plan.rendered, read=capture, **settings).alone
+        rows = rows_of_certificate(plan.n, seed=plan.config.seed, checked=alone)
+        sampled = {i: plan.rendered[i] for i in rows}
+        certify(store, job.model, sampled, alone=alone, **settings)
 
     return run
 

@@ -6,8 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
+from io import StringIO
 from unittest import mock
 
 import numpy as np
@@ -24,6 +26,7 @@ from actcache.analysis.workers import LoadUnits, PoolMap, units_on
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
+from actcache.cli.main import main
 from actcache.cluster.pool import Pool
 from actcache.cluster.session import Workers
 from actcache.data.formats import read_samples
@@ -33,7 +36,7 @@ from tests.cluster.faults import SLOW_SECONDS, Folder, shards_with_receipts
 from tests.support.cluster import tree
 from tests.support.processes import ROOT
 
-SHARD_ROWS = 8
+SHARD_ROWS, N_SHARDS = 8, 9
 
 
 @dataclass(frozen=True)
@@ -45,16 +48,22 @@ class FaultyDirection:
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         if rows.size > 1:  # one is the check before the sweep
-            with (self.orders.path / "log").open("a") as file:
-                file.write(f"{rows[0] // SHARD_ROWS}\n")
-            fault = self.orders.take()
-            if fault == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            while fault == "hang" and not (self.orders.path / "healed").exists():
-                time.sleep(0.1)
-            if (self.orders.path / "slow").exists():
-                time.sleep(0.3)
+            self._log_and_fail(rows[0] // SHARD_ROWS)
         return np.repeat(self.values[None], rows.size, axis=0)
+
+    def _log_and_fail(self, shard: int) -> None:
+        with (self.orders.path / "log").open("a") as file:
+            file.write(f"{shard}\n")
+        fault = self.orders.take(())
+        if fault == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while fault == "hang" and not (self.orders.path / "healed").exists():
+            time.sleep(0.1)
+        while self.orders.held() is not None:
+            (self.orders.path / f"worker {os.getpid()}").touch()
+            time.sleep(0.1)
+            if shard != N_SHARDS - 1:
+                break
 
     def shards(self) -> list[int]:
         """The shards that were asked for since the last call."""
@@ -119,7 +128,7 @@ def compare_folders(store, folder, units):
 
 
 def faulty_sweep(store, orders):
-    """A sweep of a store in 9 shards, and its direction."""
+    """A sweep of a store in several shards, and its direction."""
     values = np.random.default_rng(0).normal(size=(store.n_layers, store.d_model))
     direction = FaultyDirection(values.astype(np.float32), orders)
     sets = {"d": RowDirections(rows=direction, digest="0" * 64)}
@@ -143,8 +152,8 @@ def coordinate_sweep(store, orders, out, address):
 
 
 def kill_coordinator(store, orders, out, address):
-    """Start `coordinate_sweep`, and kill it when three shards have receipts."""
-    (orders.path / "slow").touch()
+    """Start `coordinate_sweep`, which never ends its last shard, and kill it."""
+    orders.hold(())
     code = (
         "import sys; from tests.cluster.analyses import coordinate_sweep as run; run(*sys.argv[1:])"
     )
@@ -154,13 +163,15 @@ def kill_coordinator(store, orders, out, address):
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
-        receipts = out.with_name(f"{out.name}.partial.receipts")
-        while len(list(receipts.glob("*.json"))) < 3:
-            assert process.poll() is None, process.communicate()[0]
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    (orders.path / "slow").unlink()
+        try:
+            while len(shards_with_receipts(out)) < 3:
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            process.communicate()
+    orders.wait_for_the_end_of_workers()
+    orders.release()
 
 
 def a_sweep_ends_with_the_bytes_of_one_machine_whatever_dies(session, folder):
@@ -176,7 +187,7 @@ def a_sweep_ends_with_the_bytes_of_one_machine_whatever_dies(session, folder):
     kill_coordinator(store.path, orders, resumed, session.ray.get_runtime_context().gcs_address)
     shards = shards_with_receipts(resumed)
     direction.shards()
-    with Pool(session, LoadUnits(device="cpu"), slow_seconds=SLOW_SECONDS) as pool:
+    with Pool(session, LoadUnits(device="cpu")) as pool:
 
         def require_same(out):
             run(out=out, map_units=PoolMap(session, pool), shared=True)
@@ -184,32 +195,44 @@ def a_sweep_ends_with_the_bytes_of_one_machine_whatever_dies(session, folder):
             assert not out.with_name(f"{out.name}.partial.receipts").exists()
 
         require_same(resumed)
-        assert direction.shards() == sorted(set(range(9)) - shards)
-        assert 3 <= len(shards) < 9
-        for fault in ("kill", "hang"):  # the worker that hangs is missed from then on
-            orders.order(fault)
-            require_same(folder / f"{fault}.zarr")
-            assert orders.take() == ""  # somebody had it
-    orders.heal()
+        assert direction.shards() == sorted(set(range(N_SHARDS)) - shards)
+        assert 3 <= len(shards) < N_SHARDS
+        orders.order("kill")
+        require_same(folder / "kill.zarr")
+        orders.order("hang")
+        with mock.patch.object(pool, "_slow_seconds", SLOW_SECONDS):
+            require_same(folder / "hang.zarr")
+        assert orders.take(()) == ""  # somebody had it
+        orders.heal()
 
 
 def the_command_line_analyzes_on_a_cluster(session, folder):
     store = built(folder).path
     address = session.ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-W", "error", "-m", "actcache", "analyze", store]
-    command += ["-o", folder / "out", "--stages", "vectors,layers", "--json"]
-
-    def run(*flags):
-        done = subprocess.run(
-            [*map(str, command), *flags], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        return json.loads(done.stdout), tree(folder / "out")
-
-    printed, alone = run()
+    command = ["analyze", store, "-o", folder / "out", "--stages", "vectors,layers", "--json"]
+    command = [str(word) for word in command]
+    code, out, error = call_main(*command)
+    assert (code, error) == (0, "")
     (folder / "out").rename(folder / "alone")
-    assert run("--workers", "2", "--cluster", address) == (printed, alone)
+    more = ("--workers", "1", "--cluster", address)
+    done = subprocess.run(
+        [*(sys.executable, "-W", "error", "-m", "actcache", *command), *more],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == json.loads(out)
+    assert tree(folder / "out") == tree(folder / "alone")
+
+
+def call_main(*command):
+    """Call the command line in this process; return its exit code, stdout and stderr."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as error:
+        code = main([*command])
+    return code, out.getvalue(), error.getvalue()
 
 
 ANALYSIS_CASES = [

@@ -14,7 +14,7 @@ from actcache.build.replay import rendered_rows
 from actcache.cli.main import main
 from actcache.conventions import check_sites
 from actcache.engine.model import adopt_model
-from actcache.engine.reference import reference_capture
+from actcache.engine.reference import reference_capture, reference_values
 from actcache.engine.tree_capture import capture
 from actcache.errors import ActcacheError, ModelError, RenderError
 from actcache.prompts.render import Rendered
@@ -261,6 +261,28 @@ def test_the_control_is_the_mass_on_the_random_span(family, attention):
         model, swapped[0], position="last_-2", answer="first", site="attention"
     )
     torch.testing.assert_close(both["attention_control"][0, :, 1], true, rtol=0, atol=1e-5)
+
+
+def test_the_definition_reads_all_places_of_a_sequence_in_one_pass():
+    model = adopt_model(make("llama"), name="llama")
+    row = next(row for row in marked_rows() if row.span is not None)
+    row = replace(row, control_span=random_span(row.prompt, row.span or (0, 0), n_read=3))
+    sites = ["attention", "attention_control"]
+    passes: list[int] = []
+    handle = model.anatomy.decoder.register_forward_pre_hook(lambda *_: passes.append(1))
+
+    together = reference_values(model, row, positions=LAST_3, answer="first", sites=sites)
+
+    handle.remove()
+    assert len(passes) == 1
+    for site, span in zip(sites, (row.span, row.control_span), strict=True):
+        marked = replace(row, span=span)
+        for i, position in enumerate(LAST_3):
+            true = reference_capture(
+                model, marked, position=position, answer="first", site="attention"
+            )
+            torch.testing.assert_close(together[site][:, i], true, rtol=0, atol=0)
+    assert not torch.equal(together["attention"], together["attention_control"])
 
 
 def test_a_random_span_is_as_long_and_elsewhere():

@@ -45,8 +45,8 @@ def test_the_check_allows_the_rounding_of_half_precision(dtype):
         answer="last",
     )
 
-    assert check["bound"] == 0.1
-    assert check["largest_relative_error"] < 0.05
+    assert check.bound == 0.1
+    assert check.largest_relative_error < 0.05
 
 
 def test_a_wrong_capture_stops_the_build_before_it_begins(samples, config, tmp_path):
@@ -69,7 +69,7 @@ def test_an_error_in_what_rows_share_stops_the_build_before_it_begins(
     plan = plan_build(rows, config)
     few, alike = batches_to_check(plan.rendered, positions=plan.positions, shares=True)
     assert [len(few), len(alike)] == [2, 2]
-    heads = [capture_head(row, positions=plan.positions) for row in alike]
+    heads = [capture_head(row, positions=plan.positions) for row in alike.values()]
     assert find_beginnings(heads).n_saved > 10
     join = beginnings._ContinuedLayer._join
 

@@ -162,7 +162,7 @@ def write_if_absent(path: Path, parts: Parts, *, durable: bool = True) -> os.sta
     return status
 
 
-def write_synced(path: Path, parts: Parts, *, durable: bool = True) -> None:
+def write_synced(path: Path | str, parts: Parts, *, durable: bool = True) -> None:
     """Write a file in place and sync it; its name is durable once its folder is synced."""
     file = _open_new(path)
     try:
@@ -220,7 +220,7 @@ def _write_large(
 
 
 @contextmanager
-def os_errors_explained(what: str, *, kept: str = "") -> Iterator[None]:
+def os_errors_explained(what: str, *, committed: str = "") -> Iterator[None]:
     """Say in one line what the system refused."""
     try:
         yield
@@ -228,12 +228,12 @@ def os_errors_explained(what: str, *, kept: str = "") -> Iterator[None]:
         raise  # some of them are OSErrors
     except OSError as error:
         remedy = "Choose a folder with room, that you may write to."
-        if kept:
-            remedy = f"{kept} rows are kept: make room, then continue with --resume."
+        if committed:
+            remedy = f"{committed} rows are kept: make room, then continue with --resume."
         raise ActcacheError(f"{what}: {error.strerror or error}. {remedy}") from error
 
 
-def sync_path(path: Path) -> None:
+def sync_path(path: Path | str) -> None:
     """Make the bytes of a file, or the names in a folder, durable."""
     file = os.open(path, os.O_RDONLY)
     try:
@@ -280,7 +280,7 @@ def _temporary_path(path: Path) -> Path:
     return path.with_name(path.name + TEMPORARY)
 
 
-def _open_new(path: Path) -> int:
+def _open_new(path: Path | str) -> int:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(path, flags, 0o666)
 

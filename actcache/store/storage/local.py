@@ -88,7 +88,7 @@ class LocalStorage(Storage):
         while unvisited:
             parent = unvisited.pop()
             prefix = f"{parent}/" if parent else ""
-            with suppress(OSError), os.scandir(self.folder / parent) as entries:
+            with suppress(OSError), os.scandir(f"{self.folder}/{parent}") as entries:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         unvisited.append(f"{prefix}{entry.name}")
@@ -133,16 +133,16 @@ class LocalStorage(Storage):
 
     def write_small(self, objects: Mapping[str, bytes]) -> None:
         """Write files in place and sync each folder once; a crash may leave a part of them."""
-        folders = {self.folder}
+        folders: set[str] = set()
         for name, raw in objects.items():
-            path = self.folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_synced(path, [raw])
-            while path != self.folder:
-                path = path.parent
-                folders.add(path)
+            parent = name.rpartition("/")[0]
+            if parent not in folders:
+                (self.folder / parent).mkdir(parents=True, exist_ok=True)
+                steps = parent.split("/")
+                folders |= {"", *("/".join(steps[: i + 1]) for i in range(len(steps)))}
+            write_synced(f"{self.folder}/{name}", [raw])
         for folder in folders:
-            sync_path(folder)
+            sync_path(f"{self.folder}/{folder}")
 
     def write_large(self, objects: Iterable[LargeObject]) -> None:
         """Write files as `write` does, syncing each while the next is written."""
@@ -174,22 +174,22 @@ class LocalStorage(Storage):
     def _open(self, name: str, n_bytes: int | None = None) -> int:
         """Open a regular file, of that size, for reading; the file descriptor."""
         self._require_real_folder(name)
-        path = self.folder / name
+        path = f"{self.folder}/{name}"
         try:
             file = os.open(path, _READ)
         except FileNotFoundError:
-            refuse(str(path), "nothing", "a file")
+            refuse(path, "nothing", "a file")
         except OSError:
-            if not path.is_symlink():
+            if not Path(path).is_symlink():
                 raise
-            refuse(str(path), "a link", "a file")
+            refuse(path, "a link", "a file")
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             os.close(file)
-            refuse(str(path), "something else", "a file")
+            refuse(path, "something else", "a file")
         if n_bytes is not None and status.st_size != n_bytes:
             os.close(file)
-            refuse(str(path), f"{status.st_size} bytes", f"{n_bytes}")
+            refuse(path, f"{status.st_size} bytes", f"{n_bytes}")
         return file
 
     def _status(self, name: str) -> os.stat_result:
@@ -207,15 +207,15 @@ class LocalStorage(Storage):
         parent = name.rpartition("/")[0]
         if not parent or parent in self._checked:
             return
-        folder = self.folder
+        folder = str(self.folder)
         for part in parent.split("/"):
-            folder = folder / part
+            folder = f"{folder}/{part}"
             try:
-                status = folder.lstat()
+                status = os.lstat(folder)
             except (FileNotFoundError, NotADirectoryError):
-                refuse(str(folder), "nothing", "a folder")
+                refuse(folder, "nothing", "a folder")
             if not stat.S_ISDIR(status.st_mode):
-                refuse(str(folder), "something else", "a folder")
+                refuse(folder, "something else", "a folder")
         self._checked.add(parent)
 
     def _writable_path(self, name: str) -> Path:

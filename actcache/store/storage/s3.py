@@ -200,8 +200,8 @@ class S3Storage(Storage):
                     raise
             if attempt == 0:
                 return None
-            there = store.get(key)
-            return _unquoted(there.meta["e_tag"]) if _are_bytes_of(there, buffers) else None
+            stored = store.get(key)
+            return _unquoted(stored.meta["e_tag"]) if _are_bytes_of(stored, buffers) else None
 
         return self._ask(name, "write", create)
 
@@ -296,11 +296,11 @@ def _buffers(parts: Parts) -> "list[bytes | memoryview]":
     ]
 
 
-def _are_bytes_of(there: "GetResult", buffers: "Sequence[bytes | memoryview]") -> bool:
+def _are_bytes_of(stored: "GetResult", buffers: "Sequence[bytes | memoryview]") -> bool:
     """Whether an object holds the bytes of these buffers."""
-    if there.meta["size"] != sum(len(buffer) for buffer in buffers):
+    if stored.meta["size"] != sum(len(buffer) for buffer in buffers):
         return False
-    raw, start = memoryview(there.bytes()), 0
+    raw, start = memoryview(stored.bytes()), 0
     for buffer in buffers:
         stop = start + len(buffer)
         if raw[start:stop] != buffer:
