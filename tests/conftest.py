@@ -20,6 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# What is tested is not the disk: 20,000 syncs in three files of tests took 50 s. Tests of crashes
+# start processes of their own, whose syncs are real.
+os.fsync = os.fdatasync = lambda fd: None
+
 # What the import hook of `--jaxtyping-packages` puts on every function and dataclass of actcache.
 jaxtyping.jaxtyped = checked  # type: ignore[assignment]
 
