@@ -266,11 +266,16 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     The same figure gives the same bytes: no date, and names inside an SVG that are not random.
     """
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "actcache"}):
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        figure.savefig(path, metadata=dates.get(Path(path).suffix))
+        if Path(path).suffix == ".png" and isinstance(figure.canvas, FigureCanvasAgg):
+            # `savefig` draws everything twice, for the layout.
+            figure.canvas.print_png(path)  # type: ignore[no-untyped-call]
+        else:
+            figure.savefig(path, metadata=dates.get(Path(path).suffix))
 
 
 def line_style(i: int) -> tuple[str, str]:

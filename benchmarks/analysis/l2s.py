@@ -177,14 +177,14 @@ def speed(
     results: dict[str, Any] = {}
 
     def ours() -> None:
-        results["ours"] = train_stack(
+        [results["ours"]] = train_stack(
             c,
             z,
             held_contexts=held_c,
             held_targets=held_z,
             first=first,
             units=torch.ones(k),
-            rate=rate,
+            rates=[rate],
             epochs=settings.epochs,
             batch=settings.batch,
             check_every=settings.check_every,
