@@ -3,6 +3,7 @@
 import os
 import secrets
 import sys
+from collections import defaultdict
 
 import jaxtyping
 import pytest
@@ -19,6 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # starts would compile the package again, and every worker all tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# What is tested is not the disk: 20,000 syncs in three files of tests took 50 s. Tests of crashes
+# start processes of their own, whose syncs are real.
+os.fsync = os.fdatasync = lambda fd: None
 
 # What the import hook of `--jaxtyping-packages` puts on every function and dataclass of actcache.
 jaxtyping.jaxtyped = checked  # type: ignore[assignment]
@@ -54,8 +59,14 @@ def pytest_xdist_auto_num_workers(config):
     return 0 if any(".py" in name for name in config.args) else None
 
 
+SECONDS = (("long", 10.0), ("slow", 2.0))
+"""That a test takes at least, by its mark; most others take a tenth of one."""
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the files that have long tests: one that comes last leaves all other cores idle."""
-    long = {item.path for item in items if item.get_closest_marker("long")}
-    items.sort(key=lambda item: item.path not in long)
+    """Begin with the files that take longest: one that comes last leaves all other cores idle."""
+    seconds: defaultdict[object, float] = defaultdict(float)
+    for item in items:
+        seconds[item.path] += next((s for mark, s in SECONDS if item.get_closest_marker(mark)), 0.1)
+    items.sort(key=lambda item: -seconds[item.path])

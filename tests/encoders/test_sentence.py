@@ -224,26 +224,27 @@ OFFLINE = """
 import sys
 from actcache.encoders.sentence import encode_sentences
 from actcache.errors import ModelError
-for pooling in (None, "mean"):
-    try:
-        print(encode_sentences(["a"], model="some/bert", pooling=pooling).settings["pooling"])
-    except ModelError as error:
-        print(error)
+for model in ("some/bert", "other/bert"):
+    for pooling in (None, "mean"):
+        try:
+            print(encode_sentences(["a"], model=model, pooling=pooling).settings["pooling"])
+        except ModelError as error:
+            print(error)
 """
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("known_absent", [False, True])
-def test_offline_the_hubs_cache_is_used_and_pooling_is_never_guessed(known_absent, bert, tmp_path):
-    repository = tmp_path / "hub" / "models--some--bert"
-    shutil.copytree(bert, repository / "snapshots" / "0123")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123")
-    if known_absent:  # as the Hub's client notes down what it found not to exist
-        for file in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"):
-            marker = repository / ".no_exist" / "0123" / file
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.touch()
+def test_offline_the_hubs_cache_is_used_and_pooling_is_never_guessed(bert, tmp_path):
+    for name in ("some", "other"):
+        repository = tmp_path / "hub" / f"models--{name}--bert"
+        shutil.copytree(bert, repository / "snapshots" / "0123")
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0123")
+    # Of the other one the Hub's client has noted down what it found not to exist.
+    for file in ("modules.json", "sentence_bert_config.json", "1_Pooling/config.json"):
+        marker = repository / ".no_exist" / "0123" / file
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE],
         env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
@@ -252,9 +253,10 @@ def test_offline_the_hubs_cache_is_used_and_pooling_is_never_guessed(known_absen
         check=True,
         cwd=ROOT,
     )
-    first, second = done.stdout.splitlines()
-    assert second == "mean"
-    assert first == "cls" if known_absent else "Pass 'hf:some/bert:mean'" in first
+    unknown, given, known_absent, also_given = done.stdout.splitlines()
+    assert "Pass 'hf:some/bert:mean'" in unknown
+    assert known_absent == "cls"
+    assert given == also_given == "mean"
 
 
 @pytest.mark.model

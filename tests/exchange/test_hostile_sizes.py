@@ -15,7 +15,7 @@ from actcache.exchange import export, import_store
 from actcache.store.schema import RowArray
 from actcache.store.store import open_store
 from tests.crash.fuzz_store import honest
-from tests.support.processes import run_code
+from tests.support.forks import run_in_fork
 from tests.support.stores import build, example
 
 TERABYTE = 1 << 40
@@ -43,7 +43,7 @@ took = time.process_time() - start
 grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 assert took < 1 and grown < 200, (took, grown)
 """
-    output = run_code(code, *args).stdout
+    output = run_in_fork(code, *args)
     assert output.count("\n") == 1, output
     return output
 

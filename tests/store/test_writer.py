@@ -467,7 +467,7 @@ def test_killed_at_random_instants_every_committed_row_is_right(tmp_path):
     assert report.wrong == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_build_killed_before_every_sync_and_rename_in_turn_resumes():
     # In a process of its own, which forks safely: it has no threads.
     out = subprocess.run(

@@ -33,6 +33,10 @@ _AS_ROOT = ("-r",)
 """In a user namespace, for those who are not root."""
 
 
+_FAIR = {"RAY_worker_niceness": "0"}
+"""Ray's workers would be nice to others: beside tests that compute they took minutes to start."""
+
+
 @cache
 def isolation() -> tuple[list[str], str]:
     """The words before a command that isolate it; and why there are none."""
@@ -62,7 +66,7 @@ def run_isolated(*argv, timeout=3000, **variables):
         return subprocess.run(
             [*isolation()[0], sys.executable, *map(str, argv)],
             cwd=ROOT,
-            env=os.environ | {"HOME": home, "PYTHONPATH": str(ROOT)} | variables,
+            env=os.environ | {"HOME": home, "PYTHONPATH": str(ROOT)} | _FAIR | variables,
             capture_output=True,
             text=True,
             timeout=timeout,
