@@ -59,7 +59,7 @@ def replaced_method(module: nn.Module, name: str, function: Callable[..., Any]) 
 def _gelu(module: NewGELUActivation, values: Tensor) -> Tensor:
     if not values.is_cpu:
         return type(module).forward(module, values)
-    # x · (1 + tanh u) / 2 = x · sigmoid(2u): half the time of torch's own `gelu`, whose tanh is slow.
+    # x · (1 + tanh u) / 2 = x · sigmoid(2u). Half the time of torch's `gelu`, whose tanh is slow.
     twice_u = values.square().mul_(2 * SCALE * 0.044715).add_(2 * SCALE).mul_(values)
     return twice_u.sigmoid_().mul_(values)
 
