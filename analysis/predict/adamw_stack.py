@@ -90,26 +90,26 @@ class StackedAdamW:
 
 
 class FusedAdam:
-    """Adam (Kingma & Ba 2015) of a few tensors, whose gradients lie in the same buffers every step.
+    """Adam (Kingma & Ba 2015) of a few tensors.
 
     Does what `torch.optim.Adam(fused=True)` does: it calls the same function. On small tensors
     PyTorch's own class takes five times as long to get there.
     """
 
-    def __init__(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        self._weights, self._gradients = list(weights), list(gradients)
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        self._weights = list(weights)
         self._first = [torch.zeros_like(tensor) for tensor in weights]
         self._second = [torch.zeros_like(tensor) for tensor in weights]
-        self._n_steps = torch.zeros((), dtype=torch.float32, device=self._weights[0].device)
+        self._n_steps = torch.zeros((), dtype=torch.float32, device=weights[0].device)
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Take one step at a learning rate."""
+    def step(self, gradients: Sequence[Tensor], *, rate: float) -> None:
+        """Take one step."""
         self._n_steps += 1
         beta1, beta2 = BETAS
         torch._fused_adam_(
             self._weights,
-            self._gradients,
+            list(gradients),
             self._first,
             self._second,
             [],

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -94,9 +95,8 @@ def train_stack(
     first = Weights(*(tensor.repeat(len(rates), *[1] * (tensor.dim() - 1)) for tensor in first))
     weights = Weights(*(tensor.clone() for tensor in first))
     gradients = Weights(*(torch.empty_like(tensor) for tensor in first))
-    optimizers = [
-        FusedAdam(_of_rate(weights, i, z), _of_rate(gradients, i, z)) for i in range(len(rates))
-    ]
+    optimizers = [FusedAdam(_of_rate(weights, i, z)) for i in range(len(rates))]
+    gradients_of = [_of_rate(gradients, i, z) for i in range(len(rates))]
     best = Trained(
         weights=first,
         error=torch.full((k,), math.inf, device=device, dtype=dtype),
@@ -123,8 +123,8 @@ def train_stack(
                 share=share,
             )
             lowered = (1 + math.cos(math.pi * step / n_steps)) / 2
-            for optimizer, rate in zip(optimizers, rates, strict=True):
-                optimizer.step(rate * lowered)
+            for optimizer, gradient, rate in zip(optimizers, gradients_of, rates, strict=True):
+                optimizer.step(gradient, rate=rate * lowered)
             step += 1
         if epoch % check_every == 0 or epoch == epochs:
             best = _better(best, weights, held_contexts, held_targets, epoch)
@@ -171,14 +171,18 @@ def fill_gradients(
     torch.bmm(hidden.transpose(1, 2), error, out=gradients.decoder)
     # Through W2 to the hidden units, laid side by side again, then through tanh: tanh' = 1 - h².
     back = torch.bmm(error, weights.decoder.transpose(1, 2)).transpose(0, 1).reshape(h.shape)
-    back.mul_(h.square().neg_().add_(1))
+    back = torch.ops.aten.tanh_backward(back, h)  # what autograd runs: one pass
     torch.mm(back.T, contexts, out=gradients.encoder.flatten(0, 1))
     torch.sum(back, 0, out=gradients.bias.flatten())
 
 
 def _hidden(weights: Weights, contexts: Float[Tensor, "b r"]) -> Float[Tensor, "b kh"]:
     encoder = weights.encoder.flatten(0, 1)
-    return torch.addmm(weights.bias.flatten(), contexts, encoder.T).tanh_()
+    h = torch.addmm(weights.bias.flatten(), contexts, encoder.T)
+    if not h.is_cpu:
+        return h.tanh_()
+    np.tanh(h.numpy(), out=h.numpy())  # in place; a sixth of the time of torch's with AVX-512
+    return h
 
 
 def _by_network(h: Float[Tensor, "b kh"], weights: Weights) -> Float[Tensor, "k b h"]:

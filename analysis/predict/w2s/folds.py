@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -38,10 +39,11 @@ def grouped_folds(
         )
     _, letter = np.unique(np.asarray(letters, dtype=str), return_inverse=True)
     n_folds = min(n_folds, n_groups)
-    fold = _draw(group, letter, n_folds, seed)
-    if len(np.unique(fold)) < n_folds:  # rare or grouped letters can leave one empty
-        fold = _draw(group, np.zeros_like(letter), n_folds, seed)
-    return fold
+    groups, letters = tuple(group.tolist()), tuple(letter.tolist())
+    fold = _draw(groups, letters, n_folds, seed)
+    if len(set(fold)) < n_folds:  # rare or grouped letters can leave one empty
+        fold = _draw(groups, (0,) * len(letters), n_folds, seed)
+    return np.array(fold, np.int64)
 
 
 def equal_rows(vectors: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, " n"]:
@@ -60,11 +62,13 @@ def equal_rows(vectors: Float32[np.ndarray, "n e"]) -> Int64[np.ndarray, " n"]:
     return np.unique(run, axis=0, return_inverse=True)[1].reshape(-1)
 
 
+@lru_cache(maxsize=64)  # the predictors of all sets of a behavior draw the same folds
 def _draw(
-    group: Int64[np.ndarray, " n"], letter: Int64[np.ndarray, " n"], n_folds: int, seed: int
-) -> Int64[np.ndarray, " n"]:
+    groups: tuple[int, ...], letters: tuple[int, ...], n_folds: int, seed: int
+) -> tuple[int, ...]:
     from sklearn.model_selection import StratifiedGroupKFold
 
+    group, letter = np.array(groups), np.array(letters)
     if np.bincount(letter).max() < n_folds:  # scikit-learn refuses: no letter can be balanced
         letter = np.zeros_like(letter)
     fold = np.zeros(len(group), np.int64)
@@ -73,4 +77,4 @@ def _draw(
         warnings.simplefilter("ignore", UserWarning)  # on a letter rarer than folds
         for number, (_, held_out) in enumerate(splitter.split(group, letter, group)):
             fold[held_out] = number
-    return fold
+    return tuple(fold.tolist())

@@ -37,14 +37,14 @@ def test_fused_adam_steps_as_pytorchs_adam_does():
     gradients = [torch.empty_like(tensor) for tensor in weights]
     alone = [tensor.clone().requires_grad_() for tensor in weights]
     theirs = torch.optim.Adam(alone, lr=1.0, fused=True)
-    ours = FusedAdam(weights, gradients)
+    ours = FusedAdam(weights)
 
     for rate in (0.1, 0.03, 0.3):
         for gradient, tensor in zip(gradients, alone, strict=True):
             tensor.grad = gradient.normal_().clone()
         theirs.param_groups[0]["lr"] = rate
         theirs.step()
-        ours.step(rate)
+        ours.step(gradients, rate=rate)
 
     for mine, tensor in zip(weights, alone, strict=True):
         torch.testing.assert_close(mine, tensor.detach(), rtol=0, atol=0)
