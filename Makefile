@@ -8,7 +8,7 @@ demo: .venv/.ready
 	$(BIN)/actcache demo -o demo-out
 
 test: check .venv-seaweedfs/.ready
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "long or not long"
+	$(BIN)/python -m pytest -m "long or not long"
 	rm -rf build dist && $(BIN)/python -m build --outdir dist . > /dev/null
 	$(BIN)/check-wheel-contents dist
 

@@ -46,13 +46,13 @@ class FormatError(ActcacheError, ValueError):
 class DamageError(FormatError):
     """A file is not as this format, or the store's own log, has it."""
 
-    def __init__(self, where: str, found: str, expected: str):
+    def __init__(self, where: str, actual: str, expected: str):
         super().__init__(
-            f"'{where}' holds {found}, expected {expected}. The store is damaged, or none of "
+            f"'{where}' holds {actual}, expected {expected}. The store is damaged, or none of "
             "actcache: see actcache verify."
         )
         self.where = where
-        self.found = found
+        self.actual = actual
         self.expected = expected
 
 
@@ -64,6 +64,6 @@ class NotFiniteError(ActcacheError, ValueError):
     """A residual is not finite, or overflows the dtype that it is stored in."""
 
 
-def refuse(where: str, found: str, expected: str) -> NoReturn:
+def refuse(where: str, actual: str, expected: str) -> NoReturn:
     """Raise the error of a file that holds one thing where another was expected."""
-    raise DamageError(where, found, expected)
+    raise DamageError(where, actual, expected)

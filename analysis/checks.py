@@ -5,7 +5,6 @@ is loaded or a file is written.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -81,12 +80,11 @@ def require_names(store: Store) -> None:
                 )
 
 
-def needs_model(store: Store, out: Path, config: AnalyzeConfig, *, overwrite: bool) -> bool:
-    """Whether the model that the store was built with must be loaded for a sweep."""
+def steers(store: Store, config: AnalyzeConfig) -> bool:
+    """Whether a stage reads a sweep, which steers the model that the store was built with."""
     if store.kind != "residuals" or any(store["label"].tolist()):
         return False
-    steers = {"sweep", "predictors"} & set(config.stages)
-    return bool(steers) and (overwrite or not (out / "sweep.zarr").exists())
+    return bool({"sweep", "predictors"} & set(config.stages))
 
 
 def _stages_left_out(

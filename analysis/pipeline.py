@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from actcache.analysis.checks import check_analysis
+from actcache.analysis.checks import check_analysis, steers
 from actcache.analysis.concepts.stage import fit_concepts
 from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import (
@@ -27,11 +27,11 @@ from actcache.analysis.report.verdicts import verdicts
 from actcache.analysis.report_files import check_formats, write_results_report, write_samples
 from actcache.analysis.results import (
     Results,
-    results_folder,
     write_directions,
     write_planes,
     write_vectors,
 )
+from actcache.analysis.results_folder import SWEEP, require_place_of_sweep, results_folder
 from actcache.analysis.stats.units import MapUnits
 from actcache.analysis.steered_stages import SteeredRun, run_sweep_stages
 from actcache.analysis.summary import StoreSummary, Summary
@@ -65,6 +65,7 @@ def analyze(
     workers: int | None = None,
     cluster: str | None = None,
     gpus_per_worker: int | None = None,
+    sweep_store: str | Path | None = None,
     **settings: Any,
 ) -> Results:
     """Run the stages and write the results folder; the same as `actcache analyze`.
@@ -83,9 +84,12 @@ def analyze(
         check: compare each block of the store with its checksum when it is first read.
         formats: of the pictures: png, svg, pdf.
         workers: compute in so many processes, on Ray; by default in this one. The results are the
-            same. Where workers run on other machines, these must reach the store and the folder.
+            same. Where workers run on other machines, these must reach the store and the sweep's.
         cluster: HOST:PORT of a running Ray cluster; by default Ray is started on this machine.
         gpus_per_worker: GPUs of each worker; by default 1 where there are GPUs.
+        sweep_store: where the sweep's store lies, a folder or `s3://bucket/sweep.zarr`; by default
+            where the results in `out` say, else `OUT/sweep.zarr`. A finished one in a bucket is
+            never replaced.
         settings: fields of `AnalyzeConfig`, for example `stages=("vectors", "sweep")`.
 
     Raises:
@@ -93,7 +97,8 @@ def analyze(
             holds results of another store or a sweep of other settings.
         StoreExistsError: the folder is inside a store, or holds other files of the same names.
         FormatError: a block of the store is damaged: names shard, layer and rows.
-        ActcacheError: another analysis is writing to the folder; or the cluster cannot be used.
+        ActcacheError: another analysis is writing to the folder; or the cluster or the bucket
+            cannot be used.
 
     Example:
         results = analyze("tidy.zarr", "out", controls=5)
@@ -113,9 +118,13 @@ def analyze(
         config = replace(config, **settings)
     out = Path(out)
     left_out = check_analysis(store, config, device=device)
+    if not steers(store, config):
+        sweep_store = None
+    elif sweep_store is not None:
+        require_place_of_sweep(sweep_store, overwrite=overwrite)
     with (
         units_on(on_cluster, device=device) as map_units,
-        results_folder(out, store, overwrite=overwrite),
+        results_folder(out, store, overwrite=overwrite, sweep_store=sweep_store) as place,
     ):
         return run_stages(
             store.checked() if check else store,
@@ -128,6 +137,7 @@ def analyze(
             formats=formats,
             map_units=map_units,
             shared=on_cluster is not None,
+            sweep_store=place,
         )
 
 
@@ -143,12 +153,14 @@ def run_stages(
     formats: Sequence[str],
     map_units: MapUnits = map,
     shared: bool = False,
+    sweep_store: str | Path | None = None,
 ) -> Results:
     """Run the stages on what was checked, and write what they give.
 
     Arguments as `analyze`; `map_units` runs the units of the stages, and with `shared` whoever
     sweeps a shard writes it.
     """
+    sweep_store = out / SWEEP if sweep_store is None else sweep_store
     paired = not any(store["label"].tolist())
     train = (store["split"] == "train") & (store["variant"] == "base")
     summary = Summary(
@@ -163,6 +175,7 @@ def run_stages(
         ),
         config=config,
         left_out=left_out,
+        sweep_store=None if sweep_store == out / SWEEP else str(sweep_store),
     )
     labels = None
     if paired:
@@ -209,7 +222,7 @@ def run_stages(
         else:
             write_directions(out, store, tensors)
             concepts.write(out)
-    if paired and {"sweep", "predictors"} & set(config.stages):
+    if steers(store, config):
         from actcache.build.replay import load_store_model
 
         load = model or partial(load_store_model, store, device=device)
@@ -220,6 +233,7 @@ def run_stages(
             SteeredRun(
                 store=store,
                 out=out,
+                sweep_store=sweep_store,
                 config=config,
                 directions=swept,
                 given=given,

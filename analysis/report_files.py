@@ -25,7 +25,8 @@ from actcache.analysis.generation.report_files import write_generation_report
 from actcache.analysis.names import CAA, W2S_SHUFFLED
 from actcache.analysis.report.concept_pages import plot_masses
 from actcache.analysis.report.pages import pictures
-from actcache.analysis.results import REPORT, SAMPLES, Results, open_results
+from actcache.analysis.results import Results, open_results
+from actcache.analysis.results_folder import REPORT, SAMPLES
 from actcache.analysis.summary import Summary
 from actcache.build.config import BuildConfig
 from actcache.conventions import NO_PRESET, SWEEP_FIELDS
@@ -260,6 +261,8 @@ def _commands(summary: Summary, out: Path) -> list[str]:
     store, config = summary.store, summary.config
     preset = config.preset != NO_PRESET
     words = ["analyze", shlex.quote(store.path), "-o", shlex.quote(str(out))]
+    if summary.sweep_store is not None:
+        words += ["--sweep-store", shlex.quote(summary.sweep_store)]
     keep = ("preset", *SWEEP_FIELDS) if preset else ()
     analyze = command_line(words, AnalyzeConfig, vars(config), keep=keep)
     if not store.build:

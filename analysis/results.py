@@ -1,58 +1,34 @@
-"""The results folder of an analysis: its arrays, opening it, checking whose it is, emptying it."""
+"""The results of an analysis: opening them, and writing their arrays."""
 
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
 from actcache.analysis.directions.difference_of_means import Directions, unit
 from actcache.analysis.directions.planes import Plane
-from actcache.analysis.files import plain, tensor_header, write_arrays, write_tensors
+from actcache.analysis.files import write_arrays, write_tensors
 from actcache.analysis.names import CAA, L2S, METHOD, slugs, w2s
-from actcache.analysis.predict.reuse import FINGERPRINT, remove_artifact
 from actcache.analysis.report.pages import html_page
+from actcache.analysis.results_folder import DIRECTIONS, place_of_sweep
 from actcache.analysis.stats.slopes import among, fit_quality
-from actcache.analysis.summary import StoreSummary, Summary, VectorSummary, read_store
+from actcache.analysis.summary import Summary, VectorSummary
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
 from actcache.analysis.sweep.steerability import Steerability
 from actcache.errors import (
-    ActcacheError,
     FormatError,
     MismatchError,
-    StoreExistsError,
     StoreNotFoundError,
 )
-from actcache.identity import IDENTITY, require_same
-from actcache.store.layout import partial_folder, record_name
-from actcache.store.schema import DOCUMENT_LIMIT
-from actcache.store.storage.atomic import lock_folder, make_folder, os_errors_explained, remove
-from actcache.store.storage.local import LocalStorage
 from actcache.store.store import Store
-from actcache.store.writing.partial import require_outside_stores
 
 if TYPE_CHECKING:
     from actcache.analysis.predict.l2s.vector_predictor import VectorPredictor
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor
-
-SUMMARY, DIRECTIONS = "summary.json", "directions.safetensors"
-SWEEP, PREDICTORS, LEARNED = "sweep.zarr", "predictors", "learned.zarr"
-REPORT, SAMPLES, CONFIG = "report.html", "samples.json", "config.toml"
-FILES = (
-    *(SUMMARY, CONFIG, "tables.md", REPORT, SAMPLES, DIRECTIONS, "planes.safetensors"),
-    *("moments.npz", "steerability.npz", "predictors.npz"),
-    *("steerability.png", "grid.png", "layers.png", "embeddings.png"),
-    *("concepts.json", "concepts.png", "concepts.svg", "concepts.pdf"),
-    *("steerability.svg", "grid.svg", "layers.svg", "embeddings.svg"),
-    *("steerability.pdf", "grid.pdf", "layers.pdf", "embeddings.pdf"),
-)
-"""Files that `analyze` and `report` leave in a folder, beside the sweep and `predictors/`."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +65,7 @@ class Results:
     @cached_property
     def sweep(self) -> Sweep:
         """Propensities and slopes of every sample."""
-        return open_sweep(self.path / "sweep.zarr")
+        return open_sweep(place_of_sweep(self.path))
 
     def predictor(
         self, behavior: str, *, directions: str = CAA, top: int | None = None
@@ -160,34 +136,6 @@ def open_results(out: str | Path) -> Results:
         )
     _ = results.summary  # refuse now what cannot be read
     return results
-
-
-def require_same_store(out: Path, store: Store) -> None:
-    """Refuse a folder with results of another store, before anything in it is replaced.
-
-    Raises:
-        MismatchError: names what differs.
-        FormatError: `summary.json` is no document of ours.
-    """
-    path = out / "summary.json"
-    if path.exists():
-        require_same(
-            _identity(store),
-            _identity(read_store(path)),
-            what=f"'{store.path}' and the store that the results in '{out}' are of",
-            remedy="Choose another folder with -o, or pass --overwrite.",
-        )
-
-
-def _identity(store: Store | StoreSummary) -> dict[str, Any]:
-    provenance = plain(store.provenance)
-    model = provenance.get("model")
-    known = model if isinstance(model, dict) else {}  # an imported store may not say
-    return {
-        **{name: getattr(store, name) for name in ("n", "n_layers", "d_model")},
-        **{name: provenance.get(name) for name in ("data_sha256", "tokenizer")},
-        "model": {name: known.get(name) for name in IDENTITY},
-    }
 
 
 def write_directions(out: Path, store: Store, tensors: Mapping[str, np.ndarray]) -> None:
@@ -284,92 +232,3 @@ def _numbers(
 ) -> Int64[np.ndarray, " n *half"]:
     """Numbers of the layers at some places; -1 stays."""
     return np.where(places < 0, -1, layers[places])
-
-
-@contextmanager
-def results_folder(out: Path, store: Store, *, overwrite: bool) -> Iterator[None]:
-    """Make `out`, keep every other analysis out of it, and with `overwrite` remove its results.
-
-    Raises:
-        StoreExistsError: it is inside a store, or holds files of those names that are not results.
-        ActcacheError: another analysis is writing it.
-        MismatchError: without `overwrite`, its results are of another store.
-    """
-    require_outside_stores(out / SUMMARY)
-    with os_errors_explained(f"'{out}' cannot be written"):
-        make_folder(out.absolute())
-        try:
-            unlock = lock_folder(out)
-        except BlockingIOError:
-            raise ActcacheError(
-                f"another analysis is writing to '{out}', expected one at a time. Wait for it, or "
-                "choose another folder with -o."
-            ) from None
-    try:
-        _require_ours(out, overwrite=overwrite)
-        if overwrite:
-            _remove_results(out)
-        else:
-            require_same_store(out, store)
-        yield
-    finally:
-        unlock()
-
-
-def _require_ours(out: Path, *, overwrite: bool) -> None:
-    """Refuse to write over, or to remove, what only has the names of results."""
-    suspects = [*FILES, SWEEP, PREDICTORS] if not is_results(out) else [SWEEP] if overwrite else []
-    foreign = [x for x in suspects if os.path.lexists(out / x) and not is_sweep(out / x)]
-    if foreign:
-        raise StoreExistsError(
-            f"'{out / foreign[0]}' is not what analyze writes, so it will not be replaced. Choose "
-            "another folder with -o."
-        )
-
-
-def is_results(out: Path) -> bool:
-    """Whether analyze wrote to a folder: its summary, directions or sweep say so."""
-    return (
-        _has_keys(out / SUMMARY, "store", "config")
-        or is_sweep(out / SWEEP)
-        or is_sweep(partial_folder(out / SWEEP))
-        or any(name.endswith(f"/{METHOD}") for name in tensor_header(out / DIRECTIONS))
-    )
-
-
-def is_sweep(path: Path) -> bool:
-    """Whether a folder is a sweep, finished or not: its first record lists propensities."""
-    storage = LocalStorage(path)
-    try:
-        return b'/propensity/zarr.json"' in storage.read(record_name(0), at_most=DOCUMENT_LIMIT)
-    except (FormatError, OSError):
-        return False
-
-
-def _has_keys(path: Path, *keys: str) -> bool:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(document, dict) and document.keys() >= set(keys)
-
-
-def _remove_results(out: Path) -> None:
-    """Remove what `analyze` left in a folder, and nothing else; the summary last."""
-    for name in FILES:
-        if name not in (SUMMARY, DIRECTIONS):
-            (out / name).unlink(missing_ok=True)
-    predictors = out / PREDICTORS
-    for path in (out / SWEEP, predictors / LEARNED):
-        for sweep in (path, partial_folder(path)):
-            if is_sweep(sweep):
-                remove(sweep)
-    for note in predictors.glob(f"*/*/{FINGERPRINT}"):
-        if not _has_keys(note, "store"):
-            continue
-        remove_artifact(note.parent)
-        for folder in (note.parent, note.parent.parent, predictors):
-            with suppress(OSError):  # it holds something else
-                folder.rmdir()
-    for name in (DIRECTIONS, SUMMARY):
-        (out / name).unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.directions.difference_of_means import Directions
 from actcache.analysis.files import typed
 from actcache.analysis.names import L2S, control_set
-from actcache.analysis.results import PREDICTORS, write_steerability
+from actcache.analysis.results import write_steerability
+from actcache.analysis.results_folder import PREDICTORS
 from actcache.analysis.stats.units import MapUnits
 from actcache.analysis.summary import SelfCheck, Summary, SweepSummary
 from actcache.analysis.sweep.comparison import compare_sets
@@ -25,6 +26,7 @@ from actcache.analysis.sweep.strategies import SplitScore, over_splits
 from actcache.errors import MismatchError
 from actcache.progress import Progress
 from actcache.store.store import Store
+from actcache.store.writing.partial import destination_of
 
 if TYPE_CHECKING:  # torch comes in with these
     from collections.abc import Callable
@@ -39,6 +41,9 @@ class SteeredRun:
 
     store: Store
     out: Path
+    sweep_store: str | Path
+    """Where the sweep lies, or will lie."""
+
     config: AnalyzeConfig
     directions: Directions
     """The difference of means as it is swept."""
@@ -102,7 +107,7 @@ def _sweep(run: SteeredRun, learned: "LearnedVectors | None") -> Sweep:
     from actcache.analysis.sweep.run import run_sweep
     from actcache.engine.steered_scores import SteeringRule
 
-    config, path = run.config, run.out / "sweep.zarr"
+    config, path = run.config, run.sweep_store
     sets = sets_of_analysis(
         run.store,
         run.directions,
@@ -110,7 +115,7 @@ def _sweep(run: SteeredRun, learned: "LearnedVectors | None") -> Sweep:
         others={**(learned.sets if learned else {}), **run.given},
         map_units=run.map_units,
     )
-    if path.exists():  # refused before minutes of training
+    if destination_of(path).finished():  # refused before minutes of training
         rule = SteeringRule(first_steered=config.first_steered, score=config.score)
         wanted = WantedSweep.of(
             run.store,

@@ -140,6 +140,9 @@ class Summary:
     none."""
 
     sweep: SweepSummary | None = None
+    sweep_store: str | None = None
+    """Where the store of the sweep lies, a folder or `s3://…`; None if it is OUT/sweep.zarr."""
+
     predictors: PredictorScores | None = None
     verdicts: tuple[Verdict, ...] = ()
 
@@ -164,8 +167,9 @@ class Summary:
     def write(self, path: Path) -> None:
         """Write summary.json."""
         document = plain(self)
-        if self.planes is None:  # stores without norm outputs are summarized as ever
-            del document["planes"]
+        for name in ("planes", "sweep_store"):  # what few analyses have leaves the others as ever
+            if getattr(self, name) is None:
+                del document[name]
         write_json(path, document)
 
     @classmethod
@@ -200,6 +204,20 @@ def read_store(path: Path) -> StoreSummary:
         FormatError: the file is damaged, or something else.
     """
     return _read(path, lambda document: typed(StoreSummary, document["store"]))
+
+
+def read_sweep_store(path: Path) -> str | None:
+    """Read where a summary.json says that the store of the sweep lies; None if it does not say.
+
+    Raises:
+        FormatError: the file is damaged, or something else.
+    """
+
+    def read(document: Any) -> str | None:
+        place = dict(document).get("sweep_store")
+        return None if place is None else typed(str, place)
+
+    return _read(path, read)
 
 
 def _read(path: Path, read: Callable[[Any], T]) -> T:

@@ -136,8 +136,8 @@ def read_checkout(folder: Path) -> Checkout:
 
 def python_of(checkout: Path) -> str:
     """Return the checkout's own interpreter, or this one."""
-    own = checkout / ".venv" / "bin" / "python"
-    return str(own) if own.exists() else sys.executable
+    python = checkout / ".venv" / "bin" / "python"
+    return str(python) if python.exists() else sys.executable
 
 
 def measure_starts(checkouts: Sequence[Checkout], *, rounds: int) -> None:
@@ -227,8 +227,8 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    here = Path(__file__).parents[1]
-    parser.add_argument("checkouts", nargs="*", type=Path, default=[here], help="default: this one")
+    root = Path(__file__).parents[1]
+    parser.add_argument("checkouts", nargs="*", type=Path, default=[root], help="default: this one")
     parser.add_argument("--rounds", type=int, default=7, help="of starts (default 7); 0: none")
     args = parser.parse_args(argv)
     checkouts = [read_checkout(folder) for folder in args.checkouts]

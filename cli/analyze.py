@@ -58,12 +58,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     groups[SWEEP].add_argument("--model", help="where the store's model is now, if it was moved")
     add_settings_of(groups[SWEEP], BuildConfig, "device", "device_map", "trust_remote_code")
+    groups[SWEEP].add_argument(
+        "--sweep-store",
+        metavar="PLACE",
+        help="where the sweep's store lies, a folder or s3://BUCKET/NAME.zarr (default: where the "
+        "results in OUT say, else OUT/sweep.zarr)",
+    )
     add_workers(groups[""])
 
 
 def run(args: argparse.Namespace) -> None:
     """Open the store, run the stages with the settings of the command line, print."""
-    from actcache.analysis.checks import check_analysis
+    from actcache.analysis.checks import check_analysis, steers
     from actcache.analysis.report_files import check_formats
     from actcache.store.store import open_store
 
@@ -76,12 +82,14 @@ def run(args: argparse.Namespace) -> None:
     if set(config.stages) - {"vectors", "layers", "concepts"} and store.kind == "residuals":
         choose_threads(store.d_model)
     check_analysis(store, config, device=args.device)
+    if args.sweep_store and not steers(store, config):
+        console.say("actcache: --sweep-store is ignored: no stage steers")
     if args.dry_run:
         console.print_result(dry_run(store, out, config, args), as_json=args.json)
         return
     _check_model(store, out, config, args)
     from actcache.analysis.pipeline import analyze
-    from actcache.analysis.results import CONFIG
+    from actcache.analysis.results_folder import CONFIG
     from actcache.cli.terminal.show import show_or_print  # imports rich
 
     results = analyze(
@@ -95,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
         cluster=args.cluster,
         gpus_per_worker=args.gpus_per_worker,
         overwrite=args.overwrite,
+        sweep_store=args.sweep_store,
         check=not args.no_check,
         formats=formats,
     )
@@ -113,13 +122,14 @@ def dry_run(
 ) -> dict[str, Any]:
     """Estimate what the analysis costs; nothing is written."""
     from actcache.analysis.predict.selections import learned_sets
+    from actcache.analysis.results_folder import place_of_sweep
     from actcache.analysis.sweep.forecast import forecast_analysis
     from actcache.build.forecast import why_not_loaded
 
     name = args.model or str(store.provenance["model"].get("name"))
     return forecast_analysis(
         store,
-        None if args.overwrite else out / "sweep.zarr",  # with --overwrite nothing is reused
+        None if args.overwrite else place_of_sweep(out, args.sweep_store),  # else nothing is reused
         config=config,
         learned=() if store.kind != "residuals" else learned_sets(store, config),
         model=why_not_loaded(name, revision=store.config.get("revision"))
@@ -131,9 +141,13 @@ def _check_model(
     store: "Store", out: Path, config: AnalyzeConfig, args: argparse.Namespace
 ) -> None:
     """Refuse a model that cannot be loaded, before anything is written or removed."""
-    from actcache.analysis.checks import needs_model
+    from actcache.analysis.checks import steers
+    from actcache.analysis.results_folder import place_of_sweep
+    from actcache.store.writing.partial import destination_of
 
-    if needs_model(store, out, config, overwrite=args.overwrite):
+    if steers(store, config) and (
+        args.overwrite or not destination_of(place_of_sweep(out, args.sweep_store)).finished()
+    ):
         from actcache.build.replay import require_replayable
         from actcache.engine.model import load_config
 

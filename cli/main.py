@@ -143,16 +143,20 @@ def _fail(message: str) -> int:
 
 def _check_paths(args: argparse.Namespace) -> None:
     """Refuse paths that are empty, and a bucket where a folder is written."""
-    for name in ("store", "stores", "path", "source", "model", "output"):
+    flags = {"model": "--model", "output": "--output", "sweep_store": "--sweep-store"}
+    for name in ("store", "stores", "path", "source", *flags):
         given = getattr(args, name, None)
         if given == "" or (isinstance(given, list) and "" in given):
-            flag = f"--{name}" if name in ("model", "output") else name.upper()
+            flag = flags.get(name, name.upper())
             raise ActcacheError(f"{flag} is empty, expected a path. Pass one.")
     output = getattr(args, "output", None)
     if output and output.lower().startswith("s3:/") and not args.output_in_bucket:
         from actcache.store.storage.address import require_folder  # imports numpy
 
-        require_folder(output, f"what {args.command} writes")
+        remedy = "Pass another path with -o."
+        if hasattr(args, "sweep_store"):
+            remedy = "Pass a folder with -o, and s3://… for the sweep's store with --sweep-store."
+        require_folder(output, f"what {args.command} writes", remedy=remedy)
 
 
 def _filled(text: str) -> str:

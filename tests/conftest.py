@@ -49,6 +49,11 @@ def no_report(monkeypatch):
     monkeypatch.setattr("actcache.analysis.pipeline.write_results_report", lambda *_, **__: [])
 
 
+def pytest_xdist_auto_num_workers(config):
+    """Take all cores; for files that are named one process, which starts sooner, without workers."""
+    return 0 if any(".py" in name for name in config.args) else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Begin with the files that have long tests: one that comes last leaves all other cores idle."""

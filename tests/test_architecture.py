@@ -141,7 +141,13 @@ RULES = {
         (
             *("analysis.report", "analysis.summary", "analysis.files", "analysis.names"),
             *("analysis.predict", "analysis.sweep", "analysis.directions", "analysis.stats"),
-            *STORE,
+            *("analysis.results_folder", *STORE),
+        )
+    ),
+    "analysis.results_folder": Rule(
+        (
+            *("analysis.summary", "analysis.files", "analysis.names", "analysis.predict"),
+            *("analysis.sweep", "build", *STORE),
         )
     ),
     "analysis.summary": Rule(

@@ -43,17 +43,27 @@ def installed(tmp_path_factory):
     return site
 
 
+FOR_READERS = (".md", ".ipynb")
+"""Endings of files that are read in the checkout alone."""
+
+
 @pytest.mark.slow
-def test_a_checkout_without_links_installs_every_package(installed):
-    shipped = {path.relative_to(installed) for path in (installed / "actcache").rglob("*.py")}
+def test_a_checkout_without_links_installs_every_package_and_the_files_that_it_needs(installed):
+    shipped = {
+        str(path.relative_to(installed))
+        for path in (installed / "actcache").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
     expected = {
         path.relative_to(ROOT) if folder == "actcache" else "actcache" / path.relative_to(ROOT)
         for folder in ("actcache", "analysis", "cli")
-        for path in (ROOT / folder).rglob("*.py")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and path.suffix not in (".pyc", *FOR_READERS)
     }
 
     # On some versions rglob walks into the links, which are the same files a second time.
-    assert {str(path) for path in expected} == {str(path) for path in shipped}
+    assert {str(path) for path in expected} == shipped
+    assert "actcache/cluster/job.sbatch" in shipped
 
 
 @pytest.fixture(scope="module")

@@ -198,7 +198,9 @@ class _WriteRun:
     def __call__(self, worker: WorkerModel) -> list[Receipt]:
         layout, receipts = self.layout, Receipts(self.layout)
         written = []
-        with os_errors_explained(f"'{layout.storage.location}' cannot be written", kept="written"):
+        with os_errors_explained(
+            f"'{layout.storage.location}' cannot be written", committed="written"
+        ):
             for rows, blocks in self.run.compute(
                 worker.model, read=worker.read, read_earlier=self._read_earlier
             ):

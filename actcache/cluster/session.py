@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -195,28 +196,40 @@ def _require_answer(address: str) -> None:
             socket.create_connection((host or "localhost", int(port)), timeout=5).close()
         except (OSError, ValueError, OverflowError) as error:
             raise _no_answer(address, str(error)) from None
-    try:
-        probe = subprocess.run(
-            [sys.executable, "-c", _PROBE, address],
-            capture_output=True,
-            text=True,
-            timeout=SECONDS_TO_ANSWER,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        printed = (error.stderr or b"").decode(errors="replace")
-        if "AuthToken" not in printed:
-            raise _no_answer(address, f"nothing for {SECONDS_TO_ANSWER:.0f} s") from None
-    else:
-        if probe.returncode == 0:
-            return
-        printed = probe.stderr
-        if "AuthToken" not in printed and "authentication" not in printed:
-            raise _no_answer(address, (printed.strip().splitlines() or [""])[-1])
+    code, printed = _probe(address)
+    if code == 0:
+        return
+    if not any("AuthToken" in line or "authentication" in line for line in printed):
+        late = f"nothing for {SECONDS_TO_ANSWER:.0f} s"
+        raise _no_answer(address, late if code < 0 else (printed or [""])[-1].strip())
     raise ActcacheError(
         f"the cluster at '{address}' refuses the token of this process, or the lack of one. Set "
         f"{_TOKEN} to the token of the cluster."
     )
+
+
+def _probe(address: str) -> tuple[int, list[str]]:
+    """Connect from another process; return its exit code, negative if it was ended, and its lines.
+
+    It is ended when time is up, or the token is refused: Ray would go on trying for 20 s.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", _PROBE, address],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as probe:
+        assert probe.stderr is not None
+        late = threading.Timer(SECONDS_TO_ANSWER, probe.kill)
+        late.start()
+        printed = []
+        for line in probe.stderr:
+            printed.append(line)
+            if "InvalidAuthToken" in line:
+                probe.kill()
+        late.cancel()
+    return probe.returncode, printed
 
 
 def _no_answer(address: str, why: str) -> ActcacheError:

@@ -73,9 +73,9 @@ def _turns(messages: Any, place: str) -> list[tuple[str, str]]:
         except ValueError:
             messages = str(messages)
     if not isinstance(messages, list | tuple) or not messages:
-        found = "an empty list" if messages in ([], ()) else json_type(messages)
+        actual = "an empty list" if messages in ([], ()) else json_type(messages)
         raise RowError(
-            f"{place}: 'messages' is {found}, expected a list of objects with 'role' and "
+            f"{place}: 'messages' is {actual}, expected a list of objects with 'role' and "
             "'content'. Write one, or a 'prompt'."
         )
     return [_turn(message, f"{place}: message {i} (from 0)") for i, message in enumerate(messages)]
@@ -83,9 +83,9 @@ def _turns(messages: Any, place: str) -> list[tuple[str, str]]:
 
 def _turn(message: Any, place: str) -> tuple[str, str]:
     if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-        found = f"the keys {', '.join(message)}" if isinstance(message, dict) else "no object"
+        actual = f"the keys {', '.join(message)}" if isinstance(message, dict) else "no object"
         raise RowError(
-            f"{place} has {found}, expected an object with 'role' and 'content'. Rename the keys."
+            f"{place} has {actual}, expected an object with 'role' and 'content'. Rename the keys."
         )
     role, content = message["role"], message["content"]
     if role not in (*_SYSTEM, "user", "assistant"):
@@ -98,9 +98,9 @@ def _turn(message: Any, place: str) -> tuple[str, str]:
         if len(texts) == len(content) and all(isinstance(text, str) for text in texts):
             content = "".join(map(str, texts))
     if not isinstance(content, str) or not content.strip():
-        found = "empty" if isinstance(content, str) else json_type(content)
+        actual = "empty" if isinstance(content, str) else json_type(content)
         raise RowError(
-            f"{place}: 'content' is {found}, expected text, or a list of parts of the type text. "
+            f"{place}: 'content' is {actual}, expected text, or a list of parts of the type text. "
             "Write text, or drop the row."
         )
     return role, content

@@ -9,14 +9,14 @@ taken over the prefix and over the own cell, and the two are merged by the logar
     softmax over both = (1 − w) · over the prefix + w · over the own cell,
     w = sigmoid(log-sum-exp of the own cell − log-sum-exp of the prefix).
 
-All cells have the same few masks, a row for each node. This stands in for the one attention
-function whose meaning is known, Hugging Face's `sdpa_attention_forward`, where a block calls it on
-keys and values as its cache returned them. Whatever else a family does (soft caps, sinks, biases,
-attention of its own) is left to the dense mask.
+All cells have the same few masks, a row for each node. This stands in for the two attention
+functions whose meaning is known, where a block calls one on keys and values as its cache returned
+them: Hugging Face's `sdpa_attention_forward`, and GPT-Neo's own `_attn`. Whatever else a family
+does (soft caps, sinks, biases, attention of its own) is left to the dense mask.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from actcache.engine.anatomy import Anatomy
 from actcache.engine.attention_mass import attention_interface, replaced_attention
+from actcache.engine.fused_functions import is_gpt_neo, replaced_method
 from actcache.engine.sites import attention_modules
 from actcache.errors import ModelError
 
@@ -74,7 +75,7 @@ class NodeMasks:
 
 
 def can_split(anatomy: Anatomy) -> bool:
-    """Tell whether all blocks attend through Hugging Face's sdpa function, on the CPU.
+    """Tell whether all blocks attend on the CPU through functions that are known to split.
 
     On other devices the functions of torch that return log-sum-exps differ from one to the next.
     """
@@ -82,7 +83,11 @@ def can_split(anatomy: Anatomy) -> bool:
         modules = attention_modules(anatomy)
     except ModelError:  # TransformerLens names no attention
         return False
-    return all(_calls_sdpa(module) for module in modules)
+    return all(
+        (_calls_sdpa(module) or is_gpt_neo(module))
+        and all(parameter.is_cpu for parameter in module.parameters())
+        for module in modules
+    )
 
 
 def _calls_sdpa(module: nn.Module) -> bool:
@@ -92,7 +97,6 @@ def _calls_sdpa(module: nn.Module) -> bool:
         interface is not None
         and getattr(config, "_attn_implementation", None) == "sdpa"
         and interface.get("sdpa") is sdpa_attention_forward
-        and all(parameter.is_cpu for parameter in module.parameters())
     )
 
 
@@ -114,7 +118,27 @@ def split_attention(
     """
     n_calls = 0
 
-    def attend(
+    def attend(query: Tensor, key: Tensor, value: Tensor, *added: Any, **settings: Any) -> Tensor:
+        """Attend in two parts; `added` to the scores may be nothing."""
+        nonlocal n_calls
+        n_calls += 1
+        unchanged = cache.joined is not None and cache.joined[0] is key and cache.joined[1] is value
+        if not unchanged or any(x is not None for x in added) or key.shape != value.shape:
+            raise CannotSplitError
+        trees: Any = cache.layers[layer]
+        return attend_in_two_parts(query, key, value, trees.keys, trees.values, masks, **settings)
+
+    replaced = _replaced_gpt_neo if is_gpt_neo(module) else _replaced_sdpa
+    with replaced(module, attend):
+        yield
+    if n_calls != 1:
+        raise CannotSplitError
+
+
+def _replaced_sdpa(
+    module: nn.Module, attend: Callable[..., Tensor]
+) -> AbstractContextManager[None]:
+    def call(
         caller: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -123,31 +147,28 @@ def split_attention(
         *rest: Any,
         **settings: Any,
     ) -> tuple[Tensor, None]:
-        nonlocal n_calls
         if caller is not module:  # of another model that runs at the same time
             return sdpa_attention_forward(
                 caller, query, key, value, attention_mask, *rest, **settings
             )
-        n_calls += 1
-        unchanged = cache.joined is not None and cache.joined[0] is key and cache.joined[1] is value
-        added = (attention_mask, settings.get("position_bias"), settings.get("softcap"))
-        if (
-            rest
-            or not unchanged
-            or any(x is not None for x in added)
-            or settings.get("dropout")
-            or key.shape != value.shape
-        ):
+        if rest or settings.get("dropout"):
             raise CannotSplitError
-        trees: Any = cache.layers[layer]
-        return attend_in_two_parts(
-            query, key, value, trees.keys, trees.values, masks, scale=settings.get("scaling")
-        ), None
+        added = (attention_mask, settings.get("position_bias"), settings.get("softcap"))
+        return attend(query, key, value, *added, scale=settings.get("scaling")), None
 
-    with replaced_attention(attention_interface(module), "sdpa", attend):
-        yield
-    if n_calls != 1:
-        raise CannotSplitError
+    return replaced_attention(attention_interface(module), "sdpa", call)
+
+
+def _replaced_gpt_neo(
+    module: nn.Module, attend: Callable[..., Tensor]
+) -> AbstractContextManager[None]:
+    def call(
+        query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None
+    ) -> tuple[Tensor, None]:
+        output = attend(query, key, value, attention_mask, scale=1.0, scores=torch.float32)
+        return output.transpose(1, 2), None
+
+    return replaced_method(module, "_attn", call)
 
 
 def attend_in_two_parts(
@@ -159,30 +180,53 @@ def attend_in_two_parts(
     masks: NodeMasks,
     *,
     scale: float | None,
+    scores: torch.dtype | None = None,
 ) -> Float[Tensor, "b joined head e"]:
     """Attend to the prefix and to the own cell, and merge the two.
 
     The `joined` axis holds cell by cell their nodes, in the order of the masks' rows. By default
-    `scale`, the factor on the scores, is 1/√e.
+    `scale`, the factor on the scores, is 1/√e, and queries and keys are multiplied as they are;
+    `scores` is the dtype that they are brought to before.
     """
-    repeats, n_nodes = query.shape[1] // key.shape[1], masks.own.shape[1]
-    n_cells = query.shape[2] // n_nodes
+    dtype, repeats = query.dtype, query.shape[1] // key.shape[1]
+    if scores is not None:
+        wide = torch.promote_types(value.dtype, scores)
+        query, key, tree_keys = (x.to(scores).to(wide) for x in (query, key, tree_keys))
+        value, tree_values = value.to(wide), tree_values.to(wide)
     if repeats > 1:
         key, value, tree_keys, tree_values = (
             x.repeat_interleave(repeats, dim=1) for x in (key, value, tree_keys, tree_values)
         )
+    scale = query.shape[3] ** -0.5 if scale is None else scale
     end = masks.prefix.shape[2]
     over_prefix, log_sum_prefix = _attend_to_prefix(
-        query, tree_keys[:, :, :end], tree_values[:, :, :end], masks.prefix, n_cells, scale
+        query, tree_keys[:, :, :end], tree_values[:, :, :end], masks.prefix, scale
     )
-    # Cells are folded into the batch, so that each sees itself alone.
-    own = _additive(masks.own, query.dtype)[:, None].expand(-1, n_cells, -1, -1).flatten(0, 1)
-    query, key, value = (_by_cell(x, n_nodes) for x in (query, key, value))
-    over_own, log_sum_own = _attend(query, key, value, own[:, None], scale)
-    weight = torch.sigmoid(log_sum_own.reshape(log_sum_prefix.shape) - log_sum_prefix)[..., None]
+    over_own, log_sum_own = _attend_to_cell(query, key, value, masks.own, scale)
+    weight = torch.sigmoid(log_sum_own - log_sum_prefix)[..., None]
     wide = weight.dtype  # at least float32
-    merged = torch.lerp(over_prefix.to(wide), over_own.view_as(over_prefix).to(wide), weight)
-    return merged.to(query.dtype)
+    return torch.lerp(over_prefix.to(wide), over_own.to(wide), weight).to(dtype)
+
+
+def _attend_to_cell(
+    query: Float[Tensor, "b head joined e"],
+    key: Float[Tensor, "b head joined e"],
+    value: Float[Tensor, "b head joined e"],
+    allowed: Bool[Tensor, "b node node"],
+    scale: float,
+) -> tuple[Float[Tensor, "b joined head e"], Float[Tensor, "b joined head"]]:
+    """Attention within each cell and its log-sum-exp."""
+    n_nodes = allowed.shape[1]
+    if n_nodes == 1:  # a token that sees itself alone
+        wide = torch.promote_types(query.dtype, torch.float32)
+        log_sum = torch.linalg.vecdot(query.to(wide), key.to(wide)) * scale
+        return value.transpose(1, 2), log_sum.transpose(1, 2)
+    b, _, n_joined, _ = query.shape
+    # Cells are folded into the batch, so that each sees itself alone.
+    bias = _additive(allowed, query.dtype)[:, None].expand(-1, n_joined // n_nodes, -1, -1)
+    query, key, value = (_by_cell(x, n_nodes) for x in (query, key, value))
+    output, log_sum = _attend(query, key, value, bias.flatten(0, 1)[:, None], scale)
+    return output.reshape(b, n_joined, *output.shape[2:]), log_sum.reshape(b, n_joined, -1)
 
 
 def _attend_to_prefix(
@@ -190,8 +234,7 @@ def _attend_to_prefix(
     keys: Float[Tensor, "b head prefix e"],
     values: Float[Tensor, "b head prefix e"],
     allowed: Bool[Tensor, "b node prefix"],
-    n_cells: int,
-    scale: float | None,
+    scale: float,
 ) -> tuple[Float[Tensor, "b joined head e"], Float[Tensor, "b joined head"]]:
     """Attention over the prefix and its log-sum-exp, which is -inf where a node sees none."""
     # Only a sliding window lets nodes see different parts of the prefix; then node by node.
@@ -205,7 +248,7 @@ def _attend_to_prefix(
     # [b, joined / groups, groups, head, …]: node i of every cell is at i of the third axis.
     output = torch.stack([output for output, _ in parts], 2).flatten(1, 2)
     log_sum = torch.stack([log_sum for _, log_sum in parts], 2).flatten(1, 2)
-    nothing = ~allowed.any(-1).repeat(1, n_cells)  # [b, joined]
+    nothing = ~allowed.any(-1).repeat(1, query.shape[2] // allowed.shape[1])  # [b, joined]
     return output, log_sum.masked_fill(nothing[:, :, None], -torch.inf)
 
 
@@ -214,7 +257,7 @@ def _attend(
     key: Float[Tensor, "b head k e"],
     value: Float[Tensor, "b head k e"],
     bias: Float[Tensor, "b 1 _ k"],
-    scale: float | None,
+    scale: float,
 ) -> tuple[Float[Tensor, "b q head e"], Float[Tensor, "b q head"]]:
     """Attention and its log-sum-exp, float32 or wider.
 

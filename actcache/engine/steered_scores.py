@@ -21,6 +21,7 @@ from torch import Tensor
 
 from actcache.conventions import FIRST_STEERED, SCORES
 from actcache.engine.forward import ForwardResult, JoinedCells, run_trees
+from actcache.engine.fused_functions import fused_functions
 from actcache.engine.model import LanguageModel
 from actcache.errors import MismatchError
 from actcache.prompts.render import Rendered
@@ -112,15 +113,15 @@ def score_grid(
     trees = [row.tree(*_tokens_run(row, rule)) for row in rows]
     tree = pack_trees(trees, pad=0, beginnings=beginnings)
     nodes = _find_nodes(rows, tree, rule, model.device)
-    result = run_trees(model.anatomy, tree, read=nodes.columns, keep_cache=True)
-
-    # The vector is added in float32 (or wider) and the sum rounded once, as steering-vectors'
-    # float32 mask does.
-    wide = torch.promote_types(result.residuals.dtype, torch.float32)
-    steps = torch.tensor([x for x in multipliers if x != 0], dtype=wide, device=model.device)
     if directions.ndim == 3:
         directions = directions[:, None].expand(-1, len(rows), -1, -1)
-    cells = _run_cells(model, tree, nodes, result, directions, steps, layers, dense)
+    with fused_functions(model.anatomy):
+        result = run_trees(model.anatomy, tree, read=nodes.columns, keep_cache=True)
+        # The vector is added in float32 (or wider) and the sum rounded once, as steering-vectors'
+        # float32 mask does.
+        wide = torch.promote_types(result.residuals.dtype, torch.float32)
+        steps = torch.tensor([x for x in multipliers if x != 0], dtype=wide, device=model.device)
+        cells = _run_cells(model, tree, nodes, result, directions, steps, layers, dense)
 
     unsteered = _score(model, result.residuals[:, -1][:, None], nodes, rule)  # [b, 1]
     n_sets = len(directions)

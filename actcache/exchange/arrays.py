@@ -106,8 +106,13 @@ def data_of_results(folder: Path) -> ExportedData:
             for name in file.files:
                 dimensions = ("n", "layer") if name.endswith("slope") else ()
                 arrays.append(_in_memory(f"steerability/{name}", file[name], *dimensions))
-    if (folder / "sweep.zarr").is_dir():
-        sweep = open_store(folder / "sweep.zarr", check=True)
+    metadata = {"kind": "results"}
+    place: str | Path | None = folder / "sweep.zarr" if (folder / "sweep.zarr").is_dir() else None
+    if (folder / "summary.json").is_file():
+        metadata["summary"] = (folder / "summary.json").read_text(encoding="utf-8")
+        place = json.loads(metadata["summary"]).get("sweep_store", place)
+    if place is not None:
+        sweep = open_store(place, check=True)
         arrays += [_row_array(sweep, name) for name in sweep.arrays]
         arrays += [_in_memory(f"sweep/{x}", sweep[x], x) for x in ("layer", "multiplier")]
         arrays.append(_in_memory("sweep/id", sweep["id"], "n"))
@@ -116,9 +121,6 @@ def data_of_results(folder: Path) -> ExportedData:
             f"'{folder}' holds neither directions.safetensors nor steerability.npz nor sweep.zarr, "
             "expected a store, or a folder that actcache analyze left. Pass one of them."
         )
-    metadata = {"kind": "results"}
-    if (folder / "summary.json").is_file():
-        metadata["summary"] = (folder / "summary.json").read_text(encoding="utf-8")
     return ExportedData(arrays=arrays, metadata=metadata)
 
 

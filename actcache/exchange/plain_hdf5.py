@@ -66,10 +66,10 @@ class PlainFile:
     def __exit__(self, *_exception: object) -> None:
         self.h5.close()
 
-    def refuse(self, name: str, found: str, expected: str) -> NoReturn:
+    def refuse(self, name: str, actual: str, expected: str) -> NoReturn:
         """Raise the error of a file in which `name` is not as expected."""
         raise FormatError(
-            f"'{self.path}': '{name}' is {found}, expected {expected}. Write it again as plain "
+            f"'{self.path}': '{name}' is {actual}, expected {expected}. Write it again as plain "
             "arrays, or leave it out."
         )
 

@@ -31,11 +31,11 @@ class Problem:
     where: str
     """The file."""
 
-    found: str
+    actual: str
     expected: str
 
     def __str__(self) -> str:
-        return f"'{self.where}' holds {self.found}, expected {self.expected}."
+        return f"'{self.where}' holds {self.actual}, expected {self.expected}."
 
 
 def verify(
@@ -64,7 +64,7 @@ def verify(
     problems: list[Problem] = []
 
     def note(damage: DamageError) -> None:
-        problem = Problem(damage.where, damage.found, damage.expected)
+        problem = Problem(damage.where, damage.actual, damage.expected)
         if problem not in problems:
             problems.append(problem)
 
@@ -98,8 +98,8 @@ def _bad_shards(
             intact, index = maps.inspect(array, shard)
             for layer in range(array.n_layers):
                 if not intact[layer]:
-                    found = f"other bytes at layer {layer} of rows {rows[0]} to {rows[-1]}"
-                    yield Problem(where, found, "those of its checksum")
+                    actual = f"other bytes at layer {layer} of rows {rows[0]} to {rows[-1]}"
+                    yield Problem(where, actual, "those of its checksum")
                 on_bytes(block_bytes(array, len(rows)))
             if index != expected:
                 yield Problem(where, "another index", "that of its blocks")

@@ -39,17 +39,17 @@ def control_scores(
     labels = rows.positive[train].astype(np.float64)
     shuffled = np.stack([rng.permutation(labels) for _ in range(draws)])
     shuffled -= shuffled.mean(1, keepdims=True)
-    found: dict[str, list[Interval]] = {"shuffled": [], "random": []}
+    intervals: dict[str, list[Interval]] = {"shuffled": [], "random": []}
     for values in layers:
         directions = {
             "shuffled": shuffled @ values[train],
             "random": rng.standard_normal((draws, values.shape[1])),
         }
-        for name, each in directions.items():
-            scores = _signed_auc(values[judged] @ each.T, rows.positive[judged])
-            found[name].append(_middle(scores))
+        for name, drawn in directions.items():
+            scores = _signed_auc(values[judged] @ drawn.T, rows.positive[judged])
+            intervals[name].append(_middle(scores))
     return ControlScores(
-        draws=draws, shuffled=tuple(found["shuffled"]), random=tuple(found["random"])
+        draws=draws, shuffled=tuple(intervals["shuffled"]), random=tuple(intervals["random"])
     )
 
 
@@ -67,11 +67,11 @@ def pool_scores(
     train, judged = pools.split == "train", pools.split == pools.held_out
     labels = pools.positive[train] - pools.positive[train].mean()
     projections, cosines = [], []
-    for values, own in zip(layers, concept, strict=True):
+    for values, of_concept in zip(layers, concept, strict=True):
         direction = labels @ np.asarray(values[train], np.float64)
         length = float(np.linalg.norm(direction)) or 1.0
         projections.append(values[judged] @ (direction / length))
-        cosines.append(float(direction @ own / length))
+        cosines.append(float(direction @ of_concept / length))
     rng = np.random.default_rng(0)
     intervals = auc_intervals(
         np.stack(projections, axis=1), pools.positive[judged], rng, draws=draws

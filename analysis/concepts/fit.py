@@ -76,8 +76,8 @@ def fit_concept(
     sets: dict[str, _SetFit] = {}
     for position in positions:
         fitted = _fit(store, rows, [position] * store.n_layers, rows.positive, methods, draws)
-        for method, each in fitted.items():
-            sets[f"{method}-hard-{position}"] = each
+        for method, set_fit in fitted.items():
+            sets[f"{method}-hard-{position}"] = set_fit
     choices = {ATTENDED: choice}
     if any(name.startswith(f"{ATTENTION_CONTROL}/") for name in store.arrays):
         control = read_masses(store, chosen, site=ATTENTION_CONTROL)
@@ -94,11 +94,11 @@ def fit_concept(
     if seeing.size:
         tokens = [choice.tokens[layer] for layer in seeing]
         fitted = _fit(store, rows, tokens, soft[:, seeing], methods, draws, layers=seeing)
-        for method, each in fitted.items():
+        for method, set_fit in fitted.items():
             hard = sets[f"{method}-hard-{ATTENDED}"]
-            sets[f"{method}-soft-{ATTENDED}"] = _filled(each, hard, seeing)
+            sets[f"{method}-soft-{ATTENDED}"] = _filled(set_fit, hard, seeing)
     return ConceptFit(
-        directions={key: each.values for key, each in sets.items()},
+        directions={key: set_fit.values for key, set_fit in sets.items()},
         scores=_scores(
             store,
             rows,
@@ -137,11 +137,11 @@ def _fit(
     )
     return {
         name: _SetFit(
-            values=each.values,
-            auc=list(each.auc) or _validation_auc(store, rows, tokens, numbers, each, draws),
-            validation=each.validation,
+            values=set_fit.values,
+            auc=list(set_fit.auc) or _validation_auc(store, rows, tokens, numbers, set_fit, draws),
+            validation=set_fit.validation,
         )
-        for name, each in fitted.items()
+        for name, set_fit in fitted.items()
     }
 
 
@@ -209,7 +209,7 @@ def _scores(
     best = sets[first]
     score = best.validation
     if np.isnan(score).all():
-        score = np.array([each.value for each in best.auc])
+        score = np.array([interval.value for interval in best.auc])
     by_score = np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")
     tokens = choice.tokens
     values = list(layer_values(store, rows, tokens, range(store.n_layers)))
@@ -234,10 +234,10 @@ def _scores(
         layers_by_score=_numbers(store, by_score),
         sets={
             key: SetScores(
-                auc=tuple(each.auc),
-                validation=tuple(None if np.isnan(x) else float(x) for x in each.validation),
+                auc=tuple(set_fit.auc),
+                validation=tuple(None if np.isnan(x) else float(x) for x in set_fit.validation),
             )
-            for key, each in sets.items()
+            for key, set_fit in sets.items()
         },
         controls=control_scores(values, rows, draws=control_draws, seed=seed),
         pools=compared,

@@ -64,15 +64,15 @@ def rows_of_concept(store: Store, name: str, labels: tuple[str, str] | None) -> 
     Raises:
         MismatchError: too few rows of a class in a split; names the concept.
     """
-    mine = store["behavior"] == name
+    of_concept = store["behavior"] == name
     if labels is not None:
         code = label_codes(store, labels)
         code[store["variant"] != "base"] = -1
     else:
         stated = np.char.partition(store["variant"].astype(str), "_")[:, 2]
-        negative = "neg" if (stated[mine] == "neg").any() else ""
+        negative = "neg" if (stated[of_concept] == "neg").any() else ""
         code = np.where(stated == "pos", 0, np.where(stated == negative, 1, -1))
-    numbers = np.flatnonzero(mine & (code >= 0))
+    numbers = np.flatnonzero(of_concept & (code >= 0))
     rows = ConceptRows(
         name=name, numbers=numbers, positive=code[numbers] == 0, split=store["split"][numbers]
     )
@@ -103,8 +103,8 @@ def design_of(
         return "same"
     code, prompts, spans = label_codes(store, labels), store["prompt"].tolist(), store[SPAN]
     for name in concept_names(store)[:1]:
-        mine = store["behavior"] == name
-        sides = [[prompts[i] for i in np.flatnonzero(mine & (code == k))] for k in (0, 1)]
+        of_concept = store["behavior"] == name
+        sides = [[prompts[i] for i in np.flatnonzero(of_concept & (code == k))] for k in (0, 1)]
         if len(sides[0]) != len(sides[1]) or not spans.any():
             return "other"
         if not all(a.endswith(b) for a, b in zip(*sides, strict=True)):

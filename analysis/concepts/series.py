@@ -100,7 +100,9 @@ def run_series(
                     model = _fit_one(series, concept, first=concepts[0], model=model)
                 advance(1)
         summaries = [ConceptSummary.read(series.scores(concept)) for concept in concepts]
-        scores = {name: each for summary in summaries for name, each in summary.concepts.items()}
+        scores = {
+            name: scored for summary in summaries for name, scored in summary.concepts.items()
+        }
         whole = replace(summaries[0], concepts=scores)
         whole.write(series.out)
         if not keep and series.store(concepts[0]).exists():

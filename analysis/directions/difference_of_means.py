@@ -151,7 +151,7 @@ def label_groups(
     """
     behavior, label = store["behavior"], store["label"]
     names = list(dict.fromkeys(behavior.tolist()))
-    of_label = [set(behavior[label == each].tolist()) for each in labels]
+    of_label = [set(behavior[label == side].tolist()) for side in labels]
     both = of_label[0] & of_label[1]
     if pooled or len(names) == 1 or not both:
         return {"-".join(labels): np.ones(store.n, bool)}

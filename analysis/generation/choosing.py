@@ -209,8 +209,8 @@ def _over_controls(
     for name, control in controls.items():
         if table.strengths[place] not in control.strengths:
             continue
-        there = control.strengths.index(table.strengths[place])
-        pairs = (table.values["target"][place] - control.values["target"][there])[rows]
+        of_control = control.strengths.index(table.strengths[place])
+        pairs = (table.values["target"][place] - control.values["target"][of_control])[rows]
         difference = bootstrap.interval(pairs)
         if difference is not None:
             differences[name] = difference

@@ -1,4 +1,4 @@
-"""Many small networks of one shape, trained as stacked tensors: their weights, their AdamW.
+"""Many small networks of one shape, trained as stacked tensors: their weights, AdamW and Adam.
 
 Each network has its own seed, learning rate and weight decay, so a stack of k gives what k runs of
 PyTorch one after the other would.
@@ -87,3 +87,38 @@ class StackedAdamW:
         torch.sqrt(self._second, out=step).add_(EPS * size)
         torch.div(self._first, step, out=step)
         weights.sub_(step.mul_(self._lr), alpha=factor)
+
+
+class FusedAdam:
+    """Adam (Kingma & Ba 2015) of a few tensors, whose gradients lie in the same buffers every step.
+
+    Does what `torch.optim.Adam(fused=True)` does: it calls the same function. On small tensors
+    PyTorch's own class takes five times as long to get there.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        self._weights, self._gradients = list(weights), list(gradients)
+        self._first = [torch.zeros_like(tensor) for tensor in weights]
+        self._second = [torch.zeros_like(tensor) for tensor in weights]
+        self._n_steps = torch.zeros((), dtype=torch.float32, device=self._weights[0].device)
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """Take one step at a learning rate."""
+        self._n_steps += 1
+        beta1, beta2 = BETAS
+        torch._fused_adam_(
+            self._weights,
+            self._gradients,
+            self._first,
+            self._second,
+            [],
+            [self._n_steps] * len(self._weights),
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=0.0,
+            eps=EPS,
+            amsgrad=False,
+            maximize=False,
+        )

@@ -118,8 +118,8 @@ def layer_table(name: str, scores: ConceptScores, summary: ConceptSummary) -> Ta
             "random span": _random_mass(scores, place),
         }
         row |= {
-            key: _auc(each.auc[place])
-            for key, each in scores.sets.items()
+            key: _auc(set_scores.auc[place])
+            for key, set_scores in scores.sets.items()
             # Fixed positions of one method: a table of all would not be read; concepts.json has it.
             if key.endswith(f"-{ATTENDED}") or key.startswith(f"{summary.methods[0]}-hard-")
         }

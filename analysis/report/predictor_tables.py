@@ -160,10 +160,10 @@ def _variant_tables(scores: PredictorScores) -> list[Table]:
         "Steerability (SE) / share of steerable samples. SE: over trainings of the predictor. "
         "Directions, networks, fixed layers and predictors are of base train samples alone."
     )
-    each = [row for behavior in scores.behaviors for row in rows(behavior)]
+    by_behavior = [row for behavior in scores.behaviors for row in rows(behavior)]
     return [
         Table("Other framings of the test prompts, mean over behaviors", rows(None), note),
-        Table("Other framings of the test prompts, by behavior", each, note),
+        Table("Other framings of the test prompts, by behavior", by_behavior, note),
     ]
 
 

@@ -129,7 +129,7 @@ def _part(summary: Summary) -> str:
     ]
     if all(few == n for few, n in counts):
         return ""
-    few, n = (sum(each) for each in zip(*counts, strict=True))
+    few, n = (sum(column) for column in zip(*counts, strict=True))
     return f", on {few} of the {n} samples, drawn at random"
 
 

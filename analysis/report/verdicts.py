@@ -71,8 +71,10 @@ def fixed_layer_verdict(behavior: str, scores: BehaviorScores, random: float | N
         scores: of its test samples.
         random: what `random_slope` says.
     """
-    enough = {x: each for x, each in scores.by_letter.items() if each.n >= LETTER_SAMPLES}
-    split = _letter_split({x: each.fixed.slope for x, each in enough.items()})
+    enough = {
+        x: of_letter for x, of_letter in scores.by_letter.items() if of_letter.n >= LETTER_SAMPLES
+    }
+    split = _letter_split({x: of_letter.fixed.slope for x, of_letter in enough.items()})
     slope, layer = scores.fixed.slope, scores.fixed_layer
     verdict = partial(_verdict, "sweep", behavior, FIXED)
     if split:
@@ -176,8 +178,8 @@ def predicted_gain_verdict(
             f"a predictor of shuffled prompts does as well (difference {over_shuffled}): another "
             "fixed layer would do"
         )
-    if gain.low > 0 and any(each.value <= 0 for each in by_letter.values()):
-        letters = ", ".join(f"{letter} {each}" for letter, each in by_letter.items())
+    if gain.low > 0 and any(of_letter.value <= 0 for of_letter in by_letter.values()):
+        letters = ", ".join(f"{letter} {of_letter}" for letter, of_letter in by_letter.items())
         why.append(f"it is not positive for every letter ({letters})")
     if not why:
         return verdict(GAIN, f"{DIRECTION_SETS[name]}: {gains}.")
@@ -193,7 +195,9 @@ def letter_verdicts(name: str, scores: DirectionSetScores) -> list[Verdict]:
     """Warn where the slopes of the letters have opposite signs."""
     judged = []
     for strategy in (FIXED, *([scores.primary] if scores.primary else [])):
-        split = _letter_split({x: each[strategy].slope for x, each in scores.by_letter.items()})
+        split = _letter_split(
+            {x: of_letter[strategy].slope for x, of_letter in scores.by_letter.items()}
+        )
         if split:
             how = "at the fixed layer" if strategy == FIXED else f"with {strategy_label(strategy)}"
             judged.append(

@@ -40,8 +40,8 @@ def forecast_analysis(
 
     Args:
         store: of residuals.
-        path: where `sweep.zarr` will be; rows that are done there need not run again. None if one
-            that lies there would be removed first. Its settings are not compared.
+        path: where the sweep's store will be; rows that are done there need not run again. None if
+            one that lies there would be removed first. Its settings are not compared.
         config: the settings. λ = 0 costs nothing.
         model: loads the model that the store was built with; or a sentence on why it cannot.
         learned: names of the direction sets that are learned before the sweep; those of other
@@ -73,7 +73,7 @@ def forecast_analysis(
     sets = rows_of_sets(store, config, [*learned, *given_names(store, config)])
     n_sets = np.sum(list(sets.values()), axis=0)  # of each row
     layers = list(range(store.n_layers)) if config.layers is None else sorted(set(config.layers))
-    done = 0 if path is None else _rows_done(Path(path))
+    done = 0 if path is None else _rows_done(path)
     rows = all_rows[done:]
     n_steps = sum(x != 0 for x in config.multipliers)
     # A cell at layer l runs through the blocks above it.
@@ -174,7 +174,7 @@ def _runner(
     return run
 
 
-def _rows_done(path: Path) -> int:
+def _rows_done(path: str | Path) -> int:
     try:
         return open_store(path, partial=True).n
     except (StoreNotFoundError, IncompleteStoreError):

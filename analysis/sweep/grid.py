@@ -232,7 +232,9 @@ class WriteShard:
         """Give the receipt."""
         numbers, layout = self.shard.numbers, self.layout
         require_begun(layout)
-        with os_errors_explained(f"'{layout.storage.location}' cannot be written", kept="written"):
+        with os_errors_explained(
+            f"'{layout.storage.location}' cannot be written", committed="written"
+        ):
             receipt = write_shard(
                 layout,
                 numbers.start // layout.root.shard_rows,

@@ -164,7 +164,7 @@ def _swept_rows(store: Store) -> dict[str, Bool[np.ndarray, " n"]]:
 
 
 def open_sweep(path: str | Path) -> Sweep:
-    """Open a finished sweep, such as `OUT/sweep.zarr`.
+    """Open a finished sweep, such as `OUT/sweep.zarr` or `s3://bucket/sweep.zarr`.
 
     Raises:
         StoreNotFoundError: there is none.

@@ -58,7 +58,7 @@ class WantedSweep:
             sets=sets,
         )
 
-    def open(self, path: Path) -> Sweep:
+    def open(self, path: str | Path) -> Sweep:
         """Open a finished sweep that holds all of this, and show nothing else of it.
 
         How rows were batched is rounding alone.
@@ -67,8 +67,11 @@ class WantedSweep:
             MismatchError: it is of other settings, or lacks sets or rows: names them.
         """
         finished = open_store(path, check=True)
+        swept, path = Sweep(finished), finished.path
         config, wanted = dict(finished.config), self.config
         remedy = "Choose another folder with -o, or pass --overwrite."
+        if isinstance(path, str):  # an address: nothing is replaced in a bucket
+            remedy = "Choose another place with --sweep-store."
         there = config.get("sets")
         if isinstance(there, dict):  # what else it holds does no harm
             absent = [name for name in wanted["sets"] if name not in there]
@@ -87,7 +90,6 @@ class WantedSweep:
             what=f"the settings of '{path}' and of this sweep",
             remedy=remedy,
         )
-        swept = Sweep(finished)
         for name, steering in self.sets.items():
             n_absent = int((steering.rows & ~swept.rows(name)).sum())
             if n_absent:

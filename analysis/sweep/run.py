@@ -23,6 +23,7 @@ from actcache.analysis.sweep.open_sweep import Sweep
 from actcache.analysis.sweep.reuse import WantedSweep
 from actcache.analysis.sweep.row_directions import AnyDirections, row_directions
 from actcache.analysis.sweep.sets import SweepSet
+from actcache.build.place import require_place
 from actcache.build.provenance import versions
 from actcache.build.replay import load_store_model, rendered_pairs, require_store_model
 from actcache.engine.model import LanguageModel
@@ -33,7 +34,7 @@ from actcache.prompts.render import Rendered
 from actcache.store.schema import shard_rows
 from actcache.store.store import Store
 from actcache.store.writing.contents import SWEPT, StoreContents
-from actcache.store.writing.partial import require_room
+from actcache.store.writing.partial import destination_of, require_room
 from actcache.store.writing.writer import Writer
 
 
@@ -65,7 +66,7 @@ def run_sweep(
             sample, or the `difference_of_means` of a store; a `SweepSet` steers some samples alone.
             All sets share one pass.
         multipliers: factors λ, each once.
-        out: where `sweep.zarr` will be.
+        out: where `sweep.zarr` will be: a folder, or `s3://bucket/sweep.zarr`.
         model: the model that the store was built with, or a function that loads it, which is not
             called for a finished sweep; by default it is loaded as the store names it.
         first_steered: first steered token; see `SteeringRule`.
@@ -85,9 +86,9 @@ def run_sweep(
 
     Raises:
         MismatchError: the model is not the store's, or a sweep of other settings lies at `out`.
-        ActcacheError: the disk has no room for the results.
+        ActcacheError: the disk has no room for the results; or the bucket cannot be written.
     """
-    path, rule = Path(out), SteeringRule(first_steered=first_steered, score=score)
+    rule = SteeringRule(first_steered=first_steered, score=score)
     steered = {name: _sweep_set(store, given, name) for name, given in sets.items()}
     wanted = WantedSweep.of(
         store, steered, multipliers=multipliers, rule=asdict(rule), layers=layers
@@ -101,12 +102,13 @@ def run_sweep(
             "move it. Pass --first-steered fork, or a --score of whole completions."
         )
     with progress.steps(title, store.n) as on_rows:
-        if path.exists():
-            sweep = wanted.open(path)
+        if destination_of(out).finished():
+            sweep = wanted.open(out)
             on_rows(sweep.n)
             return sweep
         n_values = store.n * len(wanted.config["layers"]) * len(wanted.config["multipliers"])
-        require_room(path, 4 * len(steered) * n_values)
+        require_place(out, resume=True, overwrite=False)
+        require_room(out, 4 * len(steered) * n_values)
         contents = partial(
             _contents, store, wanted, steered, batch_tokens=batch_tokens, shard_rows=shard_rows
         )
@@ -122,14 +124,11 @@ def run_sweep(
         shortest = min(rows, key=lambda row: row.length)
         [check] = map_units(grid, [CheckRows(few=rows[:4], shortest=shortest)])
         recorded = contents(device=check.device)
-        resume = path.with_name(path.name + ".partial").exists()
-        begin = Writer.resume if resume else Writer.create
-        with begin(path, recorded, shared=shared) as writer:
+        with Writer.resume(out, recorded, shared=shared) as writer:
             on_rows(writer.committed)
-            write = _accept_shards if shared else _commit_shards
-            write(writer, grid, rows, map_units=map_units, on_rows=on_rows)
+            _write_shards(writer, grid, rows, shared=shared, map_units=map_units, on_rows=on_rows)
             writer.finish(check.certificate)
-    return wanted.open(path)
+    return wanted.open(out)
 
 
 def _sweep_set(store: Store, given: SweepSet | AnyDirections, name: str) -> SweepSet:
@@ -174,46 +173,35 @@ def _contents(
     )
 
 
-def _commit_shards(
+def _write_shards(
     writer: Writer,
     grid: SweepGrid,
     rows: Sequence[Rendered],
     *,
+    shared: bool,
     map_units: MapUnits,
     on_rows: Callable[[int], object],
 ) -> None:
-    """Sweep the shards that are missing, and write each in its turn."""
-    size = writer.shard_rows
-    numbers = range(writer.committed // size, -(-writer.n // size))
-    for blocks in map_units(grid, (_shard(writer, rows, number) for number in numbers)):
-        part = writer.next_rows
-        writer.commit(blocks, absent=grid.absent(range(part.start, part.stop)))
-        on_rows(part.stop - part.start)
+    """Sweep the shards that are missing, and commit each in its turn.
 
-
-def _accept_shards(
-    writer: Writer,
-    grid: SweepGrid,
-    rows: Sequence[Rendered],
-    *,
-    map_units: MapUnits,
-    on_rows: Callable[[int], object],
-) -> None:
-    """Let others sweep and write the shards without a receipt; append the records of all."""
-    size = writer.shard_rows
-    numbers = range(writer.committed // size, -(-writer.n // size))
-    receipts = writer.receipts.read()
-    missing = [number for number in numbers if number not in receipts]
+    With `shared` those who sweep them write them too, and a shard with a receipt is not missing.
+    """
+    root = writer.layout.root
+    numbers = range(writer.committed // root.shard_rows, root.n_shards)
+    receipts = writer.receipts.read() if shared else {}
     # The checksums of what is committed would travel with each shard, and none needs them.
     layout = replace(writer.layout, checksums=(), last_record=writer.layout.first_record)
-    written = map_units(
-        grid,
-        [WriteShard(shard=_shard(writer, rows, number), layout=layout) for number in missing],
-    )
-    for number in numbers:
-        receipt = receipts[number] if number in receipts else next(written)
-        writer.accept(receipt)
-        on_rows(len(writer.layout.root.rows_of(number)))
+    shards = (_shard(writer, rows, number) for number in numbers if number not in receipts)
+    if shared:
+        written = map_units(grid, (WriteShard(shard=shard, layout=layout) for shard in shards))
+        for number in numbers:
+            writer.accept(receipts[number] if number in receipts else next(written))
+            on_rows(len(root.rows_of(number)))
+        return
+    for number, blocks in zip(numbers, map_units(grid, shards), strict=True):
+        part = root.rows_of(number)
+        writer.commit(blocks, absent=grid.absent(part))
+        on_rows(len(part))
 
 
 def _shard(writer: Writer, rows: Sequence[Rendered], number: int) -> SweepShard:

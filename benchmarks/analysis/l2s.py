@@ -177,14 +177,14 @@ def speed(
     results: dict[str, Any] = {}
 
     def ours() -> None:
-        results["ours"] = train_stack(
+        [results["ours"]] = train_stack(
             c,
             z,
             held_contexts=held_c,
             held_targets=held_z,
             first=first,
             units=torch.ones(k),
-            rate=rate,
+            rates=[rate],
             epochs=settings.epochs,
             batch=settings.batch,
             check_every=settings.check_every,
@@ -263,9 +263,9 @@ def whole(
 
 def quality(store: Store, behavior: str, *, layer: int, settings: L2SSettings) -> dict[str, Any]:
     """Return errors of one layer's networks over those of the train mean, ours and plain."""
-    mine, split = store["behavior"] == behavior, store["split"]
+    rows, split = store["behavior"] == behavior, store["split"]
     train, held, test = (
-        np.flatnonzero(mine & (split == side)) for side in ("train", "validation", "test")
+        np.flatnonzero(rows & (split == side)) for side in ("train", "validation", "test")
     )
     contexts = default_context_layers(store.n_layers)
 
@@ -281,8 +281,8 @@ def quality(store: Store, behavior: str, *, layer: int, settings: L2SSettings) -
         context,
         layers=[layer],
         context_layers=contexts,
-        train=mine & (split == "train"),
-        validation=mine & (split == "validation"),
+        train=rows & (split == "train"),
+        validation=rows & (split == "validation"),
         settings=settings,
     )
     z = target(layer)

@@ -143,8 +143,8 @@ def measured(
         {
             name: lambda check=check: [  # type: ignore[misc]  # mypy does not infer its default
                 largest(batch.swapaxes(0, 1))
-                for each in [open_store(path, check=check).array(store.arrays[0])]
-                for _, batch in (each.bits if dtype == "bfloat16" else each).batches()
+                for residuals in [open_store(path, check=check).array(store.arrays[0])]
+                for _, batch in (residuals.bits if dtype == "bfloat16" else residuals).batches()
             ]
             for name, check in (("plain", False), ("checked", True))
         },
@@ -197,19 +197,19 @@ def beside_formats(
                 writer.commit({array.name: block[:size]})
             writer.finish()
 
-    def write_as(name: str, each: Format) -> None:
+    def write_as(name: str, form: Format) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir()
-        each.write(folder / name, [block[:size] for size in sizes])
+        form.write(folder / name, [block[:size] for size in sizes])
         synced(folder / name)
 
     writes: dict[str, Callable[[], object]] = {"ours": write}
-    writes |= {name: partial(write_as, name, each) for name, each in FORMATS.items()}
+    writes |= {name: partial(write_as, name, form) for name, form in FORMATS.items()}
     took = in_turns(writes, repeats=max(1, repeats // 2))
     figures = {f"write: {name} / ours": ratio(took, name, "ours") for name in FORMATS}
     stored = open_store(ours).array(array.name)
     plain = stored.bits if dtype == "bfloat16" else stored
-    readers = {name: each.open(folder / name) for name, each in FORMATS.items()}
+    readers = {name: form.open(folder / name) for name, form in FORMATS.items()}
     readers["ours"] = Reader(
         lambda layer: owned(plain.layer(layer)),
         lambda: (batch.swapaxes(0, 1) for _, batch in plain.batches()),
@@ -272,8 +272,8 @@ def share_of_build(
         patch.object(Future, "result", timed(Future.result, main_thread=True)),
     ]
     with ExitStack() as stack:
-        for each in patches:
-            stack.enter_context(each)
+        for timer in patches:
+            stack.enter_context(timer)
         start = time.perf_counter()
         run_build(plan, folder / "built.zarr", model=loaded)
         whole = time.perf_counter() - start

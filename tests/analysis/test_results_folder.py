@@ -12,7 +12,7 @@ import pytest
 import actcache
 from actcache import analysis
 from actcache.analysis.predict.reuse import Artifact, load_or_make
-from actcache.analysis.results import FILES
+from actcache.analysis.results_folder import FILES
 from actcache.cli.main import main
 from actcache.errors import ActcacheError, FormatError, StoreExistsError
 from actcache.store.storage.atomic import lock_folder

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 UNKNOWN = {"AWS_ACCESS_KEY_ID": "unknownaccesskey", "AWS_SECRET_ACCESS_KEY": "unknownsecret"}
 WRONG_SECRET = {"AWS_SECRET_ACCESS_KEY": "thewrongsecretoftests"}
+NOWHERE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
 NOTHING = ["build", "no-such-rows.jsonl", "--model", "no-such-model"]
 """Rows and model are not there: whoever looks at them first says so."""
 
@@ -51,6 +52,7 @@ def require_installed(more):
         (f"s3://{BUCKET}/a.zarr", UNKNOWN, "does not know the access key", "Set AWS_ACCESS_KEY"),
         (f"s3://{BUCKET}/a.zarr", WRONG_SECRET, "signature", "Correct AWS_SECRET_ACCESS_KEY"),
         (f"s3://{BUCKET}/a.zarr", READER, "not allow these keys to write", "to other keys"),
+        (f"s3://{BUCKET}/a.zarr", NOWHERE, "did not answer for", "correct AWS_ENDPOINT_URL"),
         (f"s3://{BUCKET}", {}, "names no store", "s3://BUCKET/STORE.zarr"),
     ],
 )
@@ -61,6 +63,7 @@ def test_a_bucket_that_cannot_be_written_is_refused(
     for name, value in change.items():
         monkeypatch.setenv(name, value)
     line = line_of([*NOTHING, "-o", to, *more])
+    assert f"'{to}'" in line
     assert found in line
     assert remedy in line
 

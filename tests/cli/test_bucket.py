@@ -1,11 +1,17 @@
 """Commands on a store in a real bucket, SeaweedFS: the same answers as on its folder."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 
+from actcache.analysis.directions.difference_of_means import pair_directions
+from actcache.analysis.sweep.open_sweep import open_sweep
+from actcache.analysis.sweep.run import run_sweep
 from actcache.cli.main import main
+from actcache.errors import IncompleteStoreError
+from actcache.progress import SILENT
 from actcache.store.storage.s3 import S3Storage
 from actcache.store.store import open_store
 from tests.cli.commands import WITHOUT_PREDICTORS, build, refused
@@ -104,6 +110,93 @@ def test_build_takes_rows_from_a_bucket_and_writes_one(built, folder, address, c
     assert open_store(f"{target}-2").provenance["reused"]["rows"] == facts["rows"] == 20
 
 
+SWEEP_ALONE = (*WITHOUT_PREDICTORS, "--multipliers", "-1,0,1", "--controls", "1")
+
+
+def test_the_sweep_of_analyze_lies_in_a_bucket(built, address, tmp_path, capsys):
+    """Swept there, found again by the results, read by report and export; never replaced."""
+    place, out = f"{address}-sweep", tmp_path / "out"
+    analyze = ["analyze", built, "-o", out, *SWEEP_ALONE]
+    summary = printed([*analyze, "--sweep-store", place], capsys)
+    assert summary["sweep_store"] == place
+    assert not (out / "sweep.zarr").exists()
+    alone = printed(["analyze", built, "-o", tmp_path / "alone", *SWEEP_ALONE], capsys)
+    assert summary == alone | {"sweep_store": place}
+    stored = S3Storage(place)
+    objects = {name: stored.read(name) for name in stored.sizes()}
+    assert objects == file_bytes(tmp_path / "alone" / "sweep.zarr")
+
+    times = stored.etags()
+    assert printed([*analyze, "--draws", "10"], capsys)["sweep_store"] == place
+    assert stored.etags() == times
+    assert not (out / "sweep.zarr").exists()
+    assert printed([*analyze, "--dry-run"], capsys)["rows done"] == 20
+    assert f"--sweep-store {place}" in (out / "report.html").read_text()
+    (out / "report.html").unlink()
+    printed(["report", out], capsys)
+    assert f"--sweep-store {place}" in (out / "report.html").read_text()
+    printed(["export", out, "--to", "npz", "-o", tmp_path / "a.npz"], capsys)
+    with np.load(tmp_path / "a.npz") as arrays:
+        swept = open_store(place).array("random/propensity")[:]
+        np.testing.assert_array_equal(arrays["random/propensity"], swept)
+
+    other = refused([*analyze, "--multipliers=-2,0,2"], capsys)
+    assert f"the settings of '{place}' and of this sweep differ in 'config.multipliers'" in other
+    assert "Choose another place with --sweep-store." in other
+    again = refused([*analyze, "--sweep-store", place, "--overwrite"], capsys)
+    assert f"'{place}' holds a finished store" in again
+    assert (out / "summary.json").exists()
+
+
+def interrupted_after(n_shards):
+    """A way to run units that Ctrl-C ends when so many shards are swept."""
+
+    def map_units(function, units):
+        for number, result in enumerate(map(function, units)):
+            if number == n_shards:
+                raise KeyboardInterrupt
+            yield result
+
+    return map_units
+
+
+def test_an_interrupted_sweep_goes_on_in_a_bucket(built, address, tmp_path):
+    store, place = open_store(built), f"{address}-interrupted"
+    sweep = partial(
+        run_sweep,
+        store,
+        {"d": pair_directions(store, rows=store["split"] == "train")},
+        multipliers=(-1.0, 1.0),
+        shard_rows=8,
+        progress=SILENT,
+    )
+    sweep(out=tmp_path / "alone.zarr")
+    with pytest.raises(KeyboardInterrupt):
+        sweep(out=place, map_units=interrupted_after(2))
+    with pytest.raises(IncompleteStoreError, match="holds 16 of 20 rows"):
+        open_sweep(place)
+    sweep(out=place, map_units=interrupted_after(2))  # one is left
+    stored = S3Storage(place)
+    assert {name: stored.read(name) for name in stored.sizes()} == file_bytes(
+        tmp_path / "alone.zarr"
+    )
+
+
+def test_a_place_where_no_sweep_can_lie_is_refused_before_the_model_is_loaded(
+    built, address, tmp_path, capsys
+):
+    analyze = ["analyze", built, "-o", tmp_path / "out", *SWEEP_ALONE, "--sweep-store"]
+    for place in (address, built):
+        assert "holds residuals, expected a sweep" in refused([*analyze, place], capsys)
+        assert refused([*analyze, place, "--overwrite"], capsys)
+    assert open_store(built).complete
+    assert "s3://nosuchbucket/s.zarr" in refused([*analyze, "s3://nosuchbucket/s.zarr"], capsys)
+    (tmp_path / "file").touch()
+    assert "/file' is no folder" in refused([*analyze, tmp_path / "file" / "s.zarr"], capsys)
+    assert "--sweep-store is empty" in refused([*analyze, ""], capsys)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_needs_a_folder_refuses_a_bucket_in_one_line(built, address, tmp_path, capsys):
     for argv in (
         ["analyze", address, "-o", f"{address}-results"],
@@ -111,6 +204,8 @@ def test_what_needs_a_folder_refuses_a_bucket_in_one_line(built, address, tmp_pa
         ["steer", tmp_path, "-o", f"s3://{BUCKET}/gen", "--behavior", "x"],
     ):
         assert "expected a path on this machine" in refused(argv, capsys)
+    message = refused(["analyze", built, "-o", f"s3://{BUCKET}/out"], capsys)
+    assert "s3://… for the sweep's store with --sweep-store" in message
     message = refused(["info", f"s3://{BUCKET}/nothing.zarr"], capsys)
     assert f"no store at 's3://{BUCKET}/nothing.zarr'" in message
     assert "expected s3://BUCKET/STORE.zarr" in refused(["verify", "s3://"], capsys)

@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from unittest import mock
 
@@ -24,6 +26,7 @@ from actcache.analysis.workers import LoadUnits, PoolMap
 from actcache.build.config import BuildConfig
 from actcache.build.plan import plan_build
 from actcache.build.run import run_build
+from actcache.cli.main import main
 from actcache.cluster.pool import Pool
 from actcache.data.formats import read_samples
 from actcache.progress import SILENT
@@ -130,20 +133,30 @@ def compare_sweeps(store, folder, units):
 def the_command_line_analyzes_on_a_cluster(session, folder):
     store = built(folder).path
     address = session.ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-W", "error", "-m", "actcache", "analyze", store]
-    command += ["-o", folder / "out", "--stages", "vectors,layers", "--json"]
-
-    def run(*flags):
-        done = subprocess.run(
-            [*map(str, command), *flags], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr == ""
-        return json.loads(done.stdout), tree(folder / "out")
-
-    printed, alone = run()
+    command = ["analyze", store, "-o", folder / "out", "--stages", "vectors,layers", "--json"]
+    command = [str(word) for word in command]
+    code, out, error = call_main(*command)
+    assert (code, error) == (0, "")
     (folder / "out").rename(folder / "alone")
-    assert run("--workers", "2", "--cluster", address) == (printed, alone)
+    more = ("--workers", "1", "--cluster", address)
+    done = subprocess.run(
+        [*(sys.executable, "-W", "error", "-m", "actcache", *command), *more],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == json.loads(out)
+    assert tree(folder / "out") == tree(folder / "alone")
+
+
+def call_main(*command):
+    """Call the command line in this process; return its exit code, stdout and stderr."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as error:
+        code = main([*command])
+    return code, out.getvalue(), error.getvalue()
 
 
 ANALYSIS_CASES = [

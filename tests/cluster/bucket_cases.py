@@ -8,39 +8,48 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from actcache.analysis.sweep.row_directions import RowDirections
+from actcache.analysis.sweep.run import run_sweep
+from actcache.analysis.workers import LoadUnits, PoolMap
 from actcache.build.runs import read_rows
 from actcache.build.workers import run_in_pool
 from actcache.cluster.pool import Pool
 from actcache.cluster.session import Session, Workers, connect
 from actcache.cluster.task import Task
 from actcache.errors import BucketError, DamageError, IncompleteStoreError, StoreExistsError
+from actcache.progress import SILENT
 from actcache.store.layout import ROOT, Layout, read_layout, record_name, shard_name
 from actcache.store.storage.s3 import S3Storage
 from actcache.store.store import open_store
 from actcache.store.writing.partial import unsealed
 from actcache.store.writing.receipts import Receipt, Receipts
+from tests.cluster.analyses import Deadly
 from tests.cluster.bucket_faults import Meet, start_coordinator
 from tests.cluster.cases import Build
 from tests.cluster.faults import REPEATS, RUN_ROWS, SIZES
 from tests.support.answer_proxy import AnswerProxy
+from tests.support.cluster import tree
 from tests.support.seaweedfs import BUCKET, KEYS, SeaweedFS
 
 FOLDER = f"s3://{BUCKET}/builds"
 AWAY_S = 4.0
 """Seconds for which the killed bucket stays away; the storage's test waits for ten."""
+
+ENDS_WITHIN_S = 600.0
+"""A coordinator, on a machine that is busy."""
 
 
 class BucketBuild(Build):
@@ -48,7 +57,7 @@ class BucketBuild(Build):
 
     def __init__(self, folder, server, proxy, session):
         super().__init__(folder)
-        self.folder, self.server, self.proxy = folder, server, proxy
+        self.folder, self.server, self.proxy, self.session = folder, server, proxy, session
         self._ray = session.ray
         self.cluster = session.ray.get_runtime_context().gcs_address
         self.seen: list[bytes] = []
@@ -66,15 +75,16 @@ class BucketBuild(Build):
     def heal(self):
         """Undo what a case that failed has left of its fault."""
         self.proxy.cut, self.proxy.in_put = (), lambda _path: None
+        self.orders.release()
         if self.server.process is None:
             self.server.start()
 
     def start(self, storage, **how):
-        """Start a coordinator that writes slowly."""
+        """Start a coordinator."""
         return start_coordinator(storage.location, self.orders.path, **how)
 
     def printed_by(self, process):
-        printed, _ = process.communicate(timeout=200)
+        printed, _ = process.communicate(timeout=ENDS_WITHIN_S)
         self.seen.append(printed.encode())
         return printed
 
@@ -85,15 +95,9 @@ class BucketBuild(Build):
         self.seen += receipts.read_many(names)
         return {int(name.removesuffix(".json")) for name in names}
 
-    def wait_for_the_end_of_workers(self):
-        """Wait until those of a coordinator that was killed are gone."""
-        while self._ray.available_resources().get("CPU", 0) < 2:
-            time.sleep(0.05)
-
     def wait_for_idle(self, pool):
         """Wait until no worker of a pool is at a task of a build that has failed."""
         folder = self.orders.path / f"idle {time.time_ns()}"
-        folder.mkdir()
         list(pool.run([Task(name=name, work=Meet(str(folder))) for name in "ab"]))
 
     def runs_without(self, shards):
@@ -118,7 +122,7 @@ def a_coordinator_is_killed_between_receipt_and_record(build: BucketBuild):
     process = build.start(storage, cluster=build.cluster, last=record_name(last))
     printed = build.printed_by(process)
     assert (process.returncode, printed) == (-signal.SIGKILL, "")
-    build.wait_for_the_end_of_workers()
+    build.orders.wait_for_the_end_of_workers()
     shards = build.receipts(storage)
     assert shards >= set(range(last))  # record 6 is that of shard 5
     assert storage.exists(record_name(last - 1))
@@ -126,38 +130,35 @@ def a_coordinator_is_killed_between_receipt_and_record(build: BucketBuild):
 
     # The same command again; it is killed between seal and zarr.json.
     build.runs_begun()
-    process = build.start(storage, cluster=build.cluster, last=ROOT)
+    process = build.start(storage, cluster=build.cluster, n_workers=1, last=ROOT)
     printed = build.printed_by(process)
     assert (process.returncode, printed) == (-signal.SIGKILL, "")
+    build.orders.wait_for_the_end_of_workers()
     assert build.runs_begun() == build.runs_without(shards)
     assert storage.read(record_name(12)) == build.whole[record_name(12)]  # the seal
     with pytest.raises(IncompleteStoreError):
         open_store(storage)
 
 
-def a_coordinator_ends_by_ctrl_c_and_leaves_nothing_running(build: BucketBuild):
-    storage = build.storage(a_coordinator_ends_by_ctrl_c_and_leaves_nothing_running)
-    (build.orders.path / "slow").touch()
-    process = build.start(storage)  # with a Ray of its own
+def a_coordinator_ends_by_ctrl_c_and_its_workers_with_it(build: BucketBuild):
+    storage = build.storage(a_coordinator_ends_by_ctrl_c_and_its_workers_with_it)
+    build.orders.hold(build.rows_run_in(len(build.runs) - 1))
+    process = build.start(storage, cluster=build.cluster, n_workers=1)
     receipts = storage.sibling(".receipts")
     while len(receipts.list()) < 4:
         assert process.poll() is None, build.printed_by(process)
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     printed = build.printed_by(process)
-    (build.orders.path / "slow").unlink()
+    build.orders.wait_for_the_end_of_workers()
+    build.orders.release()
     assert process.returncode == -signal.SIGINT
     assert printed.rstrip().endswith("KeyboardInterrupt")
-    listed = subprocess.run(
-        ["ps", "-eo", "sess=,args="], capture_output=True, text=True, check=True
-    ).stdout.splitlines()
-    assert [line for line in listed if line.split()[0] == str(process.pid)] == []
 
 
 def two_coordinators_write_one_store(build: BucketBuild):
     storage = build.storage(two_coordinators_write_one_store)
     together = build.orders.path / "together"
-    together.mkdir()
     build.proxy.requests.clear()
     both = [
         build.start(storage, cluster=build.cluster, n_workers=1, together=together)
@@ -168,7 +169,7 @@ def two_coordinators_write_one_store(build: BucketBuild):
         assert (process.returncode, text.count("\n")) in ((0, 0), (1, 1)), printed
     assert any(process.returncode == 0 for process in both), printed
     build.require_whole(storage)
-    # Both were at it: two asked for the name of a record.
+    # Both were at it: they met before they asked for the name of a record.
     assert (
         len(
             [
@@ -183,7 +184,7 @@ def two_coordinators_write_one_store(build: BucketBuild):
 
 COORDINATOR_CASES = [
     a_coordinator_is_killed_between_receipt_and_record,
-    a_coordinator_ends_by_ctrl_c_and_leaves_nothing_running,
+    a_coordinator_ends_by_ctrl_c_and_its_workers_with_it,
     two_coordinators_write_one_store,
 ]
 
@@ -200,7 +201,7 @@ def the_killed_coordinators_are_replaced_and_no_run_is_begun_again(build: Bucket
 
 
 def what_ctrl_c_left_is_resumed(build: BucketBuild, pool):
-    storage = build.storage(a_coordinator_ends_by_ctrl_c_and_leaves_nothing_running)
+    storage = build.storage(a_coordinator_ends_by_ctrl_c_and_its_workers_with_it)
     shards = build.receipts(storage)
     build.runs_begun()
     build.resume(storage, pool)
@@ -209,10 +210,22 @@ def what_ctrl_c_left_is_resumed(build: BucketBuild, pool):
     assert build.runs_without(shards) != [1, 1, 1, 1]
 
 
+class LostAnswers:
+    """Numbers of the PUTs whose answer is lost: each fifth one, and the first into each folder."""
+
+    def __init__(self, proxy):
+        self._proxy = proxy
+
+    def __contains__(self, number: object) -> bool:
+        assert isinstance(number, int)
+        folders = [put.rpartition("/")[0] for put in self._proxy.puts[: number + 1]]
+        return number % 5 == 0 or folders.index(folders[number]) == number
+
+
 def lost_answers_are_no_conflict(build: BucketBuild, pool):
     storage = build.storage(lost_answers_are_no_conflict)
     build.proxy.requests.clear()
-    build.proxy.cut = range(0, 10_000, 3)
+    build.proxy.cut = LostAnswers(build.proxy)
     run_in_pool(build.plan, storage, pool, **SIZES)
     build.proxy.cut = ()
     build.require_whole(storage)
@@ -388,6 +401,33 @@ def no_key_is_written_anywhere(build: BucketBuild, pool):
             assert key.encode() not in text, name
 
 
+def a_sweep_has_the_objects_of_one_machine(build: BucketBuild, pool):
+    """Swept by workers, one of which is killed within a shard, while answers are lost."""
+    pool.close()  # its workers hold both CPUs
+    store = open_store(build.folder / "whole.zarr")
+    values = np.random.default_rng(0).normal(size=(store.n_layers, store.d_model))
+    deadly = Deadly(values.astype(np.float32), build.folder / "alive")
+    sweep = partial(
+        run_sweep,
+        store,
+        {"d": RowDirections(rows=deadly, digest="0" * 64)},
+        multipliers=(-1.0, 1.0),
+        shard_rows=16,
+        progress=SILENT,
+    )
+    deadly.alive.touch()
+    sweep(out=build.folder / "sweep.zarr")
+    deadly.alive.unlink()
+    swept = build.storage(a_sweep_has_the_objects_of_one_machine)
+    build.proxy.cut = range(1, 10**6, 3)
+    with Pool(build.session, LoadUnits(device="cpu")) as units:
+        sweep(out=swept.location, map_units=PoolMap(build.session, units), shared=True)
+    build.heal()
+    assert deadly.alive.exists()  # somebody died
+    assert objects_of(swept) == tree(build.folder / "sweep.zarr")
+    assert swept.sibling(".receipts").sizes() == {}
+
+
 POOL_CASES = [
     the_killed_coordinators_are_replaced_and_no_run_is_begun_again,
     what_ctrl_c_left_is_resumed,
@@ -398,6 +438,7 @@ POOL_CASES = [
     out_of_memory_in_one_run_changes_no_other,
     other_bytes_without_a_record_are_replaced,
     other_bytes_with_a_record_are_refused,
+    a_sweep_has_the_objects_of_one_machine,  # closes the pool
     no_key_is_written_anywhere,
 ]
 

@@ -12,6 +12,7 @@ from actcache.build.workers import run_in_pool
 from actcache.cluster.pool import Pool
 from actcache.cluster.session import Workers, connect
 from actcache.errors import ActcacheError
+from actcache.store.layout import record_name
 from actcache.store.storage.s3 import S3Storage
 from tests.cluster.faults import SIZES, LoadFaulty, demo_plan
 
@@ -19,30 +20,38 @@ CODE = "import sys; from tests.cluster.bucket_faults import coordinate; coordina
 
 
 class MortalStorage(S3Storage):
-    """Kills the process that made it when that one is about to write a certain object."""
+    """Kills the process that made it when that one is about to write a certain object.
 
-    def __init__(self, address, last):
+    With a folder in `together`, record 1 is written when a second process is about to do so too.
+    """
+
+    def __init__(self, address, last, together):
         super().__init__(address)
-        self._last = last
+        self._last, self._together = last, together
         self._process = os.getpid()
 
     def put_if_absent(self, name, parts):
-        self._die_before(name)
+        self._wait_or_die_before(name)
         return super().put_if_absent(name, parts)
 
     def write(self, name, parts):
-        self._die_before(name)
+        self._wait_or_die_before(name)
         super().write(name, parts)
 
-    def _die_before(self, name):
-        if name == self._last and os.getpid() == self._process:
+    def _wait_or_die_before(self, name):
+        if os.getpid() != self._process:  # a worker
+            return
+        if name == self._last:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self._together and name == record_name(1):
+            Meet(f"{self._together}/record 1")()
 
 
 def coordinate(address, orders, cluster, n_workers, last, together):
     """Build as a command with --resume does; what users would read goes to stderr.
 
-    With a folder in `together`, begin when a second coordinator is ready as well.
+    With a folder in `together`, begin when a second coordinator is ready as well, and go on from
+    the first shard when that one has come to it too.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also below nohup
     plan = demo_plan()
@@ -53,8 +62,9 @@ def coordinate(address, orders, cluster, n_workers, last, together):
         ):
             if together:
                 pool.ask(_ready)
-                Meet(together)()
-            run_in_pool(plan, MortalStorage(address, last), pool, resume=True, **SIZES)
+                Meet(f"{together}/ready")()
+            storage = MortalStorage(address, last, together)
+            run_in_pool(plan, storage, pool, resume=True, **SIZES)
     except ActcacheError as error:
         sys.exit(f"actcache: {error}")
 
@@ -78,8 +88,10 @@ class Meet:
     folder: str
 
     def __call__(self, _worker=None):
-        (Path(self.folder) / str(os.getpid())).touch()
-        while len(list(Path(self.folder).iterdir())) < 2:
+        folder = Path(self.folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / str(os.getpid())).touch()
+        while len(list(folder.iterdir())) < 2:
             time.sleep(0.02)
 
 

@@ -42,41 +42,80 @@ class Folder:
         self.path = Path(path)
         self.path.mkdir(exist_ok=True)
 
-    def order(self, fault):
-        """Let a worker have a fault (kill, hang, oom) when it is within a run."""
-        (self.path / "fault").write_text(fault)
+    def order(self, fault, rows=()):
+        """Let a worker have a fault (kill, hang, oom) within a run; of these rows, if any."""
+        (self.path / "fault").write_text("\n".join([fault, *map(key, rows)]))
 
-    def take(self):
-        """Take the fault that is ordered, if nobody has taken it."""
+    def take(self, rows):
+        """Take the fault that is ordered, if nobody has taken it and it is for these rows."""
         try:
+            fault, *keys = (self.path / "fault").read_text().splitlines()
+            if keys and not set(keys) & set(map(key, rows)):
+                return ""
             (self.path / "fault").rename(self.path / "taken")
         except FileNotFoundError:
             return ""
-        return (self.path / "taken").read_text()
+        return fault
 
     def heal(self):
         """End what hangs."""
         (self.path / "healed").touch()
 
+    def hold(self, rows):
+        """Let workers take their time, and never finish passes over these rows."""
+        (self.path / "held").write_text("\n".join(map(key, rows)))
+
+    def release(self):
+        """Let them go on as ever."""
+        (self.path / "held").unlink(missing_ok=True)
+
+    def held(self):
+        """The rows that are held; None if workers go on as ever."""
+        try:
+            return set((self.path / "held").read_text().splitlines())
+        except FileNotFoundError:
+            return None
+
+    def wait_for_the_end_of_workers(self):
+        """Wait until those that have loaded are gone: then none of them writes any more."""
+        for file in self.path.glob("worker *"):
+            while is_alive(int(file.name.split()[1])):
+                time.sleep(0.02)
+            file.unlink()
+
     def log(self, rows):
         with (self.path / "log").open("a") as file:
-            file.write(json.dumps([[row.prompt, row.positive] for row in rows]) + "\n")
+            file.write(json.dumps([key(row) for row in rows]) + "\n")
 
     def rows_run(self, plan):
         """How often each row of a plan has been run since the last call, without the check."""
         log = self.path / "log"
         numbers: dict[str, int] = {}
         for i, row in enumerate(plan.rendered):
-            numbers.setdefault(str([list(row.prompt), list(row.positive)]), i)
+            numbers.setdefault(key(row), i)
         counts = [0] * plan.n
         lines = log.read_text().splitlines() if log.exists() else []
         for row in (row for line in lines for row in json.loads(line)):
-            counts[numbers[str(row)]] += 1
+            counts[numbers[row]] += 1
         log.unlink(missing_ok=True)
         checked = batches_to_check(plan.rendered, positions=plan.positions, shares=True)
         for row in chain.from_iterable(batch.values() for batch in checked):
-            counts[numbers[str([list(row.prompt), list(row.positive)])]] -= 1
+            counts[numbers[key(row)]] -= 1
         return counts
+
+
+def key(row):
+    """By which a row is known: rows of equal tokens are run once."""
+    return str([list(row.prompt), list(row.positive)])
+
+
+def is_alive(pid):
+    """Whether a process runs, or sleeps; what has ended may wait for its parent."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 @dataclass(frozen=True)
@@ -89,18 +128,23 @@ class LoadFaulty:
     def __call__(self) -> Loaded:
         loaded = LoadModel(config=self.config)()
         folder, right = Folder(self.path), loaded.value.read
+        (folder.path / f"worker {os.getpid()}").touch()
 
         def read(model, rows, **settings):
             folder.log(rows)
-            fault = folder.take() if len(rows) > 2 else ""  # two are the check before the build
+            if len(rows) <= 2:  # the check before the build
+                return right(model, rows, **settings)
+            fault = folder.take(rows)
             if fault == "kill":
                 os.kill(os.getpid(), 9)
             if fault == "oom":
                 raise torch.OutOfMemoryError
             while fault == "hang" and not (folder.path / "healed").exists():
                 time.sleep(0.1)
-            if (folder.path / "slow").exists():
+            while (held := folder.held()) is not None:
                 time.sleep(0.15)
+                if not held & set(map(key, rows)):
+                    break
             return right(model, rows, **settings)
 
         return replace(loaded, value=replace(loaded.value, read=read))

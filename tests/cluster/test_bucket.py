@@ -17,7 +17,7 @@ def done(tmp_path_factory):
     require_ray()
     weed()
     folder = tmp_path_factory.mktemp("bucket")
-    return run_isolated("-W", "error", "-m", "tests.cluster.bucket_cases", folder, timeout=900)
+    return run_isolated("-W", "error", "-m", "tests.cluster.bucket_cases", folder)
 
 
 @pytest.mark.parametrize("case", NAMES)

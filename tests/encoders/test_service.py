@@ -13,7 +13,7 @@ from actcache.encoders.openai import embed_texts
 from actcache.encoders.service import Service
 from actcache.errors import ActcacheError
 from tests.encoders.examples import KEY, TEXTS, ask, right
-from tests.support.embedding_server import EmbeddingServer
+from tests.support.embedding_server import NEVER, EmbeddingServer
 
 pytestmark = pytest.mark.usefixtures("service_environment")
 
@@ -40,8 +40,8 @@ def test_a_vector_of_another_width_is_requested_again():
 
 
 def test_a_silent_service_is_retried():
-    with EmbeddingServer("slow", slow=1.5) as server:
-        vectors = ask(server, timeout=0.3, texts=TEXTS[:5])
+    with EmbeddingServer("slow", slow=NEVER) as server:
+        vectors = ask(server, timeout=1.0, texts=TEXTS[:5])
     np.testing.assert_array_equal(vectors.vectors, right(TEXTS[:5]))
 
 
@@ -86,7 +86,7 @@ def test_a_lasting_failure_is_one_line_and_keeps_what_was_received(reply, messag
 
 def test_a_timeout_is_one_line():
     with (
-        EmbeddingServer(always="slow", slow=1.0) as server,
+        EmbeddingServer(always="slow", slow=NEVER) as server,
         pytest.raises(ActcacheError, match=r"did not answer within 0.2 s.* Try again later"),
     ):
         ask(server, timeout=0.2, retries=1)

@@ -107,7 +107,7 @@ def test_verify_finds_what_does_not_belong_there(built, name):
     file = built[0] / name
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"x")
-    assert [problem.found for problem in verify(built[0])] == ["something that no store has"]
+    assert [problem.actual for problem in verify(built[0])] == ["something that no store has"]
 
 
 def test_a_folder_that_is_a_link_is_not_followed(built):

@@ -5,7 +5,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Collection
+from collections.abc import Container
 
 PIECE = 1 << 16
 
@@ -21,7 +21,7 @@ class AnswerProxy:
         cut: numbers of the PUTs, from 0, whose answer is cut: the client's connection is reset
             once the first bytes of the answer are there, so the server has done what was asked.
         before_cut: called before an answer is cut.
-        in_put: called with the path of each PUT whose head the server has and whose body it has not.
+        in_put: called with the path of each PUT of whose body the server has the first half.
         without: a header that the server never sees, as if it did not know it.
     """
 
@@ -29,7 +29,7 @@ class AnswerProxy:
         self,
         port,
         *,
-        cut: Collection[int] = (),
+        cut: Container[int] = (),
         before_cut=lambda: None,
         in_put=lambda _path: None,
         without: str | None = None,
@@ -40,6 +40,7 @@ class AnswerProxy:
         self._without = re.compile(rf"\r\n{without}:[^\r]*".encode(), re.IGNORECASE)
         self._before_cut = before_cut
         self._server_port = port
+        self._numbering = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._accept)]
         self._sockets: list[socket.socket] = []
@@ -94,28 +95,35 @@ class AnswerProxy:
                 head, _, buffer = buffer.partition(b"\r\n\r\n")
                 requests.append(self._number(head))
                 server.sendall(self._without.sub(b"", head) + b"\r\n\r\n")
+                length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
+                n_bytes = int(length[1]) if length else 0
+                buffer = self._pass_body(client, server, buffer, n_bytes // 2)
                 if requests[-1] is not None:
                     self.in_put(head.split()[1].decode())
-                length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-                left = int(length[1]) if length else 0
-                while left:
-                    piece, buffer = buffer[:left], buffer[left:]
-                    piece = piece or client.recv(min(left, PIECE))
-                    if not piece:
-                        raise ConnectionError
-                    server.sendall(piece)
-                    left -= len(piece)
+                buffer = self._pass_body(client, server, buffer, n_bytes - n_bytes // 2)
         _shut_down(server)
+
+    def _pass_body(self, client, server, buffer, left):
+        """Pass some bytes on, of which the buffer has the first; return what follows them."""
+        while left:
+            piece, buffer = buffer[:left], buffer[left:]
+            piece = piece or client.recv(min(left, PIECE))
+            if not piece:
+                raise ConnectionError
+            server.sendall(piece)
+            left -= len(piece)
+        return buffer
 
     def _number(self, head):
         """Number of a PUT among all PUTs; None for another request."""
-        self.requests.append(b" ".join(head.split()[:2]).decode())
-        return len(self.puts) - 1 if head.startswith(b"PUT ") else None
+        with self._numbering:
+            self.requests.append(b" ".join(head.split()[:2]).decode())
+            return len(self.puts) - 1 if head.startswith(b"PUT ") else None
 
     def _pass_answers(self, client, server, requests):
         with contextlib.suppress(OSError):
             while piece := server.recv(PIECE):
-                if requests[-1] in self.cut:
+                if requests[-1] is not None and requests[-1] in self.cut:
                     self._before_cut()
                     linger = struct.pack("ii", 1, 0)  # so that the client gets a reset, no end
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

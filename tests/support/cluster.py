@@ -56,7 +56,7 @@ def require_ray() -> None:
         pytest.skip(isolation()[1])
 
 
-def run_isolated(*argv, timeout=1500, **variables):
+def run_isolated(*argv, timeout=3000, **variables):
     """Run Python with some arguments in a network of its own; nothing that it starts outlives it."""
     with tempfile.TemporaryDirectory(prefix="ray-") as home:  # Ray writes a token there
         return subprocess.run(

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 
 WIDTH = 8
+NEVER = 3600.0
+"""Seconds after which nobody waits for an answer, nor for the thread that gives it."""
 
 
 def vector_of(text, width=WIDTH):
@@ -34,7 +36,8 @@ class Handler(BaseHTTPRequestHandler):
             server.requests.append((reply, texts))
             server.bodies.append(body)
             server.paths.append(self.path)
-        time.sleep(server.delay)
+            answered = server.answers is None or len(server.requests) <= server.answers
+        time.sleep(server.delay if answered else NEVER)
         key = self.headers.get("Authorization", "")
         match reply:
             case "drop":
@@ -130,13 +133,16 @@ class EmbeddingServer:
 
     handler = Handler
 
-    def __init__(self, *replies, always="ok", delay=0.0, slow=3.0):
+    def __init__(self, *replies, always="ok", delay=0.0, slow=3.0, answers=None):
         self.replies = list(replies)
         """How it answers the first requests, one each; then `always`."""
         self.always = always
         self.delay = delay
         """Seconds that every answer takes."""
         self.slow = slow
+        """Seconds that an answer takes which is slow. Nobody waits for one at the end."""
+        self.answers = answers
+        """How many requests are answered; the others wait for ever. None: all."""
         self.requests = []
         """How each request was answered, and its texts, in order of arrival."""
         self.bodies = []

@@ -4,20 +4,20 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-SLOW_COMMITS = """
+HELD_AFTER = """
 import time
 from actcache.store.writing.writer import Writer
 right = Writer.commit
-def slow(self, blocks, **how):
+def held(self, blocks, **how):
     right(self, blocks, **how)
-    print(self.committed, flush=True)
-    time.sleep(0.3)
-Writer.commit = slow
+    if self.committed >= {rows}:
+        print(flush=True)
+        time.sleep(3600)
+Writer.commit = held
 """
 
 
@@ -35,15 +35,13 @@ def run_code(code, *args, check=True):
 
 
 def kill_after(rows, code, *args):
-    """Run code that writes a store, and kill it soon after so many rows are committed."""
+    """Run code that writes a store, and kill it when so many rows are committed."""
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW_COMMITS + code, *map(str, args)],
+        [sys.executable, "-c", HELD_AFTER.format(rows=rows) + code, *map(str, args)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
         assert process.stdout is not None
-        while int(process.stdout.readline()) < rows:
-            pass
-        time.sleep(0.05)
+        assert process.stdout.readline() == "\n"
         process.send_signal(signal.SIGKILL)

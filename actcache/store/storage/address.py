@@ -33,7 +33,7 @@ def storage_at(path: str | Path) -> Storage:
     return S3Storage(address)
 
 
-def require_folder(path: object, what: str) -> None:
+def require_folder(path: object, what: str, *, remedy: str = "Pass another path with -o.") -> None:
     """Refuse an address in a bucket where only a folder will do.
 
     Raises:
@@ -43,5 +43,5 @@ def require_folder(path: object, what: str) -> None:
     if address is not None:
         raise ActcacheError(
             f"{what} would go to '{address}', expected a path on this machine: only stores are "
-            "written to a bucket. Pass another path with -o."
+            f"written to a bucket. {remedy}"
         )

@@ -220,7 +220,7 @@ def _write_large(
 
 
 @contextmanager
-def os_errors_explained(what: str, *, kept: str = "") -> Iterator[None]:
+def os_errors_explained(what: str, *, committed: str = "") -> Iterator[None]:
     """Say in one line what the system refused."""
     try:
         yield
@@ -228,8 +228,8 @@ def os_errors_explained(what: str, *, kept: str = "") -> Iterator[None]:
         raise  # some of them are OSErrors
     except OSError as error:
         remedy = "Choose a folder with room, that you may write to."
-        if kept:
-            remedy = f"{kept} rows are kept: make room, then continue with --resume."
+        if committed:
+            remedy = f"{committed} rows are kept: make room, then continue with --resume."
         raise ActcacheError(f"{what}: {error.strerror or error}. {remedy}") from error
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from actcache.errors import ActcacheError, DamageError, refuse
+from actcache.errors import ActcacheError, BucketError, DamageError, refuse
 from actcache.store.storage.protocol import Buffer, Parts, Range, Storage
 from actcache.store.storage.s3_client import PATIENCE_S, S3Client
 
@@ -200,8 +200,8 @@ class S3Storage(Storage):
                     raise
             if attempt == 0:
                 return None
-            there = store.get(key)
-            return _unquoted(there.meta["e_tag"]) if _are_bytes_of(there, buffers) else None
+            stored = store.get(key)
+            return _unquoted(stored.meta["e_tag"]) if _are_bytes_of(stored, buffers) else None
 
         return self._ask(name, "write", create)
 
@@ -252,13 +252,23 @@ def require_create_only(storage: Storage) -> None:
     rights to write, read and remove.
 
     Raises:
-        ActcacheError: it ignores that a name is taken, or refuses one of these requests.
+        ActcacheError: it ignores that a name is taken, or refuses one of these requests. The
+            message names the storage, not what lies beside it.
     """
     beside, name = storage.sibling(".probe"), secrets.token_hex(8)
-    first = beside.put_if_absent(name, [b"first"])
-    second = beside.put_if_absent(name, [b"second"])
-    raw = beside.read(name)
-    beside.remove(name)
+    try:
+        first = beside.put_if_absent(name, [b"first"])
+        second = beside.put_if_absent(name, [b"second"])
+        raw = beside.read(name)
+        beside.remove(name)
+    except BucketError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:  # raised here, so that nothing of the server's text hangs on it
+        for address in (beside.where(name), beside.location):
+            refusal = refusal.replace(f"'{address}'", f"'{storage.location}'")
+        raise BucketError(refusal)
     if not first or second or raw != b"first":
         raise ActcacheError(
             f"'{storage.location}' is where a second write of one name replaces the first, "
@@ -286,11 +296,11 @@ def _buffers(parts: Parts) -> "list[bytes | memoryview]":
     ]
 
 
-def _are_bytes_of(there: "GetResult", buffers: "Sequence[bytes | memoryview]") -> bool:
+def _are_bytes_of(stored: "GetResult", buffers: "Sequence[bytes | memoryview]") -> bool:
     """Whether an object holds the bytes of these buffers."""
-    if there.meta["size"] != sum(len(buffer) for buffer in buffers):
+    if stored.meta["size"] != sum(len(buffer) for buffer in buffers):
         return False
-    raw, start = memoryview(there.bytes()), 0
+    raw, start = memoryview(stored.bytes()), 0
     for buffer in buffers:
         stop = start + len(buffer)
         if raw[start:stop] != buffer:

@@ -268,21 +268,23 @@ class S3Client:
         endpoint = self.endpoint or "AWS"
         code = answer.code or ("AccessDenied" if answer.status in (401, 403) else "")
         if code in _REMEDIES:
-            found, expected, remedy = (
+            problem, expected, remedy = (
                 part.format(bucket=self.bucket, endpoint=endpoint, region=self.region, verb=verb)
                 for part in _REMEDIES[code]
             )
         elif tried is not None:
             silent = answer.status is None
-            found = f"{endpoint} {'did not answer' if silent else 'had no time'} for {tried:.0f} s"
-            found += "" if silent else f" ({_named(answer)})"
+            problem = (
+                f"{endpoint} {'did not answer' if silent else 'had no time'} for {tried:.0f} s"
+            )
+            problem += "" if silent else f" ({_named(answer)})"
             expected = "an S3 endpoint"
             remedy = "Start it, or correct AWS_ENDPOINT_URL; then try again"
         else:
-            found = f"{endpoint} refuses to {verb} it ({_named(answer)})"
+            problem = f"{endpoint} refuses to {verb} it ({_named(answer)})"
             expected = "an S3 endpoint that allows it"
             remedy = "Check address, keys and AWS_ENDPOINT_URL"
-        return BucketError(f"'{where}': {found}, expected {expected}. {remedy}.")
+        return BucketError(f"'{where}': {problem}, expected {expected}. {remedy}.")
 
 
 def _read_answer(text: str) -> _Answer:

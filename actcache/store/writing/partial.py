@@ -47,6 +47,10 @@ class Destination:
         """Whether a store was begun there."""
         return bool(self.storage.list())
 
+    def finished(self) -> bool:
+        """Whether a finished store lies there."""
+        return self.storage.exists(record_name(0)) and read_layout(self.storage).complete
+
     def require_new(self, *, overwrite: bool) -> None:
         """Refuse a place that is not empty: nothing there could be kept until the end.
 
@@ -62,7 +66,7 @@ class Destination:
 
     def require_free(self, *, overwrite: bool) -> None:
         """Refuse to finish a store where another one is finished."""
-        if self.storage.exists(record_name(0)) and read_layout(self.storage).complete:
+        if self.finished():
             raise StoreExistsError(
                 f"'{self.storage.location}' holds a finished store. Choose another place."
             )
@@ -88,6 +92,10 @@ class LocalDestination(Destination):
     def begun(self) -> bool:
         """Whether `PATH.partial` exists."""
         return os.path.lexists(self.folder)
+
+    def finished(self) -> bool:
+        """Whether something has the name that only a finished store gets."""
+        return self.path.exists()
 
     def require_new(self, *, overwrite: bool) -> None:
         """Refuse a path that is taken or inside a store, unless a store there may be replaced."""

@@ -174,13 +174,13 @@ class Writer:
         self._require_open()
         layout, storage, rows = self._layout, self._layout.storage, self.next_rows
         if self._shared or storage.is_shared:
-            with self._kept():
+            with self._errors_explained():
                 self.accept(write_shard(layout, self._shard, blocks, absent=absent))
             return
         absent = absent or {}
         require_blocks(layout, blocks, self._shard)
         arrays = list(layout.arrays.values())
-        with self._kept():
+        with self._errors_explained():
             checksums: dict[str, list[str]] = {array.name: [] for array in arrays}
             storage.write_large(
                 LargeObject(
@@ -214,7 +214,7 @@ class Writer:
                 "other bytes",
                 "those of its receipt",
             )
-        with self._kept():
+        with self._errors_explained():
             self._append(shard_record(self._layout, receipt))
         self._shard += 1
 
@@ -239,7 +239,7 @@ class Writer:
         self.receipts.require_true(range(layout.root.n_shards))
         root = replace(layout.root, complete=True, certificate=certificate)
         document = encode(root_document(root))
-        with self._kept():
+        with self._errors_explained():
             self._append(sums_of({ROOT: FileSum.of(document)}))
             storage.write(ROOT, [document])
             self._destination.put_in_place()
@@ -283,11 +283,11 @@ class Writer:
                 "Writer.resume."
             )
 
-    def _kept(self) -> AbstractContextManager[None]:
+    def _errors_explained(self) -> AbstractContextManager[None]:
         """Say in one line what the storage refused, and how many rows are safe."""
         where = self._layout.storage.location
         return os_errors_explained(
-            f"'{where}' cannot be written", kept=f"{self.committed} of {self.n}"
+            f"'{where}' cannot be written", committed=f"{self.committed} of {self.n}"
         )
 
 

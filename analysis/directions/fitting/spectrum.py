@@ -123,7 +123,7 @@ def largest_diagonal(
     so far are multiplied out.
     """
     if krylov is None:
-        return torch.stack([_largest_image(each, rows) for each in f])
+        return torch.stack([_largest_image(problem, rows) for problem in f])
     problems, _, k = krylov.basis.shape
     flat = krylov.basis.permute(1, 0, 2).reshape(-1, problems * k)
     coordinates = (rows @ flat).reshape(-1, problems, k).transpose(0, 1)  # [p, d, k]

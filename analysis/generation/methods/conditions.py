@@ -169,13 +169,13 @@ def _notes(inputs: BehaviorInputs, condition: Condition) -> tuple[str, ...]:
     if inputs.labels:
         held_out &= inputs.rows
     met = is_met(gate, store_similarities(store, gate, held_out))
-    mine = _members(inputs)[held_out]
+    members = _members(inputs)[held_out]
     side = "above" if gate.above else "below"
     note = (
         f"steers where the cosine at block {gate.layers[0]} is {side} {gate.threshold:.2f} "
-        f"(F1 {condition.f1:.2f} on train): {met[mine].sum()} of {mine.sum()} held-out rows, and "
-        f"{met[~mine].sum()} of {(~mine).sum()} others"
+        f"(F1 {condition.f1:.2f} on train): {met[members].sum()} of {members.sum()} held-out rows, "
+        f"and {met[~members].sum()} of {(~members).sum()} others"
     )
-    if len(set(met[mine].tolist())) != 1:
+    if len(set(met[members].tolist())) != 1:
         return (note,)
-    return note, f"its gate passes {'all' if met[mine].all() else 'none'} of its held-out rows"
+    return note, f"its gate passes {'all' if met[members].all() else 'none'} of its held-out rows"

@@ -134,10 +134,10 @@ def _with_model_facts(
     strength = None if method.choice is None else method.choice.strength
     if strength is None:
         return method
-    own, others = choices_kept(model, plan, way, strength)
+    of_behavior, others = choices_kept(model, plan, way, strength)
     return replace(
         method,
-        choices_kept=own,
+        choices_kept=of_behavior,
         others_kept=others,
         norm_error=norm_error(model, way, strength),
     )
@@ -153,12 +153,14 @@ def choices_kept(
         other behaviors, where one steering serves all prompts. None where there are no such rows.
     """
     tested = [row for row in plan.rows if row.split == "test" and row.choices is not None]
-    own = [row for row in tested if row.behavior == way.behavior]
+    of_behavior = [row for row in tested if row.behavior == way.behavior]
     others = [row for row in tested if row.behavior != way.behavior]
     others = others[:: max(1, -(-len(others) // OTHER_ROWS))]  # some of each behavior
     steering = way.steering(None, strength)
     return (
-        _share_kept(model, plan, own, [way.steering(row.number, strength) for row in own]),
+        _share_kept(
+            model, plan, of_behavior, [way.steering(row.number, strength) for row in of_behavior]
+        ),
         None if steering is None else _share_kept(model, plan, others, [steering] * len(others)),
     )
 

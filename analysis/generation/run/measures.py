@@ -50,7 +50,7 @@ class Measures:
     @property
     def read_layers(self) -> tuple[int, ...]:
         """Layers whose residuals the target reads, each once."""
-        return tuple(sorted({each.layer for each in self.read_back.values()}))
+        return tuple(sorted({read_back.layer for read_back in self.read_back.values()}))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -166,9 +166,9 @@ def plan_configurations(
             planned.append(_planned(about, None, []))
     for way in ways:
         config.require_unit(way.unit, way.method)
-        mine = [row for row in rows if row.behavior == way.behavior]
+        of_behavior = [row for row in rows if row.behavior == way.behavior]
         for strength in grid_of(way, config):
-            steerings = {row.digest: way.steering(row.number, strength) for row in mine}
+            steerings = {row.digest: way.steering(row.number, strength) for row in of_behavior}
             distinct = {s.digest: s for s in steerings.values() if s is not None}
             shared = next(iter(distinct.values())) if len(distinct) == 1 else None
             about = Configuration(

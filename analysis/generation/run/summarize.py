@@ -119,7 +119,7 @@ def _tables(
 ) -> _BehaviorTexts:
     rows = [row for row in plan.rows if row.behavior == behavior]
     ids = [row.id for row in rows]
-    mine = [run for run in plan.configurations if run.about.behavior == behavior]
+    of_behavior = [run for run in plan.configurations if run.about.behavior == behavior]
 
     def table(runs: Sequence[PlannedConfiguration]) -> StrengthTable:
         return strength_table({run.about.strength or 0.0: texts[run.digest] for run in runs}, ids)
@@ -127,9 +127,9 @@ def _tables(
     return _BehaviorTexts(
         rows=tuple(ids),
         validation=np.array([row.split == "validation" for row in rows]),
-        unsteered=table([run for run in mine if run.about.method == UNSTEERED]),
+        unsteered=table([run for run in of_behavior if run.about.method == UNSTEERED]),
         ways={
-            place: table([run for run in mine if run.way is way])
+            place: table([run for run in of_behavior if run.way is way])
             for place, way in enumerate(plan.ways)
             if way.behavior == behavior
         },

@@ -1,20 +1,24 @@
 """Trains many networks `tanh(c·W1 + b)·W2` that read the same contexts, as one stack of tensors.
 
-Networks of a stack share contexts, learning rate and the order of the samples; each has its own
-targets and initial weights, and ends as it would alone. With one hidden layer the gradients are
-four matrix products, written out here: 1.75 × as fast as autograd, and the first layer of all
-networks is one product.
+Networks of a stack share contexts and the order of the samples; each has its own targets, initial
+weights and learning rate, and ends as it would alone. With one hidden layer the gradients are four
+matrix products, written out here: 1.75 × as fast as autograd, and the first layer of all networks
+is one product.
 
-Axes: k networks, h hidden units, r inputs, s outputs, n samples (b of them in a batch, m held out).
+Axes: k networks, z targets (k is a multiple of z: targets are trained on with several rates, rate
+by rate), h hidden units, r inputs, s outputs, n samples (b of them in a batch, m held out).
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from actcache.analysis.predict.adamw_stack import FusedAdam
 
 COSINE_SHARE = 0.1
 """Weight of the cosine in the loss `code`, reached linearly at `COSINE_EPOCHS`."""
@@ -61,34 +65,38 @@ def networks_at_once(
 
 def train_stack(
     contexts: Float[Tensor, "n r"],
-    targets: Float[Tensor, "k n s"],
+    targets: Float[Tensor, "z n s"],
     *,
     held_contexts: Float[Tensor, "m r"],
-    held_targets: Float[Tensor, "k m s"],
+    held_targets: Float[Tensor, "z m s"],
     first: Weights,
-    units: Float[Tensor, " k"],
-    rate: float,
+    units: Float[Tensor, " z"],
+    rates: Sequence[float],
     loss: str = "paper",
     epochs: int = 100,
     batch: int = 64,
     check_every: int = 10,
     seed: int = 0,
-) -> Trained:
-    """Train by Adam (Kingma & Ba 2015) with a cosine schedule from `rate` to 0, step by step.
+) -> list[Trained]:
+    """Train by Adam (Kingma & Ba 2015) with a cosine schedule from each rate to 0, step by step.
 
     Settings are as in `L2SSettings`. The order of the samples is new in every epoch and the same
     for every network; the last batch has those that are left. Networks are evaluated on the
-    held-out samples every `check_every` epochs and after the last one. The initial weights `first`
-    stay unchanged. `units` is what 1 of a target is worth: the two terms of `code` weigh
-    differently in other units.
+    held-out samples every `check_every` epochs and after the last one. The initial weights `first`,
+    of one network for each target, stay unchanged. `units` is what 1 of a target is worth: the two
+    terms of `code` weigh differently in other units.
+
+    Returns:
+        For each rate the networks of all targets.
     """
     device, dtype = contexts.device, contexts.dtype
-    k = len(targets)
+    z, k = len(targets), len(rates) * len(targets)
+    first = Weights(*(tensor.repeat(len(rates), *[1] * (tensor.dim() - 1)) for tensor in first))
     weights = Weights(*(tensor.clone() for tensor in first))
     gradients = Weights(*(torch.empty_like(tensor) for tensor in first))
-    for tensor, gradient in zip(weights, gradients, strict=True):
-        tensor.grad = gradient  # what Adam reads each step: the buffer of `fill_gradients`
-    optimizer = torch.optim.Adam(list(weights), lr=rate, fused=device.type in ("cpu", "cuda"))
+    optimizers = [
+        FusedAdam(_of_rate(weights, i, z), _of_rate(gradients, i, z)) for i in range(len(rates))
+    ]
     best = Trained(
         weights=first,
         error=torch.full((k,), math.inf, device=device, dtype=dtype),
@@ -114,12 +122,25 @@ def train_stack(
                 units=units,
                 share=share,
             )
-            optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * step / n_steps)) / 2
-            optimizer.step()
+            lowered = (1 + math.cos(math.pi * step / n_steps)) / 2
+            for optimizer, rate in zip(optimizers, rates, strict=True):
+                optimizer.step(rate * lowered)
             step += 1
         if epoch % check_every == 0 or epoch == epochs:
             best = _better(best, weights, held_contexts, held_targets, epoch)
-    return best
+    return [
+        Trained(
+            weights=_of_rate(best.weights, i, z),
+            error=best.error[i * z : (i + 1) * z],
+            epoch=best.epoch[i * z : (i + 1) * z],
+        )
+        for i in range(len(rates))
+    ]
+
+
+def _of_rate(weights: Weights, number: int, z: int) -> Weights:
+    """Views of the networks of one rate."""
+    return Weights(*(tensor[number * z : (number + 1) * z] for tensor in weights))
 
 
 def outputs(weights: Weights, contexts: Float[Tensor, "n r"]) -> Float[Tensor, "k n s"]:
@@ -131,10 +152,10 @@ def fill_gradients(
     gradients: Weights,
     weights: Weights,
     contexts: Float[Tensor, "b r"],
-    targets: Float[Tensor, "k b s"],
+    targets: Float[Tensor, "z b s"],
     *,
     loss: str,
-    units: Float[Tensor, " k"],
+    units: Float[Tensor, " z"],
     share: float,
 ) -> None:
     """Overwrite `gradients` with those of each network's mean loss over some samples."""
@@ -142,10 +163,11 @@ def fill_gradients(
     # networks is one matrix [k·h, r] and each of its products one large one instead of k.
     h = _hidden(weights, contexts)
     hidden = _by_network(h, weights)  # [k, b, h]
-    error = torch.bmm(hidden, weights.decoder).sub_(targets)  # [k, b, s]: output minus target
+    predicted = torch.bmm(hidden, weights.decoder)  # [k, b, s]
+    error = _by_rate(predicted, targets).sub_(targets)
     if loss == "code":
         error = _code_slope(error, targets, units=units, share=share)
-    error.mul_(2 / len(contexts))  # now the loss's gradient in the output
+    error = error.mul_(2 / len(contexts)).flatten(0, 1)  # now the loss's gradient in the output
     torch.bmm(hidden.transpose(1, 2), error, out=gradients.decoder)
     # Through W2 to the hidden units, laid side by side again, then through tanh: tanh' = 1 - h².
     back = torch.bmm(error, weights.decoder.transpose(1, 2)).transpose(0, 1).reshape(h.shape)
@@ -165,13 +187,20 @@ def _by_network(h: Float[Tensor, "b kh"], weights: Weights) -> Float[Tensor, "k 
     return h.view(-1, k, hidden).transpose(0, 1)
 
 
+def _by_rate(
+    predicted: Float[Tensor, "k n s"], targets: Float[Tensor, "z n s"]
+) -> Float[Tensor, "rate z n s"]:
+    """The networks of each rate beside the targets of each; a view."""
+    return predicted.view(-1, *targets.shape)
+
+
 def _code_slope(
-    error: Float[Tensor, "k b s"],
-    z: Float[Tensor, "k b s"],
+    error: Float[Tensor, "rate z b s"],
+    z: Float[Tensor, "z b s"],
     *,
-    units: Float[Tensor, " k"],
+    units: Float[Tensor, " z"],
     share: float,
-) -> Float[Tensor, "k b s"]:
+) -> Float[Tensor, "rate z b s"]:
     """Half the gradient of `code` in the output, where `error` is output minus target z.
 
     With u the unit, the loss is mean (u·e)² + mean |u·e| − share·cos(output, z), means over s. Half
@@ -192,11 +221,12 @@ def _better(
     best: Trained,
     weights: Weights,
     contexts: Float[Tensor, "m r"],
-    targets: Float[Tensor, "k m s"],
+    targets: Float[Tensor, "z m s"],
     epoch: int,
 ) -> Trained:
     """Of each network the better of two: as at its best evaluation so far, and as it is now."""
-    error = (outputs(weights, contexts) - targets).square_().sum(-1).mean(-1)
+    error = _by_rate(outputs(weights, contexts), targets) - targets
+    error = error.square_().sum(-1).mean(-1).flatten()
     won = error < best.error
 
     def pick(old: Tensor, new: Tensor) -> Tensor:

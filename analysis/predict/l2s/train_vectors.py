@@ -54,6 +54,7 @@ def train_networks(
         samples=len(split.train) + len(split.held_out),
         device=search.device,
     )
+    at_once = max(at_once // len(settings.rates), 1)  # layers: all rates train together
     losses = np.empty((len(layers), len(contexts), len(settings.components), len(settings.rates)))
     mean_loss = np.empty(len(layers))
     encoder = np.empty((len(layers), settings.hidden, d_model), np.float32)
@@ -141,21 +142,21 @@ class _Search:
                 first = _first_weights(seeds[:, i], stack.decoder, inputs=shape[1])
                 inputs = _tensor(context.train / scale, self.device)
                 held_out_inputs = _tensor(context.held_out / scale, self.device)
-                for r, rate in enumerate(settings.rates):
-                    networks = train_stack(
-                        inputs,
-                        stack.train,
-                        held_contexts=held_out_inputs,
-                        held_targets=stack.held_out,
-                        first=first,
-                        units=_tensor(stack.scales, self.device),
-                        rate=rate,
-                        loss=settings.loss,
-                        epochs=settings.epochs,
-                        batch=settings.batch,
-                        check_every=settings.check_every,
-                        seed=settings.seed,
-                    )
+                by_rate = train_stack(
+                    inputs,
+                    stack.train,
+                    held_contexts=held_out_inputs,
+                    held_targets=stack.held_out,
+                    first=first,
+                    units=_tensor(stack.scales, self.device),
+                    rates=settings.rates,
+                    loss=settings.loss,
+                    epochs=settings.epochs,
+                    batch=settings.batch,
+                    check_every=settings.check_every,
+                    seed=settings.seed,
+                )
+                for r, networks in enumerate(by_rate):
                     # From scaled coordinates to squared residuals, with what lies outside them.
                     error = networks.error.double().cpu().numpy() * stack.scales**2 + stack.outside
                     losses[:, i, j, r] = error

@@ -1,6 +1,6 @@
 import torch
 
-from actcache.analysis.predict.adamw_stack import StackedAdamW, uniform_weights
+from actcache.analysis.predict.adamw_stack import FusedAdam, StackedAdamW, uniform_weights
 
 
 def test_a_stack_steps_as_pytorchs_adamw_does_with_each_network_alone():
@@ -29,6 +29,25 @@ def test_a_stack_steps_as_pytorchs_adamw_does_with_each_network_alone():
             single.step()
         alone.append(w.detach())
     torch.testing.assert_close(flat.view(3, 4, 5), torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_fused_adam_steps_as_pytorchs_adam_does():
+    torch.manual_seed(0)
+    weights = [torch.randn(3, 4, 5), torch.randn(3, 4)]
+    gradients = [torch.empty_like(tensor) for tensor in weights]
+    alone = [tensor.clone().requires_grad_() for tensor in weights]
+    theirs = torch.optim.Adam(alone, lr=1.0, fused=True)
+    ours = FusedAdam(weights, gradients)
+
+    for rate in (0.1, 0.03, 0.3):
+        for gradient, tensor in zip(gradients, alone, strict=True):
+            tensor.grad = gradient.normal_().clone()
+        theirs.param_groups[0]["lr"] = rate
+        theirs.step()
+        ours.step(rate)
+
+    for mine, tensor in zip(weights, alone, strict=True):
+        torch.testing.assert_close(mine, tensor.detach(), rtol=0, atol=0)
 
 
 def test_a_networks_first_weights_depend_on_its_seed_alone():

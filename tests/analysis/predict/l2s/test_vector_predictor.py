@@ -93,7 +93,6 @@ def made():
 def test_a_stack_ends_as_each_network_does_alone_in_pytorch(loss, n, batch, seed):
     (c, z), given = stack(np.random.default_rng(seed), n=n)
     how: dict[str, Any] = {
-        "rate": 0.02,
         "loss": loss,
         "epochs": 13,
         "batch": batch,
@@ -101,10 +100,14 @@ def test_a_stack_ends_as_each_network_does_alone_in_pytorch(loss, n, batch, seed
         "seed": seed,
     }
 
-    trained = train_stack(c, z, **given, **how)
+    rates = [0.02, 0.005]
 
-    for i in range(3):
-        first = given["first"]
+    trained = train_stack(c, z, **given, **how, rates=rates)
+
+    first = given["first"]
+    for rate, networks, i in (
+        (*pair, i) for pair in zip(rates, trained, strict=True) for i in range(3)
+    ):
         error, epoch, weights = reference.l2s_alone(
             c,
             z[i],
@@ -114,11 +117,13 @@ def test_a_stack_ends_as_each_network_does_alone_in_pytorch(loss, n, batch, seed
             bias=first.bias[i],
             decoder=first.decoder[i],
             unit=float(given["units"][i]),
+            rate=rate,
             **how,
         )
-        assert int(trained.epoch[i]) == epoch
-        np.testing.assert_allclose(trained.error[i], error, rtol=1e-9)
-        mine = (trained.weights.encoder[i], trained.weights.bias[i], trained.weights.decoder[i].T)
+        assert int(networks.epoch[i]) == epoch
+        np.testing.assert_allclose(networks.error[i], error, rtol=1e-9)
+        ours = networks.weights
+        mine = (ours.encoder[i], ours.bias[i], ours.decoder[i].T)
         for value, true in zip(mine, weights, strict=True):
             torch.testing.assert_close(value, true, rtol=1e-7, atol=1e-9)
 
@@ -126,10 +131,10 @@ def test_a_stack_ends_as_each_network_does_alone_in_pytorch(loss, n, batch, seed
 def test_in_float32_a_stacks_losses_are_those_of_each_network_alone():
     (c, z), given = stack(np.random.default_rng(3), dtype=torch.float32)
     (wide_c, wide_z), wide_given = stack(np.random.default_rng(3))
-    how: dict[str, Any] = {"rate": 0.003, "epochs": 20, "batch": 8}
+    how: dict[str, Any] = {"rates": [0.003], "epochs": 20, "batch": 8}
 
-    trained = train_stack(c, z, **given, **how)
-    true = train_stack(wide_c, wide_z, **wide_given, **how)
+    [trained] = train_stack(c, z, **given, **how)
+    [true] = train_stack(wide_c, wide_z, **wide_given, **how)
 
     np.testing.assert_allclose(trained.error, true.error, rtol=1e-4)  # float32 over 60 steps
 
@@ -289,11 +294,11 @@ def test_each_layer_is_read_once_and_every_network_is_reported(made):
 
 def test_components_that_leave_nothing_out_are_trained_once_and_counted_alike(monkeypatch):
     targets, contexts = residuals(np.random.default_rng(2))
-    rates = []
+    trained = []
 
-    def counted(*data, rate, **how):
-        rates.append(rate)
-        return train_stack(*data, rate=rate, **how)
+    def counted(*data, rates, **how):
+        trained.append(rates)
+        return train_stack(*data, rates=rates, **how)
 
     monkeypatch.setattr(vector_choice, "train_stack", counted)
 
@@ -301,7 +306,7 @@ def test_components_that_leave_nothing_out_are_trained_once_and_counted_alike(mo
 
     np.testing.assert_array_equal(predictor.losses[:, :, 0], predictor.losses[:, :, 1])
     assert set(predictor.components) == {100}
-    assert rates == [*L2SSettings().rates] * 4  # one stack a context layer
+    assert trained == [L2SSettings().rates] * 4  # one stack a context layer
 
 
 def test_a_planted_function_is_learnt_and_shuffled_contexts_teach_nothing():

@@ -152,12 +152,14 @@ def test_a_prompt_in_the_plane_is_picked_by_a_click(page):
         )
         page.wait("return document.querySelector('#plane-chart').dataset.chart === arguments[0]"
                   " && document.querySelector('#plane-chart svg') !== null", f"plane-{value}")  # fmt: skip
-    time.sleep(0.3)  # the new view takes its listeners
     page.run("document.getElementById('detail').dataset.sample = ''")
-    point = page.find("#plane-chart svg.marks .mark-symbol.role-mark path")
-    page.hover(point)
-    point.click()
-    page.wait("return document.getElementById('detail').dataset.sample !== ''")
+    deadline = time.monotonic() + 60
+    while page.run("return document.getElementById('detail').dataset.sample === ''"):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)  # a new view takes its listeners when it is drawn
+        point = page.find("#plane-chart svg.marks .mark-symbol.role-mark path")
+        page.hover(point)
+        point.click()
 
 
 def test_tables_are_saved_as_csv(page):
@@ -167,7 +169,7 @@ def test_tables_are_saved_as_csv(page):
 
     def rows(name):
         path = page.folder / name
-        for _ in range(100):
+        for _ in range(600):
             if path.exists():
                 break
             time.sleep(0.1)
