@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from actcache.analysis.predict.w2s.layer_predictor import LayerPredictor, train_layer_predictors
     from actcache.analysis.predict.w2s.settings import ChosenSetting, W2SSettings
     from actcache.analysis.report.findings import Finding, findings
-    from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+    from actcache.analysis.report.layer_plots import plot_layers
+    from actcache.analysis.report.plots import plot_grid, plot_steerability
     from actcache.analysis.report_files import write_report
     from actcache.analysis.results import Results, open_results
     from actcache.analysis.stats.bootstrap import Interval, bootstrap_means

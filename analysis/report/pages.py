@@ -8,10 +8,10 @@ import numpy as np
 
 from actcache.analysis.names import DIRECTION_SETS
 from actcache.analysis.report.comparison_tables import comparison_tables
+from actcache.analysis.report.layer_plots import plot_layers
 from actcache.analysis.report.plots import (
     plot_embeddings,
     plot_grid,
-    plot_layers,
     plot_steerability,
 )
 from actcache.analysis.report.predictor_tables import predictor_tables, short_table
@@ -146,8 +146,8 @@ def pictures(summary: Summary, out: Path) -> dict[str, Callable[[Path], None]]:
     The results folder `out` has the arrays that a picture needs.
     """
     drawn: dict[str, Callable[[Path], None]] = {}
-    if summary.layers and summary.labels and len(summary.layers) == 1:
-        (layers,), (positive, negative) = summary.layers.values(), summary.labels
+    if summary.layers and summary.labels:
+        layers, (positive, negative) = summary.layers, summary.labels
         drawn["layers.png"] = lambda path: plot_layers(
             path, layers, positive=positive, negative=negative
         )

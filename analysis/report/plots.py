@@ -1,4 +1,4 @@
-"""The pictures of a report: steerability by layer, change over the grid, classes by layer.
+"""The pictures of a report: steerability by layer, change over the grid, prompts in the plane.
 
 Each function draws one figure into a file, whose suffix names the format (`.png`, `.pdf`, `.svg`),
 and leaves nothing behind: no pyplot, no global state, no window. Matplotlib is imported when a
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from actcache.analysis.summary import LayerScores, SteerabilityScores
+from actcache.analysis.summary import SteerabilityScores
 from actcache.errors import MismatchError
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ def plot_steerability(
     Raises:
         MismatchError: no behavior.
     """
-    _require(behaviors)
-    figure, panels = _panels(len(behaviors), height=2.0, single=4.6)
+    require_some(behaviors)
+    figure, panels = new_panels(len(behaviors), height=2.0, single=4.6)
     for number, (axes, (name, scores)) in enumerate(zip(panels, behaviors.items(), strict=True)):
         axes.axhline(0, color="black", linewidth=0.8, zorder=1)
         of_panel = control.get(name, ()) if isinstance(control, Mapping) else control
@@ -77,15 +77,15 @@ def plot_steerability(
             zorder=4,
             label="fixed layer (chosen on train)",
         )
-        axes.set_title(_title(f"{name} (n\u00a0=\u00a0{scores.n})"), fontsize=9)
+        axes.set_title(panel_title(f"{name} (n\u00a0=\u00a0{scores.n})"), fontsize=9)
         axes.tick_params(labelsize=8)
-        _finish_lines(axes, layers)
+        finish_lines(axes, layers)
         if number == 0:
             lines = axes.get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     title = "Steerability by layer: mean over test samples, 95 % interval"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    _label_bottom(panels, "layer that is steered")
+    label_bottom(panels, "layer that is steered")
     figure.supylabel(f"steerability ({unit})", fontsize=9)
     save_figure(figure, path)
 
@@ -116,14 +116,14 @@ def plot_grid(
     Raises:
         MismatchError: no behavior, or a panel without one column for each multiplier.
     """
-    _require(propensity)
+    require_some(propensity)
     for name, values in propensity.items():
         if values.shape[1:] != multipliers.shape:
             raise MismatchError(
                 f"propensity of '{name}' has shape {values.shape}, the grid {len(multipliers)} "
                 f"multipliers. Pass [layer, multiplier]."
             )
-    figure, panels = _panels(len(propensity), height=2.2, single=4.2)
+    figure, panels = new_panels(len(propensity), height=2.2, single=4.2)
     image = None
     for axes, (name, values) in zip(panels, propensity.items(), strict=True):
         change = change_from_unsteered(values, multipliers)
@@ -132,7 +132,7 @@ def plot_grid(
         image = axes.imshow(
             change / size, aspect="auto", origin="lower", cmap="RdBu", vmin=-1, vmax=1
         )
-        axes.set_title(_title(f"{name} (±\u00a0{limit:.2g})"), fontsize=9)
+        axes.set_title(panel_title(f"{name} (±\u00a0{limit:.2g})"), fontsize=9)
         axes.set_xticks(range(len(multipliers)), [f"{m:g}" for m in multipliers])
         axes.tick_params(labelsize=8)
         _number(axes.yaxis, layers)
@@ -143,7 +143,7 @@ def plot_grid(
     if fixed_layers:
         title += "; ▶: fixed layer"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    _label_bottom(panels, "multiplier")
+    label_bottom(panels, "multiplier")
     figure.supylabel("layer that is steered", fontsize=9)
     if image is not None:
         bar = figure.colorbar(image, ax=panels, shrink=0.9, aspect=30, pad=0.015)
@@ -159,60 +159,6 @@ def change_from_unsteered(
     unsteered = np.flatnonzero(multipliers == 0)
     start = values[:, unsteered[:1]] if len(unsteered) else values.mean(1, keepdims=True)
     return np.asarray(values - start)
-
-
-def plot_layers(
-    path: str | Path,
-    scores: LayerScores,
-    *,
-    positive: str = "positive",
-    negative: str = "negative",
-) -> None:
-    """Draw both classes' mean projection and the AUC by layer.
-
-    Discriminative layers, where the two means lie on either side of 0, are shaded. `positive` and
-    `negative` name the classes.
-    """
-    figure = new_figure(5.6)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
-    layer = np.arange(len(scores.auc))
-    label: str | None = "discriminative layer"
-    for i in np.flatnonzero(scores.discriminative):
-        for axes in (top, bottom):
-            axes.axvspan(i - 0.5, i + 0.5, color="#F0E442", alpha=0.35, linewidth=0, label=label)
-            label = None
-    counts = scores.n_positive, scores.n_negative
-    for k, name in enumerate((positive, negative)):
-        color, _ = line_style(k)
-        top.fill_between(layer, *scores.interval[k].T, color=color, alpha=0.25, linewidth=0)
-        style = {"color": color, "linewidth": 1.8, "markersize": 4}
-        top.plot(
-            layer,
-            scores.class_mean[k],
-            "os"[k] + "-",
-            label=f"{shown_name(name)} (n = {counts[k]})",
-            **style,
-        )
-    top.axhline(0, color="black", linewidth=0.8)
-    what = "unit residuals" if scores.normalized else "residuals"
-    top.set_title(
-        f"Mean projection of {what} on the direction of layer {scores.common_layer}, 95 % interval",
-        loc="left",
-        fontsize=11,
-    )
-    top.set_ylabel("projection" if scores.normalized else "projection (residual units)")
-    bottom.plot(layer, scores.auc, "o-", color="black", linewidth=1.4, markersize=3.5)
-    bottom.axhline(0.5, color=GREY, linewidth=0.8, linestyle="--")
-    bottom.set_ylim(min(0.45, float(scores.auc.min()) - 0.05), 1.02)
-    bottom.set_ylabel("AUC, own\ndirection")
-    bottom.set_xlabel("layer that is read")
-    size = np.abs(scores.class_mean)
-    if size.max() > 20 * np.median(size) > 0:  # else early layers' signs cannot be seen
-        top.set_yscale("symlog", linthresh=float(np.median(size)))
-    for axes in (top, bottom):
-        _finish_lines(axes)
-    top.legend(frameon=False, fontsize=9)
-    save_figure(figure, path)
 
 
 def _plot_means(axes: "Axes", scores: SteerabilityScores, alpha: float, **line: Any) -> None:
@@ -233,24 +179,32 @@ def new_figure(height: float) -> "Figure":
     return figure
 
 
-def _panels(n: int, *, height: float, single: float) -> "tuple[Figure, list[Axes]]":
-    """Make a figure of `n` panels, each so high; a single one has the whole width."""
+def new_panels(
+    n: int, *, height: float, single: float, ratios: Sequence[float] = (1.0,)
+) -> "tuple[Figure, list[Axes]]":
+    """Make a figure of `n` panels, each so high; a single one has the whole width.
+
+    Each panel is as many axes, one above the other, as `ratios` has heights.
+    """
     columns = min(n, _COLUMNS if n != 4 else 2)
     rows = -(-n // columns)
     figure = new_figure(single if n == 1 else 0.9 + height * rows)
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid[n:]:
+    stack = len(ratios)
+    shape = (rows * stack, columns)
+    grid = figure.subplots(*shape, squeeze=False, height_ratios=[*ratios] * rows)
+    panels = list(grid.reshape(rows, stack, columns).swapaxes(1, 2).flat)
+    for axes in panels[n * stack :]:
         axes.remove()
-    return figure, grid[:n]
+    return figure, panels[: n * stack]
 
 
-def _label_bottom(panels: "Sequence[Axes]", label: str) -> None:
+def label_bottom(panels: "Sequence[Axes]", label: str) -> None:
     """Name the axis below the last panel of each column."""
     for axes in panels[-min(len(panels), _COLUMNS if len(panels) != 4 else 2) :]:
         axes.set_xlabel(label, fontsize=9)
 
 
-def _title(name: str) -> str:
+def panel_title(name: str) -> str:
     """Break a long name, so that it stays above its panel."""
     return shown_name("\n".join(textwrap.wrap(name, _TITLE)[:3]))
 
@@ -266,14 +220,13 @@ def save_figure(figure: "Figure", path: str | Path) -> None:
     The same figure gives the same bytes: no date, and names inside an SVG that are not random.
     """
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "actcache"}):
         warnings.filterwarnings("ignore", "Glyph .* missing from")
-        if Path(path).suffix == ".png" and isinstance(figure.canvas, FigureCanvasAgg):
-            # `savefig` draws everything twice, for the layout.
-            figure.canvas.print_png(path)  # type: ignore[no-untyped-call]
+        if Path(path).suffix == ".png":
+            canvas: Any = figure.canvas
+            canvas.print_png(path)  # `savefig` draws everything twice, for the layout
         else:
             figure.savefig(path, metadata=dates.get(Path(path).suffix))
 
@@ -283,7 +236,8 @@ def line_style(i: int) -> tuple[str, str]:
     return _COLORS[i % len(_COLORS)], _DASHES[i // len(_COLORS) % len(_DASHES)]
 
 
-def _finish_lines(axes: "Axes", layers: Sequence[int] | None = None) -> None:
+def finish_lines(axes: "Axes", layers: Sequence[int] | None = None) -> None:
+    """Number the layers below lines, and take away what frames them."""
     axes.margins(x=0.01)
     _number(axes.xaxis, layers)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
@@ -335,6 +289,7 @@ def plot_embeddings(
     save_figure(figure, path)
 
 
-def _require(behaviors: Mapping[str, object]) -> None:
+def require_some(behaviors: Mapping[str, object]) -> None:
+    """Refuse to draw no behavior."""
     if not behaviors:
         raise MismatchError("no behavior was given to draw, expected one or more. Pass some.")

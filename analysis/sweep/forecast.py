@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int64
 
 from actcache.analysis.config import AnalyzeConfig
+from actcache.analysis.sweep.given import given_names
 from actcache.analysis.sweep.grid import nodes_added
 from actcache.analysis.sweep.run import sweep_shard_rows
 from actcache.analysis.sweep.sets import rows_of_sets
@@ -43,7 +44,8 @@ def forecast_analysis(
             one that lies there would be removed first. Its settings are not compared.
         config: the settings. λ = 0 costs nothing.
         model: loads the model that the store was built with; or a sentence on why it cannot.
-        learned: names of the direction sets that are learned before the sweep.
+        learned: names of the direction sets that are learned before the sweep; those of other
+            methods and of files, which the settings name, are counted too.
 
     Returns:
         `rows`, `bytes to read` and `passes`; with a sweep also `rows done`; `cells`, one a row,
@@ -56,7 +58,7 @@ def forecast_analysis(
         `estimate`.
 
     Raises:
-        MismatchError: the store is no store of residuals.
+        MismatchError: the store is no store of residuals, or a file of directions is not for it.
         ModelError: the model cannot be loaded.
     """
     if store.kind != "residuals":
@@ -68,7 +70,7 @@ def forecast_analysis(
         return {**facts, "passes": 0}
     rule = SteeringRule(first_steered=config.first_steered, score=config.score)
     all_rows = rendered_pairs(store)
-    sets = rows_of_sets(store, config, learned)
+    sets = rows_of_sets(store, config, [*learned, *given_names(store, config)])
     n_sets = np.sum(list(sets.values()), axis=0)  # of each row
     layers = list(range(store.n_layers)) if config.layers is None else sorted(set(config.layers))
     done = 0 if path is None else _rows_done(path)

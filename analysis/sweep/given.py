@@ -37,7 +37,7 @@ def fit_pairs(
     Returns:
         Method to behavior to its unit directions `[layer, d_model]`.
     """
-    methods = [method for method in config.methods if method != MEAN]
+    methods = _methods(config)
     fitted: dict[str, dict[str, np.ndarray]] = {method: {} for method in methods}
     if not methods:
         return fitted
@@ -47,6 +47,10 @@ def fit_pairs(
         for method, values in of_behavior.items():
             fitted[method][behavior] = values
     return fitted
+
+
+def _methods(config: AnalyzeConfig) -> list[str]:
+    return [method for method in config.methods if method != MEAN]
 
 
 def _fit_behavior(
@@ -83,6 +87,26 @@ def tensors_of(fitted: Mapping[str, ByBehavior]) -> dict[str, np.ndarray]:
     }
 
 
+def given_names(store: Store, config: AnalyzeConfig) -> list[str]:
+    """Name the sets of `given_sets`, in order; files are read, and nothing is fitted.
+
+    Raises:
+        MismatchError: a file does not hold directions for the store.
+        NotFiniteError: a direction is infinite or not a number.
+    """
+    return [*_methods(config), *_sets_of_files(store, config)]
+
+
+def _sets_of_files(store: Store, config: AnalyzeConfig) -> dict[str, ByBehavior]:
+    """Read the files' sets, under names that no other set of the sweep has."""
+    taken = {*_methods(config), *store["behavior"].tolist()}
+    sets: dict[str, ByBehavior] = {}
+    for given in read_direction_sets(config.directions, store):
+        name = given.name if given.name not in (*taken, *sets) else f"file-{given.name}"
+        sets[_set_name(name)] = given.values
+    return sets
+
+
 def given_sets(
     store: Store,
     directions: Directions,
@@ -105,10 +129,7 @@ def given_sets(
     Returns:
         The difference of means as it is to be swept, and the other sets by name.
     """
-    sets: dict[str, ByBehavior] = {**fitted}
-    for given in read_direction_sets(config.directions, store):
-        name = given.name if given.name not in (*sets, *directions.names) else f"file-{given.name}"
-        sets[_set_name(name)] = given.values
+    sets: dict[str, ByBehavior] = {**fitted, **_sets_of_files(store, config)}
     if not sets:
         return directions, {}
     means = {name: directions[name] for name in directions.names}

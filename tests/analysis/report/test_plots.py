@@ -8,7 +8,8 @@ import pytest
 from matplotlib.image import imread
 
 from actcache.analysis.directions.discriminative import layer_scores, project
-from actcache.analysis.report.plots import plot_grid, plot_layers, plot_steerability
+from actcache.analysis.report.layer_plots import plot_layers
+from actcache.analysis.report.plots import plot_grid, plot_steerability
 from actcache.analysis.sweep.steerability import summarize
 from actcache.errors import MismatchError
 from tests.support.processes import run_code
@@ -125,7 +126,30 @@ def test_layers_names_both_classes_and_shades_discriminative_layers(scores, tmp_
         assert phrase in words
 
 
+@pytest.mark.parametrize("n", [2, 4, 7])
+def test_the_classes_of_several_behaviors_have_a_panel_each(scores, tmp_path, n):
+    behaviors = {f"behavior {i}": scores for i in range(n)}
+    for form in ("png", "svg"):
+        plot_layers(tmp_path / f"a.{form}", behaviors, positive="harmful", negative="harmless")
+
+    assert_picture(tmp_path / "a.png")
+    words = text(tmp_path / "a.svg")
+    for i in range(n):
+        assert words.count(f"<!-- behavior {i} (layer") == 1
+    for phrase in ("<!-- harmful -->", "<!-- harmless -->", "<!-- discriminative layer -->"):
+        assert words.count(phrase) == 1
+    assert words.count("<!-- layer that is read -->") == min(n, 2 if n == 4 else 3)
+
+
+def test_one_behavior_by_name_is_drawn_as_one_without(scores, tmp_path):
+    plot_layers(tmp_path / "a.png", scores)
+    plot_layers(tmp_path / "b.png", {"tidy": scores})
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
 def test_nothing_to_draw_says_what_to_do(tmp_path):
+    with pytest.raises(MismatchError, match="Pass some"):
+        plot_layers(tmp_path / "a.png", {})
     with pytest.raises(MismatchError, match="Pass some"):
         plot_steerability(tmp_path / "a.png", {})
     with pytest.raises(MismatchError, match="Pass some"):

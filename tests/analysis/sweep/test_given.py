@@ -8,9 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import actcache
+from actcache.analysis.config import AnalyzeConfig
 from actcache.analysis.pipeline import analyze
 from actcache.analysis.results import open_results
 from actcache.analysis.sweep.comparison import _over_behaviors
+from actcache.analysis.sweep.forecast import forecast_analysis
 from actcache.errors import MismatchError
 from actcache.exchange import export
 from actcache.steering.steering import Steering
@@ -117,6 +119,33 @@ def test_directions_that_cannot_be_read_are_refused_before_the_sweep(store, file
     with pytest.raises(MismatchError, match="no direction 'tidy/missing'"):
         analyze(store, tmp_path / "out", directions=(f"{file}:missing",), **SETTINGS)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_dry_run_counts_the_sets_that_the_sweep_has(store, file, tmp_path):
+    settings = SETTINGS | {"controls": 2, "control_rows": 16}
+    given: dict[str, Any] = {"directions": (file,), "methods": ("mean", "ridge")}
+    plain, whole = (
+        forecast_analysis(store, None, config=AnalyzeConfig(**words), model="not asked for")
+        for words in (settings, settings | given)
+    )
+
+    sweep = analyze(store, tmp_path / "out", **settings, **given).sweep
+
+    assert {"difference_of_means", "ridge", "copy", "noise", "random", "random_1"} == set(
+        sweep.names
+    )
+    a_set = len(sweep.layers) * len(sweep.multipliers)
+    rows = {name: int(sweep.rows(name).sum()) for name in sweep.names}
+    assert whole["cells"] == sum(rows.values()) * a_set
+    assert whole["cells"] - plain["cells"] == 3 * rows["difference_of_means"] * a_set
+    assert rows["random"] < rows["copy"]
+
+
+def test_a_dry_run_refuses_directions_that_cannot_be_read(store, tmp_path):
+    config = AnalyzeConfig(stages=("sweep",), directions=(str(tmp_path / "nowhere"),))
+    with pytest.raises(MismatchError, match="no file of directions"):
+        forecast_analysis(store, None, config=config, model="not asked for")
 
 
 def test_intervals_resample_behaviors_too():
