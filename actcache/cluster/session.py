@@ -23,13 +23,13 @@ from typing import Any
 from actcache.cluster.ray_folder import ray_folder
 from actcache.errors import ActcacheError
 
-SECONDS_TO_ANSWER = 18.0
-"""How long a cluster may take to answer; Ray itself would wait for two minutes."""
+SECONDS_TO_ANSWER = 40.0
+"""How long a cluster may take to answer, on a busy machine; Ray would wait for two minutes."""
 
 SECONDS_AWAY = 30.0
 """How long its head may then be away. After a minute Ray itself ends the process, as it stands."""
 
-_THREADS = "OMP_NUM_THREADS"
+_THREADS, _NICENESS = "OMP_NUM_THREADS", "RAY_worker_niceness"
 _ADDRESS, _TOKEN, _TOKEN_FILE, _TOKEN_MODE = (
     *("RAY_ADDRESS", "RAY_AUTH_TOKEN"),
     *("RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"),
@@ -190,6 +190,8 @@ def _started(workers: Workers, ray: Any) -> Iterator[None]:
     # what it starts know.
     if not {_TOKEN, _TOKEN_FILE, _TOKEN_MODE} & os.environ.keys():
         os.environ[_TOKEN] = secrets.token_hex(16)
+    # Ray's own is 15: beside anything else that computes, a command would wait without end.
+    os.environ.setdefault(_NICENESS, "0")
     with ray_folder() as folder:
         with _stderr_held():
             ray.init(

@@ -74,7 +74,7 @@ def lose_head(build: Build, path: Path, address: str) -> dict[str, object]:
     ) as process:
         start = time.monotonic()
         os.kill(pid_of("gcs_server"), signal.SIGKILL)
-        printed, _ = process.communicate(timeout=100)
+        printed, _ = process.communicate(timeout=300)
         seconds = time.monotonic() - start
     return {"status": process.returncode, "printed": printed, "seconds": seconds}
 
