@@ -17,7 +17,7 @@ from actcache.analysis.stats.units import MapUnits
 from actcache.analysis.summary import SelfCheck, Summary, SweepSummary
 from actcache.analysis.sweep.comparison import compare_sets
 from actcache.analysis.sweep.open_sweep import Sweep
-from actcache.analysis.sweep.reuse import WantedSweep
+from actcache.analysis.sweep.reuse import SweepRequest
 from actcache.analysis.sweep.row_directions import RowDirections
 from actcache.analysis.sweep.sets import sets_of_analysis
 from actcache.analysis.sweep.splits import score_splits, splits_of
@@ -117,14 +117,14 @@ def _sweep(run: SteeredRun, learned: "LearnedVectors | None") -> Sweep:
     )
     if destination_of(path).finished():  # refused before minutes of training
         rule = SteeringRule(first_steered=config.first_steered, score=config.score)
-        wanted = WantedSweep.of(
+        request = SweepRequest.of(
             run.store,
             sets,
             multipliers=config.multipliers,
             rule=asdict(rule),
             layers=config.layers,
         )
-        wanted.open(path)
+        request.open(path)
     if learned is not None:
         learned.train(
             run.out / PREDICTORS,
@@ -196,7 +196,7 @@ def _score_sweep(run: SteeredRun, sweep: Sweep) -> SweepSummary:
         multipliers=tuple(sweep.multipliers.tolist()),
         unit=SteeringRule(first_steered=config.first_steered, score=config.score).unit,
         self_check=typed(SelfCheck, sweep.certificate),
-        behaviors={name: each.scores for name, each in results.items()},
+        behaviors={name: result.scores for name, result in results.items()},
         mean_propensity=means,
         compared=compared,
     )

@@ -44,7 +44,9 @@ def write_selections(
                 predicted[strategy][:, at] = places
         arrays[f"{name}/slope"] = slope
         arrays[f"{name}/fixed_layer"] = number[fixed]
-        arrays |= {f"{name}/{each}/layer": number[places] for each, places in predicted.items()}
+        arrays |= {
+            f"{name}/{strategy}/layer": number[places] for strategy, places in predicted.items()
+        }
     if plane is not None:
         arrays["plane"] = plane.points
     write_arrays(out / "predictors.npz", arrays)

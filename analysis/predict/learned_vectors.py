@@ -177,9 +177,9 @@ class LearnedVectors:
         """Predict likewise, without the part along the behavior's letter direction, if any."""
         vectors = self.learned(row_numbers)
         for behavior, direction in self._letter.items():
-            mine = self._behavior[row_numbers] == behavior
-            if mine.any() and not isinstance(direction, str):
-                vectors[mine] = without_letter(vectors[mine], direction)
+            of_behavior = self._behavior[row_numbers] == behavior
+            if of_behavior.any() and not isinstance(direction, str):
+                vectors[of_behavior] = without_letter(vectors[of_behavior], direction)
         return vectors
 
     def own_differences(

@@ -92,16 +92,18 @@ def score_set(
     if primary is not None:
         over_shuffled = gain_over_shuffled(_tested(selections), primary, rng, draws)
     return DirectionSetScores(
-        fixed_layer={behavior: layers[each.fixed] for behavior, each in selections.items()},
+        fixed_layer={
+            behavior: layers[selection.fixed] for behavior, selection in selections.items()
+        },
         primary=primary,
         variants=by_variant,
         by_letter=by_letter,
         over_shuffled=over_shuffled,
-        training={behavior: _training(each) for behavior, each in selections.items()},
-        accuracy={behavior: _accuracy(each) for behavior, each in selections.items()},
+        training={behavior: _training(selection) for behavior, selection in selections.items()},
+        accuracy={behavior: _accuracy(selection) for behavior, selection in selections.items()},
         oracle_distance={
-            behavior: float(np.abs(_best(each) - each.fixed).mean())
-            for behavior, each in selections.items()
+            behavior: float(np.abs(_best(selection) - selection.fixed).mean())
+            for behavior, selection in selections.items()
         },
     )
 
@@ -143,12 +145,12 @@ def score_encoder(
     """
     tested = np.zeros(len(behaviors), bool)
     accuracy, value, fixed = [], [], []
-    for each in selections.values():
-        rows = _base_test(each)
-        tested[each.rows.at[rows]] = True
-        name = next(iter(each.predicted))
-        accuracy.append(_accuracy(each)[name])
-        strategies = each.strategies(rows)
+    for selection in selections.values():
+        rows = _base_test(selection)
+        tested[selection.rows.at[rows]] = True
+        name = next(iter(selection.predicted))
+        accuracy.append(_accuracy(selection)[name])
+        strategies = selection.strategies(rows)
         value.append(float(strategies[name].slope.mean()))
         fixed.append(float(strategies[FIXED].slope.mean()))
     silhouette = None
@@ -200,10 +202,10 @@ def _base_test(selections: LayerSelections) -> Bool[np.ndarray, " row"]:
 
 def _primary(selections: Selections, top: Sequence[int]) -> str | None:
     """The predictor that gained most in cross-validation, mean over behaviors."""
-    if not all(each.predictors for each in selections.values()):
+    if not all(selection.predictors for selection in selections.values()):
         return None
     gains = {
-        name: np.mean([each.predictors[name].cv_gain for each in selections.values()])
+        name: np.mean([selection.predictors[name].cv_gain for selection in selections.values()])
         for name in map(w2s, top)
     }
     return max(gains, key=lambda name: gains[name])
@@ -214,12 +216,12 @@ def _tested(
 ) -> dict[str, dict[str, LayerStrategy]]:
     """Strategies of the behaviors that have such test samples."""
     strategies = {}
-    for behavior, each in selections.items():
-        rows = each.rows.test & (each.rows.variant == variant)
+    for behavior, selection in selections.items():
+        rows = selection.rows.test & (selection.rows.variant == variant)
         if letter is not None:
-            rows &= each.rows.letter == letter
+            rows &= selection.rows.letter == letter
         if rows.any():
-            strategies[behavior] = each.strategies(rows)
+            strategies[behavior] = selection.strategies(rows)
     return strategies
 
 

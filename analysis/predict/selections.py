@@ -198,7 +198,7 @@ def select_layers(
     counts = np.bincount(best, minlength=slopes.slope.shape[1])
     predicted = {}
     if predictors and embeddings is not None:
-        predicted = {name: each.places(embeddings) for name, each in predictors.items()}
+        predicted = {name: predictor.places(embeddings) for name, predictor in predictors.items()}
     return LayerSelections(
         rows=rows,
         slopes=slopes,

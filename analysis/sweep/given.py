@@ -68,7 +68,7 @@ def _fit_behavior(
         methods=methods,
         draws=draws,
     )
-    return {method: each.values for method, each in fitted.items()}
+    return {method: fit.values for method, fit in fitted.items()}
 
 
 def _both_sides(store: Store, rows: np.ndarray) -> Iterator[Float32[np.ndarray, "n d_model"]]:
@@ -150,7 +150,7 @@ def given_sets(
 def _scaled(
     values: ByBehavior, norms: Mapping[str, Float64[np.ndarray, " layer"]]
 ) -> dict[str, Float32[np.ndarray, "layer d_model"]]:
-    return {behavior: scaled(each, norms[behavior]) for behavior, each in values.items()}
+    return {behavior: scaled(layers, norms[behavior]) for behavior, layers in values.items()}
 
 
 def _set_name(name: str) -> str:

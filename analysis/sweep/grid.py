@@ -129,7 +129,7 @@ class SweepGrid:
     def _groups(self, shard: range) -> Iterator[tuple[list[str], Int64[np.ndarray, " place"]]]:
         """The rows of a shard by the sets that steer them; not those that none steers."""
         part = slice(shard.start, shard.stop)
-        steered = np.column_stack([each.rows[part] for each in self.sets.values()])
+        steered = np.column_stack([sweep_set.rows[part] for sweep_set in self.sets.values()])
         for pattern in np.unique(steered, axis=0):
             if pattern.any():
                 names = [name for name, yes in zip(self.sets, pattern, strict=True) if yes]

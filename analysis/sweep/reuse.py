@@ -14,7 +14,7 @@ from actcache.store.store import Store, open_store
 
 
 @dataclass(frozen=True, kw_only=True)
-class WantedSweep:
+class SweepRequest:
     """What a sweep is to hold, in the words that are recorded with it."""
 
     config: dict[str, Any]
@@ -34,7 +34,7 @@ class WantedSweep:
         multipliers: Sequence[float | int],
         rule: Mapping[str, str],
         layers: Sequence[int] | None,
-    ) -> "WantedSweep":
+    ) -> "SweepRequest":
         """Describe a sweep; `rule` has the fields of a `SteeringRule`."""
         require_all_layers(store)
         steered = list(range(store.n_layers)) if layers is None else sorted(set(layers))
@@ -68,21 +68,21 @@ class WantedSweep:
         """
         finished = open_store(path, check=True)
         swept, path = Sweep(finished), finished.path
-        config, wanted = dict(finished.config), self.config
+        config, required = dict(finished.config), self.config
         remedy = "Choose another folder with -o, or pass --overwrite."
         if isinstance(path, str):  # an address: nothing is replaced in a bucket
             remedy = "Choose another place with --sweep-store."
-        there = config.get("sets")
-        if isinstance(there, dict):  # what else it holds does no harm
-            absent = [name for name in wanted["sets"] if name not in there]
+        stored_sets = config.get("sets")
+        if isinstance(stored_sets, dict):  # what else it holds does no harm
+            absent = [name for name in required["sets"] if name not in stored_sets]
             if absent:
                 raise MismatchError(
-                    f"'{path}' holds the direction sets {', '.join(there)}, but this run needs "
-                    f"{', '.join(absent)} too, and one sweep steers with all of them. {remedy}"
+                    f"'{path}' holds the direction sets {', '.join(stored_sets)}, but this run "
+                    f"needs {', '.join(absent)} too, and one sweep steers with all of them. {remedy}"
                 )
-            config["sets"] = {name: there[name] for name in wanted["sets"]}
+            config["sets"] = {name: stored_sets[name] for name in required["sets"]}
         require_same(
-            {"config": {**wanted, "batch_tokens": None}, "provenance": self.source},
+            {"config": {**required, "batch_tokens": None}, "provenance": self.source},
             {
                 "config": {**config, "batch_tokens": None},
                 "provenance": {name: finished.provenance.get(name) for name in self.source},
@@ -97,4 +97,4 @@ class WantedSweep:
                     f"'{path}' has no propensities of {n_absent} of the {steering.rows.sum()} rows "
                     f"that this run needs of the direction set '{name}'. {remedy}"
                 )
-        return Sweep(finished, rows={name: each.rows for name, each in self.sets.items()})
+        return Sweep(finished, rows={name: steering.rows for name, steering in self.sets.items()})

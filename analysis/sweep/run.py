@@ -20,7 +20,7 @@ from actcache.analysis.sweep.grid import (
     propensity_array,
 )
 from actcache.analysis.sweep.open_sweep import Sweep
-from actcache.analysis.sweep.reuse import WantedSweep
+from actcache.analysis.sweep.reuse import SweepRequest
 from actcache.analysis.sweep.row_directions import AnyDirections, row_directions
 from actcache.analysis.sweep.sets import SweepSet
 from actcache.build.place import require_place
@@ -90,7 +90,7 @@ def run_sweep(
     """
     rule = SteeringRule(first_steered=first_steered, score=score)
     steered = {name: _sweep_set(store, given, name) for name, given in sets.items()}
-    wanted = WantedSweep.of(
+    request = SweepRequest.of(
         store, steered, multipliers=multipliers, rule=asdict(rule), layers=layers
     )
     rows = rendered_pairs(store)
@@ -103,22 +103,22 @@ def run_sweep(
         )
     with progress.steps(title, store.n) as on_rows:
         if destination_of(out).finished():
-            sweep = wanted.open(out)
+            sweep = request.open(out)
             on_rows(sweep.n)
             return sweep
-        n_values = store.n * len(wanted.config["layers"]) * len(wanted.config["multipliers"])
+        n_values = store.n * len(request.config["layers"]) * len(request.config["multipliers"])
         require_place(out, resume=True, overwrite=False)
         require_room(out, 4 * len(steered) * n_values)
         contents = partial(
-            _contents, store, wanted, steered, batch_tokens=batch_tokens, shard_rows=shard_rows
+            _contents, store, request, steered, batch_tokens=batch_tokens, shard_rows=shard_rows
         )
         contents(device="cuda:0").encode()  # what cannot be stored, before the model is loaded
         grid = SweepGrid(
             load=partial(_loaded, store, model),
             sets=steered,
-            multipliers=wanted.config["multipliers"],
+            multipliers=request.config["multipliers"],
             rule=rule,
-            layers=wanted.config["layers"],
+            layers=request.config["layers"],
             batch_tokens=batch_tokens,
         )
         shortest = min(rows, key=lambda row: row.length)
@@ -128,7 +128,7 @@ def run_sweep(
             on_rows(writer.committed)
             _write_shards(writer, grid, rows, shared=shared, map_units=map_units, on_rows=on_rows)
             writer.finish(check.certificate)
-    return wanted.open(out)
+    return request.open(out)
 
 
 def _sweep_set(store: Store, given: SweepSet | AnyDirections, name: str) -> SweepSet:
@@ -145,7 +145,7 @@ def sweep_shard_rows(n: int, n_layers: int, n_multipliers: int) -> int:
 
 def _contents(
     store: Store,
-    wanted: WantedSweep,
+    request: SweepRequest,
     sets: Mapping[str, SweepSet],
     *,
     batch_tokens: int,
@@ -153,7 +153,7 @@ def _contents(
     device: str,
 ) -> StoreContents:
     """Collect all of a sweep's store but the propensities: one array of them for each set."""
-    layers, multipliers = wanted.config["layers"], wanted.config["multipliers"]
+    layers, multipliers = request.config["layers"], request.config["multipliers"]
     arrays = [propensity_array(name, len(layers), len(multipliers)) for name in sets]
     return StoreContents(
         kind="sweep",
@@ -167,8 +167,8 @@ def _contents(
                 [sets[name].rows for name in sorted(sets, key=lambda name: f"{name}/propensity")]
             ),
         },
-        config={**wanted.config, "batch_tokens": batch_tokens},
-        provenance={**wanted.source, "device": device, "versions": versions()},
+        config={**request.config, "batch_tokens": batch_tokens},
+        provenance={**request.source, "device": device, "versions": versions()},
         shard_rows=shard_rows,
     )
 

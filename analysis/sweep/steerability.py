@@ -119,7 +119,7 @@ def summarize(
     numbers = range(propensity.shape[1]) if layers is None else layers
     swept = _swept_control(table, tables[1:], train=train, test=test)
     places = [fixed_layer(table.slope, train)]
-    places += [fixed_layer(each.slope, train & swept) for each in tables[1:]]
+    places += [fixed_layer(table.slope, train & swept) for table in tables[1:]]
     if fixed is not None:
         places[0] = fixed
 
@@ -135,13 +135,14 @@ def summarize(
         str(x): score(table, test & (letter == x), places[0]) for x in np.unique(letter[test]) if x
     }
     controls = [
-        score(each, test & swept, place) for each, place in zip(tables[1:], places[1:], strict=True)
+        score(table, test & swept, place)
+        for table, place in zip(tables[1:], places[1:], strict=True)
     ]
     comparison = None
     gains = [
-        cross_fitted(each.halves[:, test], fixed_layer=place).gain
-        for each, place in zip(tables, places, strict=True)
-        if each.halves is not None
+        cross_fitted(table.halves[:, test], fixed_layer=place).gain
+        for table, place in zip(tables, places, strict=True)
+        if table.halves is not None
     ]
     if len(gains) > 1:
         random = np.mean(gains[1:], axis=0)  # [test], NaN where the control was not swept
@@ -235,7 +236,7 @@ def _swept_control(
     test: Bool[np.ndarray, " n"],
 ) -> Bool[np.ndarray, " n"]:
     """The samples that all controls have; refuses sides that were not swept."""
-    swept = np.logical_and.reduce([np.ones(len(train), bool), *(each.rows for each in controls)])
+    swept = np.logical_and.reduce([np.ones(len(train), bool), *(table.rows for table in controls)])
     for name, side in (("train", train), ("test", test)):
         absent = int((side & ~table.rows).sum())
         if absent or not (side & swept).any():
