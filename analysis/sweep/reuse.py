@@ -78,7 +78,8 @@ class SweepRequest:
             if absent:
                 raise MismatchError(
                     f"'{path}' holds the direction sets {', '.join(stored_sets)}, but this run "
-                    f"needs {', '.join(absent)} too, and one sweep steers with all of them. {remedy}"
+                    f"needs {', '.join(absent)} too, and one sweep steers with all of them. "
+                    f"{remedy}"
                 )
             config["sets"] = {name: stored_sets[name] for name in required["sets"]}
         require_same(
