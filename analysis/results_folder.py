@@ -18,7 +18,8 @@ from actcache.analysis.sweep.open_sweep import open_sweep
 from actcache.build.place import require_place
 from actcache.errors import ActcacheError, FormatError, StoreExistsError
 from actcache.identity import IDENTITY, require_same
-from actcache.store.layout import record_name
+from actcache.store.documents import decode, parse_root
+from actcache.store.layout import ROOT, record_name
 from actcache.store.schema import DOCUMENT_LIMIT
 from actcache.store.storage.address import bucket_address
 from actcache.store.storage.atomic import lock_folder, make_folder, os_errors_explained, remove
@@ -162,6 +163,12 @@ def require_place_of_sweep(out: Path, given: str | Path, *, overwrite: bool) -> 
             )
     if not destination.finished():
         require_place(place, resume=True, overwrite=False)
+        begun = destination.storage
+        if destination.begun() and not is_sweep(begun) and _kind(begun) != "sweep":
+            raise StoreExistsError(
+                f"'{begun.location}' is not empty, and what was begun there is no sweep. Choose "
+                "another place with --sweep-store."
+            )
         return
     if overwrite and bucket_address(place):
         raise StoreExistsError(
@@ -203,6 +210,15 @@ def is_sweep(storage: Storage) -> bool:
         return b'/propensity/zarr.json"' in storage.read(record_name(0), at_most=DOCUMENT_LIMIT)
     except (FormatError, OSError):
         return False
+
+
+def _kind(storage: Storage) -> str | None:
+    """What store was begun there, of which the first record need not be there yet."""
+    try:
+        raw = storage.read(ROOT, at_most=DOCUMENT_LIMIT)
+        return parse_root(decode(raw, storage.where(ROOT)), storage.where(ROOT)).kind
+    except (FormatError, OSError):
+        return None
 
 
 def _remove_sweep(place: str | Path) -> None:

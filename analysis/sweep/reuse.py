@@ -69,7 +69,7 @@ class SweepRequest:
         finished = open_store(path, check=True)
         swept, path = Sweep(finished), finished.path
         config, required = dict(finished.config), self.config
-        remedy = "Choose another folder with -o, or pass --overwrite."
+        remedy = "Choose another place with -o or --sweep-store, or pass --overwrite."
         if isinstance(path, str):  # an address: nothing is replaced in a bucket
             remedy = "Choose another place with --sweep-store."
         stored_sets = config.get("sets")

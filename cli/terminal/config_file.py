@@ -17,7 +17,7 @@ from actcache.errors import ActcacheError
 from actcache.names import suggestion
 from actcache.settings import settings_of
 
-CHANGE_NO_RESULT = ("reuse", "workers", "cluster", "gpus_per_worker")
+CHANGE_NO_RESULT = ("reuse", "workers", "cluster", "gpus_per_worker", "sweep_store")
 """Flags that are not written: another run may do without what they name."""
 
 NOT_SETTINGS = ("help", "config", "output", "json", "resume", "overwrite", "dry_run")

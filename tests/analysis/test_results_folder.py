@@ -226,14 +226,37 @@ def test_a_sweep_that_was_moved_is_asked_for(store, tmp_path, capsys):
     assert results.summary.sweep_store == str(tmp_path / "moved.zarr")
 
 
-def test_the_settings_name_the_sweep_that_only_the_results_named(store, tmp_path, monkeypatch):
-    """By its whole path: they are read from another folder, and after a run without the flag."""
-    monkeypatch.chdir(tmp_path)
-    analyze = ["analyze", str(store), "-o", "out", "--stages", "vectors,sweep", "--draws", "5"]
-    named = f'sweep_store = "{tmp_path}/swept.zarr"'
-    for flags in (["--sweep-store", "swept.zarr"], []):
-        assert main([*analyze, *flags]) == 0
-        assert named in (tmp_path / "out" / "config.toml").read_text()
+def test_a_run_with_the_settings_of_another_leaves_its_sweep(store, tmp_path):
+    """`--config OUT/config.toml -o OTHER --overwrite` removes what is in OTHER alone."""
+    out, place = tmp_path / "out", tmp_path / "swept.zarr"
+    analyze = ["analyze", str(store), "--draws", "5"]
+    stages = ["--stages", "vectors,sweep", "--sweep-store", str(place)]
+    assert main([*analyze, "-o", str(out), *stages]) == 0
+    before = file_bytes(place)
+    other = ["-o", str(tmp_path / "other"), "--config", str(out / "config.toml"), "--overwrite"]
+    assert main([*analyze, *other, "--multipliers=-2,0,2"]) == 0
+    assert file_bytes(place) == before
+    assert analysis.open_results(tmp_path / "other").sweep.multipliers.tolist() == [-2, 0, 2]
+
+
+@pytest.mark.parametrize("first_record", [False, True])
+def test_a_sweep_is_not_begun_where_another_kind_of_store_was(store, tmp_path, first_record):
+    partial = tmp_path / "swept.zarr.partial"
+    shutil.copytree(store, partial)
+    for record in (partial / "commits").glob("c.*"):
+        if not (first_record and record.name == "c.0.0"):
+            record.unlink()
+    before = file_bytes(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(StoreExistsError, match="was begun there is no sweep"):
+            analysis.analyze(
+                store,
+                tmp_path / "out",
+                sweep_store=partial.with_suffix(""),
+                overwrite=overwrite,
+                **SWEEP,
+            )
+    assert file_bytes(tmp_path) == before
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])

@@ -191,6 +191,14 @@ def test_a_place_where_no_sweep_can_lie_is_refused_before_the_model_is_loaded(
         assert refused([*analyze, place, "--overwrite"], capsys)
     assert open_store(built).complete
     assert "s3://nosuchbucket/s.zarr" in refused([*analyze, "s3://nosuchbucket/s.zarr"], capsys)
+    for name in ("notes.txt", "zarr.json"):
+        place = f"{address}-{name}"
+        S3Storage(place).write(name, [b"{}"])
+        for flags in ([], ["--overwrite"]):
+            assert "is not empty, and what was begun there" in refused(
+                [*analyze, place, *flags], capsys
+            )
+        assert S3Storage(place).list() == [name]
     (tmp_path / "file").touch()
     assert "/file' is no folder" in refused([*analyze, tmp_path / "file" / "s.zarr"], capsys)
     assert "--sweep-store is empty" in refused([*analyze, ""], capsys)
