@@ -79,7 +79,7 @@ class Workers:
                 "Ray is not installed, expected it for --workers. Install it with: "
                 "pip install 'actcache[cluster]'"
             )
-        if self.address is not None and "://" in self.address:
+        if self.address is not None and (not self.address or "://" in self.address):
             raise ActcacheError(
                 f"--cluster is '{self.address}', expected HOST:PORT of the cluster's head, or "
                 "auto. Start the command on a machine of the cluster."

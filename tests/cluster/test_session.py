@@ -34,6 +34,7 @@ def ray(monkeypatch):
         ({"n": -2}, "--workers is -2"),
         ({"n": 1, "gpus": -1}, "--gpus-per-worker is -1, expected 0 or more"),
         ({"n": 1, "address": "ray://head:10001"}, "expected HOST:PORT of the cluster's head"),
+        ({"n": 1, "address": ""}, "--cluster is '', expected HOST:PORT of the cluster's head"),
         ({"n": 100_000}, "expected room for 100000 workers of 1 CPU. Pass a smaller"),
     ],
 )
