@@ -221,8 +221,8 @@ def test_texts_of_prompts_are_shown_and_nothing_is_chosen(analyzed, tmp_path, ca
 
     shown = capsys.readouterr().out
     assert "there are no validation rows" in shown
-    for what in ("unsteered:", "caa λ -4:", "caa λ 4:", "random λ 4:"):
-        assert f"prompt/0, {what}" in shown
+    for row_name in ("unsteered:", "caa λ -4:", "caa λ 4:", "random λ 4:"):
+        assert f"prompt/0, {row_name}" in shown
     assert not (tmp_path / "gen" / "steering.safetensors").exists()
 
 

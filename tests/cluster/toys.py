@@ -38,18 +38,18 @@ class Step:
         is_first = not path.exists()
         with path.open("a") as file:
             file.write(f"{pid}\n")
-        what = self.always or (self.first if is_first else "")
-        if what == "kill":
+        action = self.always or (self.first if is_first else "")
+        if action == "kill":
             os.kill(os.getpid(), 9)
-        if what == "hang":
+        if action == "hang":
             time.sleep(3600)
-        if what == "warn":
+        if action == "warn":
             logging.getLogger("actcache").warning("actcache: %s is %d", "this", 1)
-        if what == "refuse":
+        if action == "refuse":
             raise MismatchError(f"{self.name} is refused. Do this.")
-        if what == "damage":
+        if action == "damage":
             raise DamageError("a file", "bytes", "others")
-        if what == "break":
+        if action == "break":
             raise KeyError(self.name)
         time.sleep(0.05)
         return self.name

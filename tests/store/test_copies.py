@@ -67,8 +67,8 @@ def test_a_subset_holds_the_rows_and_layers_that_were_asked_for(shape, data):
             source, Path(folder) / "t.zarr", selection=Selection(rows=np.array(rows), layers=some)
         )
         expected = sorted(set(rows))
-        for name, each in values.items():
-            right = each[expected]
+        for name, array in values.items():
+            right = array[expected]
             if not name.startswith("embed/"):
                 right = right[:, sorted(some)]
             np.testing.assert_array_equal(kept_bits(copied, name), right)
@@ -215,7 +215,7 @@ def test_parts_merged_again_are_the_whole(store, tmp_path):
         ragged[int(i)].tolist() for i in order
     ]
     assert verify(merged.path) == []
-    assert [each["n"] for each in merged.provenance["merged"]] == [4, 7]
+    assert [source["n"] for source in merged.provenance["merged"]] == [4, 7]
     assert merged.certificate["largest_relative_error"] == [0.1, 0.2, 0.3]
     assert merged.certificate["rows"] == ["row-1", "row-1"]
 
@@ -273,7 +273,7 @@ def test_settings_that_say_nothing_of_values_may_differ_and_are_kept(store, tmp_
     merged = merge([store, other], tmp_path / "m.zarr").store
 
     assert merged.config["batch_tokens"] == 64
-    assert [each.get("config") for each in merged.provenance["merged"]] == [
+    assert [source.get("config") for source in merged.provenance["merged"]] == [
         None,
         {"batch_tokens": 7},
     ]
@@ -318,18 +318,18 @@ else:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["subset", "merge"])
-def test_a_killed_copy_is_unfinished_and_resuming_it_gives_the_same_store(store, tmp_path, what):
+@pytest.mark.parametrize("command", ["subset", "merge"])
+def test_a_killed_copy_is_unfinished_and_resuming_it_gives_the_same_store(store, tmp_path, command):
     other = build(tmp_path / "other.zarr", *rows_example(n=20, seed=1, first=100))
-    sources = [other] if what == "subset" else [store, other]
+    sources = [other] if command == "subset" else [store, other]
 
     def run(out, **how):
-        if what == "subset":
+        if command == "subset":
             return subset(other, out, selection=Selection(), shard_rows=4, **how)
         return merge(sources, out, shard_rows=4, **how).store
 
     out = tmp_path / "killed.zarr"
-    kill_after(12, KILLED, what, *sources, out)
+    kill_after(12, KILLED, command, *sources, out)
 
     with pytest.raises(IncompleteStoreError):
         open_store(out)

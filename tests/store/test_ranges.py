@@ -40,8 +40,8 @@ class CountingStorage(MemoryStorage):
         self.asked: Counter[str] = Counter()
         self.read_names = []
 
-    def count(self, what, name=""):
-        self.asked[what] += 1
+    def count(self, request, name=""):
+        self.asked[request] += 1
         self.read_names.append(name)
 
     def exists(self, name):
@@ -103,21 +103,21 @@ def test_everything_read_by_range_equals_the_folder(plan, check, cached, data):
         numbers = np.array(data.draw(st.lists(st.integers(-n, n - 1), max_size=5)), np.int64)
         size = data.draw(st.integers(1, n + 1))
         for name in local.arrays:
-            for ours, theirs in (
+            for ranged, mapped in (
                 (remote.array(name), local.array(name)),
                 (remote.array(name).stored, local.array(name).stored),
             ):
-                last = ours.shape[1] - 1
+                last = ranged.shape[1] - 1
                 layers = [last, 0, last]
                 for rows in (slice(None), slice(1, n - 1), mask, numbers, 0, ...):
-                    np.testing.assert_array_equal(ours[rows], theirs[rows])
-                    np.testing.assert_array_equal(ours[rows, layers], theirs[rows, layers])
-                    np.testing.assert_array_equal(ours[rows, -1], theirs[rows, -1])
-                np.testing.assert_array_equal(ours.layer(last), theirs.layer(last))
-                np.testing.assert_array_equal(ours.layer(0, mask), theirs.layer(0, mask))
-                assert ours.tensor(mask).equal(theirs.tensor(mask))
+                    np.testing.assert_array_equal(ranged[rows], mapped[rows])
+                    np.testing.assert_array_equal(ranged[rows, layers], mapped[rows, layers])
+                    np.testing.assert_array_equal(ranged[rows, -1], mapped[rows, -1])
+                np.testing.assert_array_equal(ranged.layer(last), mapped.layer(last))
+                np.testing.assert_array_equal(ranged.layer(0, mask), mapped.layer(0, mask))
+                assert ranged.tensor(mask).equal(mapped.tensor(mask))
                 for options in ({}, {"rows": size, "select": mask, "layers": last}):
-                    batches = zip(ours.batches(**options), theirs.batches(**options), strict=True)
+                    batches = zip(ranged.batches(**options), mapped.batches(**options), strict=True)
                     for (rows, block), (same_rows, same_block) in batches:
                         np.testing.assert_array_equal(rows, same_rows)
                         np.testing.assert_array_equal(block, same_block)
@@ -307,9 +307,9 @@ def test_the_least_recently_used_blocks_go_and_nothing_else_does(tmp_path):
     config, values = example(n=64, shard_rows=4)
     storage = stored_in(CountingStorage, config, values)
     (tmp_path / "ab").mkdir()
-    for mine in (tmp_path / "mine.block", tmp_path / "ab" / "mine.txt"):
-        mine.write_bytes(b"x" * 5000)
-        os.utime(mine, (1, 1))
+    for file in (tmp_path / "mine.block", tmp_path / "ab" / "mine.txt"):
+        file.write_bytes(b"x" * 5000)
+        os.utime(file, (1, 1))
     block = 4 * 4 * 2
     cache = BlockCache(tmp_path, n_bytes=20 * block)
     residuals = opened(storage, cache=cache).array("resid_post/prompt")

@@ -29,13 +29,13 @@ def replace(path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("what", ["folder", "file", "store"])
-def test_what_is_called_replaced_is_left_alone(path, overwrite, what):
+@pytest.mark.parametrize("kind", ["folder", "file", "store"])
+def test_what_is_called_replaced_is_left_alone(path, overwrite, kind):
     users = path.with_name("a.zarr.replaced")
-    if what == "folder":
+    if kind == "folder":
         users.mkdir()
         (users / "thesis.txt").write_text("five years of work")
-    elif what == "file":
+    elif kind == "file":
         users.write_text("five years of work")
     else:
         build(users, *OLD)

@@ -191,10 +191,10 @@ def test_of_writers_that_race_for_a_name_exactly_one_wins(storage):
     start = threading.Barrier(16)
 
     def race(number):
-        mine = pickle.loads(pickle.dumps(storage))  # as in a process of its own
+        client = pickle.loads(pickle.dumps(storage))  # as in a process of its own
         start.wait()
         for name, winners in wins.items():
-            if mine.put_if_absent(name, [bytes([number]) * 100_000]):
+            if client.put_if_absent(name, [bytes([number]) * 100_000]):
                 winners.append(number)
 
     racers = [threading.Thread(target=race, args=(number,)) for number in range(16)]

@@ -419,8 +419,8 @@ def test_a_file_has_its_name_only_once_it_and_its_folder_are_on_disk(tmp_path, m
 
     def noted(name, call):
         def note_and_call(*args):
-            what = args[0] if name != "fsync" else Path(f"/proc/self/fd/{args[0]}").readlink()
-            calls.append((name, Path(what).name))
+            target = args[0] if name != "fsync" else Path(f"/proc/self/fd/{args[0]}").readlink()
+            calls.append((name, Path(target).name))
             return call(*args)
 
         return note_and_call

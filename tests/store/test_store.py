@@ -57,8 +57,8 @@ def built(path):
 def as_read(config, values):
     kinds = {array.name: array.dtype for array in config["arrays"]}
     return {
-        name: reference.float32_of_bits(each) if kinds[name] == "bfloat16" else each
-        for name, each in values.items()
+        name: reference.float32_of_bits(array) if kinds[name] == "bfloat16" else array
+        for name, array in values.items()
     }
 
 

@@ -121,16 +121,16 @@ def test_what_travels_to_a_worker_holds_no_residuals(tmp_path):
 def test_a_forked_process_opens_the_files_for_itself(built):
     path, _ = built
     data = ResidualDataset(path, position="prompt")
-    mine = data._open()[0]
+    of_parent = data._open()[0]
     queue = multiprocessing.get_context("fork").SimpleQueue()
     if (child := os.fork()) == 0:
-        theirs = data._open()[0]
-        queue.put(theirs is mine)
+        of_child = data._open()[0]
+        queue.put(of_child is of_parent)
         os._exit(0)
     os.waitpid(child, 0)
 
     assert queue.get() is False
-    assert data._open()[0] is mine
+    assert data._open()[0] is of_parent
 
 
 def test_a_relative_path_serves_workers_in_other_folders(built, monkeypatch, tmp_path):
@@ -173,7 +173,7 @@ def test_a_store_that_was_replaced_is_not_read_on(tmp_path):
     data = ResidualDataset(build(path, settings, values), position="prompt")
     with Writer.create(path, StoreContents(**settings), overwrite=True) as writer:
         while writer.committed < writer.n:
-            commit_next(writer, {name: np.zeros_like(each) for name, each in values.items()})
+            commit_next(writer, {name: np.zeros_like(array) for name, array in values.items()})
         writer.finish()
 
     with pytest.raises(MismatchError, match="Make the data set again"):
