@@ -20,7 +20,7 @@ UNKNOWN = {"AWS_ACCESS_KEY_ID": "unknownaccesskey", "AWS_SECRET_ACCESS_KEY": "un
 WRONG_SECRET = {"AWS_SECRET_ACCESS_KEY": "thewrongsecretoftests"}
 NOWHERE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
 NOTHING = ["build", "no-such-rows.jsonl", "--model", "no-such-model"]
-"""Rows and model are not there: whoever looks at them first says so."""
+"""Rows and model do not exist: a command that looks at them first would say so."""
 
 WITH_AND_WITHOUT_WORKERS = pytest.mark.parametrize("more", [[], ["--workers", "1"]])
 

@@ -15,7 +15,7 @@ def load() -> Loaded:
 
 
 def load_differing() -> Loaded:
-    """State another version in each process."""
+    """Load with a statement that differs in each process."""
     return Loaded(value=None, statement={"versions": {"torch": f"of {os.getpid()}"}})
 
 
@@ -26,7 +26,7 @@ def load_and_die() -> Loaded:
 
 @dataclass(frozen=True)
 class Step:
-    """Log who begins it, do something the first time it is begun, and return its name."""
+    """Logs the process that runs it, acts as `first` or `always` says, and returns its name."""
 
     name: str
     folder: Path

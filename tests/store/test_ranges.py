@@ -32,7 +32,7 @@ from tests.support.stores import (
 
 
 class CountingStorage(MemoryStorage):
-    """Objects that cannot be mapped, and what was asked for."""
+    """Objects that cannot be mapped; counts the requests."""
 
     def __init__(self, objects, name="s3://bucket/a.zarr"):
         super().__init__(name)
@@ -144,7 +144,7 @@ def test_one_layer_of_all_rows_is_a_range_of_each_shard_and_one_look_at_the_log(
     assert storage.asked == {"range": 3, "read": 1}
 
 
-def test_layers_that_follow_each_other_are_one_range_of_a_shard(wide):
+def test_adjacent_layers_are_read_as_one_range_of_a_shard(wide):
     storage, values = wide
     residuals = opened(storage).array("resid_post/prompt")
     storage.reset()
@@ -153,9 +153,7 @@ def test_layers_that_follow_each_other_are_one_range_of_a_shard(wide):
 
 
 @pytest.mark.parametrize(("rows", "n_shards"), [(slice(None), 3), ([1], 1), ([0, 3, 9], 2)])
-def test_a_block_is_checked_when_it_is_first_read_and_read_no_second_time_for_it(
-    wide, rows, n_shards
-):
+def test_a_block_is_checked_on_its_first_read_without_another_request(wide, rows, n_shards):
     storage, values = wide
     checked = opened(storage, check=True).array("resid_post/prompt")
     storage.reset()
@@ -214,7 +212,7 @@ def test_a_store_that_is_replaced_while_it_is_open_says_so_whatever_is_cached(wi
 
 
 class HeldStorage(CountingStorage):
-    """Ranges of a shard are answered once it is released."""
+    """Delays the ranges of a shard until the test releases it."""
 
     def __init__(self, objects):
         super().__init__(objects)
@@ -257,7 +255,7 @@ def files_in(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_is_cached_is_not_asked_for_again(wide, tmp_path):
+def test_cached_blocks_are_not_requested_again(wide, tmp_path):
     storage, values = wide
     for check in (False, True):
         for n_asked in (3, 0) if not check else (0,):
@@ -284,7 +282,7 @@ def test_a_few_rows_are_read_without_the_rest_of_their_block(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "longer", "empty", "folder"])
-def test_a_damaged_file_of_the_cache_is_read_anew_and_replaced(wide, tmp_path, how):
+def test_a_damaged_file_of_the_cache_is_fetched_again_and_replaced(wide, tmp_path, how):
     storage, values = wide
     cache = BlockCache(tmp_path, n_bytes=10**6)
     residuals = opened(storage, cache=cache).array("resid_post/prompt")
@@ -303,7 +301,7 @@ def test_a_damaged_file_of_the_cache_is_read_anew_and_replaced(wide, tmp_path, h
     assert how == "folder" or path.read_bytes() == whole
 
 
-def test_the_least_recently_used_blocks_go_and_nothing_else_does(tmp_path):
+def test_only_the_least_recently_used_blocks_are_evicted(tmp_path):
     config, values = example(n=64, shard_rows=4)
     storage = stored_in(CountingStorage, config, values)
     (tmp_path / "ab").mkdir()
@@ -378,7 +376,7 @@ def test_the_environment_names_the_cache(tmp_path):
         of({"ACTCACHE_CACHE": str(tmp_path / "file")})
 
 
-def test_the_cache_of_the_environment_is_used_for_what_cannot_be_mapped(
+def test_the_cache_of_the_environment_is_used_for_stores_that_cannot_be_mapped(
     wide, tmp_path, monkeypatch
 ):
     storage, values = wide

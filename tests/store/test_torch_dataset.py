@@ -107,7 +107,7 @@ def test_a_batch_owns_its_rows_so_that_changing_it_changes_nothing_else(built):
     assert data[0].untyped_storage().nbytes() == 3 * 4 * 2  # not the shard's
 
 
-def test_what_travels_to_a_worker_holds_no_residuals(tmp_path):
+def test_a_pickled_data_set_holds_no_residuals(tmp_path):
     settings, values = example(n=400, shard_rows=100)
     path = build(tmp_path / "a.zarr", settings, values)
     data = ResidualDataset(path, position="fork", select=[3, 4])
@@ -142,7 +142,7 @@ def test_a_relative_path_serves_workers_in_other_folders(built, monkeypatch, tmp
     assert data[0].shape == (3, 4)
 
 
-def test_an_interrupted_store_gives_the_rows_that_were_there_at_first(tmp_path):
+def test_an_interrupted_store_gives_the_rows_it_had_when_opened(tmp_path):
     settings, values = example()
     with Writer.create(tmp_path / "a.zarr", StoreContents(**settings)) as writer:
         commit_next(writer, values)
@@ -153,7 +153,7 @@ def test_an_interrupted_store_gives_the_rows_that_were_there_at_first(tmp_path):
         torch.testing.assert_close(data[:], truth(values, "prompt").float()[:4])
 
 
-def test_layers_go_by_number_where_only_some_were_kept(tmp_path):
+def test_layers_are_chosen_by_number_in_a_store_of_some_layers(tmp_path):
     settings, values = example()
     settings["columns"]["layer"] = np.array([4, 7, 9])
     path = build(tmp_path / "a.zarr", settings, values)
@@ -167,7 +167,7 @@ def test_layers_go_by_number_where_only_some_were_kept(tmp_path):
     assert ResidualDataset(path, position="prompt", site="embed", layers=0)[0].shape == (4,)
 
 
-def test_a_store_that_was_replaced_is_not_read_on(tmp_path):
+def test_reading_a_replaced_store_is_refused(tmp_path):
     path = tmp_path / "a.zarr"
     settings, values = example()
     data = ResidualDataset(build(path, settings, values), position="prompt")
@@ -190,6 +190,6 @@ def test_a_store_that_was_replaced_is_not_read_on(tmp_path):
         ({"position": "prompt", "layers": 3}, IndexError, "3"),
     ],
 )
-def test_what_is_not_there_is_refused_at_once(built, settings, error, remedy):
+def test_missing_arrays_rows_and_layers_are_refused_at_once(built, settings, error, remedy):
     with pytest.raises(error, match=remedy):
         ResidualDataset(built[0], **settings)

@@ -1,4 +1,4 @@
-"""The writer: what it counts is on disk and right, and nothing else counts."""
+"""The writer: every row it counts is on disk and correct, and it counts no other row."""
 
 import copy
 import os
@@ -353,14 +353,14 @@ def test_a_folder_that_is_no_store_is_never_replaced(path):
     assert Path(f"{path}.partial/thesis.txt").read_text() == "five years of work"
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line():
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line():
     with pytest.raises(
         ActcacheError, match=r"cannot be created: Not a directory\. Choose a folder"
     ):
         Writer.create("/dev/null/a.zarr", StoreContents(**example()[0]))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_store_resumes_afterwards(path):
+def test_a_full_disk_is_reported_in_one_line_and_the_store_resumes(path):
     # The largest file size stands in for a full disk: the system refuses the same write.
     code = """
         import resource, sys
@@ -445,7 +445,7 @@ def test_a_store_without_rows_or_arrays_is_refused(path):
         Writer.create(path, StoreContents(**{**config, "arrays": []}))
 
 
-def test_leaving_the_context_lets_the_next_writer_in_even_after_an_error(path):
+def test_leaving_the_context_frees_the_lock_even_after_an_error(path):
     config, values = example()
 
     def stop_halfway():
