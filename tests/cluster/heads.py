@@ -35,7 +35,10 @@ QUICK = {  # Ray takes 15 s to see that a machine is gone
 
 @contextmanager
 def cluster(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a cluster of two workers at a port, as users do; kill its processes at the end."""
+    """Start a cluster of two workers at a port, as users do; kill its processes at the end.
+
+    The path of the folder must be short: Ray's sockets lie in it.
+    """
     words = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
     words += ["--disable-usage-stats", "--object-store-memory=100000000", f"--temp-dir={folder}"]
     with (
@@ -92,7 +95,7 @@ def resume_elsewhere(build: Build, path: Path, folder: Path) -> dict[str, object
     (folder / "steps").mkdir()
     try:
         with (
-            cluster(folder / "b", 6380) as head,
+            cluster(Path.home() / "b", 6380) as head,
             connect(Workers(n=2, address="127.0.0.1:6380")) as session,
             Pool(session, build.load) as pool,
         ):
@@ -113,7 +116,7 @@ def main(folder: Path) -> None:
     """Lose the head of one cluster, resume on another, and end Ray on its machine."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     build, path = Build(folder), folder / "s.zarr"
-    with cluster(folder / "a", 6379):
+    with cluster(Path.home() / "a", 6379):
         head = lose_head(build, path, "127.0.0.1:6379")
     shards = shards_with_receipts(path)
     runs = [0 if set(build.shards_of(run)) <= shards else 1 for run in range(len(build.runs))]

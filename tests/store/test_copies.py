@@ -51,7 +51,7 @@ def kept_bits(store, name):
     return (array.bits if array.dtype == "bfloat16" else array)[:]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=shapes(), data=st.data())
 def test_a_subset_holds_the_rows_and_layers_that_were_asked_for(shape, data):
     given_, values = shaped(**shape)

@@ -88,7 +88,7 @@ def opened(storage, *, check=False, cache=None):
     return Store(open_layout(storage), check=check, cache=cache)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(shapes(), st.booleans(), st.booleans(), st.data())
 def test_everything_read_by_range_equals_the_folder(plan, check, cached, data):
     config, values = shaped(**plan)

@@ -58,7 +58,7 @@ def one_machine(config, values):
     return memory.objects
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(shapes(), st.randoms(use_true_random=False))
 def test_workers_in_any_order_give_the_bytes_of_one_writer(plan, random):
     config, values = shaped(**plan)

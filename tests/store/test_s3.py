@@ -23,7 +23,7 @@ from tests.support.processes import run_code
 from tests.support.seaweedfs import BELOW_A_MINUTE, BUCKET, KEYS, OPEN_BUCKET, READER
 from tests.support.stores import commit_next, example, fill, shaped, shapes
 
-on_one_server = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_one_server = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture

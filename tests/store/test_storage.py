@@ -64,7 +64,7 @@ def assert_same_answers(fast, general, rng):
             np.testing.assert_array_equal(values, others)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes(), st.integers(0, 4))
 def test_a_store_in_files_equals_one_in_memory_in_every_byte_and_answer(plan, n_before):
     config, values = shaped(**plan)
@@ -87,7 +87,7 @@ def test_a_store_in_files_equals_one_in_memory_in_every_byte_and_answer(plan, n_
         assert verify(path) == verify(memory) == []
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_damage_is_the_same_in_files_and_in_memory(data):
     config, values = example(n=3, shard_rows=2)

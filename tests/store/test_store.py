@@ -65,7 +65,7 @@ def as_read(config, values):
 # --- equality -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(shapes())
 def test_our_reader_and_zarr_python_give_what_was_written(plan):
     config, values = shaped(**plan)
@@ -97,7 +97,7 @@ def as_numpy(rows):
     return np.array(rows, int) if isinstance(rows, list) else rows
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes(), st.data())
 def test_any_rows_and_layers_are_those_of_the_whole_array(plan, data):
     config, values = shaped(**plan)
@@ -117,7 +117,7 @@ def test_any_rows_and_layers_are_those_of_the_whole_array(plan, data):
                 np.testing.assert_array_equal(array.layer(layer, rows), of_layer[as_numpy(rows)])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes(), st.none() | st.integers(1, 13), st.data())
 def test_batches_are_all_rows_in_order_or_those_selected(plan, size, data):
     config, values = shaped(**plan)

@@ -50,7 +50,7 @@ def path(tmp_path):
     return tmp_path / "a.zarr"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shapes())
 def test_a_shard_is_the_bytes_of_its_definition(plan):
     config, values = shaped(**plan)
@@ -62,7 +62,7 @@ def test_a_shard_is_the_bytes_of_its_definition(plan):
                 assert (path / name / f"c.{shard}.0.0").read_bytes() == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shapes(), st.lists(st.integers(0, 4), max_size=3))
 def test_a_resumed_store_is_the_uninterrupted_one_byte_for_byte(plan, sessions):
     config, values = shaped(**plan)

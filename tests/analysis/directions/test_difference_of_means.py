@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -121,7 +121,6 @@ def test_random_directions_keep_the_norm_and_nothing_else():
     np.testing.assert_array_equal(again, drawn)
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float32, (3, 4), elements=st.floats(-9, 9, width=16)),
     arrays(np.float32, (2, 4), elements=st.floats(-9, 9, width=16)),

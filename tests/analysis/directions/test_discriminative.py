@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
@@ -31,7 +31,6 @@ def residuals(seed=0, n=30, n_layers=4, d_model=6):
     return rng(seed).normal(size=(n, n_layers, d_model)).astype(np.float32)
 
 
-@settings(deadline=None)
 @given(arrays(np.float32, (3, 4), elements=coarse))
 def test_the_mean_cosine_equals_the_definition(directions):
     _, expected = reference.common_direction(directions)
@@ -132,7 +131,6 @@ def test_pure_noise_separates_on_train_rows_and_not_on_held_out_ones():
     assert outside.fisher.max() < 0.5
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float32, st.tuples(st.integers(1, 6), st.just(2)), elements=coarse),
     arrays(np.float32, st.tuples(st.integers(1, 6), st.just(2)), elements=coarse),

@@ -27,7 +27,7 @@ def clusters(draw):
     return np.concatenate(rows).astype(np.float32)[order], [names[i] for i in order]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(clusters())
 def test_silhouette_equals_the_definition(drawn):
     values, names = drawn

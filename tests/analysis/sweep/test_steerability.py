@@ -98,7 +98,7 @@ def assert_scores_equal(summary, propensity, train, test):
         np.testing.assert_allclose(by_halves[name], value, atol=1e-9, err_msg=name)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_every_score_equals_the_definition(data):
     n = data.draw(st.integers(2, 7))

@@ -366,7 +366,7 @@ def saved(made, tmp_path_factory):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_damaged_file_is_told(saved, tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "n.safetensors"
     at = data.draw(st.integers(0, len(saved) - 1) | st.integers(0, 2500))
