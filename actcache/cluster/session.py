@@ -141,8 +141,8 @@ class Session:
             LostError: it has, or its head is gone.
         """
         self.require_head()
-        here = self.ray.get_runtime_context().get_node_id()
-        if not any(node["NodeID"] == here and node["Alive"] for node in self.ray.nodes()):
+        node_id = self.ray.get_runtime_context().get_node_id()
+        if not any(node["NodeID"] == node_id and node["Alive"] for node in self.ray.nodes()):
             raise _gone("Ray has ended on this machine")
 
 

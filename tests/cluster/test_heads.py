@@ -1,4 +1,4 @@
-"""A cluster whose head is lost: one line and soon, and the build goes on elsewhere."""
+"""A cluster loses its head: the build soon ends with one line, and resumes elsewhere."""
 
 import json
 
@@ -32,11 +32,11 @@ def test_a_build_without_its_head_ends_with_one_line(outcome):
     assert end["seconds"] < 60  # when Ray itself would end the process
 
 
-def test_it_goes_on_with_another_cluster_from_its_receipts(outcome):
+def test_a_build_resumes_on_another_cluster_from_its_receipts(outcome):
     assert outcome["begun"] == outcome["runs"]
     assert 0 < sum(outcome["runs"]) < len(outcome["runs"])
 
 
-def test_a_job_whose_machine_is_out_of_the_cluster_ends_with_one_line(outcome):
+def test_a_job_whose_machine_left_the_cluster_ends_with_one_line(outcome):
     assert outcome["raylet"]["printed"] == f"Ray has ended on this machine{REST}"
     assert outcome["raylet"]["seconds"] < 60

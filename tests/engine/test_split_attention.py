@@ -41,14 +41,14 @@ def test_two_parts_make_one_softmax(dtype, kv_heads, windows):
     if windows:
         prefix[2, 1, :2] = prefix[2, 2, :5] = False
         prefix[0, 2] = False  # a window that ends within the cell
-    own = torch.ones(b, nodes, nodes, dtype=torch.bool).tril()
-    own[:, 2, 1] = False  # two branches
+    of_cell = torch.ones(b, nodes, nodes, dtype=torch.bool).tril()
+    of_cell[:, 2, 1] = False  # two branches
 
     split = attend_in_two_parts(
-        query, key, value, tree_keys, tree_values, NodeMasks(prefix, own), scale=0.3
+        query, key, value, tree_keys, tree_values, NodeMasks(prefix, of_cell), scale=0.3
     )
 
-    tensors = (query, key, value, tree_keys, tree_values, prefix, own)
+    tensors = (query, key, value, tree_keys, tree_values, prefix, of_cell)
     whole = cell_attention(*(x.double().numpy() for x in tensors), scale=0.3)
     assert split.dtype == dtype
     room = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-2}[dtype]

@@ -45,11 +45,11 @@ def test_projections_equal_the_definition_however_rows_are_batched(dtype, cuts):
     projections = project(np.split(resid, cuts), directions)
 
     best, _ = reference.common_direction(directions)
-    own = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+    unit = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
     wide = resid.astype(np.float64)
     assert projections.common_layer == best
-    np.testing.assert_allclose(projections.common, wide @ own[best], atol=1e-5)
-    np.testing.assert_allclose(projections.own, np.einsum("nld,ld->nl", wide, own), atol=1e-5)
+    np.testing.assert_allclose(projections.common, wide @ unit[best], atol=1e-5)
+    np.testing.assert_allclose(projections.of_layer, np.einsum("nld,ld->nl", wide, unit), atol=1e-5)
     np.testing.assert_allclose(projections.norm, np.linalg.norm(wide, axis=-1), rtol=1e-6)
 
 
@@ -157,7 +157,7 @@ def test_auc_equals_scikit_learns():
 def test_labels_that_cannot_be_scored_say_what_to_do(labels, remedy):
     table = np.ones((3, 2), np.float32)
     projections = Projections(
-        common=table, own=table, norm=table, mean_cosine=np.ones(2), common_layer=0
+        common=table, of_layer=table, norm=table, mean_cosine=np.ones(2), common_layer=0
     )
     with pytest.raises(MismatchError, match=remedy):
         layer_scores(projections, np.array(labels), rng=rng())
