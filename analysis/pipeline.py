@@ -121,7 +121,7 @@ def analyze(
     if not steers(store, config):
         sweep_store = None
     elif sweep_store is not None:
-        require_place_of_sweep(sweep_store, overwrite=overwrite)
+        require_place_of_sweep(out, sweep_store, overwrite=overwrite)
     with (
         units_on(on_cluster, device=device) as map_units,
         results_folder(out, store, overwrite=overwrite, sweep_store=sweep_store) as place,

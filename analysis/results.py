@@ -14,7 +14,7 @@ from actcache.analysis.directions.planes import Plane
 from actcache.analysis.files import write_arrays, write_tensors
 from actcache.analysis.names import CAA, L2S, METHOD, slugs, w2s
 from actcache.analysis.report.pages import html_page
-from actcache.analysis.results_folder import DIRECTIONS, place_of_sweep
+from actcache.analysis.results_folder import DIRECTIONS, SWEEP, place_of_sweep
 from actcache.analysis.stats.slopes import among, fit_quality
 from actcache.analysis.summary import Summary, VectorSummary
 from actcache.analysis.sweep.open_sweep import Sweep, open_sweep
@@ -65,7 +65,17 @@ class Results:
     @cached_property
     def sweep(self) -> Sweep:
         """Propensities and slopes of every sample."""
-        return open_sweep(place_of_sweep(self.path))
+        place = place_of_sweep(self.path)
+        try:
+            return open_sweep(place)
+        except StoreNotFoundError:
+            if place == self.path / SWEEP:
+                raise
+            raise StoreNotFoundError(
+                f"no sweep at '{place}', where the results in '{self.path}' say that it is. If it "
+                f"was moved, name its new place: actcache analyze STORE -o {self.path} "
+                "--sweep-store PLACE"
+            ) from None
 
     def predictor(
         self, behavior: str, *, directions: str = CAA, top: int | None = None

@@ -80,7 +80,14 @@ def place_of_sweep(out: Path, given: str | Path | None = None) -> str | Path:
     """
     if given is None and (out / SUMMARY).is_file():
         given = read_sweep_store(out / SUMMARY)
-    return out / SWEEP if given is None else bucket_address(given) or Path(given).absolute()
+    if given is None:
+        return out / SWEEP
+    place = bucket_address(given) or _absolute(Path(given))
+    return out / SWEEP if place == _absolute(out) / SWEEP else place  # it moves with the folder
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would follow links
 
 
 @contextmanager
@@ -134,15 +141,25 @@ def _require_ours(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def require_place_of_sweep(place: str | Path, *, overwrite: bool) -> None:
+def require_place_of_sweep(out: Path, given: str | Path, *, overwrite: bool) -> None:
     """Refuse a place where no sweep can be written, before anything slow.
 
     Raises:
-        StoreExistsError: with `overwrite`, a store is finished there, in a bucket.
+        StoreExistsError: with `overwrite`, a store is finished there, in a bucket; or it is inside
+            a store, or where other results in `out` are written.
         MismatchError: what lies there is no sweep.
         ActcacheError: the folder or the bucket cannot be written.
     """
+    place = place_of_sweep(out, given)
     destination = destination_of(place)
+    if isinstance(place, Path):
+        require_outside_stores(place, flag="--sweep-store")
+        _require_beside_results(_absolute(place), _absolute(out))
+        if place.exists() and not (place / record_name(0)).exists():
+            raise StoreExistsError(
+                f"'{place}' exists and is no store, expected a sweep or a new name. Choose another "
+                "place with --sweep-store."
+            )
     if not destination.finished():
         require_place(place, resume=True, overwrite=False)
         return
@@ -152,6 +169,22 @@ def require_place_of_sweep(place: str | Path, *, overwrite: bool) -> None:
             "nothing is replaced in a bucket. Choose another place with --sweep-store."
         )
     open_sweep(place)
+
+
+def _require_beside_results(place: Path, out: Path) -> None:
+    """Refuse a place that holds the results folder, or that other results have in it."""
+    if place in (out, *out.parents):
+        raise StoreExistsError(
+            f"'{place}' holds the results folder '{out}', expected a folder of its own. Choose "
+            "another place with --sweep-store."
+        )
+    if out in place.parents and place != out / SWEEP:
+        name = place.relative_to(out).parts[0]
+        if name in (*FILES, SWEEP, PREDICTORS):
+            raise StoreExistsError(
+                f"'{place}' lies where analyze writes '{name}', expected a folder of its own. "
+                "Choose another place with --sweep-store."
+            )
 
 
 def is_results(out: Path) -> bool:

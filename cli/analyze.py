@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> None:
         check=not args.no_check,
         formats=formats,
     )
+    args.sweep_store = results.summary.sweep_store  # as the next run in OUT would find it
     write_config(out / CONFIG, args, config)
     show_or_print(results.summary, as_json=args.json, out=out)
 

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> None:
         except IncompleteStoreError:
             store = open_store(path, partial=True)
         facts = describe(store)
+        if args.json and store.kind == "sweep":
+            facts["certificate"] = store.certificate  # numbers
     console.print_result(facts, as_json=args.json)
 
 
@@ -151,9 +153,12 @@ def _shown(value: Any) -> Any:
 
 def _certified(store: "Store") -> Any:
     certificate = store.certificate
-    if certificate is None or store.kind != "residuals":
-        return certificate
     try:
+        if store.kind == "sweep":
+            return (
+                f"cells against full passes differ by {certificate['naive_error']:.1e}; cells that "
+                f"add nothing spread by {certificate['noise_floor']:.1e}"
+            )
         worst = f"{max(certificate['largest_relative_error']):.1e}"
         n_rows = len(certificate["rows"])
     except (LookupError, TypeError, ValueError):  # another program's

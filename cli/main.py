@@ -146,9 +146,16 @@ def _check_paths(args: argparse.Namespace) -> None:
     flags = {"model": "--model", "output": "--output", "sweep_store": "--sweep-store"}
     for name in ("store", "stores", "path", "source", *flags):
         given = getattr(args, name, None)
+        flag = flags.get(name, name.upper())
         if given == "" or (isinstance(given, list) and "" in given):
-            flag = flags.get(name, name.upper())
             raise ActcacheError(f"{flag} is empty, expected a path. Pass one.")
+        for path in given if isinstance(given, list) else [given or ""]:
+            scheme, separator, _ = path.partition("://")
+            if separator and scheme.lower() != "s3":
+                raise ActcacheError(
+                    f"{flag} is '{path}', expected a path on this machine, or s3://BUCKET/NAME "
+                    "where a bucket will do. Pass one."
+                )
     output = getattr(args, "output", None)
     if output and output.lower().startswith("s3:/") and not args.output_in_bucket:
         from actcache.store.storage.address import require_folder  # imports numpy

@@ -1,7 +1,7 @@
 """Write report.html and the pictures again, from what analyze, steer or concepts left.
 
-Reads the folder alone: no store, no model, no torch. The page holds everything that it shows and
-opens from disk in any browser.
+Reads the folder and the sweep: no other store, no model, no torch. The page holds everything that
+it shows and opens from disk in any browser.
 """
 
 import argparse

@@ -44,9 +44,11 @@ def run(args: argparse.Namespace) -> None:
     if not 0 <= args.seed <= MAX_SEED:
         raise MismatchError(f"--seed is {args.seed}, expected 0 to {MAX_SEED}. Try 0.")
     if (Path(args.store) / "summary.json").is_file():
+        from actcache.analysis.results_folder import place_of_sweep
+
         raise MismatchError(
-            f"'{args.store}' is a folder of results, expected a store. Pass one that is in it, "
-            "such as sweep.zarr, or the store that the results were made from."
+            f"'{args.store}' is a folder of results, expected a store. Pass its sweep, "
+            f"'{place_of_sweep(Path(args.store))}', or the store that the results were made from."
         )
     problems = verify(args.store, partial=args.partial)
     facts: dict[str, Any] = {"path": args.store, "problems": list(map(str, problems))}

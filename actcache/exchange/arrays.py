@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actcache.errors import MismatchError
+from actcache.errors import MismatchError, StoreNotFoundError
 from actcache.store.schema import LEFT_OUT, Ragged, coordinates
 from actcache.store.store import Store, open_store
 
@@ -112,7 +112,13 @@ def data_of_results(folder: Path) -> ExportedData:
         metadata["summary"] = (folder / "summary.json").read_text(encoding="utf-8")
         place = json.loads(metadata["summary"]).get("sweep_store", place)
     if place is not None:
-        sweep = open_store(place, check=True)
+        try:
+            sweep = open_store(place, check=True)
+        except StoreNotFoundError:
+            raise StoreNotFoundError(
+                f"no sweep at '{place}', where the results in '{folder}' say that it is. If it was "
+                f"moved, name its new place: actcache analyze STORE -o {folder} --sweep-store PLACE"
+            ) from None
         arrays += [_row_array(sweep, name) for name in sweep.arrays]
         arrays += [_in_memory(f"sweep/{x}", sweep[x], x) for x in ("layer", "multiplier")]
         arrays.append(_in_memory("sweep/id", sweep["id"], "n"))

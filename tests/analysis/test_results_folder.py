@@ -171,6 +171,71 @@ def test_a_damaged_sweep_is_not_read(store, tmp_path):
         analysis.analyze(store, tmp_path / "out", **SWEEP)
 
 
+PLACES = [
+    ("out", "holds the results folder"),
+    (".", "holds the results folder"),
+    ("out/summary.json", "where analyze writes 'summary.json'"),
+    ("out/predictors", "where analyze writes 'predictors'"),
+    ("out/sweep.zarr/deep.zarr", "where analyze writes 'sweep.zarr'"),
+    ("s.zarr/sweep.zarr", "is inside the store"),
+    ("folder", "exists and is no store"),
+    ("file", "exists and is no store"),
+]
+
+
+@pytest.mark.parametrize(("place", "problem"), PLACES)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_sweep_lies_nowhere_else_in_the_results_nor_around_them(
+    store, tmp_path, monkeypatch, place, problem, overwrite
+):
+    """Refused first: nothing is written, above all no sweep that the results then overwrite."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    monkeypatch.chdir(tmp_path)
+    before = file_bytes(tmp_path)
+    with pytest.raises(StoreExistsError, match=f"{problem}.* place|{problem}.* path") as caught:
+        analysis.analyze(store, "out", sweep_store=place, overwrite=overwrite, **SWEEP)
+    assert "with --sweep-store" in str(caught.value)
+    assert file_bytes(tmp_path) == before
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_sweep_that_is_named_at_its_usual_place_moves_with_the_results(
+    store, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    results = analysis.analyze(store, "out", sweep_store="x/../out/sweep.zarr", **SWEEP)
+    assert results.summary.sweep_store is None
+    (tmp_path / "out").rename(tmp_path / "moved")
+    assert analysis.open_results("moved").sweep.n == 24
+
+
+def test_a_sweep_that_was_moved_is_asked_for(store, tmp_path, capsys):
+    out, place = tmp_path / "out", tmp_path / "swept.zarr"
+    analysis.analyze(store, out, sweep_store=place, **SWEEP)
+    place.rename(tmp_path / "moved.zarr")
+    for command in (["report", out], ["export", out, "--to", "npz", "-o", tmp_path / "a.npz"]):
+        assert main([str(word) for word in command]) == 1
+        message = " ".join(capsys.readouterr().err.split())
+        assert f"no sweep at '{place}', where the results in '{out}' say" in message
+        assert "--sweep-store PLACE" in message
+    assert not (tmp_path / "a.npz").exists()
+    results = analysis.analyze(store, out, sweep_store=tmp_path / "moved.zarr", **SWEEP)
+    assert results.summary.sweep_store == str(tmp_path / "moved.zarr")
+
+
+def test_the_settings_name_the_sweep_that_only_the_results_named(store, tmp_path, monkeypatch):
+    """By its whole path: they are read from another folder, and after a run without the flag."""
+    monkeypatch.chdir(tmp_path)
+    analyze = ["analyze", str(store), "-o", "out", "--stages", "vectors,sweep", "--draws", "5"]
+    named = f'sweep_store = "{tmp_path}/swept.zarr"'
+    for flags in (["--sweep-store", "swept.zarr"], []):
+        assert main([*analyze, *flags]) == 0
+        assert named in (tmp_path / "out" / "config.toml").read_text()
+
+
 @pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
 def test_what_cannot_be_read_is_trained_again_and_said(tmp_path, caplog, damage):
     from actcache.analysis.predict.predictor_file import read_predictor, write_predictor

@@ -294,8 +294,8 @@ def require_free(path: Path) -> None:
         )
 
 
-def require_outside_stores(path: Path) -> None:
-    """Refuse a path inside a store, finished or not.
+def require_outside_stores(path: Path, *, flag: str = "-o") -> None:
+    """Refuse a path inside a store, finished or not; `flag` is the one that gave it.
 
     Raises:
         StoreExistsError: names the store.
@@ -304,7 +304,7 @@ def require_outside_stores(path: Path) -> None:
         if (folder / record_name(0)).is_file() and (folder / ROOT).is_file():
             raise StoreExistsError(
                 f"'{path}' is inside the store '{folder}', expected a path outside of stores. "
-                "Choose another path with -o."
+                f"Choose another path with {flag}."
             )
 
 
