@@ -5,6 +5,7 @@ import secrets
 import sys
 from collections import defaultdict
 
+import hypothesis
 import jaxtyping
 import pytest
 
@@ -24,6 +25,10 @@ sys.dont_write_bytecode = False
 # What is tested is not the disk: 20,000 syncs in three files of tests took 50 s. Tests of crashes
 # start processes of their own, whose syncs are real.
 os.fsync = os.fdatasync = lambda fd: None
+
+# An example that is slow is no finding: the machine may be busy, and the first one imports much.
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 # What the import hook of `--jaxtyping-packages` puts on every function and dataclass of actcache.
 jaxtyping.jaxtyped = checked  # type: ignore[assignment]

@@ -268,20 +268,22 @@ def violations(root: Path) -> list[str]:
     for module, path in modules.items():
         room = room_of(module)
         rule = RULES[room]
-        for each in imports(module, path, modules):
-            where = f"{path.relative_to(root)}:{each.line}"
-            if each.target.startswith("actcache"):
-                target = each.target.removeprefix("actcache").removeprefix(".")
-                mine = target == room or (room and room_of(target) == room)
+        for imported in imports(module, path, modules):
+            where = f"{path.relative_to(root)}:{imported.line}"
+            if imported.target.startswith("actcache"):
+                target = imported.target.removeprefix("actcache").removeprefix(".")
+                within = target == room or (room and room_of(target) == room)
                 if not target and room not in ("", "cli"):  # the front, for what stands behind it
                     lines.append(f"{room or 'actcache'} may not import actcache itself ({where})")
-                elif target and not mine and not any(covers(a, target) for a in rule.allowed):
-                    lines.append(f"{room or 'actcache'} may not import {each.target} ({where})")
-            elif each.at_import and each.target.split(".")[0] in HEAVY:
+                elif target and not within and not any(covers(a, target) for a in rule.allowed):
+                    lines.append(f"{room or 'actcache'} may not import {imported.target} ({where})")
+            elif imported.at_import and imported.target.split(".")[0] in HEAVY:
                 name = module.removeprefix(room).removeprefix(".")
                 if rule.heavy != EVERYTHING and name not in rule.heavy:
-                    what = each.target.split(".")[0]
-                    lines.append(f"{room or 'actcache'} may not import {what} at import ({where})")
+                    package = imported.target.split(".")[0]
+                    lines.append(
+                        f"{room or 'actcache'} may not import {package} at import ({where})"
+                    )
     return lines
 
 
@@ -291,8 +293,8 @@ def circles(root: Path) -> list[str]:
     graph: dict[str, set[str]] = {}
     for module, path in modules.items():
         targets = (i.target for i in imports(module, path, modules) if i.target != "actcache")
-        ours = {t.removeprefix("actcache.") for t in targets if t.startswith("actcache.")}
-        graph[module] = (ours & modules.keys()) - {module}
+        imported = {t.removeprefix("actcache.") for t in targets if t.startswith("actcache.")}
+        graph[module] = (imported & modules.keys()) - {module}
     waiting = set(graph)
     while True:  # take away what imports nothing that is left; circles stay
         free = {m for m in waiting if not graph[m] & waiting}

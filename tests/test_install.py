@@ -104,7 +104,7 @@ def test_the_installed_demo_runs_from_another_folder(installed, results):
 @pytest.mark.parametrize("behavior", data.BEHAVIORS, ids=lambda behavior: behavior.name)
 def test_a_layer_for_each_prompt_gains_where_questions_have_two_wordings(summary, behavior):
     caa, random = (summary.predictors.sets[name] for name in ("caa", "random"))
-    of_caa, of_random = (each.base.behaviors[behavior.name] for each in (caa, random))
+    of_caa, of_random = (scores.base.behaviors[behavior.name] for scores in (caa, random))
     gain = of_caa[caa.primary].gain
     swept = summary.behaviors[behavior.name]
     cross_fitted = summary.verdict_words("sweep", behavior.name, "cross_fitted")

@@ -40,9 +40,9 @@ def test_every_command_that_it_shows_is_one():
         assert command in known
 
 
-def test_the_page_imports_two_things_of_ours():
-    ours = [line for line in PAGE.splitlines() if re.match(r"(from|import) actcache", line)]
-    assert ours == ["import actcache", "from actcache import analysis"]
+def test_the_page_imports_two_names_of_actcache():
+    import_lines = [line for line in PAGE.splitlines() if re.match(r"(from|import) actcache", line)]
+    assert import_lines == ["import actcache", "from actcache import analysis"]
 
 
 @pytest.mark.model

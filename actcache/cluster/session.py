@@ -141,8 +141,8 @@ class Session:
             LostError: it has, or its head is gone.
         """
         self.require_head()
-        here = self.ray.get_runtime_context().get_node_id()
-        if not any(node["NodeID"] == here and node["Alive"] for node in self.ray.nodes()):
+        node_id = self.ray.get_runtime_context().get_node_id()
+        if not any(node["NodeID"] == node_id and node["Alive"] for node in self.ray.nodes()):
             raise _gone("Ray has ended on this machine")
 
 
@@ -298,7 +298,9 @@ def _no_answer(address: str, why: str) -> ActcacheError:
 def _checked(workers: Workers, ray: Any, seconds_away: float) -> Session:
     """Refuse a cluster that cannot hold the workers."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    n_cpus, n_gpus = (int(sum(node.get(what, 0) for node in nodes)) for what in ("CPU", "GPU"))
+    n_cpus, n_gpus = (
+        int(sum(node.get(resource, 0) for node in nodes)) for resource in ("CPU", "GPU")
+    )
     gpus = min(1, n_gpus) if workers.gpus is None else workers.gpus
     room = sum(
         min(

@@ -246,7 +246,7 @@ class JoinedCells:
     @property
     def mask_bytes(self) -> int:
         """Bytes of the masks that are kept from layer to layer."""
-        masks = [mask for pair in self._by_node.values() for mask in (pair.prefix, pair.own)]
+        masks = [mask for pair in self._by_node.values() for mask in (pair.prefix, pair.within)]
         return sum(mask.nbytes for mask in [*masks, *self._by_token.values()])
 
     def run_block(
@@ -320,11 +320,11 @@ class JoinedCells:
             # A padding node is seen by nobody but itself, which keeps its softmax finite.
             itself = torch.eye(self._nodes.shape[1], dtype=torch.bool, device=tree.device)
             queries = self._nodes - self._masks.n_shared
-            own = gather_pairs(tree, queries, self._nodes) & self._live[:, None]
+            within = gather_pairs(tree, queries, self._nodes) & self._live[:, None]
             self._by_node[id(tree)] = NodeMasks(
                 prefix=gather_pairs(tree, queries, columns.expand(len(tree), -1))
                 & self._prefix[:, None],
-                own=own | itself,
+                within=within | itself,
             )
         return self._by_node[id(tree)]
 
@@ -335,10 +335,10 @@ class JoinedCells:
             masks, n_nodes = self._node_masks(layer), self._nodes.shape[1]
             cell = torch.arange(self._n_cells, device=self._nodes.device)
             cell = cell.repeat_interleave(n_nodes)
-            own = masks.own.repeat(1, self._n_cells, self._n_cells) & (cell[:, None] == cell)
+            within = masks.within.repeat(1, self._n_cells, self._n_cells) & (cell[:, None] == cell)
             unseen = self._masks.twin.shape[1] - self._prefix.shape[1]
             on_tree = pad(masks.prefix, (0, unseen)).repeat(1, self._n_cells, 1)
-            self._by_token[key] = torch.cat([on_tree, own], -1)
+            self._by_token[key] = torch.cat([on_tree, within], -1)
         return self._by_token[key]
 
 

@@ -70,7 +70,7 @@ class NodeMasks:
     prefix: Bool[Tensor, "b node prefix"]
     """Of the first `prefix` columns of the trees; no cell sees a later one."""
 
-    own: Bool[Tensor, "b node node"]
+    within: Bool[Tensor, "b node node"]
     """Of the nodes of their own cell; at least themselves."""
 
 
@@ -202,10 +202,10 @@ def attend_in_two_parts(
     over_prefix, log_sum_prefix = _attend_to_prefix(
         query, tree_keys[:, :, :end], tree_values[:, :, :end], masks.prefix, scale
     )
-    over_own, log_sum_own = _attend_to_cell(query, key, value, masks.own, scale)
-    weight = torch.sigmoid(log_sum_own - log_sum_prefix)[..., None]
+    over_cell, log_sum_cell = _attend_to_cell(query, key, value, masks.within, scale)
+    weight = torch.sigmoid(log_sum_cell - log_sum_prefix)[..., None]
     wide = weight.dtype  # at least float32
-    return torch.lerp(over_prefix.to(wide), over_own.to(wide), weight).to(dtype)
+    return torch.lerp(over_prefix.to(wide), over_cell.to(wide), weight).to(dtype)
 
 
 def _attend_to_cell(

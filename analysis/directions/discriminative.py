@@ -26,7 +26,7 @@ class Projections:
     """
 
     common: Float32[np.ndarray, "n layer"]
-    own: Float32[np.ndarray, "n layer"]
+    of_layer: Float32[np.ndarray, "n layer"]
     norm: Float32[np.ndarray, "n layer"]
 
     mean_cosine: Float64[np.ndarray, " layer"]
@@ -86,7 +86,7 @@ def project(
         )
     return Projections(
         common=common,
-        own=own_projection,
+        of_layer=own_projection,
         norm=norm,
         mean_cosine=agreement,
         common_layer=best,
@@ -181,8 +181,8 @@ def layer_scores(
         interval=np.stack([interval(d, level=level) for d in drawn]),
         discriminative=means[0] * means[1] < 0,
         discriminative_share=(drawn[0] * drawn[1] < 0).mean(0),
-        fisher=fisher_ratio(*(projections.own[rows] for rows in classes)),
-        auc=auc(*(projections.own[rows] for rows in classes)),
+        fisher=fisher_ratio(*(projections.of_layer[rows] for rows in classes)),
+        auc=auc(*(projections.of_layer[rows] for rows in classes)),
     )
 
 

@@ -54,9 +54,10 @@ def plot_layers(
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1.3])
     counts = zip((positive, negative), (single.n_positive, single.n_negative), strict=True)
     _draw_layers(top, bottom, single, [f"{shown_name(name)} (n = {n})" for name, n in counts])
-    what = "unit residuals" if single.normalized else "residuals"
+    values = "unit residuals" if single.normalized else "residuals"
     top.set_title(
-        f"Mean projection of {what} on the direction of layer {single.common_layer}, 95 % interval",
+        f"Mean projection of {values} on the direction of layer {single.common_layer}, "
+        "95 % interval",
         loc="left",
         fontsize=11,
     )
@@ -91,8 +92,8 @@ def _plot_layers_of_several(
         legend.values(), legend, loc="outside lower center", ncols=3, frameon=False, fontsize=8
     )
     normalized = any(of_behavior.normalized for of_behavior in scores.values())
-    what = "unit residuals" if normalized else "residuals"
-    title = f"Mean projection of {what} on the direction of one layer, 95 % interval"
+    values = "unit residuals" if normalized else "residuals"
+    title = f"Mean projection of {values} on the direction of one layer, 95 % interval"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     label_bottom([bottom for _, bottom in pairs], "layer that is read")
     figure.supylabel("above: projection; below: AUC of each layer's own direction", fontsize=9)

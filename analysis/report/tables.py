@@ -203,10 +203,10 @@ def plane_table(planes: Mapping[str, SiteScores]) -> Table:
 def site_table(name: str, scores: SiteScores) -> Table:
     """Make the table of every norm output: where two classes lie on b1."""
     positive, negative = scores.class_mean
-    what = "unit values" if scores.normalized else "values"
+    quantity = "unit values" if scores.normalized else "values"
     return Table(
         f"{name}: norm outputs at {' and '.join(dict.fromkeys(scores.positions))}, mean projection "
-        f"of {what} on b1",
+        f"of {quantity} on b1",
         [
             {
                 "norm output": f"{site} {layer}",

@@ -55,7 +55,7 @@ class Layer:
         mean = (self.train / np.linalg.norm(self.train, axis=1, keepdims=True)).mean(0)
         return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True) - mean)
 
-    def ours(self, method: str) -> tuple[RowSpace, LayerFit]:
+    def fit_in_row_space(self, method: str) -> tuple[RowSpace, LayerFit]:
         """Factorise the layer and fit."""
         space = row_space(self.train, self.validation)
         return space, METHODS[method]([space], [self.labels])[0]
@@ -154,7 +154,9 @@ def of_rfm(layer: Layer, args: argparse.Namespace) -> dict[str, Any]:
 
     def work(name: str) -> Callable[[], None]:
         def run() -> None:
-            results[name] = dense(layer, forms[name]) if name in forms else layer.ours("rfm")
+            results[name] = (
+                dense(layer, forms[name]) if name in forms else layer.fit_in_row_space("rfm")
+            )
 
         return run
 
@@ -184,12 +186,12 @@ def of_linear(layer: Layer, repeats: int) -> dict[str, float]:
     for name, (rival, times) in rivals(layer).items():
         variants: dict[str, Callable[[], Any]] = {
             "rival": rival,
-            "ours": partial(layer.ours, name),
+            "ours": partial(layer.fit_in_row_space, name),
         }
         took = in_turns(variants, repeats=repeats, clock=time.process_time)
         figures[f"{name}: scikit-learn / ours"] = times * ratio(took, "rival", "ours")
         if times == 1:  # else the one setting need not be the chosen one
-            space, fit = layer.ours(name)
+            space, fit = layer.fit_in_row_space(name)
             candidates = rival()
             cosines = candidates @ space.direction(fit.weights)
             cosines /= np.linalg.norm(candidates, axis=1)
@@ -209,7 +211,7 @@ def measured_memory(name: str, d: int) -> float:
 def extra_memory(name: str, d: int) -> float:
     def run(layer: Layer) -> None:
         if name == "ours":
-            layer.ours("rfm")
+            layer.fit_in_row_space("rfm")
         else:  # two iterations of one setting hold as much as all
             dense(layer, getattr(torch, name.split()[1]), iterations=2, settings=1)
 

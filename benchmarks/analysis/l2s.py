@@ -176,7 +176,7 @@ def speed(
     rate = settings.rates[0]
     results: dict[str, Any] = {}
 
-    def ours() -> None:
+    def train_together() -> None:
         [results["ours"]] = train_stack(
             c,
             z,
@@ -199,7 +199,7 @@ def speed(
     def plain() -> None:
         train_alone(plain_data, rate=rate, settings=settings, decoder=plain_decoder)
 
-    took = in_turns({"ours": ours, "basis": basis, "plain": plain}, repeats=repeats)
+    took = in_turns({"ours": train_together, "basis": basis, "plain": plain}, repeats=repeats)
     trained = results["ours"]
     assert isinstance(trained, Trained)
     first_loss = float(trained.error[0])
@@ -295,7 +295,7 @@ def quality(store: Store, behavior: str, *, layer: int, settings: L2SSettings) -
         with torch.no_grad():
             networks.append((error, net(torch.from_numpy(c[test])).numpy()))
     error, plain = min(networks, key=lambda network: network[0])
-    ours = predictor.directions(lambda of_layer: context(of_layer)[test])[:, 0]
+    predicted = predictor.directions(lambda of_layer: context(of_layer)[test])[:, 0]
 
     def share(predicted: np.ndarray) -> float:
         mean = z[train].mean(0, keepdims=True)
@@ -306,7 +306,7 @@ def quality(store: Store, behavior: str, *, layer: int, settings: L2SSettings) -
             predictor.validation_loss[0] / predictor.mean_loss[0]
         ),
         f"{behavior}: validation, plain": error / float(predictor.mean_loss[0]),
-        f"{behavior}: test, ours": share(ours),
+        f"{behavior}: test, ours": share(predicted),
         f"{behavior}: test, plain": share(plain),
     }
 

@@ -84,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             seconds.append(round_)
     figures: dict[str, Any] = {}
     for part in ("whole", "sweeps"):
-        ratios = [each["old"][part] / each["new"][part] for each in seconds]
+        ratios = [cpu_times["old"][part] / cpu_times["new"][part] for cpu_times in seconds]
         figures[f"{part}, old / new"] = statistics.median(ratios)
         for name in ("old", "new"):
-            middle = statistics.median(each[name][part] for each in seconds)
+            middle = statistics.median(cpu_times[name][part] for cpu_times in seconds)
             figures[f"{part}, CPU seconds, {name}"] = middle
     parts = ("sweep", "predictors")
     old, new = (

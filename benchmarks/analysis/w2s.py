@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sample += [same[i] for i in rng.choice(len(same), args.sample, replace=False)]
     reached = np.empty(0)
 
-    def ours() -> None:
+    def search_grid() -> None:
         nonlocal reached
         reached = search(principal(), slope, fold, settings, args.device, lambda _: None)
 
@@ -169,7 +169,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     start = time.perf_counter()
     took = in_turns(
-        {"grid": ours, "alone": lambda: one_by_one(in_basis), "raw": lambda: one_by_one(raw)},
+        {
+            "grid": search_grid,
+            "alone": lambda: one_by_one(in_basis),
+            "raw": lambda: one_by_one(raw),
+        },
         repeats=args.repeats,
     )
     scale = len(cells) / len(sample)
@@ -245,19 +249,20 @@ def same_choice(
                 cell = Cell(number, top, width, depth, rate, decay)
                 errors.append(float(np.abs(trained.loss[:, i] / losses_of[cell] - 1).max()))
     fixed = fixed_reached(slope, fold)
-    mine, theirs = (
+    by_grid, one_at_a_time = (
         [choose(table, fixed, settings) for table in tables] for tables in (reached, other)
     )
+    n_alike = sum(a.setting == b.setting for a, b in zip(by_grid, one_at_a_time, strict=True))
     return {
         "all networks of (a), one at a time once, seconds": took,
         "relative difference of losses, median over networks": float(np.median(errors)),
         "relative difference of losses, largest": max(errors),
         "held-out slopes that differ (share)": float((reached != other).mean()),
-        "points chosen alike, of the K": f"{sum(a.setting == b.setting for a, b in zip(mine, theirs, strict=True))} of {len(mine)}",
+        "points chosen alike, of the K": f"{n_alike} of {len(by_grid)}",
         "largest difference of a chosen point's value": max(
-            abs(a.table.max() - b.table.max()) for a, b in zip(mine, theirs, strict=True)
+            abs(a.table.max() - b.table.max()) for a, b in zip(by_grid, one_at_a_time, strict=True)
         ),
-        "value of the chosen points": [round(float(a.table.max()), 4) for a in mine],
+        "value of the chosen points": [round(float(a.table.max()), 4) for a in by_grid],
         "value of the fixed layer": round(float(fixed.mean()), 4),
     }
 

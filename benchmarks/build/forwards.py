@@ -30,7 +30,7 @@ def variants(
 ) -> dict[str, Callable[[], object]]:
     costs = [tokens_run(row, positions=POSITIONS, answer="first") for row in rows]
 
-    def ours() -> None:
+    def run_captures() -> None:
         for batch in plan_batches(costs, budget=budget):
             residuals = capture(
                 model,
@@ -54,7 +54,7 @@ def variants(
         return run
 
     return {
-        "capture": ours,
+        "capture": run_captures,
         "two forwards": floor(both, logits=True),
         "two forwards, no logits": floor(both, logits=False),
         "prompts once": floor([prompts], logits=True),

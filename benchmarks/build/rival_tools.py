@@ -86,7 +86,7 @@ def make(tool: str, job: Job) -> Run:
     return MAKERS[tool](job)
 
 
-def _ours(job: Job) -> Run:
+def _in_memory(job: Job) -> Run:
     plan = job.plan
     costs = [tokens_run(row, positions=plan.positions, answer="first") for row in plan.rendered]
 
@@ -104,7 +104,7 @@ def _ours(job: Job) -> Run:
     return run
 
 
-def _ours_on_disk(job: Job) -> Run:
+def _on_disk(job: Job) -> Run:
     job.model.digest  # noqa: B018  # computed once a model, as in a build of many rows
 
     def run() -> np.ndarray:
@@ -245,8 +245,8 @@ def _lmprobe(job: Job) -> Run:
 
 
 MAKERS: dict[str, Callable[[Job], Run]] = {
-    "actcache, in memory": _ours,
-    "actcache, store on disk": _ours_on_disk,
+    "actcache, in memory": _in_memory,
+    "actcache, store on disk": _on_disk,
     "plain forwards": _floor,
     "transformers": _transformers,
     "TransformerBridge": _bridge,

@@ -48,7 +48,7 @@ from benchmarks.support.models import saved_gpt2, saved_rows
 from benchmarks.support.profiles import profile
 from benchmarks.support.turns import arguments, in_turns, ratio, report
 
-OURS = ("actcache, in memory", "actcache, store on disk")
+ACTCACHE = ("actcache, in memory", "actcache, store on disk")
 POST_NORM = "transformers"
 """Its last layer is after the final norm, so only the layers below are compared."""
 
@@ -143,10 +143,10 @@ def build_figures(
 ) -> dict[str, Any]:
     tools = [tool for tool in makers if name == "pairs" or tool != "steering-vectors"]
     runs: dict[str, Callable[[], Any]] = {tool: makers[tool](job) for tool in tools}
-    reference = runs[OURS[0]]()
+    reference = runs[ACTCACHE[0]]()
     figures: dict[str, Any] = {}
     for tool, run in runs.items():
-        if tool in (OURS[0], "plain forwards"):
+        if tool in (ACTCACHE[0], "plain forwards"):
             continue
         errors = largest_relative_error(run(), reference)
         if tool == POST_NORM:
@@ -155,21 +155,23 @@ def build_figures(
         figures[f"{name}: largest relative error, {tool}"] = float(errors.max())
         if not errors.max() <= BOUND:
             raise SystemExit(f"{tool} differs from ours by {errors}, expected at most {BOUND:g}.")
-    once = f"{OURS[1]}: self-check and certificate"
+    once = f"{ACTCACHE[1]}: self-check and certificate"
     runs = {**runs, once: constant_part(job, folder / f"{name}.zarr")}
     gc.collect()
     gc.freeze()  # lmprobe collects garbage after each batch; exclude what the others imported
     took = in_turns(runs, repeats=args.repeats)
     gc.unfreeze()
     for tool in tools:
-        if tool not in OURS:
-            for ours in OURS:
-                figures[f"{name}: {tool} / {ours}"] = ratio(took, tool, ours)
-    figures[f"{name}: {OURS[1]} / in memory"] = ratio(took, OURS[1], OURS[0])
-    figures[f"{name}: of that the same for any number of rows, share"] = ratio(took, once, OURS[1])
-    figures[f"{name}: rows a second, in memory"] = job.plan.n / min(took[OURS[0]])
+        if tool not in ACTCACHE:
+            for form in ACTCACHE:
+                figures[f"{name}: {tool} / {form}"] = ratio(took, tool, form)
+    figures[f"{name}: {ACTCACHE[1]} / in memory"] = ratio(took, ACTCACHE[1], ACTCACHE[0])
+    figures[f"{name}: of that the same for any number of rows, share"] = ratio(
+        took, once, ACTCACHE[1]
+    )
+    figures[f"{name}: rows a second, in memory"] = job.plan.n / min(took[ACTCACHE[0]])
     if args.profile:
-        for tool in OURS:
+        for tool in ACTCACHE:
             figures |= profile(runs[tool], args.profile, name=f"{name}: {tool}")
     return figures
 
@@ -187,7 +189,7 @@ def sweep_figures(job: Job, args: argparse.Namespace) -> dict[str, Any]:
     ]
     propensities: dict[str, np.ndarray] = {}
 
-    def ours() -> None:
+    def sweep_rows() -> None:
         propensities["fast"] = sweep(model, rows, directions, rule, args.batch_tokens)
 
     def loop() -> None:
@@ -195,7 +197,7 @@ def sweep_figures(job: Job, args: argparse.Namespace) -> dict[str, Any]:
             [steered_alone(model, rows[i], directions[x], MULTIPLIERS[m], x) for i, x, m in cells]
         )
 
-    took = in_turns({"ours": ours, "loop": loop}, repeats=args.repeats)
+    took = in_turns({"ours": sweep_rows, "loop": loop}, repeats=args.repeats)
     fast = np.array([propensities["fast"][cell] for cell in cells])
     scale = len(all_cells) / len(cells)
     return {

@@ -183,7 +183,7 @@ def sweep_figures(
             layers=range(shape.layers),
         )[:, 0]
 
-    def ours() -> None:
+    def run_sweep() -> None:
         run_batches([row.length + in_cells for row in rows], budget=budget, run=run)
 
     def naive_one() -> None:
@@ -198,7 +198,7 @@ def sweep_figures(
             many[number] = naive(model, rows, push, x, layer, rule, budget=args.batch_tokens)
 
     took = in_turns(
-        {"sweep": ours, "one": naive_one, "batched": naive_batched}, repeats=args.repeats
+        {"sweep": run_sweep, "one": naive_one, "batched": naive_batched}, repeats=args.repeats
     )
     seen = shape.tokens // 2
     passes = [len(row.chain) + len(row.positive) for row in rows]
@@ -290,16 +290,16 @@ def build_figures(
     }
 
 
-def utilisation(what: str, flops: float, seconds: Sequence[float], args: Any) -> dict[str, float]:
+def utilisation(work: str, flops: float, seconds: Sequence[float], args: Any) -> dict[str, float]:
     """Return operations a second of the fastest round, and their share of a known peak."""
     rate = flops / 1e12 / min(seconds)
-    figures = {f"{what}: TFLOP/s": rate}
+    figures = {f"{work}: TFLOP/s": rate}
     peak = args.peak_tflops
     if peak is None and torch.cuda.is_available() and args.shape == "7b":
         name = torch.cuda.get_device_name()
         peak = next((value for part, value in PEAKS.items() if part in name), None)
     if peak is not None:
-        figures[f"{what}: share of the peak"] = rate / peak
+        figures[f"{work}: share of the peak"] = rate / peak
     return figures
 
 

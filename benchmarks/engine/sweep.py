@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells = [all_cells[i] for i in rng.choice(len(all_cells), args.cells, replace=False)]
     errors: list[float] = []
 
-    def ours() -> None:
+    def run_sweep() -> None:
         nonlocal fast
         fast = sweep(model, rows, directions, rule, args.batch_tokens)
 
@@ -101,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         plain_forwards(model, sequences, budget=args.batch_tokens, logits=True)
 
     start = time.perf_counter()
-    took = in_turns({"sweep": ours, "cells": naive, "forward": forward}, repeats=args.repeats)
+    took = in_turns({"sweep": run_sweep, "cells": naive, "forward": forward}, repeats=args.repeats)
     scale = len(all_cells) / len(cells)
-    traced = profile(ours, args.profile, name="sweep") if args.profile else {}
+    traced = profile(run_sweep, args.profile, name="sweep") if args.profile else {}
     report(
         "sweep",
         {

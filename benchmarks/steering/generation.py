@@ -106,7 +106,7 @@ def measure_grid(
     ]
     texts: dict[str, dict[int, list[int]]] = {name: {} for name in ("ours", "rows", "batches")}
 
-    def ours() -> None:
+    def generate_texts() -> None:
         texts["ours"] = dict(enumerate(tokens_of(write(model, requests, args, new=new))))
 
     def rows() -> None:
@@ -132,7 +132,7 @@ def measure_grid(
         "plain": lambda: hf_generate(model, [r.prompt for r in requests], max_new=new),
     }
     took = in_turns(
-        {"ours": ours, **{name: ways[name] for name in against}},
+        {"ours": generate_texts, **{name: ways[name] for name in against}},
         repeats=args.repeats,
         clock=args.clock,
     )

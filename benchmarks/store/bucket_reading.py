@@ -75,19 +75,19 @@ def _one_layer(address: str, args: Any) -> dict[str, float]:
     # measured last read 0.8.
     took = in_turns(
         {
-            f"{name} of {ours} / {other}": lambda name=name: variants[name](next(layers))  # type: ignore[misc]  # mypy does not infer defaults
-            for ours, other in pairs
-            for name in (ours, other)
+            f"{name} of {reader} / {other}": lambda name=name: variants[name](next(layers))  # type: ignore[misc]  # mypy does not infer defaults
+            for reader, other in pairs
+            for name in (reader, other)
         },
         repeats=args.repeats,
     )
     figures: dict[str, float] = {}
-    for ours, other in pairs:
-        first, second = (f"{name} of {ours} / {other}" for name in (ours, other))
-        figures[f"one layer, {ours} / {other}"] = ratio(took, first, second)
+    for reader, other in pairs:
+        first, second = (f"{name} of {reader} / {other}" for name in (reader, other))
+        figures[f"one layer, {reader} / {other}"] = ratio(took, first, second)
         if other == "plain obstore":
             n_bytes = args.n * args.d_model * 2
-            figures[f"one layer, {ours}: GB/s at best"] = n_bytes / 1e9 / min(took[first])
+            figures[f"one layer, {reader}: GB/s at best"] = n_bytes / 1e9 / min(took[first])
     return figures
 
 

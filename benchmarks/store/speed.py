@@ -128,8 +128,8 @@ def measured(
         "64 random rows": (lambda: plain[some], lambda: by_row[some]),
         "one row": (lambda: plain[7].copy(), lambda: by_row[7].copy()),
     }
-    for name, (ours, memmap) in questions.items():
-        took = in_turns({"ours": ours, "memmap": memmap}, repeats=4 * repeats)
+    for name, (store_read, memmap) in questions.items():
+        took = in_turns({"ours": store_read, "memmap": memmap}, repeats=4 * repeats)
         figures[f"{name}: speed / np.memmap"] = ratio(took, "memmap", "ours")
     if dtype == "bfloat16":
         took = in_turns({"float32": lambda: [x for _, x in resid.batches()]}, repeats=repeats)
@@ -176,13 +176,13 @@ def beside_formats(
     block = example_block(n_layers, d_model, dtype)
     step = min(shard_rows([array], n)[0], 512)
     sizes = [min(step, n - start) for start in range(0, n, step)]
-    ours = folder / "ours" / "a.zarr"
+    path = folder / "ours" / "a.zarr"
 
     def write() -> None:
-        shutil.rmtree(ours.parent, ignore_errors=True)
-        ours.parent.mkdir(parents=True)
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir(parents=True)
         with Writer.create(
-            ours,
+            path,
             StoreContents(
                 kind="residuals",
                 n=n,
@@ -207,7 +207,7 @@ def beside_formats(
     writes |= {name: partial(write_as, name, form) for name, form in FORMATS.items()}
     took = in_turns(writes, repeats=max(1, repeats // 2))
     figures = {f"write: {name} / ours": ratio(took, name, "ours") for name in FORMATS}
-    stored = open_store(ours).array(array.name)
+    stored = open_store(path).array(array.name)
     plain = stored.bits if dtype == "bfloat16" else stored
     readers = {name: form.open(folder / name) for name, form in FORMATS.items()}
     readers["ours"] = Reader(

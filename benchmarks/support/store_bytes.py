@@ -146,16 +146,16 @@ def first_place(old: Any, new: Any) -> str:
     return "the order of keys differs"
 
 
-def broken_log(which: str, store: Path) -> list[str]:
+def broken_log(side: str, store: Path) -> list[str]:
     """Check that the records chain, and that the last one vouches for zarr.json."""
     paths = sorted((store / "commits").glob("c.*.0"), key=lambda path: int(path.name.split(".")[1]))
     previous, record = "0" * 64, {}
     for path in paths:
         record = json.loads(path.read_bytes())
         if record["previous"] != previous:
-            return [f"{path.name} of the {which} store's log does not follow the record before it"]
+            return [f"{path.name} of the {side} store's log does not follow the record before it"]
         previous = record["sha256"]
     root = (store / "zarr.json").read_bytes()
     if record.get("files", {}).get("zarr.json") != [len(root), hashlib.sha256(root).hexdigest()]:
-        return [f"the last record of the {which} store's log does not vouch for its zarr.json"]
+        return [f"the last record of the {side} store's log does not vouch for its zarr.json"]
     return []

@@ -37,9 +37,9 @@ def in_turns(
     return took
 
 
-def ratio(took: Mapping[str, list[float]], ours: str, other: str) -> float:
+def ratio(took: Mapping[str, list[float]], name: str, other: str) -> float:
     """Return the median over rounds of `ours / other`, both of the same round."""
-    return statistics.median(a / b for a, b in zip(took[ours], took[other], strict=True))
+    return statistics.median(a / b for a, b in zip(took[name], took[other], strict=True))
 
 
 def report(title: str, figures: Mapping[str, Any], *, about: Mapping[str, Any]) -> None:

@@ -23,8 +23,8 @@ def keep_trace(error: Exception) -> str:
             file.write(text)
     except OSError:
         name = "nowhere, since no temporary file can be written"
-    what = without_secrets(str(error))
-    first = next(iter(what.splitlines()), "")[:200]
+    message = without_secrets(str(error))
+    first = next(iter(message.splitlines()), "")[:200]
     return (
         f"stopped by a mistake in actcache ({type(error).__name__}: {first}); its full trace is in "
         f"'{name}'. Please report it with that file."

@@ -138,8 +138,8 @@ def _show_lines(texts: "Generations") -> None:
     for text in shown[:MOST_TEXTS]:
         about = texts.configurations[text.configuration]
         strength = "" if about.strength is None else strength_label(about.strength, about.unit)
-        what = " ".join([about.method, strength]).strip()
-        _line(f"{text.id}, {what}: {' '.join(text.text.split())}")
+        label = " ".join([about.method, strength]).strip()
+        _line(f"{text.id}, {label}: {' '.join(text.text.split())}")
     if len(shown) > MOST_TEXTS:
         _line(f"… {len(shown) - MOST_TEXTS} more: generations.jsonl")
 

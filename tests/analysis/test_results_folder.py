@@ -74,7 +74,7 @@ def test_files_of_others_that_have_our_names_stay(store, tmp_path, name, overwri
 def test_overwrite_removes_results_and_nothing_else(store, tmp_path, capsys):
     out = tmp_path / "out"
     analysis.analyze(store, out, **SWEEP)
-    ours = set(file_bytes(out))
+    result_files = set(file_bytes(out))
     users = {
         "notes.txt": b"1",
         "predictors/tidy/notes.txt": b"2",
@@ -94,7 +94,7 @@ def test_overwrite_removes_results_and_nothing_else(store, tmp_path, capsys):
     left = file_bytes(out)
     assert {name: left[name] for name in users} == users
     expected = {"summary.json", "directions.safetensors", "moments.npz"}
-    assert expected < ours
+    assert expected < result_files
     assert set(left) - set(users) == {
         *expected,
         "report.html",

@@ -22,9 +22,9 @@ CHECKS = 2
 @pytest.fixture(scope="module")
 def plan(samples, config):
     """Sixty rows of two system messages and of none, in no order."""
-    told = [replace(sample, system=SYSTEMS[i % 3]) for i, sample in enumerate(samples)]
+    prompted = [replace(sample, system=SYSTEMS[i % 3]) for i, sample in enumerate(samples)]
     positions = ("prompt", "positive", "negative", "mean")
-    return plan_build(told, replace(config, positions=positions, batch_tokens=500))
+    return plan_build(prompted, replace(config, positions=positions, batch_tokens=500))
 
 
 class CountedCapture:

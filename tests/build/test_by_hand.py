@@ -67,8 +67,10 @@ def token_to_token():
             block.post_attention_layernorm.weight.fill_(pinned)
         model.model.norm.weight.fill_(pinned)
         embedding = model.model.embed_tokens.weight
-        own = torch.randn(embedding[:, OWN:].shape, generator=torch.Generator().manual_seed(0))
-        embedding[:, OWN:] = own
+        random_part = torch.randn(
+            embedding[:, OWN:].shape, generator=torch.Generator().manual_seed(0)
+        )
+        embedding[:, OWN:] = random_part
         embedding[:, PIN] = HUGE
         for token in REMOTE:
             embedding[ids[token], S] = -2.5

@@ -252,8 +252,8 @@ def test_equal_prompts_are_run_once_whatever_their_behavior(folder, tmp_path):
     rows = [{"prompt": f"well {i}?", "label": "without"} for i in range(6)]
     some = [{"prompt": f"you fear bees. well {i}?", "label": "with"} for i in range(6)]
     for name in ("bees", "fog", "snow"):
-        mine = [{**row, "prompt": row["prompt"].replace("bees", name)} for row in some]
-        lines = "\n".join(json.dumps(row) for row in [*mine, *rows])
+        of_concept = [{**row, "prompt": row["prompt"].replace("bees", name)} for row in some]
+        lines = "\n".join(json.dumps(row) for row in [*of_concept, *rows])
         (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     samples = read_samples([tmp_path / f"{name}.jsonl" for name in ("bees", "fog", "snow")])
     plan = plan_build(samples, replace(settings(folder), positions=("prompt",)))

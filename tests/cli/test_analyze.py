@@ -165,7 +165,7 @@ def test_a_store_without_test_rows_is_refused_before_the_sweep(built, tmp_path, 
 
 
 @pytest.mark.model
-def test_a_results_folder_that_cannot_be_written_is_one_line(built, tmp_path, capsys):
+def test_a_results_folder_that_cannot_be_written_is_refused_in_one_line(built, tmp_path, capsys):
     (tmp_path / "file").write_text("x", encoding="utf-8")
     message = refused(["analyze", built, "-o", tmp_path / "file"], capsys)
     assert "cannot be written: Not a directory" in message

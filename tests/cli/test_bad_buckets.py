@@ -20,7 +20,7 @@ UNKNOWN = {"AWS_ACCESS_KEY_ID": "unknownaccesskey", "AWS_SECRET_ACCESS_KEY": "un
 WRONG_SECRET = {"AWS_SECRET_ACCESS_KEY": "thewrongsecretoftests"}
 NOWHERE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
 NOTHING = ["build", "no-such-rows.jsonl", "--model", "no-such-model"]
-"""Rows and model are not there: whoever looks at them first says so."""
+"""Rows and model do not exist: a command that looks at them first would say so."""
 
 WITH_AND_WITHOUT_WORKERS = pytest.mark.parametrize("more", [[], ["--workers", "1"]])
 
@@ -46,7 +46,7 @@ def require_installed(more):
 
 @WITH_AND_WITHOUT_WORKERS
 @pytest.mark.parametrize(
-    ("to", "change", "found", "remedy"),
+    ("to", "change", "problem", "remedy"),
     [
         ("s3://nobody/a.zarr", {}, "there is no bucket 'nobody'", "Create it, or"),
         (f"s3://{BUCKET}/a.zarr", UNKNOWN, "does not know the access key", "Set AWS_ACCESS_KEY"),
@@ -57,14 +57,14 @@ def require_installed(more):
     ],
 )
 def test_a_bucket_that_cannot_be_written_is_refused(
-    bucket, line_of, monkeypatch, more, to, change, found, remedy
+    bucket, line_of, monkeypatch, more, to, change, problem, remedy
 ):
     require_installed(more)
     for name, value in change.items():
         monkeypatch.setenv(name, value)
     line = line_of([*NOTHING, "-o", to, *more])
     assert f"'{to}'" in line
-    assert found in line
+    assert problem in line
     assert remedy in line
 
 

@@ -16,7 +16,7 @@ from tests.support.rows import GOOD, LABEL
 
 @pytest.fixture(scope="module")
 def places(folder, built, tmp_path_factory):
-    """Paths of the table's words: good things to start from, and bad things to point at."""
+    """Paths that the table names: valid inputs, and invalid ones."""
     w = tmp_path_factory.mktemp("w")
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
     datasets.DatasetDict(train=datasets.Dataset.from_list([GOOD])).save_to_disk(w / "saved")
@@ -99,7 +99,9 @@ def test_the_table_is_long():
 
 @pytest.mark.model
 @pytest.mark.parametrize(("line", "named", "remedy"), CASES, ids=[line for line, *_ in CASES])
-def test_is_one_line_and_changes_nothing(places, monkeypatch, capsys, line, named, remedy):
+def test_a_bad_command_prints_one_line_and_changes_nothing(
+    places, monkeypatch, capsys, line, named, remedy
+):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(places["w"] / "cache"))

@@ -182,7 +182,7 @@ def test_an_interrupted_sweep_goes_on_in_a_bucket(built, address, tmp_path):
     )
 
 
-def test_a_place_where_no_sweep_can_lie_is_refused_before_the_model_is_loaded(
+def test_an_address_that_cannot_hold_a_sweep_is_refused_before_the_model_is_loaded(
     built, address, tmp_path, capsys
 ):
     analyze = ["analyze", built, "-o", tmp_path / "out", *SWEEP_ALONE, "--sweep-store"]
@@ -205,7 +205,7 @@ def test_a_place_where_no_sweep_can_lie_is_refused_before_the_model_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_needs_a_folder_refuses_a_bucket_in_one_line(built, address, tmp_path, capsys):
+def test_commands_that_need_a_folder_refuse_a_bucket_in_one_line(built, address, tmp_path, capsys):
     for argv in (
         ["analyze", address, "-o", f"{address}-results"],
         ["export", built, "--to", "npz", "-o", f"s3:/{BUCKET}/a.npz"],

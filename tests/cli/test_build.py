@@ -75,7 +75,7 @@ def test_build_refuses_model_settings_in_one_line(folder, tmp_path, capsys, flag
 
 
 @pytest.mark.model
-def test_a_missing_model_is_one_line(folder, tmp_path, capsys):
+def test_a_missing_model_is_refused_in_one_line(folder, tmp_path, capsys):
     command = ["build", folder / "pairs.jsonl", "-o", tmp_path / "s.zarr", "--model"]
     assert "Pass a folder" in refused([*command, tmp_path / "nothing"], capsys)
     (tmp_path / "empty").mkdir()

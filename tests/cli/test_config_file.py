@@ -71,7 +71,7 @@ def test_a_file_may_hold_lists_ranges_and_other_commands(file):
     assert of_analyze("--conf", path, "--multipliers", "-2,0").multipliers == (-2.0, 0.0)
 
 
-def test_flags_that_are_no_settings_may_stand_in_it(file):
+def test_a_file_may_hold_flags_that_are_not_settings(file):
     path = file(
         '[build]\nmodel = "m"\nlimit = 3\nsplit = "dev"\nmap = {prompt = "q"}\nreuse = ["a"]\n'
     )
@@ -127,7 +127,7 @@ def test_a_file_that_is_not_there_or_given_twice_is_refused(file, tmp_path, caps
         ),
     )
 )
-def test_what_is_written_is_read_again(settings):
+def test_a_written_file_is_read_back(settings):
     assert tomllib.loads(toml("build", settings)) == {"build": settings}
 
 

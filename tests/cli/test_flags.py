@@ -1,4 +1,4 @@
-"""Flags that are made from dataclasses against those that were written by hand before.
+"""Flags that are made from dataclasses equal those written by hand before.
 
 `flags.json` was dumped from the parsers and configs of commit 37c1faf: each flag with its default,
 choices and type, and what 92 command lines meant. A change here is a change for users.
@@ -49,7 +49,7 @@ def test_each_flag_has_the_default_choices_and_type_that_it_had(name):
     assert now == {flag["dest"]: flag for flag in BEFORE["flags"][name]}
 
 
-def test_no_command_went():
+def test_no_command_was_removed():
     later = {"steer", "chat", "concepts", "report", "completion"}
     assert [name for name in commands() if name not in later] == list(BEFORE["flags"])
 
@@ -103,7 +103,7 @@ def test_each_setting_has_help_and_a_default_among_its_words(config):
             assert spec.default in spec.words, spec.name
 
 
-def test_settings_that_stand_twice_have_one_default():
+def test_a_setting_of_several_configs_has_one_default():
     from actcache.analysis.predict.l2s.settings import L2SSettings
     from actcache.analysis.predict.w2s.settings import W2SSettings
 

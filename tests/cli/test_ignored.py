@@ -1,4 +1,4 @@
-"""What changes nothing is said: flags that exclude each other, or that find nothing to act on."""
+"""Flags and keys without effect are reported."""
 
 import json
 
@@ -9,7 +9,7 @@ from tests.cli.commands import build
 
 
 @pytest.mark.model
-def test_resuming_nothing_and_overwriting_with_resume_are_said(built, tmp_path, capsys):
+def test_resume_without_a_store_and_overwrite_with_resume_are_reported(built, tmp_path, capsys):
     words = ["subset", str(built), "-o", str(tmp_path / "new.zarr"), "--split", "train"]
 
     assert main([*words, "--resume", "--overwrite"]) == 0
@@ -20,7 +20,7 @@ def test_resuming_nothing_and_overwriting_with_resume_are_said(built, tmp_path, 
 
 
 @pytest.mark.model
-def test_what_the_stages_do_not_use_is_said(built, tmp_path, capsys):
+def test_settings_that_no_stage_uses_are_reported(built, tmp_path, capsys):
     words = ["analyze", str(built), "-o", str(tmp_path / "out"), "--stages", "vectors"]
 
     assert main([*words, "--model", "elsewhere", "--normalize"]) == 0
@@ -50,7 +50,9 @@ def test_a_template_that_loops_stops_the_build(folder, tmp_path, capsys, monkeyp
 
 
 @pytest.mark.model
-def test_what_a_build_reads_past_is_said_before_the_model_is_loaded(folder, tmp_path, capsys):
+def test_splits_and_keys_a_build_ignores_are_reported_before_the_model_is_loaded(
+    folder, tmp_path, capsys
+):
     datasets = pytest.importorskip("datasets", reason="the package datasets is not installed")
     rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     data = datasets.Dataset.from_list([row | {"sytem": "x", "digest": "y"} for row in rows])
@@ -69,7 +71,7 @@ def test_what_a_build_reads_past_is_said_before_the_model_is_loaded(folder, tmp_
 
 
 @pytest.mark.model
-def test_a_split_of_files_and_an_answer_are_said_to_be_ignored(folder, tmp_path, capsys):
+def test_a_split_of_files_and_an_answer_are_reported_as_ignored(folder, tmp_path, capsys):
     turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hi!"}]
     (folder / "talk.jsonl").write_text(json.dumps({"messages": turns}))
 

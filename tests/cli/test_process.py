@@ -1,4 +1,4 @@
-"""What a caller may do to a command: closed or narrow streams, few files, and mistakes of ours."""
+"""Commands under odd conditions: closed or narrow streams, few files, and bugs of ours."""
 
 import errno
 import os
@@ -48,7 +48,7 @@ def shell(line, **environment):
         ("ulimit -S -n 100; {{actcache}} verify {store}", 0, ""),
     ],
 )
-def test_closed_full_and_limited(store, line, code, message):
+def test_closed_or_full_streams_and_few_files_give_at_most_one_line(store, line, code, message):
     ran = shell(line.format(store=store))
 
     assert ran.returncode == code, ran.stderr
@@ -63,7 +63,7 @@ def test_closed_full_and_limited(store, line, code, message):
     [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
     ids=["encoding", "locale"],
 )
-def test_an_ascii_terminal_is_shown_escapes(store, environment):
+def test_an_ascii_terminal_gets_escapes(store, environment):
     ran = shell(f"{{actcache}} info {store}", **environment)
 
     assert ran.returncode == 0, ran.stderr
@@ -73,7 +73,7 @@ def test_an_ascii_terminal_is_shown_escapes(store, environment):
 
 @pytest.fixture
 def mistaken(monkeypatch, tmp_path):
-    """A command that goes wrong as nobody foresaw, with secrets in its message."""
+    """Make `actcache info` raise an unexpected error with secrets in its message."""
 
     def run(_args):
         raise LookupError("no such thing\nat https://me:pass-word@host/v1?api_key=abcdefg&x=1")
@@ -82,7 +82,7 @@ def mistaken(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(mistaken, tmp_path, capsys):
+def test_an_unexpected_error_prints_one_line_and_saves_a_trace(mistaken, tmp_path, capsys):
     assert main(["info", "s.zarr"]) == 1
 
     message = capsys.readouterr().err
@@ -97,14 +97,14 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(mistaken, tmp_path,
     assert "abcdefg" not in text
 
 
-def test_where_no_file_can_be_written_the_line_says_so(mistaken, monkeypatch, capsys):
+def test_the_line_says_when_no_trace_can_be_written(mistaken, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(Path("no/such/folder")))
 
     assert main(["info", "s.zarr"]) == 1
     assert "no temporary file can be written" in capsys.readouterr().err
 
 
-def test_too_many_open_files_is_one_line_with_a_remedy(monkeypatch, capsys):
+def test_too_many_open_files_print_one_line_with_a_remedy(monkeypatch, capsys):
     def run(_args):
         raise OSError(errno.EMFILE, "Too many open files")
 
@@ -114,7 +114,7 @@ def test_too_many_open_files_is_one_line_with_a_remedy(monkeypatch, capsys):
     assert "Raise the limit, with: ulimit -n 65536" in capsys.readouterr().err
 
 
-def test_memory_that_runs_out_is_one_line(monkeypatch, capsys):
+def test_running_out_of_memory_prints_one_line(monkeypatch, capsys):
     def run(_args):
         raise MemoryError("Unable to allocate 9 TiB")
 

@@ -1,4 +1,4 @@
-"""Stores of prompts alone and of one label: what works on them, and what analyze says instead."""
+"""Stores of prompts alone and of one label: which commands work, and what analyze answers."""
 
 import json
 
@@ -68,7 +68,7 @@ def test_a_note_says_that_one_label_is_not_compared(folder, tmp_path, capsys):
 
 
 @pytest.mark.model
-def test_what_the_messages_advise_works(stores, folder, tmp_path, capsys):
+def test_the_advice_in_the_messages_works(stores, folder, tmp_path, capsys):
     merged, again = tmp_path / "merged.zarr", tmp_path / "again.zarr"
     words = ["merge", str(stores / "fine.zarr"), str(stores / "harmful.zarr"), "-o", str(merged)]
     assert main(words) == 0

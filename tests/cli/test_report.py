@@ -96,7 +96,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("name", "text", "remedy"), DAMAGED)
-def test_damage_is_said_in_one_line(out, capsys, name, text, remedy):
+def test_damage_is_reported_in_one_line(out, capsys, name, text, remedy):
     (out / name).write_text(text, encoding="utf-8")
     assert remedy in refused(["report", out], capsys)
 
@@ -114,7 +114,7 @@ def test_samples_of_another_sweep_are_refused(out, capsys):
     assert "another length" in refused(["report", out], capsys)
 
 
-def test_numbers_that_do_not_fit_together_are_said_in_one_line(out, capsys):
+def test_inconsistent_numbers_are_reported_in_one_line(out, capsys):
     document = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     document["sweep"]["layers"] = [0, 1]
     (out / "summary.json").write_text(json.dumps(document), encoding="utf-8")

@@ -22,7 +22,7 @@ def analyzed(built):
 
 @pytest.fixture
 def no_weights(monkeypatch):
-    """Weights must not be looked at."""
+    """Fail if weights are loaded."""
 
     def loaded(*_args, **_settings):
         raise AssertionError("refused too late: the model is being loaded")
@@ -90,7 +90,7 @@ WORDS = {"empty.txt": "", "gap.txt": "I can\n\nI will\n"}
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_bad_settings_are_one_line_before_the_model_is_loaded(
+def test_bad_settings_are_refused_in_one_line_before_the_model_is_loaded(
     analyzed, tmp_path, monkeypatch, capsys, flags, remedy
 ):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -114,7 +114,7 @@ def test_bad_settings_are_one_line_before_the_model_is_loaded(
         ("folder", "actcache steer"),
     ],
 )
-def test_what_is_no_source_is_named(tmp_path, capsys, source, remedy):
+def test_an_unusable_source_is_named(tmp_path, capsys, source, remedy):
     (tmp_path / "text.safetensors").write_text("hello", encoding="utf-8")
     (tmp_path / "folder").mkdir()
 
@@ -123,7 +123,7 @@ def test_what_is_no_source_is_named(tmp_path, capsys, source, remedy):
     assert not (tmp_path / "gen").exists()
 
 
-def test_words_of_one_value_are_usage_errors(capsys):
+def test_bad_values_and_missing_flags_are_usage_errors(capsys):
     assert main(["steer", "out", "-o", "gen", "--tokens", "some"]) == 2
     assert main(["steer", "out", "-o", "gen", "--max-new", "many"]) == 2
     assert main(["steer", "out"]) == 2
@@ -221,8 +221,8 @@ def test_texts_of_prompts_are_shown_and_nothing_is_chosen(analyzed, tmp_path, ca
 
     shown = capsys.readouterr().out
     assert "there are no validation rows" in shown
-    for what in ("unsteered:", "caa λ -4:", "caa λ 4:", "random λ 4:"):
-        assert f"prompt/0, {what}" in shown
+    for row_name in ("unsteered:", "caa λ -4:", "caa λ 4:", "random λ 4:"):
+        assert f"prompt/0, {row_name}" in shown
     assert not (tmp_path / "gen" / "steering.safetensors").exists()
 
 

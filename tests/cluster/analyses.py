@@ -1,4 +1,4 @@
-"""Cases of an analysis on Ray: the folder and the sweep of one machine, whatever dies."""
+"""Analyses on Ray: the results folder and sweep equal those of one machine, whatever dies."""
 
 import json
 import os
@@ -41,7 +41,7 @@ SHARD_ROWS, N_SHARDS = 8, 9
 
 @dataclass(frozen=True)
 class FaultyDirection:
-    """A direction for all rows that logs what it is asked for; who asks may have a fault."""
+    """A direction for all rows that logs the shards asked for; the caller may fail as ordered."""
 
     values: np.ndarray
     orders: Folder
@@ -66,7 +66,7 @@ class FaultyDirection:
                 break
 
     def shards(self) -> list[int]:
-        """The shards that were asked for since the last call."""
+        """Return the shards that were asked for since the last call."""
         log = self.orders.path / "log"
         lines = log.read_text().splitlines()
         log.unlink()
@@ -145,7 +145,7 @@ def faulty_sweep(store, orders):
 
 
 def coordinate_sweep(store, orders, out, address):
-    """Sweep in a process of its own; it is going to be killed."""
+    """Sweep in a separate process, which the test kills."""
     run, _ = faulty_sweep(open_store(store), Folder(orders))
     with units_on(Workers(n=2, address=address), device="cpu") as units:
         run(out=out, map_units=units, shared=True)

@@ -37,7 +37,7 @@ from actcache.store.store import open_store
 from actcache.store.writing.partial import unsealed
 from actcache.store.writing.receipts import Receipt, Receipts
 from tests.cluster.analyses import FaultyDirection
-from tests.cluster.bucket_faults import Meet, start_coordinator
+from tests.cluster.bucket_faults import Barrier, start_coordinator
 from tests.cluster.cases import Build
 from tests.cluster.faults import REPEATS, RUN_ROWS, SIZES, Folder
 from tests.support.answer_proxy import AnswerProxy
@@ -53,7 +53,7 @@ ENDS_WITHIN_S = 1800.0
 
 
 class BucketBuild(Build):
-    """A build into a bucket, and what one machine makes of it in a folder."""
+    """A build into a bucket, and the store that one machine builds in a folder."""
 
     def __init__(self, folder, server, proxy, session):
         super().__init__(folder)
@@ -63,7 +63,7 @@ class BucketBuild(Build):
         """What was printed and what lay in receipts: the last case looks for keys in it."""
 
     def storage(self, case):
-        """Where the store of a case lies."""
+        """Return the storage of a case's store."""
         return S3Storage(f"{FOLDER}/{case.__name__}.zarr")
 
     def require_whole(self, storage):
@@ -72,7 +72,7 @@ class BucketBuild(Build):
         assert open_store(storage).complete
 
     def heal(self):
-        """Undo what a case that failed has left of its fault."""
+        """End the faults that a failed case has left."""
         self.proxy.cut, self.proxy.in_put = (), lambda _path: None
         self.orders.release()
         if self.server.process is None:
@@ -95,12 +95,12 @@ class BucketBuild(Build):
         return {int(name.removesuffix(".json")) for name in names}
 
     def wait_for_idle(self, pool):
-        """Wait until no worker of a pool is at a task of a build that has failed."""
+        """Wait until no worker of a pool still runs a task of a failed build."""
         folder = self.orders.path / f"idle {time.time_ns()}"
-        list(pool.run([Task(name=name, work=Meet(str(folder))) for name in "ab"]))
+        list(pool.run([Task(name=name, work=Barrier(str(folder))) for name in "ab"]))
 
     def runs_without(self, shards):
-        """For each run 0 if all its shards are among these, else 1."""
+        """Return for each run 0 if all its shards are in `shards`, else 1."""
         runs = range(len(self.runs))
         return [0 if set(self.shards_of(run)) <= set(shards) else 1 for run in runs]
 
@@ -247,7 +247,7 @@ def a_finished_or_begun_store_is_refused_in_one_line(build: BucketBuild, pool):
 
 
 class Kill:
-    """Kills the server in the middle of the n-th PUT of a shard, and starts it after a while."""
+    """Kills the server in the n-th PUT of a shard, and restarts it after `away` seconds."""
 
     def __init__(self, server, storage, n, away=None):
         self._server, self._away = server, away
@@ -401,7 +401,7 @@ def no_key_is_written_anywhere(build: BucketBuild, pool):
 
 
 def a_sweep_has_the_objects_of_one_machine(build: BucketBuild, pool):
-    """Swept by workers, one of which is killed within a shard, while answers are lost."""
+    """Sweep with workers, one of which is killed within a shard, while answers are lost."""
     pool.close()  # its workers hold both CPUs
     store = open_store(build.folder / "whole.zarr")
     values = np.random.default_rng(0).normal(size=(store.n_layers, store.d_model))
@@ -445,7 +445,7 @@ NAMES = [case.__name__ for case in (*COORDINATOR_CASES, *POOL_CASES)]
 
 
 class Outcomes(dict[str, str]):
-    """By case the traceback of what failed; of those that were chosen, or of all."""
+    """The traceback of each case, empty if it passed; of the chosen cases, or of all."""
 
     def run(
         self,

@@ -20,9 +20,9 @@ CODE = "import sys; from tests.cluster.bucket_faults import coordinate; coordina
 
 
 class MortalStorage(S3Storage):
-    """Kills the process that made it when that one is about to write a certain object.
+    """Kills its process just before that writes a given object.
 
-    With a folder in `together`, record 1 is written when a second process is about to do so too.
+    With a folder in `together`, record 1 is written once a second process is about to write it too.
     """
 
     def __init__(self, address, last, together):
@@ -44,14 +44,14 @@ class MortalStorage(S3Storage):
         if name == self._last:
             os.kill(os.getpid(), signal.SIGKILL)
         if self._together and name == record_name(1):
-            Meet(f"{self._together}/record 1")()
+            Barrier(f"{self._together}/record 1")()
 
 
 def coordinate(address, orders, cluster, n_workers, last, together):
-    """Build as a command with --resume does; what users would read goes to stderr.
+    """Build as a command with --resume does; messages for users go to stderr.
 
-    With a folder in `together`, begin when a second coordinator is ready as well, and go on from
-    the first shard when that one has come to it too.
+    With a folder in `together`, wait for a second coordinator before the build and again before
+    the record of the first shard.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also below nohup
     plan = demo_plan()
@@ -62,7 +62,7 @@ def coordinate(address, orders, cluster, n_workers, last, together):
         ):
             if together:
                 pool.ask(_ready)
-                Meet(f"{together}/ready")()
+                Barrier(f"{together}/ready")()
             storage = MortalStorage(address, last, together)
             run_in_pool(plan, storage, pool, resume=True, **SIZES)
     except ActcacheError as error:
@@ -82,8 +82,8 @@ def start_coordinator(address, orders, *, cluster="", n_workers=2, last="", toge
 
 
 @dataclass(frozen=True)
-class Meet:
-    """Go on when two are there."""
+class Barrier:
+    """Wait until two processes have come, each a file in a folder."""
 
     folder: str
 
@@ -96,4 +96,4 @@ class Meet:
 
 
 def _ready(_worker):
-    """Wait, as a task, until a worker has loaded."""
+    """Do nothing: a task that is done once a worker has loaded."""

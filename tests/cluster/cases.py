@@ -54,13 +54,13 @@ Case = Callable[..., None]
 
 
 def steps(folder, names, **how):
-    """Make a task of each letter; `how` says by letter what it does, `needs` what it needs."""
+    """Make a task of each letter; `how` gives its faults by letter, `needs` its needs."""
     folder.mkdir()
     return [Task(name=name, work=Step(name, folder, **how.get(name, {}))) for name in names]
 
 
 def begun(folder):
-    """How often each step was begun."""
+    """Count how often each step was begun."""
     return {path.name: len(path.read_text().splitlines()) for path in folder.iterdir()}
 
 
@@ -196,7 +196,7 @@ def a_wrong_token_is_refused_in_one_line(session, folder):
     assert "0" * 32 not in done.stderr
 
 
-def a_command_that_is_terminated_ends_without_a_word(session, folder):
+def a_terminated_command_prints_nothing(session, folder):
     code = """
 import sys, time
 from actcache.cluster import *
@@ -222,7 +222,7 @@ SESSION_CASES = [
     workers_that_die_while_they_load_are_given_up,
     a_cluster_that_is_too_small_is_refused_with_what_it_has,
     a_wrong_token_is_refused_in_one_line,
-    a_command_that_is_terminated_ends_without_a_word,
+    a_terminated_command_prints_nothing,
     *ANALYSIS_CASES,
 ]
 
@@ -231,7 +231,7 @@ SESSION_CASES = [
 
 
 class Build:
-    """A build of 88 rows, and what one machine makes of it."""
+    """A build of 88 rows, and the store that one machine builds of it."""
 
     def __init__(self, folder):
         self.plan = demo_plan()
@@ -254,7 +254,7 @@ class Build:
         return range(rows.start // SHARD_ROWS, -(-rows.stop // SHARD_ROWS))
 
     def runs_begun(self):
-        """How often each run was begun since the last call; rows that repeat others never run."""
+        """Count how often each run was begun since the last call; repeated rows are never run."""
         counts = np.array(self.orders.rows_run(self.plan))
         assert not counts[list(REPEATS)].any()
         counts = np.delete(counts, list(REPEATS))
@@ -262,7 +262,7 @@ class Build:
         return [int(counts[rows // RUN_ROWS == run].max()) for run in range(len(self.runs))]
 
     def rows_run_in(self, run):
-        """The rows of a run that repeat no others."""
+        """Return the rows of a run that repeat no others."""
         return [self.plan.rendered[i] for i in self.runs.rows(run) if i not in REPEATS]
 
 
@@ -313,7 +313,7 @@ def what_has_a_receipt_is_not_run_again(build, pool, folder):
 
 
 def the_command_line_builds_the_same(build, pool, folder):
-    """In another process, on a cluster that runs; nothing but our lines, of 80 columns at most.
+    """Build in another process on a running cluster; only our lines, of at most 80 columns.
 
     The command without workers is called here, where all is imported.
     """
@@ -351,7 +351,7 @@ BUILD_CASES = [
 
 
 def coordinate(path, orders, address, n_workers, seconds_away):
-    """Build in a process of its own; it is going to be ended."""
+    """Build in a separate process, which the test ends."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal, also below nohup
     plan = demo_plan()
     workers = Workers(n=int(n_workers), address=address or None)
@@ -414,7 +414,7 @@ def interrupted_by_ctrl_c_nothing_is_left_running(build, session, folder):
 
 
 def require_nothing_runs(session):
-    """What a command started, which led a session, ends with it; what was killed may be dying."""
+    """Assert that no process of a session is left, after time for killed ones to end."""
     deadline = time.monotonic() + DIES_WITHIN_S
     while True:
         listed = subprocess.run(

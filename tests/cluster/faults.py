@@ -1,4 +1,4 @@
-"""A build whose workers log what they run, and break down when they are told to."""
+"""A build whose workers log the rows they run, and fail when a test orders it."""
 
 import json
 import os
@@ -44,18 +44,18 @@ def shards_with_receipts(path):
 
 
 class Folder:
-    """Where workers log and look for the faults that they shall have."""
+    """Folder in which workers log, and look up the faults that a test orders."""
 
     def __init__(self, path):
         self.path = Path(path)
         self.path.mkdir(exist_ok=True)
 
     def order(self, fault, rows=()):
-        """Let a worker have a fault (kill, hang, oom) within a run; of these rows, if any."""
+        """Order one fault (kill, hang, oom) in a run of these rows, or in any run."""
         (self.path / "fault").write_text("\n".join([fault, *map(key, rows)]))
 
     def take(self, rows):
-        """Take the fault that is ordered, if nobody has taken it and it is for these rows."""
+        """Return the ordered fault if it is for these rows, once; else an empty string."""
         try:
             fault, *keys = (self.path / "fault").read_text().splitlines()
             if keys and not set(keys) & set(map(key, rows)):
@@ -70,22 +70,22 @@ class Folder:
         (self.path / "healed").touch()
 
     def hold(self, rows):
-        """Let workers take their time, and never finish passes over these rows."""
+        """Slow workers down, and stop passes over these rows until `release`."""
         (self.path / "held").write_text("\n".join(map(key, rows)))
 
     def release(self):
-        """Let them go on as ever."""
+        """End `hold`: workers run at full speed."""
         (self.path / "held").unlink(missing_ok=True)
 
     def held(self):
-        """The rows that are held; None if workers go on as ever."""
+        """Return the keys of the held rows; None if nothing is held."""
         try:
             return set((self.path / "held").read_text().splitlines())
         except FileNotFoundError:
             return None
 
     def wait_for_the_end_of_workers(self):
-        """Wait until those that have loaded are gone: then none of them writes any more."""
+        """Wait until all workers that have loaded have ended, and so write nothing more."""
         for file in self.path.glob("worker *"):
             while is_alive(int(file.name.split()[1])):
                 time.sleep(0.02)
@@ -96,7 +96,7 @@ class Folder:
             file.write(json.dumps([key(row) for row in rows]) + "\n")
 
     def rows_run(self, plan):
-        """How often each row of a plan has been run since the last call, without the check."""
+        """Count how often each row was run since the last call, without the check."""
         log = self.path / "log"
         numbers: dict[str, int] = {}
         for i, row in enumerate(plan.rendered):
@@ -113,12 +113,12 @@ class Folder:
 
 
 def key(row):
-    """By which a row is known: rows of equal tokens are run once."""
+    """Return the key of a row: rows of equal tokens share it, and are run once."""
     return str([list(row.prompt), list(row.positive)])
 
 
 def is_alive(pid):
-    """Whether a process runs, or sleeps; what has ended may wait for its parent."""
+    """Tell whether a process runs or sleeps; a zombie does not."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -128,7 +128,7 @@ def is_alive(pid):
 
 @dataclass(frozen=True)
 class LoadFaulty:
-    """Loads the model of a build, so that it logs its passes and has faults."""
+    """Loads the model of a build so that it logs its passes and fails as ordered."""
 
     config: BuildConfig
     path: str
@@ -162,7 +162,7 @@ class LoadFaulty:
 class LoadOtherDtype:
     """Loads the model in float16, and in float32 in each worker but the first, which hangs.
 
-    The others have loaded it when the first one has work, and so has stated its dtype before.
+    The others load it once the first one has a task, and so has stated its dtype.
     """
 
     config: BuildConfig

@@ -1,7 +1,7 @@
 """Clusters whose head is lost in the middle of a build: `python -m tests.cluster.heads FOLDER`.
 
-Prints what the commands printed and how long that took, as JSON. `test_heads` runs this: each
-cluster is one that dies, so no other test can share it.
+Prints the output and duration of the commands as JSON. `test_heads` runs this: each cluster dies,
+so no other test can share it.
 """
 
 import json
@@ -35,7 +35,10 @@ QUICK = {  # Ray takes 15 s to see that a machine is gone
 
 @contextmanager
 def cluster(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """Start a cluster of two workers at a port, as users do; end what is left of it."""
+    """Start a cluster of two workers at a port, as users do; kill its processes at the end.
+
+    The path of the folder must be short: Ray's sockets lie in it.
+    """
     words = ["--head", "--block", f"--port={port}", "--num-cpus=2", "--include-dashboard=false"]
     words += ["--disable-usage-stats", "--object-store-memory=100000000", f"--temp-dir={folder}"]
     with (
@@ -59,7 +62,7 @@ def cluster(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def pid_of(program: str) -> int:
-    """The process of one of Ray's programs."""
+    """Return the process number of one of Ray's programs."""
     listed = subprocess.run(
         ["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -68,7 +71,7 @@ def pid_of(program: str) -> int:
 
 
 def lose_head(build: Build, path: Path, address: str) -> dict[str, object]:
-    """Build on a cluster, kill its head, and say how the build ended."""
+    """Build on a cluster, kill its head, and return how the build ended."""
     with coordinator(
         build, path, address=address, n_workers=2, seconds_away=SECONDS_AWAY
     ) as process:
@@ -80,19 +83,19 @@ def lose_head(build: Build, path: Path, address: str) -> dict[str, object]:
 
 
 def kill_raylet(step: Path) -> None:
-    """End Ray on this machine alone, when a task has begun."""
+    """Kill Ray on this machine alone, once a task has begun."""
     while not step.exists():
         time.sleep(0.1)
     os.kill(pid_of("raylet"), signal.SIGKILL)
 
 
-def go_on(build: Build, path: Path, folder: Path) -> dict[str, object]:
+def resume_elsewhere(build: Build, path: Path, folder: Path) -> dict[str, object]:
     """Resume the build on another cluster, then lose that one's raylet in a job of one task."""
     outcome: dict[str, object] = {}
     (folder / "steps").mkdir()
     try:
         with (
-            cluster(folder / "b", 6380) as head,
+            cluster(Path.home() / "b", 6380) as head,
             connect(Workers(n=2, address="127.0.0.1:6380")) as session,
             Pool(session, build.load) as pool,
         ):
@@ -110,14 +113,14 @@ def go_on(build: Build, path: Path, folder: Path) -> dict[str, object]:
 
 
 def main(folder: Path) -> None:
-    """Lose the head of one cluster, go on with another, and end Ray on that one's machine."""
+    """Lose the head of one cluster, resume on another, and end Ray on its machine."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     build, path = Build(folder), folder / "s.zarr"
-    with cluster(folder / "a", 6379):
+    with cluster(Path.home() / "a", 6379):
         head = lose_head(build, path, "127.0.0.1:6379")
     shards = shards_with_receipts(path)
     runs = [0 if set(build.shards_of(run)) <= shards else 1 for run in range(len(build.runs))]
-    outcome = {"head": head, "runs": runs, **go_on(build, path, folder)}
+    outcome = {"head": head, "runs": runs, **resume_elsewhere(build, path, folder)}
     sys.stdout.write(json.dumps(outcome) + "\n")
     sys.stdout.flush()  # Ray may end this process at its exit, since the raylet is gone
 

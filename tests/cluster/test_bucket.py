@@ -1,4 +1,4 @@
-"""Builds into a real bucket, and their faults, on Ray itself; one process starts both for all."""
+"""Builds into a real bucket and their faults, on Ray; one process starts both for all cases."""
 
 import json
 
@@ -21,14 +21,14 @@ def done(tmp_path_factory):
 
 
 @pytest.mark.parametrize("case", NAMES)
-def test_in_a_bucket(done, case):
+def test_a_build_into_a_bucket(done, case):
     assert done.returncode == 0, done.stderr
     outcomes = json.loads(done.stdout)
     if outcomes[case]:
         pytest.fail(outcomes[case], pytrace=False)
 
 
-def test_nothing_is_printed_and_no_key(done):
+def test_nothing_but_the_outcomes_is_printed(done):
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
     assert not any(key in done.stdout for key in KEYS.values())

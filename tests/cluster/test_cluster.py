@@ -1,4 +1,4 @@
-"""Pools, builds and their faults on Ray itself, which one process starts for all cases."""
+"""Pools, builds and their faults on Ray, which one process starts for all cases."""
 
 import json
 
@@ -28,6 +28,6 @@ def test_on_ray(done, case):
 
 
 def test_ray_prints_nothing(done):
-    """Whatever dies: what a user sees is ours alone."""
+    """Whatever dies, users see only our own lines."""
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1

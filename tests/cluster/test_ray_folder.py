@@ -1,4 +1,4 @@
-"""Folders of Ray: those of killed commands go, and no others."""
+"""Ray's folders: those of killed commands are removed, and no others."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def base():
 
 
 def started(base):
-    """A process that has a folder and a child, and the name of its folder."""
+    """Start a process that has a folder and a child; also return its folder's name."""
     process = subprocess.Popen(
         [sys.executable, "-c", CODE, base],
         cwd=ROOT,
@@ -48,7 +48,7 @@ def names(base):
     return {path.name for path in base.iterdir()}
 
 
-def test_it_is_removed_at_the_exit(base):
+def test_the_folder_is_removed_at_exit(base):
     with ray_folder(base) as folder:
         (folder / "session").mkdir()
         assert names(base) == {folder.name}
@@ -56,7 +56,7 @@ def test_it_is_removed_at_the_exit(base):
     assert names(base) == set()
 
 
-def test_those_of_killed_owners_are_removed_and_no_others(base):
+def test_only_folders_of_killed_owners_are_removed(base):
     (killed, of_killed), (alive, of_alive) = started(base), started(base)
     (base / f"{PREFIX}older").mkdir()  # of a version that did not lock it
     (base / "others").mkdir()
@@ -79,7 +79,7 @@ def test_those_of_killed_owners_are_removed_and_no_others(base):
     assert names(base) == before - {of_killed, of_alive}
 
 
-def test_a_long_name_is_left_for_a_short_one(tmp_path):
+def test_a_folder_whose_path_is_too_long_lies_in_tmp(tmp_path):
     base = tmp_path / ("long" * 10)
     base.mkdir()
     with ray_folder(base) as folder:

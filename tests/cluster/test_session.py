@@ -1,4 +1,4 @@
-"""What is refused before Ray is imported, and that it is imported for --workers alone."""
+"""Workers that are refused before Ray is imported, and that only --workers imports it."""
 
 import importlib.util
 import socket
@@ -17,7 +17,7 @@ from tests.support.processes import run_code
 
 @pytest.fixture
 def ray(monkeypatch):
-    """Ray counts as installed."""
+    """Pretend that Ray is installed."""
     right = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: True if name == "ray" else right(name)
@@ -38,13 +38,13 @@ def ray(monkeypatch):
         ({"n": 100_000}, "expected room for 100000 workers of 1 CPU. Pass a smaller"),
     ],
 )
-def test_workers_that_cannot_be_are_refused(settings, line):
+def test_impossible_workers_are_refused(settings, line):
     with pytest.raises(ActcacheError, match=line):
         Workers(**settings)
 
 
 @pytest.mark.usefixtures("ray")
-def test_workers_have_the_threads_that_the_environment_names(monkeypatch):
+def test_workers_have_as_many_threads_as_omp_num_threads(monkeypatch):
     assert Workers(n=1, address="head:6379").threads == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert Workers(n=2, address="head:6379").threads == 3

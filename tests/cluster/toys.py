@@ -15,7 +15,7 @@ def load() -> Loaded:
 
 
 def load_differing() -> Loaded:
-    """State another version in each process."""
+    """Load with a statement that differs in each process."""
     return Loaded(value=None, statement={"versions": {"torch": f"of {os.getpid()}"}})
 
 
@@ -26,7 +26,7 @@ def load_and_die() -> Loaded:
 
 @dataclass(frozen=True)
 class Step:
-    """Log who begins it, do something the first time it is begun, and return its name."""
+    """Logs the process that runs it, acts as `first` or `always` says, and returns its name."""
 
     name: str
     folder: Path
@@ -38,18 +38,18 @@ class Step:
         is_first = not path.exists()
         with path.open("a") as file:
             file.write(f"{pid}\n")
-        what = self.always or (self.first if is_first else "")
-        if what == "kill":
+        action = self.always or (self.first if is_first else "")
+        if action == "kill":
             os.kill(os.getpid(), 9)
-        if what == "hang":
+        if action == "hang":
             time.sleep(3600)
-        if what == "warn":
+        if action == "warn":
             logging.getLogger("actcache").warning("actcache: %s is %d", "this", 1)
-        if what == "refuse":
+        if action == "refuse":
             raise MismatchError(f"{self.name} is refused. Do this.")
-        if what == "damage":
+        if action == "damage":
             raise DamageError("a file", "bytes", "others")
-        if what == "break":
+        if action == "break":
             raise KeyError(self.name)
         time.sleep(0.05)
         return self.name

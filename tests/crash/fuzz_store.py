@@ -53,8 +53,8 @@ def places(value, at=()):
         if isinstance(value, list)
         else ()
     )
-    for key, each in inner:
-        yield from places(each, (*at, key))
+    for key, item in inner:
+        yield from places(item, (*at, key))
 
 
 def mutated(document, rng):
@@ -110,8 +110,8 @@ def honest(folder, *, claimed=()):
                 if name in claimed:
                     files[name] = [(folder / name).stat().st_size, "0" * 64]
                 elif (folder / name).is_file():
-                    each = FileSum.of((folder / name).read_bytes())
-                    files[name] = [each.n_bytes, each.sha256]
+                    checksum = FileSum.of((folder / name).read_bytes())
+                    files[name] = [checksum.n_bytes, checksum.sha256]
         raw, previous = encode_record(
             content, number=number, previous=previous, record_bytes=len(raw)
         )

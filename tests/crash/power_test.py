@@ -133,13 +133,13 @@ def _call(*command, allowed=(0,)):
         raise NotAllowedError(f"{command[0]}: {(done.stderr.strip() or 'failed').splitlines()[0]}")
 
 
-def _syncs_but(what):
+def _syncs_but(left_out):
     """`os.fsync` and `os.fdatasync`, which leave out everything, the shards alone, or nothing."""
 
     def unless(call):
         def sync(file):
             name = Path(f"/proc/self/fd/{file}").readlink().name
-            if what is None or (what == "shards" and not SHARD.fullmatch(name)):
+            if left_out is None or (left_out == "shards" and not SHARD.fullmatch(name)):
                 call(file)
 
         return sync

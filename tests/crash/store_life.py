@@ -77,7 +77,7 @@ class Rows:
     def take(self, rows):
         numbers = np.arange(len(self.ids))[rows]
         ids = [self.ids[i] for i in numbers]
-        return Rows(ids, {name: each[numbers] for name, each in self.values.items()})
+        return Rows(ids, {name: array[numbers] for name, array in self.values.items()})
 
 
 @dataclass

@@ -320,7 +320,7 @@ def test_plain_splits_depend_on_fractions_and_seed():
     ("name", "n"),
     [("myopic-reward", 95), ("corrigible-neutral-HHH", 7), ("narcissism", 0)],
 )
-def test_real_behaviors_leak_under_a_plain_shuffle_and_not_under_ours(name, n):
+def test_real_behaviors_leak_under_a_plain_shuffle_and_not_under_assigned_splits(name, n):
     samples = read_samples([DATA / "mwe" / "steering-bench" / f"{name}.json"])
     assert n_leaked(samples, plain_splits(samples)) == n
     splits = assign_splits(samples)
@@ -340,15 +340,16 @@ def test_leaks_are_counted_by_behavior_for_these_splits_and_for_a_plain_shuffle(
         ]
 
     twice = made("twice", [f" Q {i // 2}" for i in range(40)], [""] * 40)
-    own = made("own", ["a", "A ", "b", "c"], ["train", "test", "test", "validation"])
+    assigned = made("assigned", ["a", "A ", "b", "c"], ["train", "test", "test", "validation"])
     clean = made("clean", [f"q {i}" for i in range(20)], [""] * 20)
-    samples = [*twice, *own, *clean]
+    samples = [*twice, *assigned, *clean]
     splits = assign_splits(samples)
 
     leaks = count_leaks(samples, splits, seed=0)
 
-    assert list(leaks) == ["twice", "own"]
-    assert (leaks["twice"].n_leaked, leaks["own"].n_leaked, leaks["own"].n_test) == (0, 1, 2)
+    assert list(leaks) == ["twice", "assigned"]
+    assert (leaks["twice"].n_leaked, leaks["assigned"].n_leaked) == (0, 1)
+    assert leaks["assigned"].n_test == 2
     shuffled = plain_splits(twice)
     train = {s.prompt for s, split in zip(twice, shuffled, strict=True) if split == "train"}
     leaked = [s for s, x in zip(twice, shuffled, strict=True) if x == "test" and s.prompt in train]

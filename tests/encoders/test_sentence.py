@@ -214,7 +214,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(bert, tmp_path):
 
 
 @pytest.mark.model
-def test_a_missing_model_is_one_line(tmp_path):
+def test_a_missing_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(ModelError) as raised:
         run(tmp_path / "nowhere")
     assert "\n" not in str(raised.value)

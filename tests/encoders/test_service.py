@@ -29,7 +29,7 @@ def test_a_passing_failure_is_retried(reply):
     with EmbeddingServer("ok", reply) as server:
         vectors = ask(server)
     np.testing.assert_array_equal(vectors.vectors, right(TEXTS))
-    asked = [each for each, _ in server.requests]
+    asked = [path for path, _ in server.requests]
     assert asked == ["ok", reply, "ok", "ok"]
 
 

@@ -29,7 +29,7 @@ def refused_configs():
 
 @pytest.mark.parametrize(
     ("refused", "why"),
-    [pytest.param(*each, id=each[0].model_type) for each in refused_configs()],
+    [pytest.param(*case, id=case[0].model_type) for case in refused_configs()],
 )
 def test_a_family_is_refused_by_name_without_its_weights(refused, why, tmp_path):
     refused.save_pretrained(tmp_path)  # a config alone, no weights

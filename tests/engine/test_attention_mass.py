@@ -103,9 +103,9 @@ class _Shapes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        for each in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(each, torch.Tensor):
-                self.seen.add(tuple(each.shape))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.seen.add(tuple(tensor.shape))
         return out
 
 
@@ -114,13 +114,13 @@ def test_no_matrix_of_all_tokens_by_all_tokens_is_made():
     model = adopt_model(make("llama", attention="sdpa"), name="llama")
     row = marked_rows()[0]
 
-    with _Shapes() as ours:
+    with _Shapes() as shapes:
         capture(model, [row] * 2, positions=LAST_3, answer="first", sites=["attention"])
     with _Shapes() as eager:
         reference_capture(model, row, position="prompt", answer="first", site="attention")
 
-    assert (2, 4, 3, 21) in ours.seen  # 3 queries of 21 tokens
-    assert not [shape for shape in ours.seen if len(shape) == 4 and shape[1:] == (4, 21, 21)]
+    assert (2, 4, 3, 21) in shapes.seen  # 3 queries of 21 tokens
+    assert not [shape for shape in shapes.seen if len(shape) == 4 and shape[1:] == (4, 21, 21)]
     assert (1, 4, 20, 20) in eager.seen  # so one would be noticed
 
 

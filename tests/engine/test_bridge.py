@@ -53,10 +53,13 @@ def test_each_site_equals_the_hooks_of_a_bridge(family):
         twin.config.num_key_value_heads = twin.config.num_attention_heads
     bridge = BridgeCapture(twin)
 
-    ours, theirs = capture(model, rows, **settings), bridge(model, rows, **settings)
+    captured, of_bridge = (
+        capture(model, rows, **settings),
+        bridge(model, rows, **settings),
+    )
 
     for site in sites:
-        torch.testing.assert_close(ours[site], theirs[site], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(captured[site], of_bridge[site], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -67,10 +70,10 @@ def test_attention_masses_equal_the_pattern_of_a_bridge(family):
         twin.config.num_key_value_heads = twin.config.num_attention_heads
     settings: dict[str, Any] = {"positions": LAST_3, "answer": "first", "sites": ["attention"]}
 
-    ours = capture(model, marked_rows(), **settings)["attention"]
+    captured = capture(model, marked_rows(), **settings)["attention"]
 
-    theirs = BridgeCapture(twin)(model, marked_rows(), **settings)["attention"]
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    of_bridge = BridgeCapture(twin)(model, marked_rows(), **settings)["attention"]
+    torch.testing.assert_close(captured, of_bridge, rtol=0, atol=1e-5)
 
 
 def test_the_transformer_lens_engine_gives_the_same_store(calm, samples, config, store, tmp_path):

@@ -62,9 +62,10 @@ def test_gelu_is_what_their_code_gives(family, n_fused):
     with fused_functions(anatomy):
         fused = [module(values) for module in activations]
 
-    for ours, theirs in zip(fused, plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
-        assert not torch.equal(ours, theirs)  # another function ran, or this test shows nothing
+    for fused_values, plain_values in zip(fused, plain, strict=True):
+        torch.testing.assert_close(fused_values, plain_values, rtol=0, atol=2e-6)
+        # Another function ran, or this test shows nothing.
+        assert not torch.equal(fused_values, plain_values)
     assert not any({"forward", "_attn"} & set(vars(module)) for module in modules)
 
 

@@ -61,9 +61,9 @@ def rules_of(family: str, attention: str) -> list[SteeringRule]:
 @pytest.mark.parametrize(
     ("family", "attention", "rule"),
     [
-        pytest.param(*each, rule, id=f"{'-'.join(each)}-{rule.first_steered}-{rule.score}")
-        for each in FAMILIES
-        for rule in rules_of(*each)
+        pytest.param(*family, rule, id=f"{'-'.join(family)}-{rule.first_steered}-{rule.score}")
+        for family in FAMILIES
+        for rule in rules_of(*family)
     ],
 )
 def test_equals_a_full_pass_for_every_cell(family, attention, rule):

@@ -31,7 +31,7 @@ def packed(tmp_path):
     return source, tmp_path / "a.zarr"
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(shape=shapes())
 def test_a_store_comes_back_byte_for_byte(shape):
     with scratch() as folder:

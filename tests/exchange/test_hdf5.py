@@ -12,7 +12,7 @@ from actcache.store.store import open_store
 from tests.support.stores import build, example, file_bytes, scratch, shaped, shapes
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shape=shapes())
 def test_a_store_comes_back_from_hdf5_byte_for_byte(shape):
     with scratch() as scratch_folder:

@@ -301,7 +301,7 @@ def test_a_wrong_control_vector_is_refused_by_name(tmp_path, raw, message):
     assert "\n" not in str(error.value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_cut_or_changed_bytes_never_raise_anything_else(tmp_path_factory, data):
     raw = bytearray(control_vector())

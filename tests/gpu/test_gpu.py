@@ -42,12 +42,14 @@ def directions(n_sets: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_capture_equals_that_of_the_cpu(family):
-    here, there = (adopt_model(make(family).to(place), name=family) for place in ("cpu", DEVICE))
+    on_cpu, on_device = (
+        adopt_model(make(family).to(place), name=family) for place in ("cpu", DEVICE)
+    )
     settings: dict[str, Any] = {"positions": LAST_3, "answer": "first", "sites": SITES}
 
-    captured = capture(there, marked_rows(), **settings)
+    captured = capture(on_device, marked_rows(), **settings)
 
-    for site, true in capture(here, marked_rows(), **settings).items():
+    for site, true in capture(on_cpu, marked_rows(), **settings).items():
         assert captured[site].device.type == torch.device(DEVICE).type
         # fp32 in another order of summation; residuals are of size 1 to 20.
         torch.testing.assert_close(captured[site].cpu(), true, rtol=1e-4, atol=1e-4)
@@ -62,12 +64,12 @@ def test_a_sweep_equals_that_of_the_cpu(family, score):
         "rule": SteeringRule(score=score, first_steered="prompt"),
         "layers": range(4),
     }
-    here, there = (
+    on_cpu, on_device = (
         score_grid(adopt_model(make(family).to(place), name=family), marked_rows(), **settings)
         for place in ("cpu", DEVICE)
     )
 
-    np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(on_device, on_cpu, rtol=1e-4, atol=1e-4)
 
 
 def test_in_bfloat16_a_sweep_is_no_further_from_float32_than_the_naive_loop():

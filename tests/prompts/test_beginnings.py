@@ -29,8 +29,8 @@ def test_rows_are_cut_at_the_length_that_saves_most(heads):
         assert beginnings is NOT_SHARED
         return
     assert beginnings.n_saved == most == n_saved(heads, beginnings.length)
-    for head, which in zip(heads, beginnings.of_row, strict=True):
-        assert tuple(beginnings.ids[which].tolist()) == head[: beginnings.length]
+    for head, beginning in zip(heads, beginnings.of_row, strict=True):
+        assert tuple(beginnings.ids[beginning].tolist()) == head[: beginnings.length]
     assert len({tuple(ids) for ids in beginnings.ids.tolist()}) == len(beginnings.ids)
 
 

@@ -131,7 +131,8 @@ def test_every_token_that_overlaps_counts_fast_or_slow(text, data):
     ids, lies = coded["input_ids"], coded["offset_mapping"]
 
     spans = [
-        span_in_tokens(each, ids, (start, end), text=text, name="b/0") for each in (tok, Slow(tok))
+        span_in_tokens(tokenizer, ids, (start, end), text=text, name="b/0")
+        for tokenizer in (tok, Slow(tok))
     ]
 
     true = [i for i, (a, b) in enumerate(lies) if set(range(a, b)) & set(range(start, end))]

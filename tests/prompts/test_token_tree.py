@@ -22,8 +22,8 @@ def test_each_token_sees_its_own_sequence_and_nothing_else(forest):
     for i, tree in enumerate(trees):
         for branch, tokens in enumerate(tree.branches):
             chain = np.arange(len(tree.chain))
-            own = batch.branch_starts[i, branch] + np.arange(len(tokens))
-            path = np.concatenate([chain, own])
+            branch_path = batch.branch_starts[i, branch] + np.arange(len(tokens))
+            path = np.concatenate([chain, branch_path])
             np.testing.assert_array_equal(batch.ids[i, path], [*tree.chain, *tokens])
             np.testing.assert_array_equal(batch.positions[i, path], np.arange(len(path)))
             for depth, column in enumerate(path):

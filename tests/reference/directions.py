@@ -56,9 +56,9 @@ def token_choice(masses, scan):
     places, peaks, means = [], [], []
     for layer in range(n_layers):
         best, place = 0.0, len(masses) - 1
-        for k, each in enumerate(masses):
+        for k, mass in enumerate(masses):
             for i in scan:
-                value = sum(float(x) for x in each[i, layer]) / n_heads
+                value = sum(float(x) for x in mass[i, layer]) / n_heads
                 if value > best:
                     best, place = value, k
         rows = [sum(float(x) for x in masses[place][i, layer]) / n_heads for i in scan]

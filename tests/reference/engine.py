@@ -46,21 +46,21 @@ def attention_mass(hf, tokens, back, span):
     with torch.no_grad():
         weights = hf(torch.tensor([tokens]), output_attentions=True).attentions
     masses = np.zeros((len(weights), weights[0].shape[1]))
-    for layer, each in enumerate(weights):
-        for head in range(each.shape[1]):
+    for layer, weight in enumerate(weights):
+        for head in range(weight.shape[1]):
             for key in range(*span):
-                masses[layer, head] += float(each[0, head, len(tokens) - back, key])
+                masses[layer, head] += float(weight[0, head, len(tokens) - back, key])
     return masses
 
 
-def cell_attention(query, key, value, tree_keys, tree_values, prefix, own, *, scale):
+def cell_attention(query, key, value, tree_keys, tree_values, prefix, of_cell, *, scale):
     """`[b, joined, head, e]`: each joined token's softmax over all that it may see, one by one.
 
     `prefix` `[b, node, t]` and `own` `[b, node, node]` say what each node of a cell may see; keys
     and values may have fewer heads than the queries.
     """
     b, n_heads, n_joined, e = query.shape
-    shared, n_nodes = n_heads // key.shape[1], own.shape[1]
+    shared, n_nodes = n_heads // key.shape[1], of_cell.shape[1]
     out = np.zeros((b, n_joined, n_heads, e))
     for i, head, j in np.ndindex(b, n_heads, n_joined):
         cell, node = divmod(j, n_nodes)
@@ -69,7 +69,7 @@ def cell_attention(query, key, value, tree_keys, tree_values, prefix, own, *, sc
         for column in np.flatnonzero(prefix[i, node]):
             keys.append(tree_keys[i, kv, column])
             values.append(tree_values[i, kv, column])
-        for other in np.flatnonzero(own[i, node]):
+        for other in np.flatnonzero(of_cell[i, node]):
             keys.append(key[i, kv, cell * n_nodes + other])
             values.append(value[i, kv, cell * n_nodes + other])
         scores = np.array([scale * (query[i, head, j] @ seen) for seen in keys])

@@ -19,11 +19,11 @@ def silhouette(embeddings, behaviors):
                 distances.setdefault(behaviors[j], []).append(
                     float(((unit - other) ** 2).sum()) / 2
                 )
-        own = distances.pop(behaviors[i], None)
-        if own is None:
+        of_behavior = distances.pop(behaviors[i], None)
+        if of_behavior is None:
             labels.append(0.0)
             continue
-        a, b = np.mean(own), min(np.mean(each) for each in distances.values())
+        a, b = np.mean(of_behavior), min(np.mean(distance) for distance in distances.values())
         labels.append(float((b - a) / max(a, b)) if max(a, b) > 1e-14 else 0.0)
     return np.array(labels)
 
@@ -59,8 +59,8 @@ def classifier_alone(part, network, *, start, orders, rate, decay, epochs, batch
             losses.append(total)
             with torch.no_grad():
                 predicted.append((net(part.held_out) + closed).argmax(1))
-    linears = [each for each in net if isinstance(each, torch.nn.Linear)]
-    weights = [(each.weight.detach(), each.bias.detach()) for each in linears]
+    linears = [layer for layer in net if isinstance(layer, torch.nn.Linear)]
+    weights = [(layer.weight.detach(), layer.bias.detach()) for layer in linears]
     return losses, predicted, weights
 
 

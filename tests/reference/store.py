@@ -26,6 +26,6 @@ def shard_file(values, shard, shard_rows):
 def float32_of_bits(bits):
     """bfloat16 values from their bits: the upper half of a float32."""
     values = np.empty(bits.shape, np.float32)
-    for at, each in np.ndenumerate(bits):
-        values[at] = np.frombuffer(b"\0\0" + int(each).to_bytes(2, "little"), "<f4")[0]
+    for at, pattern in np.ndenumerate(bits):
+        values[at] = np.frombuffer(b"\0\0" + int(pattern).to_bytes(2, "little"), "<f4")[0]
     return values

@@ -119,7 +119,7 @@ def frequencies(slope):
     count = [0] * len(slope[0])
     for row in slope:
         count[layers_by_slope(row)[0]] += 1
-    return [each / len(slope) for each in count]
+    return [n_best / len(slope) for n_best in count]
 
 
 def smoothed_label(slope, top, frequency):

@@ -46,9 +46,9 @@ def compare(case: Family, requests, ways=SHARING) -> float:
         for i, text, row in zip(places, texts, logits, strict=True):
             tokens, expected = true[i]
             steering = requests[i].steering
-            what = sharing, [part.fields for part in steering.parts] if steering else None
-            assert list(text.tokens) == tokens, what
-            assert (row - expected).abs().max() <= 1e-5 * expected.abs().max(), what
+            settings = sharing, [part.fields for part in steering.parts] if steering else None
+            assert list(text.tokens) == tokens, settings
+            assert (row - expected).abs().max() <= 1e-5 * expected.abs().max(), settings
             chosen = torch.log_softmax(expected.double(), -1)[torch.arange(STEPS), tokens]
             assert text.nll_steered == pytest.approx(-float(chosen.mean()), abs=1e-4)
     changed = [true[i][0] != case.write(requests[i].prompt, None)[0] for i in steered]

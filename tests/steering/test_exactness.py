@@ -51,14 +51,14 @@ def compare(case: Family, steerings) -> float:
     for row, (prompt, steering) in enumerate(zip(prompts, steerings, strict=True)):
         true_tokens, true_logits = case.write(prompt, steering)
         plain, _ = case.write(prompt, None)
-        what = [part.fields for part in steering.parts] if steering else None
-        assert tokens[row].tolist() == true_tokens, what
+        fields = [part.fields for part in steering.parts] if steering else None
+        assert tokens[row].tolist() == true_tokens, fields
         error = (logits[row] - true_logits).abs().max() / true_logits.abs().max()
-        assert error <= 1e-5, what
+        assert error <= 1e-5, fields
         if open_parts(case.hf, prompt, steering):
             changed.append(true_tokens != plain)
         else:
-            assert true_tokens == plain, what
+            assert true_tokens == plain, fields
     return float(np.mean(changed))
 
 
@@ -100,8 +100,8 @@ def test_in_the_pairs_any_two_words_meet(family):
         return steering.operator, steering.site, steering.tokens, gate
 
     def pairs(steerings):
-        found = [words(s) for s in steerings if len(s.parts) == 1 and s.tokens != "front"]
-        return {(i, j, w[i], w[j]) for w in found for i in range(4) for j in range(i)}
+        combinations = [words(s) for s in steerings if len(s.parts) == 1 and s.tokens != "front"]
+        return {(i, j, w[i], w[j]) for w in combinations for i in range(4) for j in range(i)}
 
     assert pairs(case.pairs_of_kinds) == pairs(case.kinds)
     assert len(case.pairs_of_kinds) < len(case.kinds) / 5

@@ -200,7 +200,7 @@ def test_noise_of_a_token_does_not_depend_on_other_streams_or_the_vocabulary():
 
 
 @MODEL
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_requests_equal_the_naive_loop(llama, kinds, data):
     """Random prompts, steerings, budgets, ends and ways of sharing, greedily."""

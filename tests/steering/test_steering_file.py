@@ -115,7 +115,7 @@ def make(values):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(drawn=st.lists(steering_fields(), min_size=1, max_size=3))
 def test_whatever_is_saved_is_loaded_again(tmp_path_factory, drawn):
     parts = [make(values) for values in drawn]

@@ -51,7 +51,7 @@ def kept_bits(store, name):
     return (array.bits if array.dtype == "bfloat16" else array)[:]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(shape=shapes(), data=st.data())
 def test_a_subset_holds_the_rows_and_layers_that_were_asked_for(shape, data):
     given_, values = shaped(**shape)
@@ -67,8 +67,8 @@ def test_a_subset_holds_the_rows_and_layers_that_were_asked_for(shape, data):
             source, Path(folder) / "t.zarr", selection=Selection(rows=np.array(rows), layers=some)
         )
         expected = sorted(set(rows))
-        for name, each in values.items():
-            right = each[expected]
+        for name, array in values.items():
+            right = array[expected]
             if not name.startswith("embed/"):
                 right = right[:, sorted(some)]
             np.testing.assert_array_equal(kept_bits(copied, name), right)
@@ -80,7 +80,7 @@ def test_a_subset_holds_the_rows_and_layers_that_were_asked_for(shape, data):
         assert verify(copied.path) == []
 
 
-def test_rows_are_chosen_by_what_is_known_of_them(store):
+def test_rows_are_selected_by_behavior_split_and_id(store):
     opened = open_store(store)
     chosen = select_rows(
         opened, Selection(behaviors=["narcissism"], splits=["train"], ids=["row-2", "row-4"])
@@ -102,7 +102,7 @@ def test_rows_are_chosen_by_what_is_known_of_them(store):
         ({"positions": ["fork"], "sites": ["embed"]}, "Drop a condition"),
     ],
 )
-def test_a_selection_that_a_store_lacks_is_refused_with_what_it_has(
+def test_a_selection_that_a_store_lacks_is_refused_with_those_it_has(
     store, tmp_path, asked, message
 ):
     with pytest.raises(MismatchError, match=message):
@@ -131,7 +131,7 @@ def test_layers_keep_their_numbers_through_two_subsets(store, tmp_path):
     assert twice.certificate["largest_relative_error"] == [0.3]
 
 
-def test_what_knows_layers_by_place_refuses_a_store_of_some(store, tmp_path):
+def test_a_store_of_some_layers_is_refused_where_all_are_needed(store, tmp_path):
     some = subset(store, tmp_path / "t.zarr", selection=Selection(layers=[1, 2]))
 
     require_all_layers(open_store(store))
@@ -215,7 +215,7 @@ def test_parts_merged_again_are_the_whole(store, tmp_path):
         ragged[int(i)].tolist() for i in order
     ]
     assert verify(merged.path) == []
-    assert [each["n"] for each in merged.provenance["merged"]] == [4, 7]
+    assert [source["n"] for source in merged.provenance["merged"]] == [4, 7]
     assert merged.certificate["largest_relative_error"] == [0.1, 0.2, 0.3]
     assert merged.certificate["rows"] == ["row-1", "row-1"]
 
@@ -257,14 +257,14 @@ def as_float32(given_, values):
         ),
     ],
 )
-def test_what_cannot_be_compared_is_not_merged(store, tmp_path, change, message):
+def test_stores_that_are_not_comparable_are_not_merged(store, tmp_path, change, message):
     other = other_store(tmp_path, change)
 
     with pytest.raises(MismatchError, match=message):
         merge([store, other], tmp_path / "m.zarr")
 
 
-def test_settings_that_say_nothing_of_values_may_differ_and_are_kept(store, tmp_path):
+def test_settings_that_do_not_affect_values_may_differ_and_are_recorded(store, tmp_path):
     def change(given_, _values):
         given_["config"] |= {"batch_tokens": 7}
         given_["provenance"] |= {"device": "cuda", "left_out": [{"id": "long"}]}
@@ -273,7 +273,7 @@ def test_settings_that_say_nothing_of_values_may_differ_and_are_kept(store, tmp_
     merged = merge([store, other], tmp_path / "m.zarr").store
 
     assert merged.config["batch_tokens"] == 64
-    assert [each.get("config") for each in merged.provenance["merged"]] == [
+    assert [source.get("config") for source in merged.provenance["merged"]] == [
         None,
         {"batch_tokens": 7},
     ]
@@ -281,7 +281,7 @@ def test_settings_that_say_nothing_of_values_may_differ_and_are_kept(store, tmp_
     assert merged.left_out == [{"id": "long"}]
 
 
-def test_prompts_that_come_to_be_on_two_sides_are_counted(store, tmp_path):
+def test_prompts_in_train_and_test_after_a_merge_are_counted(store, tmp_path):
     def change(given_, _values):
         given_["columns"] |= {"prompt": [f"is {i} ODD?" for i in range(1, 12)]}  # sides swapped
 
@@ -318,18 +318,18 @@ else:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["subset", "merge"])
-def test_a_killed_copy_is_unfinished_and_resuming_it_gives_the_same_store(store, tmp_path, what):
+@pytest.mark.parametrize("command", ["subset", "merge"])
+def test_a_killed_copy_is_unfinished_and_resuming_it_gives_the_same_store(store, tmp_path, command):
     other = build(tmp_path / "other.zarr", *rows_example(n=20, seed=1, first=100))
-    sources = [other] if what == "subset" else [store, other]
+    sources = [other] if command == "subset" else [store, other]
 
     def run(out, **how):
-        if what == "subset":
+        if command == "subset":
             return subset(other, out, selection=Selection(), shard_rows=4, **how)
         return merge(sources, out, shard_rows=4, **how).store
 
     out = tmp_path / "killed.zarr"
-    kill_after(12, KILLED, what, *sources, out)
+    kill_after(12, KILLED, command, *sources, out)
 
     with pytest.raises(IncompleteStoreError):
         open_store(out)

@@ -1,4 +1,4 @@
-"""What a notebook asks of a store: rows by their columns, a DataFrame, a table to look at."""
+"""A store in a notebook: rows by their columns, a DataFrame, a table."""
 
 import sys
 
@@ -32,7 +32,7 @@ def test_rows_are_chosen_by_one_value_or_several(store):
     assert store.rows().all()
 
 
-def test_a_value_that_no_row_has_is_refused_with_those_that_there_are(store):
+def test_an_unknown_value_is_refused_and_the_known_ones_are_listed(store):
     with pytest.raises(
         MismatchError, match=r"has split 'tset'\. Did you mean 'test'\? Expected one of .*'train'"
     ):

@@ -1,4 +1,4 @@
-"""Rows that are not in a store: listed in a column of their own, whatever is made of the store."""
+"""Rows that a build left out: listed in the store, its copies and its exports."""
 
 import json
 
@@ -37,7 +37,7 @@ def many(tmp_path_factory):
     return store_of(tmp_path_factory.mktemp("many") / "s.zarr", MANY)
 
 
-def test_twenty_thousand_rows_are_listed_though_a_document_could_not_hold_them(many):
+def test_more_rows_are_listed_than_a_document_can_hold(many):
     store = open_store(many)
 
     assert len(json.dumps(MANY)) > DOCUMENT_LIMIT
@@ -46,7 +46,7 @@ def test_twenty_thousand_rows_are_listed_though_a_document_could_not_hold_them(m
     assert verify(many) == []
 
 
-def test_it_is_no_column_of_the_rows(many):
+def test_the_list_is_not_a_column_of_the_rows(many):
     store = open_store(many)
 
     assert "left_out" not in store.columns
@@ -56,7 +56,7 @@ def test_it_is_no_column_of_the_rows(many):
         store["left_out"]
 
 
-def test_zarr_reads_it_as_texts_with_a_dimension_of_their_own(many):
+def test_zarr_reads_the_list_as_strings_with_their_own_dimension(many):
     zarr = pytest.importorskip("zarr")
     array = zarr.open_group(many, mode="r")["left_out"]
 
@@ -64,14 +64,14 @@ def test_zarr_reads_it_as_texts_with_a_dimension_of_their_own(many):
     assert json.loads(str(array[19_999])) == MANY[19_999]
 
 
-def test_a_store_that_leaves_nothing_out_has_no_such_column(tmp_path):
+def test_a_store_that_leaves_nothing_out_has_no_list(tmp_path):
     path = store_of(tmp_path / "s.zarr", [])
 
     assert not (path / "left_out").exists()
     assert open_store(path).left_out == []
 
 
-def test_it_stays_in_parts_and_is_joined_by_merging(tmp_path):
+def test_subsets_copy_the_list_and_a_merge_joins_lists(tmp_path):
     one = store_of(tmp_path / "a.zarr", MANY[:2])
     part = subset(one, tmp_path / "p.zarr", selection=Selection(rows=np.arange(3)))
     rest = subset(one, tmp_path / "r.zarr", selection=Selection(rows=np.arange(3, 11)))
@@ -83,7 +83,7 @@ def test_it_stays_in_parts_and_is_joined_by_merging(tmp_path):
     ]
 
 
-def test_what_earlier_versions_wrote_into_the_provenance_is_read_and_copied(tmp_path):
+def test_the_list_in_the_provenance_of_earlier_versions_is_read_and_copied(tmp_path):
     old = store_of(tmp_path / "old.zarr", [], {"left_out": MANY[:3]})
 
     assert open_store(old).left_out == MANY[:3]
@@ -94,7 +94,7 @@ def test_what_earlier_versions_wrote_into_the_provenance_is_read_and_copied(tmp_
 
 @pytest.mark.parametrize("name", ["s.h5", "s_archive.zarr"])
 @pytest.mark.parametrize("old", [False, True])
-def test_it_comes_back_from_an_export(name, old, tmp_path):
+def test_importing_an_export_restores_the_list(name, old, tmp_path):
     left_out = MANY[:40]
     # Earlier versions wrote it into the provenance, where it stays.
     recorded = ([], {"left_out": left_out}) if old else (left_out,)
@@ -107,7 +107,7 @@ def test_it_comes_back_from_an_export(name, old, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["s.npz", "s.safetensors"])
-def test_other_exports_hold_it_too(name, many, tmp_path):
+def test_other_exports_hold_the_list_too(name, many, tmp_path):
     export(many, tmp_path / name)
 
     if name == "s.npz":
@@ -120,7 +120,7 @@ def test_other_exports_hold_it_too(name, many, tmp_path):
     assert [json.loads(text) for text in texts] == MANY
 
 
-def test_info_counts_it(many, capsys):
+def test_info_counts_rows_left_out(many, capsys):
     assert main(["info", str(many), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["left out"] == 20_000
 
@@ -136,7 +136,7 @@ def test_resuming_with_other_rows_left_out_is_refused_and_names_the_first(tmp_pa
 
 
 @pytest.mark.parametrize("values", [["no JSON"], ["[1]"], np.arange(3)])
-def test_what_is_no_list_of_rows_is_refused(values, tmp_path, monkeypatch):
+def test_a_value_that_is_not_a_list_of_rows_is_refused(values, tmp_path, monkeypatch):
     from actcache.store.encoding import encode_numbers, encode_strings
     from actcache.store.schema import Column
     from actcache.store.writing import contents

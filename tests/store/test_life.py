@@ -1,6 +1,6 @@
-"""A folder of stores lives at random; its model in memory always agrees.
+"""Random operations on a folder of stores; a model in memory must agree after each.
 
-In a process of its own, which forks children that die. `ACTCACHE_LIFE_STEPS=10000` for a night.
+Runs in a separate process, which forks children that die. `ACTCACHE_LIFE_STEPS=10000` for a night.
 """
 
 import os

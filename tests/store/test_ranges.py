@@ -32,7 +32,7 @@ from tests.support.stores import (
 
 
 class CountingStorage(MemoryStorage):
-    """Objects that cannot be mapped, and what was asked for."""
+    """Objects that cannot be mapped; counts the requests."""
 
     def __init__(self, objects, name="s3://bucket/a.zarr"):
         super().__init__(name)
@@ -40,8 +40,8 @@ class CountingStorage(MemoryStorage):
         self.asked: Counter[str] = Counter()
         self.read_names = []
 
-    def count(self, what, name=""):
-        self.asked[what] += 1
+    def count(self, request, name=""):
+        self.asked[request] += 1
         self.read_names.append(name)
 
     def exists(self, name):
@@ -88,7 +88,7 @@ def opened(storage, *, check=False, cache=None):
     return Store(open_layout(storage), check=check, cache=cache)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(max_examples=8)
 @given(shapes(), st.booleans(), st.booleans(), st.data())
 def test_everything_read_by_range_equals_the_folder(plan, check, cached, data):
     config, values = shaped(**plan)
@@ -103,21 +103,21 @@ def test_everything_read_by_range_equals_the_folder(plan, check, cached, data):
         numbers = np.array(data.draw(st.lists(st.integers(-n, n - 1), max_size=5)), np.int64)
         size = data.draw(st.integers(1, n + 1))
         for name in local.arrays:
-            for ours, theirs in (
+            for ranged, mapped in (
                 (remote.array(name), local.array(name)),
                 (remote.array(name).stored, local.array(name).stored),
             ):
-                last = ours.shape[1] - 1
+                last = ranged.shape[1] - 1
                 layers = [last, 0, last]
                 for rows in (slice(None), slice(1, n - 1), mask, numbers, 0, ...):
-                    np.testing.assert_array_equal(ours[rows], theirs[rows])
-                    np.testing.assert_array_equal(ours[rows, layers], theirs[rows, layers])
-                    np.testing.assert_array_equal(ours[rows, -1], theirs[rows, -1])
-                np.testing.assert_array_equal(ours.layer(last), theirs.layer(last))
-                np.testing.assert_array_equal(ours.layer(0, mask), theirs.layer(0, mask))
-                assert ours.tensor(mask).equal(theirs.tensor(mask))
+                    np.testing.assert_array_equal(ranged[rows], mapped[rows])
+                    np.testing.assert_array_equal(ranged[rows, layers], mapped[rows, layers])
+                    np.testing.assert_array_equal(ranged[rows, -1], mapped[rows, -1])
+                np.testing.assert_array_equal(ranged.layer(last), mapped.layer(last))
+                np.testing.assert_array_equal(ranged.layer(0, mask), mapped.layer(0, mask))
+                assert ranged.tensor(mask).equal(mapped.tensor(mask))
                 for options in ({}, {"rows": size, "select": mask, "layers": last}):
-                    batches = zip(ours.batches(**options), theirs.batches(**options), strict=True)
+                    batches = zip(ranged.batches(**options), mapped.batches(**options), strict=True)
                     for (rows, block), (same_rows, same_block) in batches:
                         np.testing.assert_array_equal(rows, same_rows)
                         np.testing.assert_array_equal(block, same_block)
@@ -144,7 +144,7 @@ def test_one_layer_of_all_rows_is_a_range_of_each_shard_and_one_look_at_the_log(
     assert storage.asked == {"range": 3, "read": 1}
 
 
-def test_layers_that_follow_each_other_are_one_range_of_a_shard(wide):
+def test_adjacent_layers_are_read_as_one_range_of_a_shard(wide):
     storage, values = wide
     residuals = opened(storage).array("resid_post/prompt")
     storage.reset()
@@ -153,9 +153,7 @@ def test_layers_that_follow_each_other_are_one_range_of_a_shard(wide):
 
 
 @pytest.mark.parametrize(("rows", "n_shards"), [(slice(None), 3), ([1], 1), ([0, 3, 9], 2)])
-def test_a_block_is_checked_when_it_is_first_read_and_read_no_second_time_for_it(
-    wide, rows, n_shards
-):
+def test_a_block_is_checked_on_its_first_read_without_another_request(wide, rows, n_shards):
     storage, values = wide
     checked = opened(storage, check=True).array("resid_post/prompt")
     storage.reset()
@@ -214,7 +212,7 @@ def test_a_store_that_is_replaced_while_it_is_open_says_so_whatever_is_cached(wi
 
 
 class HeldStorage(CountingStorage):
-    """Ranges of a shard are answered once it is released."""
+    """Delays the ranges of a shard until the test releases it."""
 
     def __init__(self, objects):
         super().__init__(objects)
@@ -257,7 +255,7 @@ def files_in(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def test_what_is_cached_is_not_asked_for_again(wide, tmp_path):
+def test_cached_blocks_are_not_requested_again(wide, tmp_path):
     storage, values = wide
     for check in (False, True):
         for n_asked in (3, 0) if not check else (0,):
@@ -284,7 +282,7 @@ def test_a_few_rows_are_read_without_the_rest_of_their_block(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["flip", "cut", "longer", "empty", "folder"])
-def test_a_damaged_file_of_the_cache_is_read_anew_and_replaced(wide, tmp_path, how):
+def test_a_damaged_file_of_the_cache_is_fetched_again_and_replaced(wide, tmp_path, how):
     storage, values = wide
     cache = BlockCache(tmp_path, n_bytes=10**6)
     residuals = opened(storage, cache=cache).array("resid_post/prompt")
@@ -303,13 +301,13 @@ def test_a_damaged_file_of_the_cache_is_read_anew_and_replaced(wide, tmp_path, h
     assert how == "folder" or path.read_bytes() == whole
 
 
-def test_the_least_recently_used_blocks_go_and_nothing_else_does(tmp_path):
+def test_only_the_least_recently_used_blocks_are_evicted(tmp_path):
     config, values = example(n=64, shard_rows=4)
     storage = stored_in(CountingStorage, config, values)
     (tmp_path / "ab").mkdir()
-    for mine in (tmp_path / "mine.block", tmp_path / "ab" / "mine.txt"):
-        mine.write_bytes(b"x" * 5000)
-        os.utime(mine, (1, 1))
+    for file in (tmp_path / "mine.block", tmp_path / "ab" / "mine.txt"):
+        file.write_bytes(b"x" * 5000)
+        os.utime(file, (1, 1))
     block = 4 * 4 * 2
     cache = BlockCache(tmp_path, n_bytes=20 * block)
     residuals = opened(storage, cache=cache).array("resid_post/prompt")
@@ -378,7 +376,7 @@ def test_the_environment_names_the_cache(tmp_path):
         of({"ACTCACHE_CACHE": str(tmp_path / "file")})
 
 
-def test_the_cache_of_the_environment_is_used_for_what_cannot_be_mapped(
+def test_the_cache_of_the_environment_is_used_for_stores_that_cannot_be_mapped(
     wide, tmp_path, monkeypatch
 ):
     storage, values = wide

@@ -1,4 +1,4 @@
-"""Shards that several writers leave, with receipts: the same bytes, whatever dies or races."""
+"""Shards of several writers, with receipts: the same bytes, whatever dies or races."""
 
 import itertools
 
@@ -20,7 +20,7 @@ from tests.support.stores import build, example, file_bytes, fill, shaped, shape
 
 
 class SharedMemory(MemoryStorage):
-    """Memory that is used like a bucket: nobody can lock it."""
+    """Memory that is shared like a bucket: it has no locks."""
 
     @property
     def is_shared(self):
@@ -36,7 +36,7 @@ def shard_blocks(layout, values, number):
 
 
 def work(storage, values, numbers):
-    """Write shards as workers do: each reads the store for itself."""
+    """Write shards as workers do: each opens the store."""
     for number in numbers:
         layout = read_layout(storage)
         Receipts(layout).write(write_shard(layout, number, shard_blocks(layout, values, number)))
@@ -58,9 +58,9 @@ def one_machine(config, values):
     return memory.objects
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(shapes(), st.randoms(use_true_random=False))
-def test_shards_of_any_workers_in_any_order_give_the_bytes_of_one_writer(plan, random):
+def test_workers_in_any_order_give_the_bytes_of_one_writer(plan, random):
     config, values = shaped(**plan)
     contents, storage = StoreContents(**config), SharedMemory()
     with Writer.create(storage, contents) as writer:
@@ -100,7 +100,7 @@ def test_a_folder_is_continued_by_workers_after_one_writer_and_the_other_way(tmp
         assert not (tmp_path / f"{first}.zarr.partial.receipts").exists()
 
 
-def test_what_has_a_receipt_is_there_for_the_next_coordinator():
+def test_the_next_coordinator_finds_shards_with_receipts():
     config, values = example()
     contents, storage = StoreContents(**config), SharedMemory()
     with Writer.create(storage, contents):
@@ -122,7 +122,7 @@ def test_a_shard_without_record_or_receipt_is_replaced():
     assert storage.objects == one_machine(config, values)
 
 
-def test_a_shard_with_a_receipt_stands_and_another_does_not_take_its_place():
+def test_a_shard_with_a_receipt_is_never_replaced():
     config, values = example()
     contents, storage = StoreContents(**config), SharedMemory()
     with Writer.create(storage, contents):
@@ -135,7 +135,7 @@ def test_a_shard_with_a_receipt_stands_and_another_does_not_take_its_place():
     assert storage.objects == one_machine(config, values)
 
 
-def test_a_receipt_of_other_bytes_is_none_and_its_shard_is_written_again():
+def test_a_receipt_that_does_not_match_is_ignored_and_its_shard_rewritten():
     config, values = example()
     contents, storage = StoreContents(**config), SharedMemory()
     with Writer.create(storage, contents):
@@ -180,7 +180,7 @@ def test_a_shard_that_was_replaced_after_its_record_is_not_sealed():
     assert not open_store(storage, partial=True).complete
 
 
-def test_a_recorded_shard_without_receipt_stands_against_other_values():
+def test_a_recorded_shard_without_receipt_is_not_replaced_by_other_values():
     config, values = example()
     contents, storage = StoreContents(**config), SharedMemory()
     with Writer.create(storage, contents) as writer:
@@ -207,7 +207,7 @@ def test_two_coordinators_write_one_store():
     assert storage.objects == one_machine(config, values)
 
 
-def test_a_coordinator_of_other_values_says_why_not():
+def test_a_coordinator_with_other_values_is_refused_with_the_reason():
     config, values = example()
     contents, storage = StoreContents(**config), SharedMemory()
     with Writer.create(storage, contents) as first, Writer.resume(storage, contents) as second:
@@ -226,7 +226,7 @@ def test_a_coordinator_of_other_values_says_why_not():
         Writer.resume(begun, other)
 
 
-def test_another_beginning_is_refused_and_replaced_only_when_asked():
+def test_the_beginning_of_another_store_is_replaced_only_with_overwrite():
     config, values = example()
     storage = SharedMemory()
     storage.objects["zarr.json"] = b"{}"

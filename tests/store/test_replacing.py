@@ -1,4 +1,4 @@
-"""Replacing a store: only what this run put aside is removed; unfinished ones open only if asked."""
+"""Replacing a store: a run removes only what it replaced; unfinished stores open if asked."""
 
 import hashlib
 import shutil
@@ -29,13 +29,13 @@ def replace(path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("what", ["folder", "file", "store"])
-def test_what_is_called_replaced_is_left_alone(path, overwrite, what):
+@pytest.mark.parametrize("kind", ["folder", "file", "store"])
+def test_a_users_file_called_replaced_is_left_alone(path, overwrite, kind):
     users = path.with_name("a.zarr.replaced")
-    if what == "folder":
+    if kind == "folder":
         users.mkdir()
         (users / "thesis.txt").write_text("five years of work")
-    elif what == "file":
+    elif kind == "file":
         users.write_text("five years of work")
     else:
         build(users, *OLD)
@@ -71,7 +71,7 @@ def test_the_next_writer_removes_what_an_interrupted_replacement_left(path):
     assert verify(path) == []
 
 
-def test_resuming_what_was_not_begun_writes_nothing_where_a_store_is(path):
+def test_resuming_over_a_finished_store_writes_nothing(path):
     build(path, *OLD)
     Path(f"{path}.partial").mkdir()
     with pytest.raises(StoreExistsError, match="--overwrite"):
@@ -139,7 +139,7 @@ def test_an_open_store_that_was_replaced_says_so_and_gives_no_row_of_another(
     np.testing.assert_array_equal(array[:4], before)
 
 
-def test_an_open_store_whose_equal_took_its_place_is_read_on(path):
+def test_an_open_store_that_an_equal_one_replaced_stays_readable(path):
     store = open_store(build(path, *OLD))
     with Writer.create(path, StoreContents(**OLD[0]), overwrite=True) as writer:
         fill(writer, OLD[1])
@@ -154,7 +154,7 @@ def test_an_open_store_that_was_moved_or_removed_says_so(path):
             store.array("embed/prompt")[:]
 
 
-def test_a_part_that_is_open_is_read_on_once_the_store_is_finished(path):
+def test_an_open_partial_store_stays_readable_when_it_is_finished(path):
     with Writer.create(path, StoreContents(**OLD[0])) as writer:
         commit_next(writer, OLD[1])
         part = open_store(path, partial=True)

@@ -1,4 +1,4 @@
-"""The storage in a bucket, against a real server: equal to memory, and safe among its writers."""
+"""The storage in a bucket, on a real server: equal to memory, and safe with several writers."""
 
 import logging
 import pickle
@@ -23,7 +23,7 @@ from tests.support.processes import run_code
 from tests.support.seaweedfs import BELOW_A_MINUTE, BUCKET, KEYS, OPEN_BUCKET, READER
 from tests.support.stores import commit_next, example, fill, shaped, shapes
 
-on_one_server = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+on_one_server = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def objects_of(storage):
 
 
 def outcome(work):
-    """What a piece of work returns, or the error that it ends with."""
+    """Return the result of a call, or its error as text."""
     try:
         return work()
     except ActcacheError as error:
@@ -52,7 +52,7 @@ BYTES = st.binary(max_size=4)
 
 @st.composite
 def operations(draw):
-    """One call of a storage: a name of a method and its arguments."""
+    """Draw a call of a storage: a method and its arguments."""
     name, raw = draw(st.sampled_from(NAMES)), draw(BYTES)
     start = draw(st.integers(0, 4))
     stop = draw(st.integers(start, 5))
@@ -79,7 +79,7 @@ def operations(draw):
 
 
 def answer(storage, method, *arguments):
-    """What a call returns, in a form that does not depend on the storage's own ETags and order."""
+    """Return the result of a call in a form that does not depend on ETags and order."""
     result = outcome(lambda: getattr(storage, method)(*arguments))
     if method.startswith("read_") and method != "read_range":
         return outcome(lambda: list(result))
@@ -164,7 +164,7 @@ def test_many_reads_keep_their_order_and_stop_at_the_first_that_is_damaged(stora
         next(read)
 
 
-def test_a_folder_is_gone_with_its_last_object(storage):
+def test_a_folder_disappears_with_its_last_object(storage):
     storage.write_small({"a/b/x": b"1", "a/c/x": b"2"})
     assert sorted(storage.list("a")) == ["a/b/", "a/c/"]
     storage.remove("a/b/x")
@@ -186,15 +186,15 @@ def test_sizes_and_etags_of_a_whole_store_take_one_request(storage, seaweedfs):
 # --- several writers ------------------------------------------------------------------------------
 
 
-def test_of_writers_that_race_for_a_name_exactly_one_wins(storage):
+def test_exactly_one_of_several_racing_writers_wins(storage):
     wins: dict[str, list[int]] = {f"log/{name}": [] for name in range(20)}
     start = threading.Barrier(16)
 
     def race(number):
-        mine = pickle.loads(pickle.dumps(storage))  # as in a process of its own
+        client = pickle.loads(pickle.dumps(storage))  # as in a process of its own
         start.wait()
         for name, winners in wins.items():
-            if mine.put_if_absent(name, [bytes([number]) * 100_000]):
+            if client.put_if_absent(name, [bytes([number]) * 100_000]):
                 winners.append(number)
 
     racers = [threading.Thread(target=race, args=(number,)) for number in range(16)]
@@ -218,7 +218,7 @@ def on(server, proxy):
     return {**server.environment, "AWS_ENDPOINT_URL": proxy.url}
 
 
-def test_an_object_whose_answer_was_lost_is_known_as_our_own(storage, seaweedfs):
+def test_an_object_written_before_a_lost_answer_is_recognised(storage, seaweedfs):
     numbers = np.arange(100_000)
     parts: list[bytes | np.ndarray] = [b"first", numbers]
     with AnswerProxy(seaweedfs.ports["s3"], cut={0, 1}) as proxy:
@@ -230,7 +230,7 @@ def test_an_object_whose_answer_was_lost_is_known_as_our_own(storage, seaweedfs)
         assert through.put_if_absent("x", parts) is None  # nobody's answer was lost
 
 
-def test_another_writers_object_is_no_success_even_after_a_lost_answer(storage, seaweedfs):
+def test_another_writers_object_is_a_conflict_even_after_a_lost_answer(storage, seaweedfs):
     parts = [b"ours"]
     for other in (b"them", b"longer"):
         storage.remove("x")
@@ -302,7 +302,7 @@ AWS_WORDS = f"""<?xml version="1.0" encoding="UTF-8"?>
 
 
 class LoudHandler(BaseHTTPRequestHandler):
-    """Answers as AWS does, and worse: with keys in the text."""
+    """Answers as AWS does, but with keys in the text."""
 
     def do_GET(self):
         raw = AWS_WORDS.replace("SignatureDoesNotMatch", self.path[1:].partition("?")[0]).encode()
@@ -316,7 +316,7 @@ class LoudHandler(BaseHTTPRequestHandler):
 
 
 @pytest.mark.parametrize("code", ["SignatureDoesNotMatch", "AccessDenied", "SomethingNew"])
-def test_of_a_servers_text_only_its_code_is_shown(code):
+def test_only_the_code_of_a_servers_error_is_shown(code):
     with ThreadingHTTPServer(("127.0.0.1", 0), LoudHandler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -337,7 +337,7 @@ def test_of_a_servers_text_only_its_code_is_shown(code):
     assert code != "SomethingNew" or "refuses to list it (SomethingNew)" in str(raised.value)
 
 
-def test_the_rights_that_only_removing_needs_are_named(storage, seaweedfs):
+def test_the_permissions_that_removal_needs_are_named(storage, seaweedfs):
     storage.write("x", [b"1"])
     reader = S3Storage(storage.location, environment={**seaweedfs.environment, **READER})
     assert reader.read("x") == b"1"
@@ -389,7 +389,7 @@ def test_an_address_that_names_no_store_is_refused(address):
         ({"AWS_ENDPOINT_URL": "127.0.0.1:secretofmine"}, "expected https://HOST"),
     ],
 )
-def test_variables_of_no_use_are_refused_and_not_shown(change, message):
+def test_invalid_variables_are_refused_and_their_values_not_shown(change, message):
     with pytest.raises(ActcacheError, match=message) as raised:
         S3Storage("s3://tests/a", environment={**KEYS, **change})
     assert not any(value in str(raised.value) for value in (*KEYS.values(), "secretofmine"))
@@ -407,7 +407,7 @@ def test_without_keys_the_machine_is_asked_for_its_role(monkeypatch):
 # --- processes ------------------------------------------------------------------------------------
 
 
-def test_a_storage_travels_without_its_keys(storage):
+def test_a_pickled_storage_holds_no_keys(storage):
     storage.write("x", [b"1"])
     pickled = pickle.dumps(storage.sibling(""))
     assert not any(key.encode() in pickled for key in KEYS.values())
@@ -420,7 +420,7 @@ def test_a_storage_travels_without_its_keys(storage):
     )  # with the AWS variables of this process
 
 
-def test_a_forked_process_is_told_to_be_spawned_and_does_not_hang(storage):
+def test_a_forked_process_is_refused_and_does_not_hang(storage):
     code = """
         import os, sys
         from actcache.errors import ActcacheError

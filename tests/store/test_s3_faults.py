@@ -1,4 +1,4 @@
-"""A bucket whose server dies while an object is being written: goes on, or says so in one line."""
+"""A bucket whose server dies during a write: the write is retried, or ends with one line."""
 
 import threading
 import time
@@ -82,7 +82,7 @@ def test_a_server_killed_before_its_answer_arrives_leaves_one_whole_object(serve
 
 
 @pytest.mark.slow
-def test_a_server_that_stays_away_longer_than_the_patience_is_named_in_one_line(server, parts):
+def test_a_server_that_stays_away_beyond_the_timeout_is_named_in_one_line(server, parts):
     with AnswerProxy(server.ports["s3"]) as proxy:
         storage = through(proxy, server, "away", patience=1.5)
         server.kill()

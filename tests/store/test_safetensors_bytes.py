@@ -39,7 +39,7 @@ def test_the_library_reads_arrays_and_metadata(tmp_path):
             assert file.get_tensor(name).dtype == array.dtype
 
 
-def test_no_metadata_is_no_entry(tmp_path):
+def test_without_metadata_there_is_no_entry(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(safetensors_bytes({"a": np.zeros(3)}, {}))
     with safe_open(path, framework="numpy") as file:

@@ -1,4 +1,4 @@
-"""The format: names, sizes, documents; what is not exactly it is refused."""
+"""The format: names, sizes, documents; anything that departs from it is refused."""
 
 import json
 import subprocess
@@ -76,7 +76,7 @@ def test_shards_stay_within_their_limits(kinds, n):
     ["", "/", "a//b", "../a", "a/..", ".hidden", "__init__", "commits", "commits/a", "c", "c.0",
      "a/c.0.0", "zarr.json", "a/zarr.json", "a\\b", "a:b", "a\n", "a\0", "end.", "end ", "x.tmp", "\ud800", "é" * 101],
 )  # fmt: skip
-def test_a_name_that_is_no_safe_path_is_refused(name):
+def test_an_unsafe_path_is_refused_as_a_name(name):
     with pytest.raises(FormatError, match="Choose another name"):
         RowArray(name, 1, 1, "float32")
 
@@ -153,12 +153,12 @@ def test_a_document_that_differs_anywhere_is_refused(at, value):
     [b"", b"{", b"[]", b"\xff", b'{"a": NaN}', b"[" * 100_000, b"{}" + b" " * DOCUMENT_LIMIT,
      b'{"a": ' + b"9" * 5000 + b"}"],
 )  # fmt: skip
-def test_what_is_no_document_is_refused(raw):
+def test_bytes_that_are_not_a_document_are_refused(raw):
     with pytest.raises(DamageError, match="actcache verify"):
         decode(raw, "zarr.json")
 
 
-def test_what_json_cannot_hold_is_refused_when_it_is_recorded():
+def test_values_that_json_cannot_hold_are_refused_when_recorded():
     with pytest.raises(MismatchError, match="Change that field"):
         encode({"error": float("nan")})
     with pytest.raises(MismatchError, match="Record less"):

@@ -64,7 +64,7 @@ def assert_same_answers(fast, general, rng):
             np.testing.assert_array_equal(values, others)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(shapes(), st.integers(0, 4))
 def test_a_store_in_files_equals_one_in_memory_in_every_byte_and_answer(plan, n_before):
     config, values = shaped(**plan)
@@ -87,7 +87,7 @@ def test_a_store_in_files_equals_one_in_memory_in_every_byte_and_answer(plan, n_
         assert verify(path) == verify(memory) == []
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_damage_is_the_same_in_files_and_in_memory(data):
     config, values = example(n=3, shard_rows=2)
@@ -139,7 +139,7 @@ def test_a_store_in_memory_has_one_writer_and_is_never_overwritten():
 
 
 class DyingStorage(MemoryStorage):
-    """Dies before its change number `left`, as a process may at any instant."""
+    """Dies before change number `left`, as a process may at any time."""
 
     left = -1
 
@@ -296,7 +296,7 @@ def test_objects_are_written_listed_read_and_removed(storage):
     storage.lock()()
 
 
-def test_of_writers_that_race_for_a_name_exactly_one_wins(storage):
+def test_exactly_one_of_several_racing_writers_wins(storage):
     storage.lock()
     wins: dict[str, list[int]] = {f"log/{name}": [] for name in range(20)}
     start = threading.Barrier(8)
@@ -317,7 +317,7 @@ def test_of_writers_that_race_for_a_name_exactly_one_wins(storage):
     assert sorted(storage.list("log")) == sorted(wins)  # no temporary is left
 
 
-def test_a_storage_travels_to_another_process(storage):
+def test_a_storage_can_be_pickled_for_another_process(storage):
     storage.write("x", [b"1"]) if isinstance(storage, MemoryStorage) else storage.write_small(
         {"x": b"1"}
     )
@@ -355,7 +355,7 @@ def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     assert file_bytes(tmp_path) == {"a.json": b"old"}
 
 
-def test_a_name_that_is_taken_is_replaced_only_if_asked_and_a_folder_never(tmp_path):
+def test_a_taken_name_is_replaced_only_if_asked_and_a_folder_never(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b"old")
     with pytest.raises(StoreExistsError, match="--overwrite"), atomic_path(path, overwrite=False):
@@ -371,7 +371,7 @@ def test_a_name_that_is_taken_is_replaced_only_if_asked_and_a_folder_never(tmp_p
     assert path.read_bytes() == b"new"
 
 
-def test_writers_of_one_path_do_not_meet(tmp_path):
+def test_writers_of_one_path_do_not_interfere(tmp_path):
     path = tmp_path / "a.zarr"
 
     def write_both(make):
@@ -396,7 +396,7 @@ def test_writers_of_one_path_do_not_meet(tmp_path):
         remove(path)
 
 
-def test_what_a_dead_writer_left_is_removed_by_the_next(tmp_path):
+def test_the_next_writer_removes_temporary_files_of_a_dead_one(tmp_path):
     code = """
         import os, sys
         from pathlib import Path
@@ -419,8 +419,8 @@ def test_a_file_has_its_name_only_once_it_and_its_folder_are_on_disk(tmp_path, m
 
     def noted(name, call):
         def note_and_call(*args):
-            what = args[0] if name != "fsync" else Path(f"/proc/self/fd/{args[0]}").readlink()
-            calls.append((name, Path(what).name))
+            target = args[0] if name != "fsync" else Path(f"/proc/self/fd/{args[0]}").readlink()
+            calls.append((name, Path(target).name))
             return call(*args)
 
         return note_and_call

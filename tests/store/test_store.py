@@ -57,15 +57,15 @@ def built(path):
 def as_read(config, values):
     kinds = {array.name: array.dtype for array in config["arrays"]}
     return {
-        name: reference.float32_of_bits(each) if kinds[name] == "bfloat16" else each
-        for name, each in values.items()
+        name: reference.float32_of_bits(array) if kinds[name] == "bfloat16" else array
+        for name, array in values.items()
     }
 
 
 # --- equality -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(shapes())
 def test_our_reader_and_zarr_python_give_what_was_written(plan):
     config, values = shaped(**plan)
@@ -97,7 +97,7 @@ def as_numpy(rows):
     return np.array(rows, int) if isinstance(rows, list) else rows
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes(), st.data())
 def test_any_rows_and_layers_are_those_of_the_whole_array(plan, data):
     config, values = shaped(**plan)
@@ -117,7 +117,7 @@ def test_any_rows_and_layers_are_those_of_the_whole_array(plan, data):
                 np.testing.assert_array_equal(array.layer(layer, rows), of_layer[as_numpy(rows)])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(shapes(), st.none() | st.integers(1, 13), st.data())
 def test_batches_are_all_rows_in_order_or_those_selected(plan, size, data):
     config, values = shaped(**plan)
@@ -179,7 +179,7 @@ def test_changing_a_tensor_changes_neither_the_file_nor_what_is_read_later(built
     assert verify(path) == []
 
 
-def test_what_lies_in_one_shard_is_a_view_of_the_file(path):
+def test_rows_of_one_shard_are_a_view_of_the_file(path):
     config, values = example(shard_rows=11)
     array = open_store(build(path, config, values)).resid("prompt")
     whole = array[:]
@@ -216,7 +216,7 @@ def test_columns_are_arrays_that_compare_and_select(built):
         store["n_tokens"][0] = 1
 
 
-def test_a_store_says_what_it_is(built):
+def test_a_store_describes_itself(built):
     store = open_store(built[0])
     assert (store.n, store.n_planned, store.n_layers, store.d_model) == (11, 11, 3, 4)
     assert (store.kind, store.complete, store.certificate) == ("residuals", True, None)
@@ -231,7 +231,7 @@ def test_a_store_says_what_it_is(built):
     assert "n=11" in repr(store)
 
 
-def test_strings_survive_whatever_they_hold(path):
+def test_strings_of_any_characters_are_read_back(path):
     texts = ["", "a\0", "\0", "line\nbreak", "𝔘nicode", "trailing ", "x" * 3000, "ё", "", "-", "1"]
     config, values = example()
     config["columns"] = {"prompt": texts, "id": np.array(texts, object)}
@@ -260,7 +260,7 @@ def test_one_long_prompt_does_not_make_all_of_them_as_wide(path):
         (lambda s: next(s.resid("prompt").batches(select=np.ones(3, bool))), r"expected \[11\]"),
     ],
 )
-def test_what_a_store_does_not_have_is_said_with_what_it_has(built, ask, message):
+def test_a_missing_name_is_refused_with_those_the_store_has(built, ask, message):
     with pytest.raises(MismatchError, match=message):
         ask(open_store(built[0]))
 
@@ -291,7 +291,7 @@ def test_a_sweep_has_no_d_model(path):
         _ = store.d_model
 
 
-def test_closing_lets_go_of_files_and_arrays_stay_valid(built):
+def test_closing_releases_files_and_arrays_stay_valid(built):
     path, truth = built
     with open_store(path) as store:
         view = store.resid("prompt")[0:2]
@@ -437,7 +437,7 @@ def test_many_shards_do_not_use_up_the_file_descriptors():
         assert run_code(code, path).stdout == f"({n}, 1, 2) ({n}, 2) {n}\n"
 
 
-def test_a_store_that_is_forgotten_has_no_file_open():
+def test_a_store_without_references_has_no_file_open():
     config, values = example()
     with scratch() as folder:
         store = open_store(build(Path(folder) / "a.zarr", config, values))

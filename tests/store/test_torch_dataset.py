@@ -107,7 +107,7 @@ def test_a_batch_owns_its_rows_so_that_changing_it_changes_nothing_else(built):
     assert data[0].untyped_storage().nbytes() == 3 * 4 * 2  # not the shard's
 
 
-def test_what_travels_to_a_worker_holds_no_residuals(tmp_path):
+def test_a_pickled_data_set_holds_no_residuals(tmp_path):
     settings, values = example(n=400, shard_rows=100)
     path = build(tmp_path / "a.zarr", settings, values)
     data = ResidualDataset(path, position="fork", select=[3, 4])
@@ -121,16 +121,16 @@ def test_what_travels_to_a_worker_holds_no_residuals(tmp_path):
 def test_a_forked_process_opens_the_files_for_itself(built):
     path, _ = built
     data = ResidualDataset(path, position="prompt")
-    mine = data._open()[0]
+    of_parent = data._open()[0]
     queue = multiprocessing.get_context("fork").SimpleQueue()
     if (child := os.fork()) == 0:
-        theirs = data._open()[0]
-        queue.put(theirs is mine)
+        of_child = data._open()[0]
+        queue.put(of_child is of_parent)
         os._exit(0)
     os.waitpid(child, 0)
 
     assert queue.get() is False
-    assert data._open()[0] is mine
+    assert data._open()[0] is of_parent
 
 
 def test_a_relative_path_serves_workers_in_other_folders(built, monkeypatch, tmp_path):
@@ -142,7 +142,7 @@ def test_a_relative_path_serves_workers_in_other_folders(built, monkeypatch, tmp
     assert data[0].shape == (3, 4)
 
 
-def test_an_interrupted_store_gives_the_rows_that_were_there_at_first(tmp_path):
+def test_an_interrupted_store_gives_the_rows_it_had_when_opened(tmp_path):
     settings, values = example()
     with Writer.create(tmp_path / "a.zarr", StoreContents(**settings)) as writer:
         commit_next(writer, values)
@@ -153,7 +153,7 @@ def test_an_interrupted_store_gives_the_rows_that_were_there_at_first(tmp_path):
         torch.testing.assert_close(data[:], truth(values, "prompt").float()[:4])
 
 
-def test_layers_go_by_number_where_only_some_were_kept(tmp_path):
+def test_layers_are_chosen_by_number_in_a_store_of_some_layers(tmp_path):
     settings, values = example()
     settings["columns"]["layer"] = np.array([4, 7, 9])
     path = build(tmp_path / "a.zarr", settings, values)
@@ -167,13 +167,13 @@ def test_layers_go_by_number_where_only_some_were_kept(tmp_path):
     assert ResidualDataset(path, position="prompt", site="embed", layers=0)[0].shape == (4,)
 
 
-def test_a_store_that_was_replaced_is_not_read_on(tmp_path):
+def test_reading_a_replaced_store_is_refused(tmp_path):
     path = tmp_path / "a.zarr"
     settings, values = example()
     data = ResidualDataset(build(path, settings, values), position="prompt")
     with Writer.create(path, StoreContents(**settings), overwrite=True) as writer:
         while writer.committed < writer.n:
-            commit_next(writer, {name: np.zeros_like(each) for name, each in values.items()})
+            commit_next(writer, {name: np.zeros_like(array) for name, array in values.items()})
         writer.finish()
 
     with pytest.raises(MismatchError, match="Make the data set again"):
@@ -190,6 +190,6 @@ def test_a_store_that_was_replaced_is_not_read_on(tmp_path):
         ({"position": "prompt", "layers": 3}, IndexError, "3"),
     ],
 )
-def test_what_is_not_there_is_refused_at_once(built, settings, error, remedy):
+def test_missing_arrays_rows_and_layers_are_refused_at_once(built, settings, error, remedy):
     with pytest.raises(error, match=remedy):
         ResidualDataset(built[0], **settings)

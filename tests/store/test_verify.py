@@ -1,4 +1,4 @@
-"""Damage: every byte and every file is accounted for, and nothing outside a store is read."""
+"""Verification covers every byte and file of a store, and reads nothing outside it."""
 
 import json
 import os
@@ -103,7 +103,7 @@ def test_verify_reports_every_byte_as_it_goes(built):
 @pytest.mark.parametrize(
     "name", ["notes.txt", "commits/c.9.0", "embed/prompt/c.9.0.0", "x/zarr.json"]
 )
-def test_verify_finds_what_does_not_belong_there(built, name):
+def test_verify_finds_files_that_do_not_belong_to_the_store(built, name):
     file = built[0] / name
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"x")

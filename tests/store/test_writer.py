@@ -1,4 +1,4 @@
-"""The writer: what it counts is on disk and right, and nothing else counts."""
+"""The writer: every row it counts is on disk and correct, and it counts no other row."""
 
 import copy
 import os
@@ -50,19 +50,19 @@ def path(tmp_path):
     return tmp_path / "a.zarr"
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shapes())
 def test_a_shard_is_the_bytes_of_its_definition(plan):
     config, values = shaped(**plan)
     with scratch() as folder:
         path = build(Path(folder) / "a.zarr", config, values)
-        for name, each in values.items():
+        for name, array in values.items():
             for shard in range(-(-config["n"] // config["shard_rows"])):
-                expected = reference.shard_file(each, shard, config["shard_rows"])
+                expected = reference.shard_file(array, shard, config["shard_rows"])
                 assert (path / name / f"c.{shard}.0.0").read_bytes() == expected
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shapes(), st.lists(st.integers(0, 4), max_size=3))
 def test_a_resumed_store_is_the_uninterrupted_one_byte_for_byte(plan, sessions):
     config, values = shaped(**plan)
@@ -86,8 +86,8 @@ def test_a_resumed_store_is_the_uninterrupted_one_byte_for_byte(plan, sessions):
 def test_blocks_that_lie_layer_by_layer_are_written_as_the_same_bytes(tmp_path):
     config, values = example()
     turned = {
-        name: np.ascontiguousarray(each.swapaxes(0, 1)).swapaxes(0, 1)
-        for name, each in values.items()
+        name: np.ascontiguousarray(array.swapaxes(0, 1)).swapaxes(0, 1)
+        for name, array in values.items()
     }
     build(tmp_path / "a.zarr", config, values)
     build(tmp_path / "b.zarr", config, turned)
@@ -239,7 +239,7 @@ def test_resuming_without_an_interrupted_store_begins_one(path):
 )
 def test_a_value_that_is_not_finite_stops_the_build_and_names_its_place(path, name, bad, shown):
     config, values = example()
-    broken = {key: each.copy() for key, each in values.items()}
+    broken = {key: array.copy() for key, array in values.items()}
     layer = broken[name].shape[1] - 1
     broken[name][6, layer, 3] = bad
     with Writer.create(path, StoreContents(**config)) as writer:
@@ -284,7 +284,7 @@ def test_blocks_of_another_shape_dtype_or_name_are_refused(path, blocks):
     config, values = example()
     with Writer.create(path, StoreContents(**config)) as writer:
         with pytest.raises(MismatchError, match=r"Pass rows 0 to 4|Commit each shard once"):
-            writer.commit(blocks({name: each[:4] for name, each in values.items()}))
+            writer.commit(blocks({name: array[:4] for name, array in values.items()}))
         assert writer.committed == 0
 
 
@@ -353,14 +353,14 @@ def test_a_folder_that_is_no_store_is_never_replaced(path):
     assert Path(f"{path}.partial/thesis.txt").read_text() == "five years of work"
 
 
-def test_a_folder_that_cannot_be_written_is_one_clear_line():
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line():
     with pytest.raises(
         ActcacheError, match=r"cannot be created: Not a directory\. Choose a folder"
     ):
         Writer.create("/dev/null/a.zarr", StoreContents(**example()[0]))
 
 
-def test_a_full_disk_is_one_clear_line_and_the_store_resumes_afterwards(path):
+def test_a_full_disk_is_reported_in_one_line_and_the_store_resumes(path):
     # The largest file size stands in for a full disk: the system refuses the same write.
     code = """
         import resource, sys
@@ -445,7 +445,7 @@ def test_a_store_without_rows_or_arrays_is_refused(path):
         Writer.create(path, StoreContents(**{**config, "arrays": []}))
 
 
-def test_leaving_the_context_lets_the_next_writer_in_even_after_an_error(path):
+def test_leaving_the_context_frees_the_lock_even_after_an_error(path):
     config, values = example()
 
     def stop_halfway():
@@ -486,7 +486,7 @@ def test_rows_that_are_absent_may_be_nan_and_no_others(tmp_path):
     name = next(iter(values))
     with Writer.create(tmp_path / "a.zarr", StoreContents(**settings)) as writer:
         rows = writer.next_rows
-        block = {each: array[rows].copy() for each, array in values.items()}
+        block = {key: array[rows].copy() for key, array in values.items()}
         block[name] = np.asarray(block[name])
         absent = {name: np.arange(rows.stop - rows.start) == 1}
         block[name][1] = nan_of(block[name].dtype)

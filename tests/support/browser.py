@@ -90,9 +90,11 @@ class Page:
             for message in sent
             if message["method"] == "Network.requestWillBeSent"
         ]
-        mine = self.path.absolute().as_uri()
+        page_url = self.path.absolute().as_uri()
         return [
-            u for u in urls if u.partition("#")[0] != mine and not u.startswith(("data:", "blob:"))
+            u
+            for u in urls
+            if u.partition("#")[0] != page_url and not u.startswith(("data:", "blob:"))
         ]
 
     def complaints(self) -> list[str]:

@@ -84,7 +84,7 @@ def shaped(*, kinds, n, shard_rows, seed):
 
 
 def commit_next(writer, values):
-    writer.commit({name: each[writer.next_rows] for name, each in values.items()})
+    writer.commit({name: array[writer.next_rows] for name, array in values.items()})
 
 
 def fill(writer, values, *, certificate=None):
@@ -114,10 +114,10 @@ def golden():
     """Settings and values of the golden store: small whole numbers, exact in every dtype."""
     settings, values = example(n=3, shard_rows=2)
     settings["columns"]["embedding"] = np.arange(6, dtype=np.float32).reshape(3, 2)
-    for at, (name, each) in enumerate(values.items()):
-        counted = np.arange(each.size, dtype=np.float32).reshape(each.shape) - 8 * at
+    for at, (name, array) in enumerate(values.items()):
+        counted = np.arange(array.size, dtype=np.float32).reshape(array.shape) - 8 * at
         bits = (counted.view(np.uint32) >> 16).astype(np.uint16)
-        values[name] = bits if each.dtype == np.uint16 else counted.astype(each.dtype)
+        values[name] = bits if array.dtype == np.uint16 else counted.astype(array.dtype)
     return settings, values
 
 

@@ -101,14 +101,14 @@ def select_rows(store: Store, selection: Selection) -> Int64[np.ndarray, " _"]:
 
 def select_arrays(store: Store, selection: Selection) -> list[RowArray]:
     """The row arrays of the selected sites and positions, in the store's order."""
-    for what, requested, known in (
+    for kind, requested, known in (
         ("position", selection.positions, store.positions),
         ("site", selection.sites, store.sites),
     ):
         absent = [name for name in requested or () if name not in known]
         if absent or (requested is not None and not requested):
             raise MismatchError(
-                f"{what}s asked for are {', '.join(requested or ()) or 'none'}, but '{store.path}' "
+                f"{kind}s asked for are {', '.join(requested or ()) or 'none'}, but '{store.path}' "
                 f"has {', '.join(known)}. Pass some of them."
             )
     arrays = [

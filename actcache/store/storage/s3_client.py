@@ -175,9 +175,9 @@ class S3Client:
     def _connect(self, environment: Mapping[str, str]) -> None:
         """Make the client; nothing is sent yet."""
         keys = {name: environment.get(name, "") for name in _KEYS}
-        for ours, other in (_KEYS[:2], _KEYS[1::-1]):
-            if keys[ours] and not keys[other]:
-                raise ActcacheError(f"{ours} is set and {other} is not, expected both. Set both.")
+        for name, other in (_KEYS[:2], _KEYS[1::-1]):
+            if keys[name] and not keys[other]:
+                raise ActcacheError(f"{name} is set and {other} is not, expected both. Set both.")
         config: dict[str, Any] = {
             "region": self.region,
             "conditional_put": "etag",

@@ -165,9 +165,9 @@ def begin(storage: Storage, contents: EncodedContents, *, overwrite: bool) -> No
         return
     names = storage.list()
     if not storage.exists(record_name(0)):  # without it nothing else counts
-        ours = {path.split("/")[0] for path in contents.files}
+        of_stores = {path.split("/")[0] for path in contents.files}
         for name in (name.rstrip("/") for name in names):
-            if name not in ours and not name.endswith(TEMPORARY):
+            if name not in of_stores and not name.endswith(TEMPORARY):
                 raise FormatError(
                     f"'{storage.location}' holds '{name}', expected the beginning of a store. "
                     "Choose another path."

@@ -205,10 +205,10 @@ def _parsed(raw: bytes) -> Receipt | None:
 
 def _etag_of_equal(storage: Storage, name: str, parts: Iterator[bytes | np.ndarray]) -> str | None:
     """The etag of an object if it has just these bytes, and had them while it was read."""
-    ours = b"".join(bytes(part) for part in parts)  # to the end, so that checksums are filled
+    content = b"".join(bytes(part) for part in parts)  # to the end, so that checksums are filled
     with suppress(DamageError):  # missing, or of another size
         etag = storage.etag(name)
-        if storage.read(name, n_bytes=len(ours)) == ours and storage.etag(name) == etag:
+        if storage.read(name, n_bytes=len(content)) == content and storage.etag(name) == etag:
             return etag
     return None
 

@@ -81,6 +81,8 @@ def test_the_report_has_controls_and_gives_no_verdict(planted):
         assert word in page
     controls = summary.concepts["7"].controls
     assert controls.draws >= 20
-    assert all(each.low < 0.5 < each.high for each in (*controls.shuffled, *controls.random))
+    assert all(
+        interval.low < 0.5 < interval.high for interval in (*controls.shuffled, *controls.random)
+    )
     assert summary.design == "same"
     assert (out / "concepts.png").read_bytes()[1:4] == b"PNG"

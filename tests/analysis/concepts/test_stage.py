@@ -68,9 +68,9 @@ def test_each_of_several_concepts_has_what_it_has_alone(tmp_path):
     summary, tensors = fit_concepts(store, labels=LABELS, config=config)
 
     for name in ("bees", "snow"):
-        alone, own = fit_concepts(store, labels=LABELS, config=config, names=[name])
+        alone, arrays = fit_concepts(store, labels=LABELS, config=config, names=[name])
         assert alone.concepts[name] == summary.concepts[name]
-        for key, values in own.items():
+        for key, values in arrays.items():
             np.testing.assert_array_equal(tensors[key], values)
 
 
@@ -110,7 +110,7 @@ def test_controls_are_signed_and_the_same_for_one_seed(tmp_path):
     controls = first.concepts["bees"].controls
     assert controls == again.concepts["bees"].controls != other.concepts["bees"].controls
     assert controls.draws == 25
-    assert all(each.low < 0.5 < each.high for each in controls.shuffled)
+    assert all(interval.low < 0.5 < interval.high for interval in controls.shuffled)
 
 
 def test_the_published_design_shows_the_pools_alone(tmp_path):
@@ -127,7 +127,7 @@ def test_the_published_design_shows_the_pools_alone(tmp_path):
     assert (summary.design, list(summary.concepts)) == ("published", ["bees"])
     pools = summary.concepts["bees"].pools
     assert pools is not None
-    assert all(each.value == 1 for each in pools.auc)
+    assert all(auc.value == 1 for auc in pools.auc)
     results = analyze(store, tmp_path / "out", stages=("concepts",), draws=50)
     page = (results.path / "tables.md").read_text()
     assert "two pools of statements" in page

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -36,9 +36,9 @@ def residuals(seed=0, n=7):
     return np.random.default_rng(seed).normal(size=(n, 3, 8)).astype(np.float32)
 
 
-def directions(resid, labels=LABELS, **which):
+def directions(resid, labels=LABELS, **classes):
     moments = class_moments([(resid, labels)], 2)
-    return directions_of_moments(moments, **(which or {"positive": 1, "negative": 0}))
+    return directions_of_moments(moments, **(classes or {"positive": 1, "negative": 0}))
 
 
 def test_the_difference_of_means_is_what_it_says():
@@ -121,7 +121,6 @@ def test_random_directions_keep_the_norm_and_nothing_else():
     np.testing.assert_array_equal(again, drawn)
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float32, (3, 4), elements=st.floats(-9, 9, width=16)),
     arrays(np.float32, (2, 4), elements=st.floats(-9, 9, width=16)),
@@ -179,8 +178,9 @@ def test_a_pairs_direction_is_the_mean_difference_of_its_behavior(made):
 
     assert list(directions.names) == ["a", "b"]
     for name, values in zip(directions.names, directions.values, strict=True):
-        mine = rows & (store["behavior"] == name)
-        true = (resid["positive"][mine].astype(np.float64) - resid["negative"][mine]).mean(0)
+        of_behavior = rows & (store["behavior"] == name)
+        positive, negative = (resid[side][of_behavior] for side in ("positive", "negative"))
+        true = (positive.astype(np.float64) - negative).mean(0)
         np.testing.assert_allclose(values, true, rtol=1e-6, atol=1e-6)  # float32 rounding
     assert directions.moments.count.tolist() == [10, 10, 20, 20]
 
@@ -257,8 +257,11 @@ def test_labelled_behaviors_have_a_direction_each(tmp_path):
     residuals, label = resid["prompt"].astype(np.float64), store["label"]
     assert list(directions.names) == ["a", "b"]
     for name in directions.names:
-        mine = rows & (store["behavior"] == name)
-        means = [residuals[mine & (label == each)].mean(0) for each in ("fine", "harmful")]
+        of_behavior = rows & (store["behavior"] == name)
+        means = [
+            residuals[of_behavior & (label == label_name)].mean(0)
+            for label_name in ("fine", "harmful")
+        ]
         np.testing.assert_allclose(directions[name], means[0] - means[1], rtol=1e-6, atol=1e-6)
     assert list(pooled.names) == ["fine-harmful"]
     assert pooled.moments.count.sum() == directions.moments.count.sum() == 35

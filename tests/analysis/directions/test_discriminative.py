@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from sklearn.metrics import roc_auc_score
@@ -31,7 +31,6 @@ def residuals(seed=0, n=30, n_layers=4, d_model=6):
     return rng(seed).normal(size=(n, n_layers, d_model)).astype(np.float32)
 
 
-@settings(deadline=None)
 @given(arrays(np.float32, (3, 4), elements=coarse))
 def test_the_mean_cosine_equals_the_definition(directions):
     _, expected = reference.common_direction(directions)
@@ -46,11 +45,11 @@ def test_projections_equal_the_definition_however_rows_are_batched(dtype, cuts):
     projections = project(np.split(resid, cuts), directions)
 
     best, _ = reference.common_direction(directions)
-    own = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+    unit = directions / np.linalg.norm(directions, axis=-1, keepdims=True)
     wide = resid.astype(np.float64)
     assert projections.common_layer == best
-    np.testing.assert_allclose(projections.common, wide @ own[best], atol=1e-5)
-    np.testing.assert_allclose(projections.own, np.einsum("nld,ld->nl", wide, own), atol=1e-5)
+    np.testing.assert_allclose(projections.common, wide @ unit[best], atol=1e-5)
+    np.testing.assert_allclose(projections.of_layer, np.einsum("nld,ld->nl", wide, unit), atol=1e-5)
     np.testing.assert_allclose(projections.norm, np.linalg.norm(wide, axis=-1), rtol=1e-6)
 
 
@@ -132,7 +131,6 @@ def test_pure_noise_separates_on_train_rows_and_not_on_held_out_ones():
     assert outside.fisher.max() < 0.5
 
 
-@settings(deadline=None)
 @given(
     arrays(np.float32, st.tuples(st.integers(1, 6), st.just(2)), elements=coarse),
     arrays(np.float32, st.tuples(st.integers(1, 6), st.just(2)), elements=coarse),
@@ -159,7 +157,7 @@ def test_auc_equals_scikit_learns():
 def test_labels_that_cannot_be_scored_say_what_to_do(labels, remedy):
     table = np.ones((3, 2), np.float32)
     projections = Projections(
-        common=table, own=table, norm=table, mean_cosine=np.ones(2), common_layer=0
+        common=table, of_layer=table, norm=table, mean_cosine=np.ones(2), common_layer=0
     )
     with pytest.raises(MismatchError, match=remedy):
         layer_scores(projections, np.array(labels), rng=rng())

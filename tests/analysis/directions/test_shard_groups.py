@@ -84,7 +84,7 @@ def test_equals_the_definition(made, computed):
         for p in POSITIONS
     ]
 
-    count, mean, scatter = (sum(each) for each in zip(*both, strict=True))  # disjoint classes
+    count, mean, scatter = (sum(terms) for terms in zip(*both, strict=True))  # disjoint classes
     np.testing.assert_array_equal(computed.count, count)
     np.testing.assert_allclose(computed.mean, mean, rtol=1e-6)
     np.testing.assert_allclose(computed.scatter, scatter, rtol=1e-5)

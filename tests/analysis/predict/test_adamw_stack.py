@@ -36,18 +36,18 @@ def test_fused_adam_steps_as_pytorchs_adam_does():
     weights = [torch.randn(3, 4, 5), torch.randn(3, 4)]
     gradients = [torch.empty_like(tensor) for tensor in weights]
     alone = [tensor.clone().requires_grad_() for tensor in weights]
-    theirs = torch.optim.Adam(alone, lr=1.0, fused=True)
-    ours = FusedAdam(weights)
+    pytorch = torch.optim.Adam(alone, lr=1.0, fused=True)
+    fused = FusedAdam(weights)
 
     for rate in (0.1, 0.03, 0.3):
         for gradient, tensor in zip(gradients, alone, strict=True):
             tensor.grad = gradient.normal_().clone()
-        theirs.param_groups[0]["lr"] = rate
-        theirs.step()
-        ours.step(gradients, rate=rate)
+        pytorch.param_groups[0]["lr"] = rate
+        pytorch.step()
+        fused.step(gradients, rate=rate)
 
-    for mine, tensor in zip(weights, alone, strict=True):
-        torch.testing.assert_close(mine, tensor.detach(), rtol=0, atol=0)
+    for weight, tensor in zip(weights, alone, strict=True):
+        torch.testing.assert_close(weight, tensor.detach(), rtol=0, atol=0)
 
 
 def test_a_networks_first_weights_depend_on_its_seed_alone():

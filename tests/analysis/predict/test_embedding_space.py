@@ -27,7 +27,7 @@ def clusters(draw):
     return np.concatenate(rows).astype(np.float32)[order], [names[i] for i in order]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(clusters())
 def test_silhouette_equals_the_definition(drawn):
     values, names = drawn
@@ -35,8 +35,10 @@ def test_silhouette_equals_the_definition(drawn):
     np.testing.assert_allclose(silhouette.values, reference.silhouette(values, names), atol=1e-6)
     assert silhouette.mean == pytest.approx(silhouette.values.mean())
     for name in set(names):
-        mine = [v for v, each in zip(silhouette.values, names, strict=True) if each == name]
-        assert silhouette.by_behavior[name] == pytest.approx(np.mean(mine))
+        of_behavior = [
+            v for v, behavior in zip(silhouette.values, names, strict=True) if behavior == name
+        ]
+        assert silhouette.by_behavior[name] == pytest.approx(np.mean(of_behavior))
 
 
 def test_silhouette_equals_scikit_learns_on_many_rows():
@@ -44,8 +46,8 @@ def test_silhouette_equals_scikit_learns_on_many_rows():
     names = rng.integers(5, size=400)
     values = (rng.normal(size=(5, 64))[names] + rng.normal(size=(400, 64))).astype(np.float32)
     silhouette = silhouette_by_behavior(values, [str(name) for name in names])
-    theirs = silhouette_samples(values.astype(np.float64), names, metric="cosine")
-    np.testing.assert_allclose(silhouette.values, theirs, atol=1e-10)
+    scikit_learn = silhouette_samples(values.astype(np.float64), names, metric="cosine")
+    np.testing.assert_allclose(silhouette.values, scikit_learn, atol=1e-10)
 
 
 def test_silhouette_is_one_for_points_apart_and_zero_for_behaviors_alike():

@@ -127,7 +127,7 @@ def test_every_score_follows_from_the_arrays(done):
                 assert by_strategy["fixed"].slope.value == pytest.approx(mean)
                 if f"{name}/w2s_top1/layer" in arrays:
                     layers = arrays[f"{name}/w2s_top1/layer"]
-                    by_seed = [np.mean([slope[i, each[i]] for i in rows]) for each in layers]
+                    by_seed = [np.mean([slope[i, chosen[i]] for i in rows]) for chosen in layers]
                     of_behaviors.append(np.mean(by_seed))
                     assert by_strategy["w2s_top1"].slope.value == pytest.approx(of_behaviors[-1])
             if of_behaviors:
@@ -147,8 +147,8 @@ def test_learned_vectors_were_swept_as_networks_predict_them(store, done):
     prompt = store.resid("prompt")
     vectors_of_networks = networks.directions({layer: prompt.layer(layer, at) for layer in (0, 3)})
     np.testing.assert_allclose(vectors.learned(at), vectors_of_networks, rtol=1e-6)
-    own = store.resid("positive")[at] - store.resid("negative")[at]
-    np.testing.assert_array_equal(vectors.own_differences(at), own)
+    differences = store.resid("positive")[at] - store.resid("negative")[at]
+    np.testing.assert_array_equal(vectors.own_differences(at), differences)
 
 
 def test_one_sweep_gives_what_two_sweeps_of_all_rows_gave(store, model, done, tmp_path):
@@ -161,7 +161,10 @@ def test_one_sweep_gives_what_two_sweeps_of_all_rows_gave(store, model, done, tm
     sets = sets_of_analysis(store, pair_directions(store, rows=base), config=CONFIG)
     run = partial(run_sweep, store, multipliers=CONFIG.multipliers, model=model)
     two = [
-        run({name: each.directions for name, each in sets.items()}, out=tmp_path / "one.zarr"),
+        run(
+            {name: sweep_set.directions for name, sweep_set in sets.items()},
+            out=tmp_path / "one.zarr",
+        ),
         run(vectors.sets, out=tmp_path / "two.zarr"),
     ]
     one = open_results(out).sweep
@@ -184,7 +187,7 @@ def test_tables_are_those_of_a_sweep_of_all_rows(store, model, done, tmp_path):
 
     assert whole.sweep.rows("l2s").all()
     assert (tmp_path / "tables.md").read_text("utf-8") == (out / "tables.md").read_text("utf-8")
-    numbers, others = (numbers_of(plain(each)) for each in (summary, whole.summary))
+    numbers, others = (numbers_of(plain(result)) for result in (summary, whole.summary))
     assert numbers.keys() == others.keys()
     for name, value in numbers.items():
         assert others[name] == pytest.approx(value, abs=1e-5), name
@@ -195,7 +198,7 @@ def test_splits_give_the_fixed_layer_an_error_and_change_nothing_else(store, mod
     config = replace(CONFIG, splits=3)
     read = analyze(store, tmp_path, config=config, model=lambda: model, device="cpu")
 
-    numbers, others = (numbers_of(plain(each)) for each in (summary, read.summary))
+    numbers, others = (numbers_of(plain(result)) for result in (summary, read.summary))
     assert {name for name in others if name not in numbers} == {
         f".sweep.behaviors.{behavior}.splits.{k}.{part}"
         for behavior in ("kind", "b old")
@@ -210,12 +213,14 @@ def test_splits_give_the_fixed_layer_an_error_and_change_nothing_else(store, mod
         assert ".caa." in name or ".oracle_vectors." in name or name.startswith(".sweep.")
         assert "user_neg" not in name
     splits, sets = splits_of(store, config), read_predictors(read).sets
-    for key, own in (("caa", None), ("oracle_vectors", "oracle_vectors")):
+    for key, sweep_set in (("caa", None), ("oracle_vectors", "oracle_vectors")):
         by_behavior = []
         for behavior in ("b old", "kind"):
             values = []
             for k, split in enumerate(splits):
-                slope = read.sweep.slopes(own or (f"split_{k}" if k else "difference_of_means"))
+                slope = read.sweep.slopes(
+                    sweep_set or (f"split_{k}" if k else "difference_of_means")
+                )
                 rows = store["behavior"] == behavior
                 layer = slope[split.train & rows].mean(0).argmax()
                 values.append(slope[split.test & rows, layer].mean())
@@ -393,26 +398,30 @@ def test_the_gain_over_shuffled_prompts_equals_its_loop(done):
         for name, scores in summary.predictors.sets.items():
             if scores.primary is None:
                 continue
-            strategies = [f"{name}/{each}/layer" for each in (scores.primary, "w2s_shuffled")]
+            strategies = [
+                f"{name}/{strategy}/layer" for strategy in (scores.primary, "w2s_shuffled")
+            ]
             differences = []
             for behavior in summary.predictors.behaviors:
                 rows = np.flatnonzero(base & (arrays["behavior"] == behavior))
                 slope = arrays[f"{name}/slope"][rows]
-                own, shuffled = (
-                    np.mean([slope[np.arange(len(rows)), each[rows]] for each in arrays[strategy]])
+                of_prompts, shuffled = (
+                    np.mean([slope[np.arange(len(rows)), seed[rows]] for seed in arrays[strategy]])
                     for strategy in strategies
                 )
-                differences.append(own - shuffled)
+                differences.append(of_prompts - shuffled)
             assert scores.over_shuffled.value == pytest.approx(np.mean(differences))
 
 
 def test_train_rows_shuffle_embeddings_and_others_keep_theirs():
-    own = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
+    embeddings = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
     train = np.arange(30) % 3 > 0
-    shuffled = predicted._shuffled(own, train, 0)
-    np.testing.assert_array_equal(shuffled[~train], own[~train])
-    assert (shuffled[train] != own[train]).any(1).mean() > 0.8
-    np.testing.assert_array_equal(np.sort(shuffled[train], axis=0), np.sort(own[train], axis=0))
+    shuffled = predicted._shuffled(embeddings, train, 0)
+    np.testing.assert_array_equal(shuffled[~train], embeddings[~train])
+    assert (shuffled[train] != embeddings[train]).any(1).mean() > 0.8
+    np.testing.assert_array_equal(
+        np.sort(shuffled[train], axis=0), np.sort(embeddings[train], axis=0)
+    )
 
 
 def read_predictors(results):

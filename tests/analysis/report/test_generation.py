@@ -275,15 +275,15 @@ def test_a_summary_survives_its_file(tmp_path):
 
 def panels_of(tmp_path, drawn, monkeypatch):
     figures = []
-    from matplotlib.figure import Figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    save = Figure.savefig
+    write = FigureCanvasAgg.print_png
 
-    def keep_and_save(figure, path, **how):
-        figures.append(figure)
-        save(figure, path, **how)
+    def remember_and_write(canvas, path):
+        figures.append(canvas.figure)
+        write(canvas, path)
 
-    monkeypatch.setattr(Figure, "savefig", keep_and_save)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", remember_and_write)
     plot_generation(tmp_path / "curve.png", drawn)
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     return figures[0].axes

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata
@@ -19,7 +19,6 @@ def rng(seed=0):
     return np.random.default_rng(seed)
 
 
-@settings(deadline=None)
 @given(arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 3)), elements=coarse))
 def test_ranks_equal_the_definition_and_scipys(values):
     expected = [ranks(list(column)) for column in values.T]

@@ -4,7 +4,7 @@ import doctest
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -44,7 +44,6 @@ def assert_equal(computed: Moments, count, mean, scatter, *, size):
     np.testing.assert_allclose(computed.scatter, scatter, rtol=1e-5, atol=1e-12 * size**2)
 
 
-@settings(deadline=None)
 @given(labelled())
 def test_equals_the_definition_however_rows_are_batched(drawn):
     resid, labels, n_classes, cuts = drawn
@@ -54,7 +53,6 @@ def test_equals_the_definition_however_rows_are_batched(drawn):
     assert_equal(class_moments(cut(resid, labels, cuts), n_classes), *expected, size=size)
 
 
-@settings(deadline=None)
 @given(labelled(), st.integers(1, 4), st.integers(1, 12))
 def test_equals_the_definition_however_tiles_are_cut(drawn, rows, tile):
     resid, labels, n_classes, cuts = drawn
@@ -134,7 +132,6 @@ def test_an_outlier_as_first_row_and_a_drift_between_batches_do_no_harm():
     np.testing.assert_allclose(computed.variance[0], wide.var(0, ddof=1), rtol=1e-5)
 
 
-@settings(deadline=None)
 @given(labelled(), st.integers(0, 6))
 def test_merged_moments_equal_those_of_one_pass(drawn, at):
     resid, labels, n_classes, _ = drawn

@@ -9,7 +9,7 @@ from tests.reference import predict as reference
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.booleans(), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_components_hold_all_of_the_train_rows_in_an_orthonormal_basis(n, d, centred, seed):
     rows = np.random.default_rng(seed).normal(3, 1, (n, d))
 

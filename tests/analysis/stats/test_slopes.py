@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
@@ -30,7 +30,6 @@ def sweep(slope, *, noise=0.0):
     return slope[..., None] * GRID + offset + noise * source.normal(size=(*slope.shape, len(GRID)))
 
 
-@settings(deadline=None)
 @given(
     grids.flatmap(lambda g: st.tuples(st.just(g), arrays(float, (2, 3, len(g)), elements=coarse)))
 )

@@ -137,22 +137,23 @@ def test_files_that_are_none_are_refused(store, tmp_path):
 
 
 def test_norms_are_those_of_the_difference_of_means_or_of_the_residuals(store):
-    own = {"tidy": directions(1), "calm": directions(2)}
+    of_behaviors = {"tidy": directions(1), "calm": directions(2)}
     rows = np.arange(N) < 9
 
-    caa = norms_of(store, own, norm="caa", rows=rows)
-    residual = norms_of(store, own, norm="residual", rows=rows)
+    caa = norms_of(store, of_behaviors, norm="caa", rows=rows)
+    residual = norms_of(store, of_behaviors, norm="residual", rows=rows)
 
-    assert norms_of(store, own, norm="raw", rows=rows) is None
+    assert norms_of(store, of_behaviors, norm="raw", rows=rows) is None
     assert caa is not None
     assert residual is not None
-    for name, values in own.items():
+    for name, values in of_behaviors.items():
         np.testing.assert_allclose(caa[name], np.linalg.norm(values, axis=1), rtol=1e-6)
-        mine = rows & (store["behavior"] == name)
-        each = [
-            np.linalg.norm(store.resid(side)[mine], axis=-1) for side in ("positive", "negative")
+        of_behavior = rows & (store["behavior"] == name)
+        norms = [
+            np.linalg.norm(store.resid(side)[of_behavior], axis=-1)
+            for side in ("positive", "negative")
         ]
-        np.testing.assert_allclose(residual[name], np.concatenate(each).mean(0), rtol=1e-6)
+        np.testing.assert_allclose(residual[name], np.concatenate(norms).mean(0), rtol=1e-6)
         long = scaled(directions(3), residual[name])
         np.testing.assert_allclose(np.linalg.norm(long, axis=1), residual[name], rtol=1e-6)
     assert not scaled(np.zeros((L, D), np.float32), np.ones(L)).any()

@@ -74,7 +74,7 @@ def test_a_longer_copy_of_the_difference_of_means_has_its_slopes_at_one_norm(sto
     means = [
         sweep.slopes("noise")[test & (store["behavior"] == b)].mean(0) for b in ("tidy", "calm")
     ]
-    pooled = [each.value for each in compared.sets["noise"].by_layer]
+    pooled = [slope.value for slope in compared.sets["noise"].by_layer]
     np.testing.assert_allclose(pooled, np.mean(means, 0), atol=1e-9)
     page = (tmp_path / "out" / "tables.md").read_text()
     assert "Direction sets at fixed layers" in page

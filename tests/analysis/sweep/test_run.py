@@ -51,10 +51,10 @@ def sets(store):
     one = shared_directions(
         rng.standard_normal((1, 4, 32)).astype(np.float32), np.zeros(store.n, np.int64)
     )
-    each = shared_directions(
+    by_row = shared_directions(
         rng.standard_normal((store.n, 4, 32)).astype(np.float32), np.arange(store.n)
     )
-    return {"one": one, "each": each}
+    return {"one": one, "by_row": by_row}
 
 
 class Watch(Silent):
@@ -82,7 +82,7 @@ def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
     done = sweep(store, model, tmp_path / "sweep.zarr", sets)
 
     rows = rendered_rows(store)
-    for name, each in sets.items():
+    for name, steering in sets.items():
         propensity = done.propensity_of(name)
         assert propensity.shape == (20, 4, 4)
         for i in (0, 7, 19):
@@ -92,7 +92,7 @@ def test_equals_a_full_pass_for_every_cell(store, model, sets, tmp_path):
                         model.hf,
                         model.anatomy.blocks,
                         rows[i],
-                        torch.from_numpy(each.rows(np.array([i]))[0, layer]),
+                        torch.from_numpy(steering.rows(np.array([i]))[0, layer]),
                         x,
                         layer,
                         first_steered="fork",

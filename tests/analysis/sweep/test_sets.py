@@ -122,7 +122,7 @@ def test_rows_that_no_set_steers_are_not_run(store, model, sets, tmp_path, monke
     few = {name: sets[name] for name in ("few-rows", "few")}
     sweep(store, model, tmp_path / "s.zarr", few)
 
-    assert sum(ran) == sum(int(each.rows.sum()) for each in few.values())
+    assert sum(ran) == sum(int(sweep_set.rows.sum()) for sweep_set in few.values())
 
 
 def test_an_interrupted_sweep_of_parts_has_the_bytes_of_a_whole_one(

@@ -61,7 +61,7 @@ def test_figures_are_means_over_samples_seeds_and_behaviors(slope):
             "fixed": drawn_layer(rows, [2], fixed_layer=2),
             "predicted": chosen_layers(rows, layers, fixed_layer=2),
         }
-    each, together = score_behaviors(behaviors, np.random.default_rng(0), draws=400)
+    by_behavior, together = score_behaviors(behaviors, np.random.default_rng(0), draws=400)
     by_seed = np.array(
         [
             [strategies["predicted"].slope[s].mean() for s in range(3)]
@@ -69,7 +69,7 @@ def test_figures_are_means_over_samples_seeds_and_behaviors(slope):
         ]
     )
     for i, (name, strategies) in enumerate(behaviors.items()):
-        predicted = each[name]["predicted"]
+        predicted = by_behavior[name]["predicted"]
         fixed = float(strategies["fixed"].slope.mean())
         assert predicted.slope.value == pytest.approx(by_seed[i].mean())
         assert predicted.gain.value == pytest.approx(by_seed[i].mean() - fixed)
@@ -86,9 +86,9 @@ def test_figures_are_means_over_samples_seeds_and_behaviors(slope):
 def test_a_gain_is_paired_by_sample():
     base = np.random.default_rng(0).normal(0, 10, 200)
     strategies = {"w": LayerStrategy(base[None] + 1, base[None] * 0, base)}
-    each, _ = score_behaviors({"b": strategies}, np.random.default_rng(0), draws=200)
-    assert each["b"]["w"].gain.low == pytest.approx(1)
-    assert each["b"]["w"].slope.high - each["b"]["w"].slope.low > 1
+    by_behavior, _ = score_behaviors({"b": strategies}, np.random.default_rng(0), draws=200)
+    assert by_behavior["b"]["w"].gain.low == pytest.approx(1)
+    assert by_behavior["b"]["w"].slope.high - by_behavior["b"]["w"].slope.low > 1
 
 
 def test_the_cross_fitted_oracle_equals_its_loop_and_gains_over_the_same_halves():
@@ -103,5 +103,5 @@ def test_the_cross_fitted_oracle_equals_its_loop_and_gains_over_the_same_halves(
         fixed.append((first[1] + second[1]) / 2)
     np.testing.assert_allclose(strategy.slope, [loop])
     np.testing.assert_allclose(strategy.steerable, [share])
-    each, _ = score_behaviors({"b": {"c": strategy}}, np.random.default_rng(0))
-    assert each["b"]["c"].gain.value == pytest.approx(np.mean(loop) - np.mean(fixed))
+    by_behavior, _ = score_behaviors({"b": {"c": strategy}}, np.random.default_rng(0))
+    assert by_behavior["b"]["c"].gain.value == pytest.approx(np.mean(loop) - np.mean(fixed))

@@ -45,7 +45,7 @@ def test_rivals_run_and_those_that_are_not_installed_are_named(printed):
     document = printed()
     absent = [tool for tool in PACKAGES if missing(tool)]
     assert document["about"]["not installed"] == absent
-    for tool in set(DOES) - set(absent) - set(rivals.OURS):
+    for tool in set(DOES) - set(absent) - set(rivals.ACTCACHE):
         assert document[f"pairs: {tool} / actcache, in memory"] > 0
     if "steering-vectors" not in absent:
         assert document["sweep: largest absolute difference of propensity"] < 1e-5

@@ -1,4 +1,4 @@
-"""Scripts that complete command lines, run by the shells that are on this machine."""
+"""Completion scripts, run by the shells on this machine."""
 
 import argparse
 import shutil

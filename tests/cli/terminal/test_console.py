@@ -1,4 +1,4 @@
-"""What goes to stdout and what to stderr, and how."""
+"""Output: results on stdout; progress and costs on stderr."""
 
 import json
 
@@ -8,7 +8,7 @@ from actcache.cli.terminal import console
 from actcache.progress import Progress
 
 
-def test_bars_are_a_progress():
+def test_bars_satisfy_the_progress_protocol():
     assert isinstance(console.Bars(), Progress)
 
 
@@ -23,7 +23,7 @@ def test_a_bar_is_shown_on_stderr_of_a_terminal_alone(capsys, monkeypatch):
         assert ("4/4" in shown.err and "sweep" in shown.err) == (is_terminal and not quiet)
 
 
-def test_a_cost_is_one_line_on_stderr_as_it_is(capsys):
+def test_a_cost_is_one_unwrapped_line_on_stderr(capsys):
     console.Bars().cost("openai:[big]: 3 texts, " + "about $0.01 " * 20)
 
     shown = capsys.readouterr()

@@ -29,7 +29,7 @@ def test_numbers_and_ranges_keep_their_order_and_leave_out_the_stop(text, expect
 
 
 @pytest.mark.parametrize("text", ["", "a", "1,", "1:", ":2", "1.5", "1:2:3"])
-def test_what_is_no_list_of_numbers_is_named(text):
+def test_text_that_is_not_a_list_of_numbers_is_refused(text):
     with pytest.raises(ActcacheError, match=f"^layers are '{text}', .* For example 0:100,205"):
         numbers(text, "layers")
 

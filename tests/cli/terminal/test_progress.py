@@ -1,4 +1,4 @@
-"""Progress where no bar can be drawn, bars in notebooks, and colors where they belong."""
+"""Progress without a terminal, bars in notebooks, and colors on terminals alone."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.support.processes import ROOT
 ESCAPE = re.compile(rb"\x1b")
 
 
-def test_a_line_is_said_every_so_many_seconds_and_at_the_end(capsys):
+def test_a_line_is_printed_at_intervals_and_at_the_end(capsys):
     with console.Bars(seconds=0.05).steps("sweep", 400) as advance:
         advance(100)
         said = wait_for_lines(capsys, 2)
@@ -35,7 +35,7 @@ def test_a_line_is_said_every_so_many_seconds_and_at_the_end(capsys):
 
 
 def wait_for_lines(capsys, n):
-    """What is said until there are so many lines."""
+    """Return the lines once there are so many."""
     said, deadline = "", time.monotonic() + 60
     while said.count("\n") < n:
         assert time.monotonic() < deadline
@@ -55,7 +55,7 @@ def test_a_loop_of_unknown_length_says_how_far_it_is(capsys, total):
     assert re.match(r"actcache: merge: 7 after \d+ s, ", lines[-1])
 
 
-def test_nothing_is_said_of_a_short_loop_or_when_quiet(capsys):
+def test_nothing_is_printed_for_a_short_loop_or_when_quiet(capsys):
     with console.Bars().steps("sweep", 4) as advance:
         advance(4)
     with console.Bars(quiet=True, seconds=0.01).steps("sweep", 4) as advance:
@@ -83,7 +83,7 @@ SHOW = textwrap.dedent(
 
 
 def shown(in_terminal, **environment):
-    """What a terminal, or a pipe, receives of a loop and a table."""
+    """Return what a loop and a table write to a terminal or a pipe."""
     usual = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
     usual |= {"TERM": "xterm-256color", "COLUMNS": "100", **environment}
     reader, writer = pty.openpty() if in_terminal else os.pipe()
@@ -112,7 +112,7 @@ def shown(in_terminal, **environment):
     ],
     ids=["terminal", "NO_COLOR", "dumb", "pipe"],
 )
-def test_colors_and_bars_are_where_they_belong(in_terminal, environment, bar, colored):
+def test_colors_and_bars_are_for_terminals_alone(in_terminal, environment, bar, colored):
     text = shown(in_terminal, **environment)
 
     assert (b"\x1b[3" in text) == colored

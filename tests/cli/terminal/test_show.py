@@ -39,7 +39,7 @@ def shown(width, patch):
 
 
 @pytest.mark.parametrize("name", WIDTHS)
-def test_screens_are_as_they_were_looked_at(name, monkeypatch):
+def test_screens_equal_the_golden_files(name, monkeypatch):
     text = shown(WIDTHS[name], monkeypatch)
     assert text == (SCREENS / f"{name}.txt").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Names and messages of others on the terminal: text, neither markup nor control codes."""
+"""Foreign names and messages on the terminal are text, never markup or control codes."""
 
 import doctest
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Threads are chosen by the width of the model, said, and left alone where they were given."""
+"""The number of threads follows the width of the model, unless the user gave one."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def torch_threads(monkeypatch):
     ("given", "width", "chosen"),
     [("", 128, [1]), ("", 512, [1]), ("", 768, []), ("", None, []), ("3", 128, [])],
 )
-def test_one_thread_for_a_small_model_unless_another_number_was_given(
+def test_a_small_model_runs_in_one_thread_unless_a_number_was_given(
     given, width, chosen, monkeypatch, torch_threads, capsys
 ):
     monkeypatch.setenv(GIVEN, given)
@@ -46,7 +46,7 @@ def test_one_thread_for_a_small_model_unless_another_number_was_given(
         ({"hidden_size": "many"}, None),
     ],
 )
-def test_the_width_is_read_off_the_config(document, width, tmp_path):
+def test_the_width_is_read_from_the_config(document, width, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(document), encoding="utf-8")
 
     assert threads.width_of(str(tmp_path)) == width

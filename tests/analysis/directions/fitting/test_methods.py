@@ -36,14 +36,14 @@ def test_a_planted_direction_is_found_and_larger_labels_project_higher(soft, d):
 @pytest.mark.parametrize("method", ALL)
 def test_flipped_labels_flip_the_direction(method):
     residuals, y, splits, _ = planted()
-    there, back = (
+    direction, flipped = (
         fit_directions(residuals, labels, **splits, methods=(method,))[method].values
         for labels in (y, 1 - y)
     )
     if method == "rfm":  # its labels are not centred: other functions are fitted
-        assert (cosine(there, back) < 0).all()
+        assert (cosine(direction, flipped) < 0).all()
     else:
-        np.testing.assert_allclose(there, -back, atol=1e-6)
+        np.testing.assert_allclose(direction, -flipped, atol=1e-6)
 
 
 def test_the_mean_is_the_difference_of_means():

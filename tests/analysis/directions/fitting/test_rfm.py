@@ -82,10 +82,10 @@ def test_every_iterate_equals_xrfm(d, bandwidth, again, rows):
     # Not soft and repeated: xrfm's distance of equal rows is 1e-8 instead of 0, which unlike labels
     # turn into errors of up to 5e-11. There the dense loop judges.
     train, _, labels = layer(d, soft=rows == "soft", repeated=rows == "repeated")
-    ours = iterates(train, labels.train, bandwidth=bandwidth, again=again)
+    directions = iterates(train, labels.train, bandwidth=bandwidth, again=again)
     for count in (1, 3, 9):
         other = of_xrfm(centred(train, again), labels.train, bandwidth, count)
-        assert 1 - abs(cosine(ours[count - 1], other)) <= 1e-12
+        assert 1 - abs(cosine(directions[count - 1], other)) <= 1e-12
 
 
 @SETTINGS
@@ -93,10 +93,10 @@ def test_every_iterate_equals_xrfm(d, bandwidth, again, rows):
 def test_every_iterate_of_many_rows_equals_xrfm(d, bandwidth, again):
     """More rows than are decomposed as a whole: Lanczos, its bound, and factors that get shorter."""
     train, _, labels = layer(d, n=150)
-    ours = iterates(train, labels.train, bandwidth=bandwidth, again=again)
+    directions = iterates(train, labels.train, bandwidth=bandwidth, again=again)
     for count in (1, 3, 9):
         other = of_xrfm(centred(train, again), labels.train, bandwidth, count)
-        assert 1 - abs(cosine(ours[count - 1], other)) <= 1e-12
+        assert 1 - abs(cosine(directions[count - 1], other)) <= 1e-12
 
 
 @WIDTHS
@@ -104,9 +104,9 @@ def test_every_iterate_of_many_rows_equals_xrfm(d, bandwidth, again):
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_every_iterate_equals_the_dense_loop_also_where_rows_repeat(d, bandwidth, again, soft):
     train, _, labels = layer(d, repeated=True, soft=soft)
-    ours = iterates(train, labels.train, bandwidth=bandwidth, again=again)
+    directions = iterates(train, labels.train, bandwidth=bandwidth, again=again)
     dense = reference.rfm(centred(train, again), labels.train, bandwidth, 9)
-    for top, m in zip(ours, dense, strict=True):
+    for top, m in zip(directions, dense, strict=True):
         assert 1 - abs(cosine(top, reference.top_eigenvector(m))) <= 1e-12
 
 
@@ -171,8 +171,8 @@ def test_the_largest_entry_of_the_first_m_is_looked_for_in_the_basis():
     x = centred(train, False)
     rotation = np.linalg.qr(np.random.default_rng(5).standard_normal((64, 64)))[0]
     dense = reference.rfm(x, labels.train, 1.0, 9, scale_basis=rotation)
-    ours = iterates(train, labels.train, bandwidth=1.0, again=False, basis=rotation)
-    for top, m in zip(ours, dense, strict=True):
+    directions = iterates(train, labels.train, bandwidth=1.0, again=False, basis=rotation)
+    for top, m in zip(directions, dense, strict=True):
         assert 1 - abs(cosine(top, reference.top_eigenvector(m))) <= 1e-12
 
 

@@ -36,17 +36,17 @@ def start(p, r=60):
 def test_eigenvector_and_largest_entry_equal_the_dense_ones(name, d):
     f = factor(CASES[name])[None]
     rows = torch.from_numpy(np.linalg.qr(np.random.default_rng(1).standard_normal((d, 60)))[0])
-    found = spectrum.lanczos(f, start(1))
+    eigenpairs = spectrum.lanczos(f, start(1))
 
     m = (f[0].mT @ f[0]).numpy()
     values = np.linalg.eigvalsh(m)
-    top = found.top[0].numpy()
+    top = eigenpairs.top[0].numpy()
     assert np.linalg.norm(top) == pytest.approx(1)
     assert top @ m @ top == pytest.approx(values[-1], rel=1e-12)
     if name != "two equal":  # any vector of their plane is right
         assert abs(top @ np.linalg.eigh(m)[1][:, -1]) == pytest.approx(1, abs=1e-9)
     full = (rows @ torch.from_numpy(m) @ rows.T).numpy()
-    largest = spectrum.largest_diagonal(f, rows, found)[0].item()
+    largest = spectrum.largest_diagonal(f, rows, eigenpairs)[0].item()
     assert largest == pytest.approx(full.max(), rel=1e-12)
 
 
@@ -112,6 +112,9 @@ def test_small_matrices(shape):
 
 
 def test_a_matrix_of_zeros_leaves_finite_numbers():
-    found = spectrum.lanczos(torch.zeros(1, 4, 6, dtype=torch.float64), start(1, 6))
-    assert torch.isfinite(found.top).all()
-    assert spectrum.largest_diagonal(torch.zeros(1, 4, 6).double(), start(9, 6), found).item() == 0
+    eigenpairs = spectrum.lanczos(torch.zeros(1, 4, 6, dtype=torch.float64), start(1, 6))
+    assert torch.isfinite(eigenpairs.top).all()
+    assert (
+        spectrum.largest_diagonal(torch.zeros(1, 4, 6).double(), start(9, 6), eigenpairs).item()
+        == 0
+    )

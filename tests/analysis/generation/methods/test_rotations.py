@@ -63,8 +63,8 @@ def test_selective_steering_rotates_the_norms_of_discriminative_blocks(kind):
     np.testing.assert_allclose(planes(candidate), [kind().plane.basis] * 4, atol=1e-7)
     assert (candidate.unit, candidate.identity) == ("degrees", 0.0)
     assert (candidate.selection, candidate.control) == ("discriminative", False)
-    each = ss(kind(whole_blocks=False))
-    assert places(each) == {*places(candidate), ("ln1", 2)}
+    by_sublayer = ss(kind(whole_blocks=False))
+    assert places(by_sublayer) == {*places(candidate), ("ln1", 2)}
     listed = ss(kind(layers=(0, 2)))
     assert places(listed) == {(site, layer) for site in ("ln1", "ln2") for layer in (0, 2)}
     assert listed.selection == "layers 0, 2"

@@ -260,7 +260,10 @@ def test_choices_kept_are_those_of_a_loop_on_own_rows_and_on_others(
     for behavior in behaviors:
         own_and_others = choices_kept(model, plan, replace(way, behavior=behavior), strength)
         for rows, share in zip(
-            ([r for r in tested if (r.behavior == behavior) == own] for own in (True, False)),
+            (
+                [r for r in tested if (r.behavior == behavior) == of_behavior]
+                for of_behavior in (True, False)
+            ),
             own_and_others,
             strict=True,
         ):

@@ -122,9 +122,9 @@ def test_a_stack_ends_as_each_network_does_alone_in_pytorch(loss, n, batch, seed
         )
         assert int(networks.epoch[i]) == epoch
         np.testing.assert_allclose(networks.error[i], error, rtol=1e-9)
-        ours = networks.weights
-        mine = (ours.encoder[i], ours.bias[i], ours.decoder[i].T)
-        for value, true in zip(mine, weights, strict=True):
+        stacked = networks.weights
+        of_network = (stacked.encoder[i], stacked.bias[i], stacked.decoder[i].T)
+        for value, true in zip(of_network, weights, strict=True):
             torch.testing.assert_close(value, true, rtol=1e-7, atol=1e-9)
 
 
@@ -332,12 +332,12 @@ def test_what_was_saved_is_loaded(made, tmp_path):
     loaded = VectorPredictor.load(tmp_path / "n.safetensors")
 
     for field in dataclasses.fields(predictor):
-        mine, read = getattr(predictor, field.name), getattr(loaded, field.name)
-        if isinstance(mine, np.ndarray):
-            assert mine.dtype == read.dtype
-            np.testing.assert_array_equal(read, mine)
+        saved, read = getattr(predictor, field.name), getattr(loaded, field.name)
+        if isinstance(saved, np.ndarray):
+            assert saved.dtype == read.dtype
+            np.testing.assert_array_equal(read, saved)
         else:
-            assert read == mine
+            assert read == saved
     np.testing.assert_array_equal(
         loaded.directions(contexts.__getitem__), predictor.directions(contexts.__getitem__)
     )
@@ -366,7 +366,7 @@ def saved(made, tmp_path_factory):
 
 
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_damaged_file_is_told(saved, tmp_path_factory, data):
     path = tmp_path_factory.mktemp("damaged") / "n.safetensors"
     at = data.draw(st.integers(0, len(saved) - 1) | st.integers(0, 2500))
@@ -515,6 +515,6 @@ def test_a_store_of_pairs_teaches_what_its_arrays_do(tmp_path):
 def test_a_gpu_gives_the_same_losses(made):
     targets, contexts, predictor = made
 
-    there = fitted(targets, contexts, settings=predictor.settings, device="cuda")
+    on_gpu = fitted(targets, contexts, settings=predictor.settings, device="cuda")
 
-    np.testing.assert_allclose(there.losses, predictor.losses, rtol=1e-3)
+    np.testing.assert_allclose(on_gpu.losses, predictor.losses, rtol=1e-3)

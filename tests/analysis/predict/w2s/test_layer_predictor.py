@@ -331,13 +331,13 @@ def test_rows_are_equal_up_to_rounding(n):
     rng = np.random.default_rng(n)
     distinct = rng.standard_normal((n, 16))
     distinct = (distinct / np.linalg.norm(distinct, axis=1)[:, None]).astype(np.float32)
-    which = rng.permutation(np.repeat(np.arange(n), 3))
+    row_of = rng.permutation(np.repeat(np.arange(n), 3))
     noise = rng.standard_normal((3 * n, 16)).astype(np.float32) * 1e-7
 
-    numbers = equal_rows(distinct[which] + noise)
+    numbers = equal_rows(distinct[row_of] + noise)
 
     assert len(np.unique(numbers)) == n
-    assert len(np.unique(np.stack([numbers, which]), axis=1).T) == n
+    assert len(np.unique(np.stack([numbers, row_of]), axis=1).T) == n
 
 
 # --- what it gives --------------------------------------------------------------------------------

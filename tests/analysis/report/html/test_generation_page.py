@@ -60,9 +60,9 @@ def test_of_many_texts_whole_prompts_are_left_out_and_it_says_how_many():
     data = text_columns(rows)
     assert data is not None
     assert data["n_prompts"] == 4000
-    kept = len(data["id"])
-    assert kept < 4000
-    assert len(data["of"]) == 3 * kept  # all ways of each
+    n_texts = len(data["id"])
+    assert n_texts < 4000
+    assert len(data["of"]) == 3 * n_texts  # all ways of each
     assert sum(map(len, data["text"]["words"])) < TEXT_BYTES
     behaviors = [data["behavior"]["words"][code] for code in data["behavior"]["codes"]]
     assert behaviors.count("tidy") == behaviors.count(HOSTILE)
