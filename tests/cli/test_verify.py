@@ -44,4 +44,4 @@ def test_verify_refuses_other_weights(built, folder, tmp_path, capsys):
 def test_verify_says_what_it_cannot_check(built, tmp_path, capsys):
     assert "expected a number of rows" in refused(["verify", built, "--recompute", "-3"], capsys)
     (tmp_path / "summary.json").write_text("{}", encoding="utf-8")
-    assert "such as sweep.zarr" in refused(["verify", tmp_path], capsys)
+    assert "/sweep.zarr', or the store" in refused(["verify", tmp_path], capsys)

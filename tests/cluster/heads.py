@@ -64,7 +64,7 @@ def cluster(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
 def pid_of(program: str) -> int:
     """Return the process number of one of Ray's programs."""
     listed = subprocess.run(
-        ["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True
+        ["ps", "-eww", "-o", "pid=,args="], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     [pid] = [int(line.split()[0]) for line in listed if line.split()[1].endswith(f"/{program}")]
     return pid
