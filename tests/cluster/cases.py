@@ -190,7 +190,7 @@ def a_wrong_token_is_refused_in_one_line(session, folder):
         text=True,
         check=False,
     )
-    assert time.monotonic() - start < 120  # for which Ray itself would wait, and more than it takes
+    assert time.monotonic() - start < 60
     assert "refuses the token" in done.stderr.splitlines()[-1]
     assert "Set RAY_AUTH_TOKEN to the token of the cluster." in done.stderr.splitlines()[-1]
     assert "0" * 32 not in done.stderr

@@ -79,7 +79,7 @@ def test_a_template_is_stopped_or_refused_and_the_next_is_rendered(
         process.render(template, MESSAGES, {})
 
     assert caught.value.stopped == stopped
-    assert time.monotonic() - start < 120  # the bound, and a start on a busy machine
+    assert time.monotonic() - start < 30  # the bound, and a start on a busy machine
     assert process.render("{{ messages[0].content }}", MESSAGES, {}) == "Be kind."
 
 
@@ -94,7 +94,7 @@ def test_a_template_that_was_stopped_is_not_tried_for_each_row():
     for _ in range(100):
         with pytest.raises(RenderError, match="--template none"):
             render(sample())
-    assert time.monotonic() - start < 10  # tried each time, it would be 20
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.model

@@ -8,7 +8,6 @@ import pytest
 
 from actcache.errors import BucketError
 from actcache.store.storage import S3Storage
-from actcache.store.storage.s3_client import PATIENCE_S
 from tests.support.answer_proxy import AnswerProxy
 from tests.support.seaweedfs import BELOW_A_MINUTE, BUCKET, SeaweedFS
 
@@ -93,6 +92,6 @@ def test_a_server_that_stays_away_beyond_the_timeout_is_named_in_one_line(server
                 match=rf"away/x': http://127\S+ did not answer for {BELOW_A_MINUTE} s, .*try again\.$",
             ):
                 write("x", parts[:1])
-        assert time.monotonic() - start < PATIENCE_S  # for which each would have tried
+        assert time.monotonic() - start < 10
         server.start()
         assert storage.put_if_absent("x", parts[:1])

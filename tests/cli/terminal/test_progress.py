@@ -22,9 +22,9 @@ ESCAPE = re.compile(rb"\x1b")
 def test_a_line_is_printed_at_intervals_and_at_the_end(capsys):
     with console.Bars(seconds=0.05).steps("sweep", 400) as advance:
         advance(100)
-        said = wait_for_lines(capsys, 2)
+        printed = wait_for_lines(capsys, 2)
         advance(300)
-    lines = said.splitlines() + capsys.readouterr().err.splitlines()
+    lines = printed.splitlines() + capsys.readouterr().err.splitlines()
 
     assert len(lines) >= 3
     assert re.fullmatch(
@@ -36,20 +36,20 @@ def test_a_line_is_printed_at_intervals_and_at_the_end(capsys):
 
 def wait_for_lines(capsys, n):
     """Return the lines once there are so many."""
-    said, deadline = "", time.monotonic() + 60
-    while said.count("\n") < n:
+    printed, deadline = "", time.monotonic() + 60
+    while printed.count("\n") < n:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-        said += capsys.readouterr().err
-    return said
+        printed += capsys.readouterr().err
+    return printed
 
 
 @pytest.mark.parametrize("total", [None, 0])
 def test_a_loop_of_unknown_length_says_how_far_it_is(capsys, total):
     with console.Bars(seconds=0.03).steps("merge", total) as advance:
-        said = wait_for_lines(capsys, 1)
+        printed = wait_for_lines(capsys, 1)
         advance(7)
-    lines = said.splitlines() + capsys.readouterr().err.splitlines()
+    lines = printed.splitlines() + capsys.readouterr().err.splitlines()
 
     assert re.fullmatch(r"actcache: merge: 0 after \d+ s", lines[0])
     assert re.match(r"actcache: merge: 7 after \d+ s, ", lines[-1])
